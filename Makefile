@@ -1,0 +1,41 @@
+# `make run` trains and promotes on the real dataset, `make test` checks everything; both set up what they need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+export PYTHON
+PROFILE ?= standard
+SEED ?= 0
+THRESHOLD ?= 0.92
+FORCE ?= false
+
+.PHONY: help setup run test check unit shell bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## environment, dataset and Airflow database, unless they are there
+	@include/setup
+
+run: setup ## the whole DAG on the real images: make run PROFILE=quick SEED=1 FORCE=true
+	@source include/activate && include/run '{"profile": "$(PROFILE)", "seed": $(SEED), "accuracy_threshold": $(THRESHOLD), "force": $(FORCE)}'
+
+test: check ## formatting, lint, types and all tests
+	@source include/activate && pytest
+
+check: setup
+	@source include/activate && ruff format --check . && ruff check . && mypy
+
+unit: setup ## the fast tests only
+	@source include/activate && pytest -m 'not slow'
+
+shell: setup ## a shell in which airflow and fmnist know this project
+	@bash --init-file include/activate -i
+
+bench: setup ## time and memory of the line, with the machine they were measured on
+	@source include/activate && python tests/bench.py
+
+lock: ## resolve pyproject.toml into requirements.txt again
+	@source include/activate && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --group dev --custom-compile-command 'make lock' pyproject.toml -o requirements.txt
+
+clean: ## remove the environment and everything that runs left behind, releases included
+	rm -rf .venv var

@@ -1,0 +1,249 @@
+"""### Weekly retraining of the Fashion-MNIST classifier
+
+Ingests and checks the images, trains and fine-tunes a network, judges it, publishes the `.h5` to the object store,
+proves that what was published is what was judged, and only then makes it the champion. Whatever goes wrong, the old
+champion stays in service and an alert says why.
+
+* **Schedule**: Mondays at 02:00 UTC; on demand with parameters. Both behave alike.
+* **Nothing new**: if data, code and parameters are those of the champion, the run ends green without training.
+* **Settings**: environment variables `FMNIST_*`, see the README.
+* **Results**: `runs/<run id>/` of the object store, with `report.html`; releases in `releases/`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import (
+    Asset,
+    CronTriggerTimetable,
+    Param,
+    TaskGroup,
+    dag,
+    get_current_context,
+    task,
+)
+from airflow.sdk.definitions.retry_policy import (
+    ExceptionRetryPolicy,
+    RetryAction,
+    RetryRule,
+)
+
+from fmnist_tasks.alerts import run_timed_out, task_failed
+from fmnist_tasks.errors import StoreError
+from fmnist_tasks.settings import DAG_ID, PROFILES, Parameters
+
+CHAMPION = Asset(name="fmnist_champion", uri="fmnist://champion")
+DEFAULT = Parameters()
+
+# What may pass is tried again: an object store or a network that does not answer. Bad data and weak models stay so.
+RETRIES = ExceptionRetryPolicy(
+    rules=[
+        RetryRule(
+            exception=[StoreError, ConnectionError, TimeoutError],
+            action=RetryAction.RETRY,
+        ),
+        RetryRule(
+            exception=Exception,
+            action=RetryAction.FAIL,
+            reason="trying again cannot help",
+        ),
+    ]
+)
+
+
+def current_run() -> Any:
+    """The run that this task belongs to, as the steps know it."""
+    from fmnist_tasks.steps import Run
+
+    context = get_current_context()
+    created = context["dag_run"].run_after.astimezone(UTC).isoformat(timespec="seconds")
+    return Run(context["run_id"], created, Parameters.from_mapping(context["params"]))
+
+
+@task
+def ingest() -> dict[str, Any]:
+    """Find the dataset, check size and digest of each file, pick up new batches, and keep all as blobs."""
+    from fmnist_tasks import steps
+
+    return steps.ingest(current_run())
+
+
+@task
+def validate_data(ingested: dict[str, Any]) -> dict[str, Any]:
+    """Ask Great Expectations about every image; bad batches go to quarantine, a bad dataset stops the run."""
+    from fmnist_tasks import steps
+
+    return steps.validate_data(current_run(), ingested)
+
+
+@task.short_circuit
+def detect_change(ingested: dict[str, Any], validated: dict[str, Any]) -> bool:
+    """Skip the rest, and end green, if the champion was made from the same data, code and parameters."""
+    from fmnist_tasks import steps
+
+    return bool(steps.detect_change(current_run(), ingested, validated)["changed"])
+
+
+@task
+def train(validated: dict[str, Any]) -> dict[str, Any]:
+    """Train the base model; early stopping on validation loss restores the best weights."""
+    from fmnist_tasks import steps
+
+    return steps.train(current_run(), validated)
+
+
+@task
+def evaluate_base(validated: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """Confusion matrix, precision, recall and F1 of the base model on the test images."""
+    from fmnist_tasks import steps
+
+    return steps.evaluate_base(current_run(), validated, trained)
+
+
+@task
+def accuracy_gate(validated: dict[str, Any], trained: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
+    """Stop the run, red, unless the base model reaches the accuracy threshold on the test images."""
+    from fmnist_tasks import steps
+
+    return steps.accuracy_gate(current_run(), validated, trained, evaluated)
+
+
+@task
+def fine_tune(validated: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """Go on from the base model with L2 and a learning-rate schedule; the better of both on validation goes on."""
+    from fmnist_tasks import steps
+
+    return steps.fine_tune(current_run(), validated, trained)
+
+
+@task
+def evaluate_tuned(validated: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the candidate on the test images and on fake ones."""
+    from fmnist_tasks import steps
+
+    return steps.evaluate_tuned(current_run(), validated, tuned)
+
+
+@task
+def promotion_gate(validated: dict[str, Any], tuned: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
+    """Decide from the figures whether the candidate may become the champion."""
+    from fmnist_tasks import steps
+
+    return steps.promotion_gate(current_run(), validated, tuned, evaluated)
+
+
+@task
+def publish(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write the release to the object store, its manifest last."""
+    from fmnist_tasks import steps
+
+    return steps.publish(current_run(), **results)
+
+
+@task
+def verify_release(validated: dict[str, Any], evaluated: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
+    """Read the release back from the store; its predictions must equal, bit for bit, those that were judged."""
+    from fmnist_tasks import steps
+
+    return steps.verify_release(current_run(), validated, evaluated, published)
+
+
+@task(outlets=[CHAMPION])
+def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[str, Any]) -> dict[str, Any]:
+    """Append the release to the champion log and emit the champion's asset event."""
+    from fmnist_tasks import steps
+
+    promoted = steps.promote(current_run(), verdict, published, verified)
+    facts = {name: promoted[name] for name in ("version", "sequence", "accuracy")}
+    get_current_context()["outlet_events"][CHAMPION].extra.update(facts)
+    return promoted
+
+
+@dag(
+    dag_id=DAG_ID,
+    doc_md=__doc__,
+    schedule=CronTriggerTimetable("0 2 * * 1", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=6),
+    tags=["fmnist"],
+    on_failure_callback=run_timed_out,
+    default_args={
+        "owner": "fmnist",
+        "retries": 2,
+        "retry_exponential_backoff": True,
+        "retry_policy": RETRIES,
+        "on_failure_callback": task_failed,
+    },
+    params={
+        "profile": Param(
+            DEFAULT.profile,
+            title="Profile",
+            description="How much training: quick passes the gate in the least time, thorough takes hours.",
+            type="string",
+            enum=list(PROFILES),
+        ),
+        "seed": Param(
+            DEFAULT.seed,
+            title="Seed",
+            description="The same seed, data and profile on the same machine give the same weights.",
+            type="integer",
+            minimum=0,
+            maximum=2**31 - 1,
+        ),
+        "accuracy_threshold": Param(
+            DEFAULT.accuracy_threshold,
+            title="Accuracy threshold",
+            description="Share of the test images that must be classified rightly, 0 to 1.",
+            type="number",
+            minimum=0,
+            maximum=1,
+        ),
+        "force": Param(
+            DEFAULT.force,
+            title="Force",
+            description="Train even if data, code and parameters are those of the champion.",
+            type="boolean",
+        ),
+    },
+)
+def fmnist_retrain() -> None:
+    """The graph: data, base model, tuned model, release."""
+    with TaskGroup("data"):
+        ingested = ingest()
+        validated = validate_data(ingested)
+        changed = detect_change(ingested, validated)
+
+    with TaskGroup("base_model"):
+        trained = train(validated)
+        base_figures = evaluate_base(validated, trained)
+        accepted = accuracy_gate(validated, trained, base_figures)
+
+    with TaskGroup("tuned_model"):
+        tuned = fine_tune(validated, trained)
+        figures = evaluate_tuned(validated, tuned)
+        verdict = promotion_gate(validated, tuned, figures)
+
+    with TaskGroup("release"):
+        published = publish(
+            {
+                "ingested": ingested,
+                "validated": validated,
+                "trained": trained,
+                "base_figures": base_figures,
+                "tuned": tuned,
+                "figures": figures,
+                "verdict": verdict,
+            }
+        )
+        verified = verify_release(validated, figures, published)
+        promote(verdict, published, verified)
+
+    changed >> trained
+    accepted >> tuned
+
+
+fmnist_retrain()

@@ -1,0 +1,354 @@
+"""`fmnist`: the steps of a run and the registry from a shell; tables for people, `--json` for programs.
+
+Exit codes: 0 done, 1 refused or failed with the reason on standard error, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from fmnist_tasks.errors import FmnistError, MissingError, RejectedError
+from fmnist_tasks.registry import champion as champions
+from fmnist_tasks.registry import releases as published
+from fmnist_tasks.registry.runs import read_record, read_records
+from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.settings import Parameters, Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+complaints = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+RunId = Annotated[str | None, typer.Option("--run", help="The run to work on; by default the latest one.")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command that reports the project's own errors in one line and exits with 1."""
+
+    @wraps(function)
+    def reporting(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except FmnistError as error:
+            complaints.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+    app.command()(reporting)
+    return function
+
+
+@command
+def download() -> None:
+    """Make the dataset available: find it, fetch it over HTTPS, or install its Debian package."""
+    from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.data.sources import install_debian_package, load_base
+    from fmnist_tasks.errors import DataError
+
+    settings = Settings.from_environment()
+    declaration = read_declaration(settings.dataset)
+    try:
+        _, source = load_base(declaration, settings)
+    except DataError as error:
+        if not declaration.debian_package:
+            raise
+        complaints.print(f"{error}\ninstalling the Debian package {declaration.debian_package}", highlight=False)
+        install_debian_package(declaration.debian_package)
+        _, source = load_base(declaration, settings)
+    print(f"{declaration.title}: four files, sizes and digests as declared, from {source}")
+
+
+@command
+def ingest(
+    profile: Annotated[str, typer.Option(help="quick, standard or thorough.")] = Parameters().profile,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = Parameters().seed,
+    accuracy_threshold: Annotated[float, typer.Option(help="Share of test images to get right, 0 to 1.")] = 0.92,
+    run: Annotated[str | None, typer.Option(help="Name of the new run; by default made from the time.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Begin a run: find the images and new batches, and keep them in the store."""
+    from fmnist_tasks.steps import STEPS, Run
+
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    parameters = Parameters(profile=profile, seed=seed, accuracy_threshold=accuracy_threshold)
+    _logging()
+    _show_steps([("ingest", STEPS["ingest"](Run(run or f"shell__{now}", now, parameters)))], as_json)
+
+
+@command
+def validate(run: RunId = None, as_json: AsJson = False) -> None:
+    """Check every image of the run with Great Expectations."""
+    _steps(run, as_json, "validate_data")
+
+
+@command
+def train(run: RunId = None, as_json: AsJson = False) -> None:
+    """Train the run's base model."""
+    _steps(run, as_json, "train")
+
+
+@command
+def evaluate(run: RunId = None, as_json: AsJson = False) -> None:
+    """Measure the run's latest model on the test images and judge it; exit code 1 if its gate rejects it."""
+    from fmnist_tasks.steps.step import result_of
+
+    store = _store()
+    try:
+        result_of(store, _run(store, run).id, "fine_tune")
+    except (MissingError, RejectedError):
+        _steps(run, as_json, "evaluate_base", "accuracy_gate")
+    else:
+        _steps(run, as_json, "evaluate_tuned", "promotion_gate")
+
+
+@command
+def tune(run: RunId = None, as_json: AsJson = False) -> None:
+    """Fine-tune the run's base model and choose the better of both as the candidate."""
+    _steps(run, as_json, "fine_tune")
+
+
+@command
+def publish(run: RunId = None, as_json: AsJson = False) -> None:
+    """Publish the run's candidate, prove what was published, and make it the champion."""
+    _steps(run, as_json, "publish", "verify_release", "promote")
+
+
+@command
+def summary(
+    run: RunId = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell how a run went; exit code 1 unless it promoted a champion or found that nothing changed."""
+    store = _store()
+    run_id = _run(store, run).id
+    records = read_records(store, run_id)
+    promoted = records.get("promote", {}).get("status") == "done"
+    unchanged = records.get("detect_change", {}).get("result", {}).get("changed") is False
+    if as_json:
+        _print_json({"run_id": run_id, "promoted": promoted, "unchanged": unchanged, "steps": records})
+    else:
+        _print_summary(store, run_id, records)
+    if not (promoted or unchanged):
+        complaints.print("[red]No champion was promoted.[/red]")
+        raise typer.Exit(1)
+
+
+@command
+def releases(as_json: AsJson = False) -> None:
+    """List the published releases, oldest first."""
+    store = _store()
+    current = champions.champion(store)
+    rows = []
+    for version in published.versions(store):
+        manifest = published.read_manifest(store, version)
+        rows.append(
+            {
+                "version": version,
+                "test_accuracy": manifest["figures"]["test"]["accuracy"],
+                "profile": manifest["parameters"]["profile"],
+                "seed": manifest["parameters"]["seed"],
+                "run_id": manifest["run_id"],
+                "champion": current is not None and current.version == version,
+            }
+        )
+    _show(rows, as_json, "no release yet; `make run` makes one")
+
+
+@command
+def champion(as_json: AsJson = False) -> None:
+    """Show the release in service; exit code 1 if there is none."""
+    entry = champions.champion(_store())
+    if entry is None:
+        raise MissingError("there is no champion yet; `make run` makes one")
+    _show(entry.as_json(), as_json)
+
+
+@command
+def history(as_json: AsJson = False) -> None:
+    """Show every change of the champion, oldest first."""
+    _show([entry.as_json() for entry in champions.history(_store())], as_json, "no champion so far")
+
+
+@command
+def verify(version: Annotated[str, typer.Argument(help="The release to check.")], as_json: AsJson = False) -> None:
+    """Check every byte of a release against its manifest, load its model and measure it again."""
+    _show({"version": version, **_verified(_store(), version)}, as_json)
+
+
+@command
+def rollback(
+    version: Annotated[str, typer.Argument(help="The release to go back to.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the champion log.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make an earlier release the champion again, after its bytes were checked and its model loaded."""
+    from uuid import uuid4
+
+    store = _store()
+    current = champions.champion(store)
+    if not reason.strip():
+        raise typer.BadParameter("say why", param_hint="--reason")
+    if current is None or current.version == version:
+        raise RejectedError(f"{version} is the champion already" if current else "there is no champion to roll back")
+    _verified(store, version)
+    entry = champions.append(
+        store,
+        version=version,
+        action="rollback",
+        reason=reason.strip(),
+        write_id=str(uuid4()),
+        expected=current.version,
+    )
+    _show(entry.as_json(), as_json)
+
+
+@command
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files, read as grey and scaled to 28 x 28.")],
+    release: Annotated[str | None, typer.Option(help="The release to ask; by default the champion.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what clothing images show, or that they show none. Garments are expected light on black."""
+    from fmnist_tasks.data.pictures import read_picture
+    from fmnist_tasks.model import h5, novelty
+
+    store = _store()
+    entry = champions.champion(store)
+    if release is None and entry is None:
+        raise MissingError("there is no champion yet; `make run` makes one")
+    version = release or (entry.version if entry else "")
+    import numpy as np
+
+    pixels = np.stack([read_picture(path) for path in images])
+    manifest = published.read_manifest(store, version)
+    model = h5.load(published.read_files(store, manifest)["model.h5"], f"model.h5 of release {version}")
+    classes, bound = manifest["classes"], manifest["novelty_threshold"]
+    rows = [
+        {
+            "image": str(path),
+            "answer": novelty.answer(probabilities, float(familiarity), classes, bound),
+            "class": classes[int(probabilities.argmax())],
+            "probability": round(float(probabilities.max()), 4),
+            "familiarity": round(float(familiarity), 4),
+            "release": version,
+        }
+        for path, probabilities, familiarity in zip(images, *h5.predict(model, pixels), strict=True)
+    ]
+    _show(rows, as_json)
+
+
+def _verified(store: Store, version: str) -> dict[str, Any]:
+    """Read every file of a release against its manifest and load the model; figures of what was checked."""
+    from fmnist_tasks.model import h5
+
+    manifest = published.read_manifest(store, version)
+    contents = published.read_files(store, manifest)
+    h5.load(contents["model.h5"], f"model.h5 of release {version}")
+    return {"files": len(contents), "bytes": sum(map(len, contents.values())), "intact": True}
+
+
+def _store() -> Store:
+    return open_store(Settings.from_environment().store)
+
+
+def _run(store: Store, run_id: str | None) -> Any:
+    """The run of that name, or the latest one, with the parameters that it was begun with."""
+    from fmnist_tasks.steps import Run
+
+    if run_id is None:
+        begun = {stat.key.split("/")[1] for stat in store.list("runs/") if stat.key.endswith("/ingest.json")}
+        if not begun:
+            raise MissingError("there is no run yet; begin one with `fmnist ingest` or `make run`")
+        run_id = max(begun, key=lambda name: str(read_record(store, name, "ingest")["started"]))
+    try:
+        record = read_record(store, run_id, "ingest")
+    except MissingError as error:
+        raise MissingError(f"run {run_id} left no results in the store") from error
+    return Run(run_id, record["created"], Parameters.from_mapping(record["parameters"]))
+
+
+def _steps(run_id: str | None, as_json: bool, *names: str) -> None:
+    from fmnist_tasks.steps import run_again
+
+    _logging()
+    run = _run(_store(), run_id)
+    _show_steps([(name, run_again(name, run)) for name in names], as_json)
+
+
+def _show_steps(results: list[tuple[str, dict[str, Any]]], as_json: bool) -> None:
+    if as_json:
+        _print_json(dict(results))
+    else:
+        _show([{"step": name, "outcome": result["summary"]} for name, result in results], as_json)
+
+
+def _show(content: dict[str, Any] | list[dict[str, Any]], as_json: bool, if_empty: str = "") -> None:
+    if as_json:
+        _print_json(content)
+    elif isinstance(content, dict):
+        _table(["", ""], [[name, _cell(value)] for name, value in content.items()], headless=True)
+    elif content:
+        _table(list(content[0]), [[_cell(value) for value in row.values()] for row in content])
+    else:
+        print(if_empty)
+
+
+def _print_summary(store: Store, run_id: str, records: dict[str, Any]) -> None:
+    from fmnist_tasks.registry.runs import run_key
+
+    results = {step: record["result"] for step, record in records.items() if "result" in record}
+    rows = [[step, record["status"], f"{record['seconds']:.1f}", record["outcome"]] for step, record in records.items()]
+    _table(["step", "ended", "seconds", "outcome"], rows)
+    figures = [
+        ["validation accuracy, base", results.get("train", {}).get("validation_accuracy")],
+        ["validation accuracy, tuned", results.get("fine_tune", {}).get("validation_accuracy")],
+        ["test accuracy, base", results.get("evaluate_base", {}).get("test", {}).get("accuracy")],
+        [
+            f"test accuracy, {results.get('fine_tune', {}).get('chosen', 'tuned')} (candidate)",
+            results.get("evaluate_tuned", {}).get("test", {}).get("accuracy"),
+        ],
+    ]
+    lines = [[name, "not measured" if value is None else f"{value:.2%}"] for name, value in figures]
+    lines += [
+        [name.replace("_", " "), results[name]["decision"]]
+        for name in ("accuracy_gate", "promotion_gate")
+        if name in results
+    ]
+    if "publish" in results:
+        lines.append(["model", results["publish"]["location"]])
+    lines.append(["report", store.location(run_key(run_id, "report.html"))])
+    lines.append(["seconds in steps", f"{sum(record['seconds'] for record in records.values()):.0f}"])
+    _table(["", ""], lines, headless=True)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _table(columns: list[str], rows: list[list[str]], headless: bool = False) -> None:
+    table = Table(show_header=not headless, box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=headless and index == 0)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table, highlight=False)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _logging() -> None:
+    handler = RichHandler(console=complaints, show_path=False, show_level=False, omit_repeated_times=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("fmnist_tasks").setLevel(logging.INFO)

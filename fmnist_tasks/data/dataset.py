@@ -1,0 +1,130 @@
+"""The dataset: labelled parts kept as blobs, a fingerprint over them, and the split into training and validation.
+
+A part is JSON: `{"split": "train" | "test", "source", "images": count, "blob": reference}`; a dataset is
+`{"name", "classes", "parts", "fingerprint"}`. Batches are further parts of the training split.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fmnist_tasks.errors import DataError
+from fmnist_tasks.registry.blobs import get_verified, put_blob
+from fmnist_tasks.registry.documents import digest_of
+from fmnist_tasks.registry.store import Store
+
+Part = dict[str, Any]
+Dataset = dict[str, Any]
+
+VALIDATION_SHARE = 0.2
+# The split does not follow the seed of a run: the validation images of all releases are the same, so that their
+# figures compare, and no release is judged on images that an earlier one was trained on.
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A dataset in memory. Images are uint8 (N, 28, 28), labels uint8 (N,)."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def pack(**arrays: np.ndarray) -> bytes:
+    """The arrays as an uncompressed .npz; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, name: str, *arrays: str) -> tuple[np.ndarray, ...]:
+    """The named arrays of an .npz, whatever their dtype and shape; raises :class:`DataError` if it has not got them."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as content:
+            return tuple(content[array] for array in arrays)
+    except KeyError as error:
+        raise DataError(f"{name}: an .npz with the arrays {' and '.join(arrays)} is expected; {error}") from error
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise DataError(f"{name}: is no .npz with plain arrays, or is cut short ({error})") from error
+
+
+def make_part(store: Store, split: str, source: str, images: np.ndarray, labels: np.ndarray) -> Part:
+    """Keep the arrays as a blob and describe them."""
+    return {
+        "split": split,
+        "source": source,
+        "images": len(images),
+        "blob": put_blob(store, pack(images=images, labels=labels)),
+    }
+
+
+def make_dataset(name: str, classes: Sequence[str], parts: list[Part]) -> Dataset:
+    """The dataset of these parts. Its fingerprint covers classes and content, not where a part came from."""
+    content = [
+        name,
+        list(classes),
+        [[part["split"], part["blob"]["sha256"]] for part in parts],
+    ]
+    return {
+        "name": name,
+        "classes": list(classes),
+        "parts": parts,
+        "fingerprint": digest_of(content),
+    }
+
+
+def load_part(store: Store, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a part, after its digest was checked."""
+    images, labels = unpack(get_verified(store, part["blob"]), part["source"], "images", "labels")
+    return images, labels
+
+
+def load_test(store: Store, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of the test split."""
+    (part,) = (part for part in dataset["parts"] if part["split"] == "test")
+    return load_part(store, part)
+
+
+def load(store: Store, dataset: Dataset) -> Arrays:
+    """All splits. Validation is a stratified fifth of the base training part; batches go to training alone."""
+    base, *batches = [load_part(store, part) for part in dataset["parts"] if part["split"] == "train"]
+    training, validation = split(base[1])
+    test_images, test_labels = load_test(store, dataset)
+    return Arrays(
+        np.concatenate([base[0][training], *(images for images, _ in batches)]),
+        np.concatenate([base[1][training], *(labels.astype(np.uint8) for _, labels in batches)]),
+        base[0][validation],
+        base[1][validation],
+        test_images,
+        test_labels,
+    )
+
+
+def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and validation: a seeded permutation, stratified by class; each is sorted."""
+    from sklearn.model_selection import train_test_split
+
+    training, validation = train_test_split(
+        np.arange(len(labels)),
+        test_size=VALIDATION_SHARE,
+        random_state=SPLIT_SEED,
+        stratify=labels,
+    )
+    return np.sort(training), np.sort(validation)

@@ -1,0 +1,95 @@
+"""New labelled batches: found under `incoming/`, then either accepted for good or moved to `quarantine/`.
+
+A batch is `NAME.npz` (arrays `images`, `labels`) or a pair `NAME-images-idx3-ubyte` and `NAME-labels-idx1-ubyte`,
+each plain or `.gz`. An accepted batch is one sealed document `batches/NAME.DIGEST.json` that refers to its blob.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fmnist_tasks.data.dataset import Part, unpack
+from fmnist_tasks.data.idx import gunzip, parse_idx
+from fmnist_tasks.errors import DataError
+from fmnist_tasks.registry.blobs import Reference
+from fmnist_tasks.registry.documents import read_document, seal
+from fmnist_tasks.registry.store import Store
+
+_IDX = re.compile(r"incoming/(?P<name>.+)-(?P<kind>images-idx3|labels-idx1)-ubyte(\.gz)?")
+_LARGEST = 4 << 30  # bytes of one batch after gunzip
+
+
+def find_batches(store: Store) -> tuple[dict[str, list[str]], list[str]]:
+    """Keys by batch name, and the halves of IDX pairs that still wait for the other half."""
+    batches: dict[str, list[str]] = {}
+    halves: dict[str, dict[str, str]] = {}
+    for stat in store.list("incoming/"):
+        if match := _IDX.fullmatch(stat.key):
+            halves.setdefault(match["name"], {})[match["kind"]] = stat.key
+        else:
+            batches[stat.key.removeprefix("incoming/")] = [stat.key]
+    waiting: list[str] = []
+    for name, files in halves.items():
+        if len(files) == 2:
+            batches[name] = [files["images-idx3"], files["labels-idx1"]]
+        else:
+            waiting.extend(files.values())
+    return batches, waiting
+
+
+def read_batch(store: Store, name: str, keys: list[str]) -> tuple[np.ndarray, np.ndarray, list[Reference]]:
+    """Images, labels and references to the files as they were read; raises :class:`DataError` if unreadable."""
+    contents = {key: store.get(key) for key in keys}
+    if len(keys) == 2:
+        images, labels = (parse_idx(gunzip(data, key, _LARGEST), key) for key, data in contents.items())
+    elif name.endswith(".npz"):
+        images, labels = unpack(contents[keys[0]], keys[0], "images", "labels")
+    else:
+        raise DataError(f"{keys[0]}: is neither an .npz nor one of a pair of IDX files")
+    if images.ndim == 0 or labels.ndim != 1 or len(images) != len(labels):
+        raise DataError(
+            f"{', '.join(keys)}: images have shape {images.shape}, labels {labels.shape}; expected one label an image"
+        )
+    files = [
+        {"uri": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for key, data in contents.items()
+    ]
+    return images, labels, files
+
+
+def accepted(store: Store) -> Iterator[Part]:
+    """The parts of all batches that were accepted by this or earlier runs."""
+    for stat in store.list("batches/"):
+        yield read_document(store, stat.key)
+
+
+def accept(store: Store, name: str, part: Part, files: list[Reference]) -> Part:
+    """Add a batch to the dataset for good and empty its place under `incoming/`."""
+    store.put_if_absent(f"batches/{name}.{part['blob']['sha256'][:8]}.json", seal(part))
+    _clear(store, files)
+    return part
+
+
+def quarantine(store: Store, run_id: str, name: str, keys: list[str], reasons: list[str]) -> dict[str, Any]:
+    """Move the batch's files to `quarantine/RUN/` with the reasons beside them."""
+    moved = []
+    for key in filter(store.stat, keys):  # what an interrupted call moved already is gone
+        data = store.get(key)
+        target = f"quarantine/{run_id}/{key.removeprefix('incoming/')}"
+        store.put(target, data)
+        moved.append({"uri": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
+    reason_key = f"quarantine/{run_id}/{name}.reason.txt"
+    store.put(reason_key, ("\n".join(reasons) + "\n").encode())
+    _clear(store, moved)
+    return {"batch": name, "reasons": reasons, "location": store.location(reason_key)}
+
+
+def _clear(store: Store, files: list[Reference]) -> None:
+    """Delete the files, except one that was replaced by other content in the meantime: the next run reads that."""
+    for file in files:
+        if store.stat(file["uri"]) and hashlib.sha256(store.get(file["uri"])).hexdigest() == file["sha256"]:
+            store.delete(file["uri"])

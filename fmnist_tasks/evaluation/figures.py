@@ -1,0 +1,101 @@
+"""Pictures for the report, each as the bytes of a PNG file."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_SAMPLES = 8  # images of each class
+_BLUE, _ORANGE, _GREY = "#3465a4", "#ce5c00", "#888a85"
+
+
+def class_samples(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> bytes:
+    """The first images of every class, one row a class."""
+    figure = Figure(figsize=(6.2, 0.62 * len(classes)))
+    grid = figure.subplots(len(classes), _SAMPLES, squeeze=False)
+    for label, row in enumerate(grid):
+        members = np.flatnonzero(labels == label)[:_SAMPLES]
+        for axes in row:
+            axes.axis("off")
+        for axes, member in zip(row, members, strict=False):
+            axes.imshow(images[member], cmap="gray", vmin=0, vmax=255)
+        row[0].text(
+            -0.15,
+            0.5,
+            classes[label],
+            transform=row[0].transAxes,
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
+    figure.subplots_adjust(left=0.2, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.05)
+    return _png(figure)
+
+
+def learning_curves(curves: dict[str, list[float]], title: str) -> bytes:
+    """Loss and accuracy of training and validation over epochs."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        epochs = range(1, len(curves[name]) + 1)
+        axes.plot(epochs, curves[name], "o-", color=_BLUE, markersize=3, label="training")
+        axes.plot(
+            epochs,
+            curves[f"val_{name}"],
+            "o-",
+            color=_ORANGE,
+            markersize=3,
+            label="validation",
+        )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def confusion(matrix: list[list[int]], classes: list[str]) -> bytes:
+    """The confusion matrix with a count in every cell; colour is the share of the true class."""
+    counts = np.array(matrix)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(ticks, classes, fontsize=8)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    for (row, column), count in np.ndenumerate(counts):
+        shade = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=shade)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    return _png(figure)
+
+
+def predictions(rows: list[dict[str, Any]], images: np.ndarray) -> bytes:
+    """Images with what the model says of each; rows as of :func:`fmnist_tasks.model.novelty.examples`."""
+    columns = 10
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(10, 1.55 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, row, image in zip(grid, rows, images, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        colour = _GREY if row["answer"] == "not clothing" else _BLUE if row["answer"] == row["truth"] else _ORANGE
+        axes.set_title(f"{row['truth']}\n→ {row['answer']}", fontsize=6, color=colour)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    # Without the metadata the same figure gives the same bytes.
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()

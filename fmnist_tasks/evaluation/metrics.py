@@ -1,0 +1,59 @@
+"""Figures of a classifier on labelled images, and of a detector on real and fake ones. Plain JSON values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import (
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+
+
+def classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """Accuracy, confusion matrix (rows: true class), and per class and mean precision, recall and F1.
+
+    Labels (N,), probabilities (N, classes). The accuracy of one class is its share of correct answers among all
+    images, in that class or not: (true positives + true negatives) / N.
+    """
+    predicted = probabilities.argmax(axis=1)
+    numbers = np.arange(len(classes))
+    matrix = confusion_matrix(labels, predicted, labels=numbers)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=numbers, zero_division=0.0
+    )
+    correct = np.diag(matrix)
+    class_accuracy = (len(labels) - matrix.sum(axis=0) - matrix.sum(axis=1) + 2 * correct) / len(labels)
+    return {
+        "images": len(labels),
+        "accuracy": float((predicted == labels).mean()),
+        "confusion": matrix.tolist(),
+        "classes": [
+            {
+                "class": name,
+                "images": int(support[index]),
+                "precision": float(precision[index]),
+                "recall": float(recall[index]),
+                "f1": float(f1[index]),
+                "accuracy": float(class_accuracy[index]),
+            }
+            for index, name in enumerate(classes)
+        ],
+        "means": {
+            "precision": float(precision.mean()),
+            "recall": float(recall.mean()),
+            "f1": float(f1.mean()),
+            "accuracy": float(class_accuracy.mean()),
+        },
+    }
+
+
+def detection(real: np.ndarray, fake: np.ndarray, threshold: float) -> dict[str, float]:
+    """AUROC of familiarity between real and fake images, and the share of the fake ones called novel."""
+    truth = np.concatenate([np.ones(len(real)), np.zeros(len(fake))])
+    return {
+        "auroc": float(roc_auc_score(truth, np.concatenate([real, fake]))),
+        "recognised": float((fake < threshold).mean()),
+    }

@@ -1,0 +1,81 @@
+"""The only place that writes or opens an `.h5` model.
+
+Loading a model file is running a program: the caller checks the digest first (a reference does), then the layers
+are held against an allow-list without building any, and only then does Keras load it, in safe mode and uncompiled.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+from fmnist_tasks.errors import ModelError
+
+PREDICTION_BATCH = 500  # images; fixed, since another batch size may change the last bit of a prediction
+ALLOWED_LAYERS = frozenset(
+    {
+        "Add",
+        "BatchNormalization",
+        "Conv2D",
+        "Dense",
+        "Dropout",
+        "GlobalMaxPooling1D",
+        "GlobalMaxPooling2D",
+        "InputLayer",
+        "MaxPooling2D",
+        "ReLU",
+        "Rescaling",
+        "Reshape",
+        "Softmax",
+        "UnitNormalization",
+    }
+)
+
+
+def save(model: keras.Model) -> bytes:
+    """The model as the bytes of an `.h5` file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.h5"
+        keras.saving.save_model(model, path, include_optimizer=False)
+        return path.read_bytes()
+
+
+def load(data: bytes, name: str) -> keras.Model:
+    """The model in the bytes of an `.h5` file; raises :class:`ModelError` naming it if it cannot be trusted."""
+    if os.environ.get("TF_USE_LEGACY_KERAS", "0") not in {"", "0"}:
+        raise ModelError("TF_USE_LEGACY_KERAS is set: that Keras runs code found in model files; unset it")
+    foreign = sorted(_layers(data, name) - ALLOWED_LAYERS)
+    if foreign:
+        raise ModelError(f"{name}: has layers that are not allowed: {', '.join(foreign)}; it is not opened")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.h5"
+        path.write_bytes(data)
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(f"{name}: Keras cannot load it ({error})") from error
+
+
+def predict(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities, float32 (N, classes), and familiarity, float32 (N,), of uint8 images (N, 28, 28)."""
+    probabilities, familiarity = model.predict(
+        images[..., None].astype(np.float32), batch_size=PREDICTION_BATCH, verbose=0
+    )
+    return probabilities, familiarity[:, 0]
+
+
+def _layers(data: bytes, name: str) -> set[str]:
+    """Class names of all layers, read from the stored configuration without building any."""
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            config = json.loads(file.attrs["model_config"])
+        return {layer["class_name"] for layer in config["config"]["layers"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{name}: is no Keras .h5 model ({error})") from error

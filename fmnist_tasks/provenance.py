@@ -1,0 +1,41 @@
+"""What made a result: digests of the code, versions of the libraries, the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fmnist_tasks.settings import INCLUDE
+
+_SHAPING = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "scikit-learn",
+)  # libraries whose version can change a model
+_OUTSIDE = {"alerts.py", "cli.py"}  # modules that cannot
+
+
+def code_facts() -> dict[str, Any]:
+    """A digest over all code and suites that make or judge a model, and the versions of the libraries that do."""
+    package = Path(__file__).parent
+    files = [path for path in package.rglob("*.py") if path.name not in _OUTSIDE]
+    files += (INCLUDE / "expectations").glob("*.json")
+    lines = sorted(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files)
+    versions = {name: version(name) for name in _SHAPING}
+    digest = hashlib.sha256("\n".join([*lines, repr(sorted(versions.items()))]).encode()).hexdigest()
+    return {"digest": digest, "versions": versions}
+
+
+def machine_facts() -> dict[str, Any]:
+    """The machine and the Python that a step ran on."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+    }

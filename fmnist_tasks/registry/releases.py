@@ -1,0 +1,61 @@
+"""Releases: immutable published versions. A release exists once its manifest does, which is written last."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from fmnist_tasks.errors import ConflictError, MissingError
+from fmnist_tasks.registry.blobs import get_verified
+from fmnist_tasks.registry.documents import read_document, seal
+from fmnist_tasks.registry.store import Store
+
+Manifest = dict[str, Any]
+
+
+def file_key(version: str, name: str) -> str:
+    """Key of a file of a release."""
+    return f"releases/{version}/{name}"
+
+
+def publish(store: Store, version: str, files: dict[str, bytes], facts: dict[str, Any]) -> Manifest:
+    """Write the files, then the manifest that names each with its SHA-256; complete a publication cut short.
+
+    The facts must hold `model_sha256`. If the release exists already, the same model is no error and nothing is
+    written; another model raises :class:`ConflictError`.
+    """
+    if store.stat(file_key(version, "manifest.json")) is None:
+        named = {}
+        for name, data in files.items():
+            store.put(file_key(version, name), data)
+            named[name] = {
+                "uri": file_key(version, name),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "bytes": len(data),
+            }
+        store.put_if_absent(
+            file_key(version, "manifest.json"),
+            seal({**facts, "version": version, "files": named}),
+        )
+    manifest = read_manifest(store, version)
+    if manifest["model_sha256"] != facts["model_sha256"]:
+        raise ConflictError(f"release {version} exists with another model; a release is never changed")
+    return manifest
+
+
+def read_manifest(store: Store, version: str) -> Manifest:
+    """The manifest of a release; raises :class:`MissingError` if there is no such release."""
+    try:
+        return read_document(store, file_key(version, "manifest.json"))
+    except MissingError as error:
+        raise MissingError(f"there is no release {version}; `fmnist releases` lists those that exist") from error
+
+
+def read_files(store: Store, manifest: Manifest) -> dict[str, bytes]:
+    """All files of a release by name, each checked against the manifest."""
+    return {name: get_verified(store, reference) for name, reference in manifest["files"].items()}
+
+
+def versions(store: Store) -> list[str]:
+    """All versions, oldest first."""
+    return [stat.key.split("/")[1] for stat in store.list("releases/") if stat.key.endswith("/manifest.json")]

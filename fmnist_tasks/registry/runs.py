@@ -1,0 +1,41 @@
+"""What each step of a run produced and decided: `runs/<run_id>/<step>.json`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fmnist_tasks.errors import SettingsError
+from fmnist_tasks.registry.documents import read_document, seal
+from fmnist_tasks.registry.store import Store
+
+
+def run_key(run_id: str, name: str) -> str:
+    """Key of a file of a run; raises :class:`SettingsError` for an id that is no single path part."""
+    if not re.fullmatch(r"[A-Za-z0-9_.~:+-]+", run_id) or run_id in {".", ".."}:
+        raise SettingsError(f"run id {run_id!r}: use letters, digits and _.~:+- only")
+    return f"runs/{run_id}/{name}"
+
+
+def write_record(store: Store, run_id: str, step: str, record: dict[str, Any]) -> None:
+    """Keep what a step did; a step that runs again replaces its record."""
+    store.put(
+        run_key(run_id, f"{step}.json"),
+        seal({**record, "run_id": run_id, "step": step}),
+    )
+
+
+def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:
+    """The record of one step."""
+    return read_document(store, run_key(run_id, f"{step}.json"))
+
+
+def read_records(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
+    """All records of a run by step name, in the order in which the steps began."""
+    depth = run_key(run_id, "").count("/")
+    records = [
+        read_document(store, stat.key)
+        for stat in store.list(run_key(run_id, ""))
+        if stat.key.endswith(".json") and stat.key.count("/") == depth
+    ]
+    return {record["step"]: record for record in sorted(records, key=lambda record: record["started"])}

@@ -1,0 +1,112 @@
+"""All that can be configured: where things live, what a run asks for, and how long a profile trains.
+
+Standard library only and no side effects, so that reading settings costs nothing when a DAG file is parsed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fmnist_tasks.errors import SettingsError
+
+PROJECT = Path(__file__).resolve().parents[1]
+INCLUDE = PROJECT / "include"
+DAG_ID = "fmnist_retrain"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the line finds and leaves things. Each field is one environment variable, ``FMNIST_<FIELD>``."""
+
+    home: Path  # everything that is written locally lies below
+    store: str  # URI of the object store: file:///folder
+    dataset: Path  # the declaration (TOML) of the dataset to train on
+    data_dir: Path | None  # a folder with the dataset's files, tried after the cache
+
+    @property
+    def cache(self) -> Path:
+        """Folder in which downloaded dataset files are kept."""
+        return self.home / "cache"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """Read the settings; unset or empty variables take the defaults below the project folder."""
+
+        def path(name: str, default: Path) -> Path:
+            return Path(environment.get(name) or default).expanduser().resolve()
+
+        home = path("FMNIST_HOME", PROJECT / "var")
+        data_dir = environment.get("FMNIST_DATA_DIR")
+        return cls(
+            home=home,
+            store=environment.get("FMNIST_STORE") or (home / "store").as_uri(),
+            dataset=path("FMNIST_DATASET", INCLUDE / "datasets" / "fashion_mnist.toml"),
+            data_dir=Path(data_dir).expanduser().resolve() if data_dir else None,
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much training a run gets. Rates are per step of one batch; epochs are passes over the training split."""
+
+    epochs: int  # at most; early stopping may end sooner
+    tuning_epochs: int
+    second_residual: bool  # the third stage gets a residual block of its own (280K instead of 133K parameters)
+    shift: int  # training images move by up to this many pixels in each direction
+    cut_out: int  # side of the square blanked out of each training image, in pixels; 0 for none
+    batch_size: int = 256
+    learning_rate: float = 4e-3  # peak of the one-cycle schedule
+    tuning_rate: float = 1e-3  # start of the cosine decay
+    weight_decay: float = 5e-5  # L2 factor of the fine-tuning stage
+    dropout: float = 0.2
+    patience: int = 5  # epochs without a better validation loss before early stopping
+
+
+PROFILES = {
+    "quick": Profile(epochs=5, tuning_epochs=1, second_residual=False, shift=0, cut_out=0),
+    "standard": Profile(epochs=9, tuning_epochs=3, second_residual=True, shift=0, cut_out=0),
+    "thorough": Profile(epochs=30, tuning_epochs=8, second_residual=True, shift=1, cut_out=6),
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What one run asks for: the fields of the trigger form."""
+
+    profile: str = "standard"
+    seed: int = 0
+    accuracy_threshold: float = 0.92
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise SettingsError(f"profile: {self.profile!r} is unknown; choose one of {', '.join(PROFILES)}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
+            raise SettingsError(f"seed: {self.seed!r} is not a whole number from 0 to {2**31 - 1}")
+        if isinstance(self.accuracy_threshold, bool) or not isinstance(self.accuracy_threshold, int | float):
+            raise SettingsError(f"accuracy_threshold: {self.accuracy_threshold!r} is not a number")
+        if not 0 <= self.accuracy_threshold <= 1:  # NaN fails this too
+            raise SettingsError(f"accuracy_threshold: {self.accuracy_threshold} lies outside 0..1 (0.92 means 92 %)")
+        if not isinstance(self.force, bool):
+            raise SettingsError(f"force: {self.force!r} is neither true nor false")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Parameters:
+        """Build from a mapping; a name that is no field raises :class:`SettingsError`."""
+        unknown = sorted(set(values) - {"profile", "seed", "accuracy_threshold", "force"})
+        if unknown:
+            raise SettingsError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(asdict(cls()))}")
+        return replace(cls(), **values)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    @property
+    def training(self) -> Profile:
+        """The profile that the name stands for."""
+        return PROFILES[self.profile]

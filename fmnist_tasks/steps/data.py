@@ -1,0 +1,156 @@
+"""The steps of the task group `data`: find the images, check them, and see whether anything is new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fmnist_tasks.alerts import Alert, send
+from fmnist_tasks.errors import DataError
+from fmnist_tasks.provenance import code_facts, machine_facts
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.blobs import put_blob
+from fmnist_tasks.registry.runs import run_key
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.settings import Parameters, Settings
+from fmnist_tasks.steps.step import Result, Run, step
+
+
+@step()
+def ingest(store: Store, run: Run) -> Result:
+    """Find the dataset and new batches, and keep both as blobs."""
+    from fmnist_tasks.data import incoming
+    from fmnist_tasks.data.dataset import make_dataset, make_part
+    from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.data.sources import load_base
+
+    settings = Settings.from_environment()
+    declaration = read_declaration(settings.dataset)
+    arrays, source = load_base(declaration, settings)
+    parts = [
+        make_part(store, split, source, arrays[f"{split}_images"], arrays[f"{split}_labels"])
+        for split in ("train", "test")
+    ]
+    earlier = list(incoming.accepted(store))
+    batches, waiting = incoming.find_batches(store)
+    new, unreadable = [], []
+    for name, keys in batches.items():
+        try:
+            images, labels, files = incoming.read_batch(store, name, keys)
+        except DataError as error:
+            unreadable.append({"name": name, "keys": keys, "reasons": [str(error)]})
+        else:
+            part = make_part(store, "train", f"incoming/{name}", images, labels)
+            new.append({"name": name, "keys": keys, "files": files, "part": part})
+    return {
+        "title": declaration.title,
+        "source": source,
+        "dataset": make_dataset(declaration.name, declaration.classes, parts + earlier),
+        "batches": new,
+        "unreadable": unreadable,
+        "waiting": waiting,
+        "code": code_facts(),
+        "machine": machine_facts(),
+        "summary": (
+            f"{parts[0]['images']:,} training and {parts[1]['images']:,} test images from {source}; "
+            f"{len(earlier)} earlier and {len(new)} new batches, {len(unreadable)} unreadable"
+        ),
+    }
+
+
+@step("ingest")
+def validate_data(store: Store, run: Run, ingested: Result) -> Result:
+    """Check the dataset and each new batch; accept good batches, quarantine bad ones, reject a bad dataset."""
+    from fmnist_tasks.data.checks import Sample, check_samples
+    from fmnist_tasks.data.dataset import load_part, make_dataset
+    from fmnist_tasks.evaluation import figures
+
+    dataset = ingested["dataset"]
+    train, test = (load_part(store, part) for part in dataset["parts"][:2])
+    samples = [
+        Sample("training", *train, len(train[0])),
+        Sample("test", *test, len(test[0])),
+    ]
+    samples += [Sample(batch["name"], *load_part(store, batch["part"]), None) for batch in ingested["batches"]]
+    rows, pages = check_samples(samples, len(dataset["classes"]))
+    for path, page in pages.items():
+        store.put(run_key(run.id, f"data_docs/{path}"), page)
+
+    failures = {name: [check.reason for check in checks if not check.passed] for name, checks in rows.items()}
+    accepted, quarantined = _sorted_batches(store, run, ingested, failures)
+    known = {part["blob"]["sha256"] for part in dataset["parts"]}
+    added = {part["blob"]["sha256"]: part for part in accepted if part["blob"]["sha256"] not in known}
+    result = {
+        "dataset": make_dataset(dataset["name"], dataset["classes"], [*dataset["parts"], *added.values()]),
+        "checks": {name: [check.as_json() for check in checks] for name, checks in rows.items()},
+        "quarantined": quarantined,
+        "data_docs": store.location(run_key(run.id, "data_docs/index.html")),
+        "summary": (
+            f"{sum(map(len, rows.values()))} checks of {len(rows)} parts; "
+            f"{len(accepted)} batches accepted, {len(quarantined)} quarantined"
+        ),
+    }
+    rejected = [f"{name}: {reason}" for name in ("training", "test") for reason in failures[name]]
+    if rejected:
+        return {
+            **result,
+            "rejection": "data rejected, training does not start: " + "; ".join(rejected),
+        }
+    return {
+        **result,
+        "pictures": {"samples": put_blob(store, figures.class_samples(*train, dataset["classes"]))},
+    }
+
+
+@step("ingest", "validate_data")
+def detect_change(store: Store, run: Run, ingested: Result, validated: Result) -> Result:
+    """Say whether data, code or parameters differ from those of the champion."""
+    current = champion.champion(store)
+    reasons = ["there is no champion yet"]
+    if current:
+        manifest = releases.read_manifest(store, current.version)
+        earlier = Parameters.from_mapping(manifest["parameters"])
+        made_from = _origin(manifest["data"]["fingerprint"], manifest["code"]["digest"], earlier)
+        wanted = _origin(
+            validated["dataset"]["fingerprint"],
+            ingested["code"]["digest"],
+            run.parameters,
+        )
+        reasons = [f"{name} differs from the champion's" for name in wanted if wanted[name] != made_from[name]]
+        if not reasons and run.parameters.force:
+            reasons = ["training is forced"]
+    version = current.version if current else None
+    unchanged = f"nothing changed: data, code and parameters are those of the champion {version}; it stays"
+    return {
+        "changed": bool(reasons),
+        "reasons": reasons,
+        "champion": version,
+        "summary": f"training, since {', '.join(reasons)}" if reasons else unchanged,
+    }
+
+
+def _sorted_batches(
+    store: Store, run: Run, ingested: Result, failures: dict[str, list[str]]
+) -> tuple[list[Result], list[Result]]:
+    """Parts of the batches that were accepted, and what was put into quarantine; a person is told of the latter."""
+    from fmnist_tasks.data import incoming
+
+    accepted = []
+    refused = list(ingested["unreadable"])
+    for batch in ingested["batches"]:
+        if reasons := failures[batch["name"]]:
+            refused.append({**batch, "reasons": reasons})
+        else:
+            accepted.append(incoming.accept(store, batch["name"], batch["part"], batch["files"]))
+    quarantined = [
+        incoming.quarantine(store, run.id, batch["name"], batch["keys"], batch["reasons"]) for batch in refused
+    ]
+    for batch in quarantined:
+        text = f"batch {batch['batch']} is not used: {'; '.join(batch['reasons'])}. It lies at {batch['location']}"
+        send(Alert("batch quarantined", run.id, text))
+    return accepted, quarantined
+
+
+def _origin(fingerprint: str, code: str, parameters: Parameters) -> dict[str, Any]:
+    """All that shapes a release; force only asks for it again."""
+    shaping = {name: value for name, value in parameters.as_json().items() if name != "force"}
+    return {"data": fingerprint, "code": code, **shaping}

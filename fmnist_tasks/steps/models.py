@@ -1,0 +1,186 @@
+"""The steps of the task groups `base_model` and `tuned_model`: train, measure, judge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fmnist_tasks.evaluation import gate
+from fmnist_tasks.registry import champion
+from fmnist_tasks.registry.blobs import get_verified, put_blob
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.steps.step import Result, Run, step
+from fmnist_tasks.verdict import Check
+
+if TYPE_CHECKING:
+    from fmnist_tasks.data.dataset import Arrays
+    from fmnist_tasks.model.training import Fit
+
+NOISE_RECOGNISED = 0.95  # share of random images that must be called novel
+_NOISE = ("uniform noise", "Gaussian noise")
+_FAKES = 1000  # images of each family of fake ones
+
+
+@step("validate_data")
+def train(store: Store, run: Run, validated: Result) -> Result:
+    """Train the base model from scratch."""
+    from fmnist_tasks.data.dataset import load
+    from fmnist_tasks.model import training
+
+    arrays, classes = (
+        load(store, validated["dataset"]),
+        len(validated["dataset"]["classes"]),
+    )
+    fit = training.train(arrays, classes, run.parameters.training, run.parameters.seed)
+    return _kept(store, run, "base", fit, arrays, classes)
+
+
+@step("validate_data", "train")
+def evaluate_base(store: Store, run: Run, validated: Result, trained: Result) -> Result:
+    """Measure the base model on the test images."""
+    return _evaluated(store, run, "base", validated, trained)
+
+
+@step("validate_data", "train", "evaluate_base")
+def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, evaluated: Result) -> Result:
+    """Stop the run unless the base model reaches the accuracy threshold on the test images."""
+    return _judged(
+        "base model",
+        identity(run, validated, trained),
+        evaluated,
+        [_accuracy(run, evaluated)],
+    )
+
+
+@step("validate_data", "train")
+def fine_tune(store: Store, run: Run, validated: Result, trained: Result) -> Result:
+    """Fine-tune the base model; whichever of the two is better on the validation images is the candidate."""
+    from fmnist_tasks.data.dataset import load
+    from fmnist_tasks.model import h5, tuning
+
+    arrays, classes = (
+        load(store, validated["dataset"]),
+        len(validated["dataset"]["classes"]),
+    )
+    base = h5.load(get_verified(store, trained["model"]), "base model")
+    fit = tuning.tune(base, arrays, classes, run.parameters.training, run.parameters.seed)
+    tuned = _kept(store, run, "tuned", fit, arrays, classes)
+
+    def merit(figures: Result) -> tuple[float, float]:
+        return figures["validation_accuracy"], -figures["validation_loss"]
+
+    chosen, candidate = ("tuned", tuned) if merit(tuned) > merit(trained) else ("base", trained)
+    gain = tuned["validation_accuracy"] - trained["validation_accuracy"]
+    return {
+        **tuned,
+        "chosen": chosen,
+        "candidate": {name: candidate[name] for name in ("model", "novelty_threshold", "validation_accuracy")},
+        "summary": f"{tuned['summary']}, {gain * 100:+.2f} points against the base; the {chosen} model goes on",
+    }
+
+
+@step("validate_data", "fine_tune")
+def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> Result:
+    """Measure the candidate on the test images."""
+    return _evaluated(store, run, "candidate", validated, tuned["candidate"])
+
+
+@step("validate_data", "fine_tune", "evaluate_tuned")
+def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, evaluated: Result) -> Result:
+    """Decide whether the candidate may become the champion."""
+    families = evaluated.get("novelty", {}).get("families", {})
+    checks = [_accuracy(run, evaluated)]
+    for family in _NOISE:
+        recognised = families.get(family, {}).get("recognised")
+        checks.append(
+            gate.at_least(
+                family,
+                recognised,
+                NOISE_RECOGNISED,
+                f"the share of {family} called no clothing",
+            )
+        )
+    current = champion.champion(store)
+    verdict = _judged("candidate", identity(run, validated, tuned["candidate"]), evaluated, checks)
+    return {**verdict, "champion": current.version if current else None}
+
+
+def identity(run: Run, validated: Result, candidate: Result) -> gate.Identity:
+    """What figures and verdict of this run's candidate must belong to."""
+    return gate.Identity(run.id, candidate["model"]["sha256"], validated["dataset"]["fingerprint"])
+
+
+def _accuracy(run: Run, evaluated: Result) -> Check:
+    accuracy = evaluated.get("test", {}).get("accuracy")
+    return gate.at_least("accuracy", accuracy, run.parameters.accuracy_threshold, "test accuracy")
+
+
+def _judged(who: str, expected: gate.Identity, evaluated: Result, checks: list[Check]) -> Result:
+    verdict = gate.judge(expected, [gate.same_origin(expected, evaluated), *checks])
+    if verdict.decision == "promote":
+        return {
+            **verdict.as_json(),
+            "summary": f"{who} passes: {'; '.join(check.reason for check in checks)}",
+        }
+    rejection = f"{who} rejected: {verdict.failures}. Nothing is promoted"
+    return {**verdict.as_json(), "summary": rejection, "rejection": rejection}
+
+
+def _kept(store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, classes: int) -> Result:
+    """Make a trained network publishable and keep it, with its figures and learning curves."""
+    from fmnist_tasks.evaluation import figures
+    from fmnist_tasks.model import h5, novelty
+
+    model = novelty.publishable(fit.model, arrays.train_images, classes, run.parameters.training)
+    _, familiarity = h5.predict(model, arrays.validation_images)
+    curves = figures.learning_curves(fit.curves, f"{name} model")
+    return {
+        **fit.as_json(),
+        "model": put_blob(store, h5.save(model)),
+        "weights": model.count_params(),
+        "novelty_threshold": novelty.threshold(familiarity),
+        "pictures": {f"{name}_learning_curves": put_blob(store, curves)},
+        "summary": (
+            f"{name} model: {len(fit.curves['loss'])} epochs, training accuracy {fit.train_accuracy:.2%}, "
+            f"validation accuracy {fit.validation_accuracy:.2%}"
+        ),
+    }
+
+
+def _evaluated(store: Store, run: Run, name: str, validated: Result, candidate: Result) -> Result:
+    """Figures of a model on the test images and on fake ones, and its predictions for later proof."""
+    from fmnist_tasks.data.dataset import load_test, pack
+    from fmnist_tasks.evaluation import figures, metrics
+    from fmnist_tasks.model import h5, novelty
+
+    classes = validated["dataset"]["classes"]
+    images, labels = load_test(store, validated["dataset"])
+    model = h5.load(get_verified(store, candidate["model"]), f"{name} model")
+    threshold = candidate["novelty_threshold"]
+    real = novelty.Group.predicted(model, images, [classes[label] for label in labels])
+    fakes = [
+        novelty.Group.predicted(model, fake, [family] * len(fake))
+        for family, fake in novelty.fake_images(images, _FAKES, seed=0).items()
+    ]
+    test = metrics.classification(labels, real.probabilities, classes)
+    examples, shown = novelty.examples(real, fakes, classes, threshold)
+    pictures = {
+        f"{name}_confusion": figures.confusion(test["confusion"], classes),
+        f"{name}_real_and_fake": figures.predictions(examples, shown),
+    }
+    return {
+        "run_id": run.id,
+        "model_sha256": candidate["model"]["sha256"],
+        "data_fingerprint": validated["dataset"]["fingerprint"],
+        "test": test,
+        "novelty": {
+            "threshold": threshold,
+            "real_let_through": float((real.familiarity >= threshold).mean()),
+            "families": {
+                fake.truth[0]: metrics.detection(real.familiarity, fake.familiarity, threshold) for fake in fakes
+            },
+            "examples": examples,
+        },
+        "predictions": put_blob(store, pack(probabilities=real.probabilities, familiarity=real.familiarity)),
+        "pictures": {picture: put_blob(store, png) for picture, png in pictures.items()},
+        "summary": f"{name} model: test accuracy {test['accuracy']:.2%}, mean F1 {test['means']['f1']:.2%}",
+    }

@@ -1,0 +1,141 @@
+"""The steps of the task group `release`: publish the candidate, prove what was published, make it champion."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+
+from fmnist_tasks.errors import ConflictError, ModelError
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.blobs import get_verified
+from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.steps.models import identity
+from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, step
+
+
+@step(
+    "ingest",
+    "validate_data",
+    "train",
+    "evaluate_base",
+    "fine_tune",
+    "evaluate_tuned",
+    "promotion_gate",
+)
+def publish(
+    store: Store,
+    run: Run,
+    ingested: Result,
+    validated: Result,
+    trained: Result,
+    base_figures: Result,
+    tuned: Result,
+    figures: Result,
+    verdict: Result,
+) -> Result:
+    """Write the release: model, model card, report and pictures, and last the manifest."""
+    from fmnist_tasks.evaluation.report import render_card
+
+    candidate, dataset = tuned["candidate"], validated["dataset"]
+    expected = asdict(identity(run, validated, candidate))
+    if verdict["decision"] != "promote" or any(verdict[name] != value for name, value in expected.items()):
+        raise ConflictError(
+            f"the verdict ({verdict['decision']} of model {verdict['model_sha256'][:12]} in {verdict['run_id']}) does "
+            f"not promote the candidate of this run (model {candidate['model']['sha256'][:12]}); nothing is published"
+        )
+    version = f"{datetime.fromisoformat(run.created):%Y%m%dT%H%M%SZ}-{candidate['model']['sha256'][:8]}"
+    facts = {
+        "title": ingested["title"],
+        "classes": dataset["classes"],
+        "run_id": run.id,
+        "created": run.created,
+        "model_sha256": candidate["model"]["sha256"],
+        "parameters": run.parameters.as_json(),
+        "data": {
+            "fingerprint": dataset["fingerprint"],
+            "source": ingested["source"],
+            "parts": dataset["parts"],
+        },
+        "code": ingested["code"],
+        "machine": ingested["machine"],
+        "chosen": tuned["chosen"],
+        "novelty_threshold": candidate["novelty_threshold"],
+        "figures": {
+            "validation_accuracy": {
+                "base": trained["validation_accuracy"],
+                "tuned": tuned["validation_accuracy"],
+            },
+            "base_test_accuracy": base_figures["test"]["accuracy"],
+            "test": figures["test"],
+            "novelty": figures["novelty"],
+        },
+        "verdict": {name: verdict[name] for name in ("decision", "checks")},
+    }
+    pictures = read_pictures(store, read_records(store, run.id))
+    files = {
+        "model.h5": get_verified(store, candidate["model"]),
+        "model_card.md": render_card({**facts, "version": version}),
+        "report.html": build_report(store, run.id),
+        **{f"figures/{name}.png": picture for name, picture in pictures.items()},
+    }
+    model = releases.publish(store, version, files, facts)["files"]["model.h5"]
+    return {
+        "version": version,
+        "model": model,
+        "location": store.location(model["uri"]),
+        "summary": f"release {version}, model.h5 of {model['bytes']:,} bytes",
+    }
+
+
+@step("validate_data", "evaluate_tuned", "publish")
+def verify_release(store: Store, run: Run, validated: Result, evaluated: Result, published: Result) -> Result:
+    """Read the release back from the store and prove that its model is, bit for bit, the one that was judged."""
+    import numpy as np
+
+    from fmnist_tasks.data.dataset import load_test, unpack
+    from fmnist_tasks.model import h5
+
+    version = published["version"]
+    contents = releases.read_files(store, releases.read_manifest(store, version))
+    model = h5.load(contents["model.h5"], f"model.h5 of release {version}")
+    images, _ = load_test(store, validated["dataset"])
+    judged = unpack(
+        get_verified(store, evaluated["predictions"]),
+        "predictions",
+        "probabilities",
+        "familiarity",
+    )
+    differing = sum(int((a != b).sum()) for a, b in zip(h5.predict(model, images), judged, strict=True))
+    if differing or not all(np.isfinite(values).all() for values in judged):
+        raise ModelError(
+            f"release {version}: {differing:,} predictions of the published model differ from those that were judged, "
+            "or are no numbers; it is not promoted. If another processor judged, clear evaluate_tuned and what follows"
+        )
+    return {
+        "version": version,
+        "identical": True,
+        "summary": f"{len(contents)} files intact; predictions on {len(images):,} test images are bit-identical",
+    }
+
+
+@step("promotion_gate", "publish", "verify_release")
+def promote(store: Store, run: Run, verdict: Result, published: Result, verified: Result) -> Result:
+    """Make the verified release the champion, unless the champion has changed since the candidate was judged."""
+    version = published["version"]
+    if verified["version"] != version or verified["identical"] is not True:
+        raise ConflictError(f"release {version} was not verified ({verified['version']} was); it is not promoted")
+    entry = champion.append(
+        store,
+        version=version,
+        action="promote",
+        reason=f"run {run.id} passed every gate",
+        write_id=run.id,
+        expected=verdict["champion"],
+    )
+    accuracy = next(check["value"] for check in verdict["checks"] if check["name"] == "accuracy")
+    return {
+        **entry.as_json(),
+        "accuracy": accuracy,
+        "summary": f"{version} is the champion, number {entry.sequence}, with test accuracy {accuracy:.2%}",
+    }

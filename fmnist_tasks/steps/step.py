@@ -1,0 +1,123 @@
+"""What every step of a run has around it: the store, a record of what it did, one log line at each end, the report.
+
+A step is a function from the store, the run and the results of earlier steps (JSON) to its own result (JSON). A
+result must have `summary`, one sentence. A result with `rejection` is kept like any other and then raised, so that
+the run stops and what was found can be read.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import update_wrapper
+from typing import Any, Concatenate, ParamSpec
+
+from fmnist_tasks.errors import FmnistError, RejectedError
+from fmnist_tasks.registry.blobs import get_verified
+from fmnist_tasks.registry.runs import read_record, read_records, run_key, write_record
+from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.settings import Parameters, Settings
+
+log = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the line: who it is, when it was asked for, and what it asks."""
+
+    id: str
+    created: str  # UTC, ISO 8601; part of the version that the run publishes
+    parameters: Parameters
+
+
+STEPS: dict[str, Callable[..., Result]] = {}
+INPUTS: dict[str, tuple[str, ...]] = {}  # by step: the steps whose results it takes, in order
+
+
+def step(
+    *inputs: str,
+) -> Callable[[Callable[Concatenate[Store, Run, P], Result]], Callable[Concatenate[Run, P], Result]]:
+    """Declare a function as a step that takes the results of `inputs`."""
+
+    def declare(function: Callable[Concatenate[Store, Run, P], Result]) -> Callable[Concatenate[Run, P], Result]:
+        name = function.__name__
+
+        def run_step(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+            store = open_store(Settings.from_environment().store)
+            log.info("%s begins: run %s with %s", name, run.id, run.parameters.as_json())
+            record = {
+                "created": run.created,
+                "parameters": run.parameters.as_json(),
+                "started": datetime.now(UTC).isoformat(),
+            }
+            clock = time.monotonic()
+
+            def keep(status: str, outcome: str, **result: Result) -> None:
+                seconds = round(time.monotonic() - clock, 3)
+                usage = {"seconds": seconds, "peak_memory_mb": _peak_memory()}
+                write_record(store, run.id, name, {**record, **usage, "status": status, "outcome": outcome, **result})
+                store.put(run_key(run.id, "report.html"), build_report(store, run.id))
+                log.info("%s %s after %.1f s: %s", name, status, seconds, outcome)
+
+            try:
+                result = function(store, run, *args, **kwargs)
+            except Exception as error:
+                try:
+                    keep("failed", str(error))
+                except FmnistError as second:  # the first error is the one to report
+                    log.error("%s: the failure could not be recorded either: %s", name, second)
+                raise
+            rejection = result.get("rejection")
+            keep("rejected" if rejection else "done", rejection or result["summary"], result=result)
+            if rejection:
+                raise RejectedError(rejection)
+            return result
+
+        update_wrapper(run_step, function)
+        STEPS[name], INPUTS[name] = run_step, inputs
+        return run_step
+
+    return declare
+
+
+def run_again(name: str, run: Run) -> Result:
+    """Run one step with the recorded results of the steps before it."""
+    store = open_store(Settings.from_environment().store)
+    return STEPS[name](run, *(result_of(store, run.id, earlier) for earlier in INPUTS[name]))
+
+
+def result_of(store: Store, run_id: str, name: str) -> Result:
+    """What a step of the run ended with; raises :class:`RejectedError` if it did not end well."""
+    record = read_record(store, run_id, name)
+    if record["status"] != "done":
+        raise RejectedError(f"{name} of run {run_id} was {record['status']}: what follows it cannot run")
+    result: Result = record["result"]
+    return result
+
+
+def build_report(store: Store, run_id: str) -> bytes:
+    """The run so far as one HTML page."""
+    from fmnist_tasks.evaluation.report import render_report
+
+    records = read_records(store, run_id)
+    return render_report(f"Run {run_id}", records, read_pictures(store, records))
+
+
+def read_pictures(store: Store, records: dict[str, dict[str, Any]]) -> dict[str, bytes]:
+    """All pictures that the steps made, as PNG bytes by name."""
+    references = [record.get("result", {}).get("pictures", {}) for record in records.values()]
+    return {name: get_verified(store, blob) for pictures in references for name, blob in pictures.items()}
+
+
+def _peak_memory() -> int:
+    """The most memory that this process has held so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> (20 if sys.platform == "darwin" else 10)

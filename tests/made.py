@@ -1,0 +1,42 @@
+"""A small made dataset: ten easy patterns of 28 x 28 pixels, as arrays and as declared IDX files."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+
+CLASSES = 10
+
+
+def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (count, 28, 28) and labels (count,), both uint8, classes evenly mixed."""
+    patterns = np.kron(np.random.default_rng(7).random((CLASSES, 4, 4)) > 0.55, np.ones((7, 7)))
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(count) % CLASSES).astype(np.uint8)
+    pixels = patterns[labels] * random.uniform(150, 250, (count, 1, 1)) + random.normal(0, 12, (count, 28, 28))
+    return np.clip(pixels, 0, 255).astype(np.uint8), labels
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The array of uint8 as an IDX file."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def declare(folder: Path, train: int = 1600, test: int = 600, **changed: np.ndarray) -> Path:
+    """Write the four files and their declaration, whose path is returned; `changed` replaces arrays by role."""
+    arrays = dict(zip(("train_images", "train_labels"), images(train, 1), strict=True))
+    arrays |= dict(zip(("test_images", "test_labels"), images(test, 2), strict=True))
+    lines = ['name = "made"', 'title = "Made patterns"', f"classes = {[f'pattern {i}' for i in range(CLASSES)]}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for role, array in (arrays | changed).items():
+        content = idx(array)
+        (folder / f"{role}.gz").write_bytes(gzip.compress(content, mtime=0))
+        lines += [f"[files.{role}]", f'name = "{role}.gz"', f"bytes = {len(content)}"]
+        lines += [f'sha256 = "{hashlib.sha256(content).hexdigest()}"']
+    declaration = folder / "made.toml"
+    declaration.write_text("\n".join(lines))
+    return declaration
