@@ -5,9 +5,7 @@ Exit codes: 0 done, 1 refused or failed with the reason on standard error, 2 wro
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
@@ -17,14 +15,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
+from fmnist_tasks import service
 from fmnist_tasks.errors import FmnistError, MissingError, RejectedError
 from fmnist_tasks.registry import champion as champions
 from fmnist_tasks.registry import releases as published
-from fmnist_tasks.registry.runs import read_record, read_records
+from fmnist_tasks.registry.runs import read_record, read_records, run_key
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Parameters, Settings
+from fmnist_tasks.tables import print_json, show, show_summary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 complaints = Console(stderr=True)
@@ -135,9 +134,9 @@ def summary(
     promoted = records.get("promote", {}).get("status") == "done"
     unchanged = records.get("detect_change", {}).get("result", {}).get("changed") is False
     if as_json:
-        _print_json({"run_id": run_id, "promoted": promoted, "unchanged": unchanged, "steps": records})
+        print_json({"run_id": run_id, "promoted": promoted, "unchanged": unchanged, "steps": records})
     else:
-        _print_summary(store, run_id, records)
+        show_summary(store.location(run_key(run_id, "report.html")), records)
     if not (promoted or unchanged):
         complaints.print("[red]No champion was promoted.[/red]")
         raise typer.Exit(1)
@@ -161,28 +160,25 @@ def releases(as_json: AsJson = False) -> None:
                 "champion": current is not None and current.version == version,
             }
         )
-    _show(rows, as_json, "no release yet; `make run` makes one")
+    show(rows, as_json, "no release yet; `make run` makes one")
 
 
 @command
 def champion(as_json: AsJson = False) -> None:
     """Show the release in service; exit code 1 if there is none."""
-    entry = champions.champion(_store())
-    if entry is None:
-        raise MissingError("there is no champion yet; `make run` makes one")
-    _show(entry.as_json(), as_json)
+    show(service.in_service(_store()).as_json(), as_json)
 
 
 @command
 def history(as_json: AsJson = False) -> None:
     """Show every change of the champion, oldest first."""
-    _show([entry.as_json() for entry in champions.history(_store())], as_json, "no champion so far")
+    show([entry.as_json() for entry in champions.history(_store())], as_json, "no champion so far")
 
 
 @command
 def verify(version: Annotated[str, typer.Argument(help="The release to check.")], as_json: AsJson = False) -> None:
     """Check every byte of a release against its manifest, load its model and measure it again."""
-    _show({"version": version, **_verified(_store(), version)}, as_json)
+    show(service.verify(_store(), version), as_json)
 
 
 @command
@@ -192,24 +188,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make an earlier release the champion again, after its bytes were checked and its model loaded."""
-    from uuid import uuid4
-
-    store = _store()
-    current = champions.champion(store)
-    if not reason.strip():
-        raise typer.BadParameter("say why", param_hint="--reason")
-    if current is None or current.version == version:
-        raise RejectedError(f"{version} is the champion already" if current else "there is no champion to roll back")
-    _verified(store, version)
-    entry = champions.append(
-        store,
-        version=version,
-        action="rollback",
-        reason=reason.strip(),
-        write_id=str(uuid4()),
-        expected=current.version,
-    )
-    _show(entry.as_json(), as_json)
+    show(service.rollback(_store(), version, reason).as_json(), as_json)
 
 
 @command
@@ -219,42 +198,15 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what clothing images show, or that they show none. Garments are expected light on black."""
-    from fmnist_tasks.data.pictures import read_picture
-    from fmnist_tasks.model import h5, novelty
-
-    store = _store()
-    entry = champions.champion(store)
-    if release is None and entry is None:
-        raise MissingError("there is no champion yet; `make run` makes one")
-    version = release or (entry.version if entry else "")
     import numpy as np
 
+    from fmnist_tasks.data.pictures import read_picture
+
+    store = _store()
+    version = release or service.in_service(store).version
     pixels = np.stack([read_picture(path) for path in images])
-    manifest = published.read_manifest(store, version)
-    model = h5.load(published.read_files(store, manifest)["model.h5"], f"model.h5 of release {version}")
-    classes, bound = manifest["classes"], manifest["novelty_threshold"]
-    rows = [
-        {
-            "image": str(path),
-            "answer": novelty.answer(probabilities, float(familiarity), classes, bound),
-            "class": classes[int(probabilities.argmax())],
-            "probability": round(float(probabilities.max()), 4),
-            "familiarity": round(float(familiarity), 4),
-            "release": version,
-        }
-        for path, probabilities, familiarity in zip(images, *h5.predict(model, pixels), strict=True)
-    ]
-    _show(rows, as_json)
-
-
-def _verified(store: Store, version: str) -> dict[str, Any]:
-    """Read every file of a release against its manifest and load the model; figures of what was checked."""
-    from fmnist_tasks.model import h5
-
-    manifest = published.read_manifest(store, version)
-    contents = published.read_files(store, manifest)
-    h5.load(contents["model.h5"], f"model.h5 of release {version}")
-    return {"files": len(contents), "bytes": sum(map(len, contents.values())), "intact": True}
+    found = service.answers(service.open_release(store, version), pixels)
+    show([{"image": str(path), **row} for path, row in zip(images, found, strict=True)], as_json)
 
 
 def _store() -> Store:
@@ -287,65 +239,9 @@ def _steps(run_id: str | None, as_json: bool, *names: str) -> None:
 
 def _show_steps(results: list[tuple[str, dict[str, Any]]], as_json: bool) -> None:
     if as_json:
-        _print_json(dict(results))
+        print_json(dict(results))
     else:
-        _show([{"step": name, "outcome": result["summary"]} for name, result in results], as_json)
-
-
-def _show(content: dict[str, Any] | list[dict[str, Any]], as_json: bool, if_empty: str = "") -> None:
-    if as_json:
-        _print_json(content)
-    elif isinstance(content, dict):
-        _table(["", ""], [[name, _cell(value)] for name, value in content.items()], headless=True)
-    elif content:
-        _table(list(content[0]), [[_cell(value) for value in row.values()] for row in content])
-    else:
-        print(if_empty)
-
-
-def _print_summary(store: Store, run_id: str, records: dict[str, Any]) -> None:
-    from fmnist_tasks.registry.runs import run_key
-
-    results = {step: record["result"] for step, record in records.items() if "result" in record}
-    rows = [[step, record["status"], f"{record['seconds']:.1f}", record["outcome"]] for step, record in records.items()]
-    _table(["step", "ended", "seconds", "outcome"], rows)
-    figures = [
-        ["validation accuracy, base", results.get("train", {}).get("validation_accuracy")],
-        ["validation accuracy, tuned", results.get("fine_tune", {}).get("validation_accuracy")],
-        ["test accuracy, base", results.get("evaluate_base", {}).get("test", {}).get("accuracy")],
-        [
-            f"test accuracy, {results.get('fine_tune', {}).get('chosen', 'tuned')} (candidate)",
-            results.get("evaluate_tuned", {}).get("test", {}).get("accuracy"),
-        ],
-    ]
-    lines = [[name, "not measured" if value is None else f"{value:.2%}"] for name, value in figures]
-    lines += [
-        [name.replace("_", " "), results[name]["decision"]]
-        for name in ("accuracy_gate", "promotion_gate")
-        if name in results
-    ]
-    if "publish" in results:
-        lines.append(["model", results["publish"]["location"]])
-    lines.append(["report", store.location(run_key(run_id, "report.html"))])
-    lines.append(["seconds in steps", f"{sum(record['seconds'] for record in records.values()):.0f}"])
-    _table(["", ""], lines, headless=True)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _table(columns: list[str], rows: list[list[str]], headless: bool = False) -> None:
-    table = Table(show_header=not headless, box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=headless and index == 0)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table, highlight=False)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2))
+        show([{"step": name, "outcome": result["summary"]} for name, result in results], as_json)
 
 
 def _logging() -> None:

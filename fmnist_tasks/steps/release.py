@@ -10,6 +10,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.service import open_release
 from fmnist_tasks.steps.models import identity
 from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, step
 
@@ -97,8 +98,7 @@ def verify_release(store: Store, run: Run, validated: Result, evaluated: Result,
     from fmnist_tasks.model import h5
 
     version = published["version"]
-    contents = releases.read_files(store, releases.read_manifest(store, version))
-    model = h5.load(contents["model.h5"], f"model.h5 of release {version}")
+    release = open_release(store, version)
     images, _ = load_test(store, validated["dataset"])
     judged = unpack(
         get_verified(store, evaluated["predictions"]),
@@ -106,7 +106,7 @@ def verify_release(store: Store, run: Run, validated: Result, evaluated: Result,
         "probabilities",
         "familiarity",
     )
-    differing = sum(int((a != b).sum()) for a, b in zip(h5.predict(model, images), judged, strict=True))
+    differing = sum(int((a != b).sum()) for a, b in zip(h5.predict(release.model, images), judged, strict=True))
     if differing or not all(np.isfinite(values).all() for values in judged):
         raise ModelError(
             f"release {version}: {differing:,} predictions of the published model differ from those that were judged, "
@@ -115,7 +115,7 @@ def verify_release(store: Store, run: Run, validated: Result, evaluated: Result,
     return {
         "version": version,
         "identical": True,
-        "summary": f"{len(contents)} files intact; predictions on {len(images):,} test images are bit-identical",
+        "summary": f"{len(release.files)} files intact; predictions on {len(images):,} test images are bit-identical",
     }
 
 

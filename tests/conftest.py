@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# Airflow reads its home at the first import, wherever that happens.
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
+
+import made
+import pytest
+from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.settings import Parameters
+from fmnist_tasks.steps import STEPS, Run, run_again
+
+RUN = Run("run-1", "2026-11-23T02:00:00+00:00", Parameters(profile="quick"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A retraining line of its own in a temporary folder, on made data."""
+
+    home: Path
+
+    @property
+    def data(self) -> Path:
+        return self.home / "data"
+
+    @property
+    def store(self) -> FolderStore:
+        return FolderStore(self.home / "store")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "FMNIST_HOME": str(self.home),
+            "FMNIST_STORE": (self.home / "store").as_uri(),
+            "FMNIST_DATASET": str(self.data / "made.toml"),
+            "FMNIST_DATA_DIR": str(self.data),
+        }
+
+    def upto(self, last: str, run: Run = RUN) -> None:
+        """Run the steps of a run, in their order, up to one of them."""
+        for name in STEPS:
+            run_again(name, run)
+            if name == last:
+                return
+
+
+@pytest.fixture(scope="session")
+def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    made.declare(folder)
+    return folder
+
+
+@pytest.fixture
+def line(tmp_path: Path, made_data: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
+    new = Line(tmp_path / "line")
+    shutil.copytree(made_data, new.data)
+    for name, value in new.environment.items():
+        monkeypatch.setenv(name, value)
+    return new
+
+
+@pytest.fixture(scope="session")
+def finished_home(tmp_path_factory: pytest.TempPathFactory, made_data: Path) -> Path:
+    """A line on which one run has gone all the way to a champion; never changed, only copied."""
+    home = tmp_path_factory.mktemp("finished") / "line"
+    shutil.copytree(made_data, home / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in Line(home).environment.items():
+            patch.setenv(name, value)
+        Line(home).upto("promote")
+    return home
+
+
+@pytest.fixture
+def finished(finished_home: Path, line: Line) -> Line:
+    """A line of its own with a finished run and its champion."""
+    shutil.copytree(finished_home / "store", line.home / "store")
+    return line
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import gzip
+
+import made
+import numpy as np
+import pytest
+from fmnist_tasks.data.idx import gunzip, parse_idx
+from fmnist_tasks.errors import DataError
+
+IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+
+
+def test_what_was_written_is_read() -> None:
+    np.testing.assert_array_equal(parse_idx(made.idx(IMAGES), "f"), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no IDX file"),
+        (b"PK\x03\x04", "is no IDX file"),
+        (b"\0\0\x0d\x01" + bytes(8), "is no IDX file"),  # floats
+        (made.idx(IMAGES)[:9], "header is cut short"),
+        (made.idx(IMAGES)[:-1], "header says 2 x 3 x 4, 40 bytes; has 39"),
+        (made.idx(IMAGES) + b"x", "has 41"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "has 16"),  # a header that promises 2^96 bytes
+    ],
+)
+def test_a_file_that_is_not_what_its_header_says(content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=f"batch.idx: .*{message}"):
+        parse_idx(content, "batch.idx")
+
+
+def test_gzip_damaged_short_or_too_large() -> None:
+    packed = gzip.compress(b"x" * 1000)
+    assert gunzip(packed, "f", 1000) == b"x" * 1000
+    assert gunzip(b"plain", "f", 1000) == b"plain"
+    with pytest.raises(DataError, match="f: the gzip file is damaged or cut short"):
+        gunzip(packed[:-9], "f", 1000)
+    with pytest.raises(DataError, match="damaged"):
+        gunzip(packed[:15] + b"\xff" + packed[16:], "f", 1000)
+    with pytest.raises(DataError, match="more than the expected 999 bytes"):
+        gunzip(packed, "f", 999)

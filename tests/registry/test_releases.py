@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
+from fmnist_tasks.registry import releases
+from fmnist_tasks.registry.local import FolderStore
+
+FACTS = {"model_sha256": "a" * 64}
+
+
+def test_a_release_exists_once_its_manifest_does(store: FolderStore) -> None:
+    store.put("releases/v1/model.h5", b"half a release")
+    assert releases.versions(store) == []
+    releases.publish(store, "v1", {"model.h5": b"model"}, FACTS)
+    assert releases.versions(store) == ["v1"]
+    assert releases.read_files(store, releases.read_manifest(store, "v1")) == {"model.h5": b"model"}
+
+
+def test_publishing_the_same_again_changes_nothing(store: FolderStore) -> None:
+    first = releases.publish(store, "v1", {"model.h5": b"model", "report.html": b"at noon"}, FACTS)
+    again = releases.publish(store, "v1", {"model.h5": b"model", "report.html": b"at one"}, FACTS)
+    assert again == first
+    assert store.get("releases/v1/report.html") == b"at noon"
+
+
+def test_a_release_never_gets_another_model(store: FolderStore) -> None:
+    releases.publish(store, "v1", {"model.h5": b"model"}, FACTS)
+    with pytest.raises(ConflictError, match="v1 exists with another model"):
+        releases.publish(store, "v1", {"model.h5": b"other"}, {"model_sha256": "b" * 64})
+
+
+def test_a_changed_file_is_refused_by_name(store: FolderStore) -> None:
+    manifest = releases.publish(store, "v1", {"model.h5": b"model", "card.md": b"card"}, FACTS)
+    store.put("releases/v1/model.h5", b"mOdel")
+    with pytest.raises(IntegrityError, match=r"releases/v1/model\.h5: found 5 bytes"):
+        releases.read_files(store, manifest)
+
+
+def test_a_release_that_is_not_there(store: FolderStore) -> None:
+    with pytest.raises(MissingError, match="no release v9; `fmnist releases`"):
+        releases.read_manifest(store, "v9")
