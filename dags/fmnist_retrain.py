@@ -15,20 +15,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import (
-    Asset,
-    CronTriggerTimetable,
-    Param,
-    TaskGroup,
-    dag,
-    get_current_context,
-    task,
-)
-from airflow.sdk.definitions.retry_policy import (
-    ExceptionRetryPolicy,
-    RetryAction,
-    RetryRule,
-)
+from airflow.sdk import Asset, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
+from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from fmnist_tasks.alerts import run_timed_out, task_failed
 from fmnist_tasks.errors import StoreError
@@ -40,15 +28,8 @@ DEFAULT = Parameters()
 # What may pass is tried again: an object store or a network that does not answer. Bad data and weak models stay so.
 RETRIES = ExceptionRetryPolicy(
     rules=[
-        RetryRule(
-            exception=[StoreError, ConnectionError, TimeoutError],
-            action=RetryAction.RETRY,
-        ),
-        RetryRule(
-            exception=Exception,
-            action=RetryAction.FAIL,
-            reason="trying again cannot help",
-        ),
+        RetryRule(exception=[StoreError, ConnectionError, TimeoutError], action=RetryAction.RETRY),
+        RetryRule(exception=Exception, action=RetryAction.FAIL, reason="trying again cannot help"),
     ]
 )
 

@@ -123,10 +123,7 @@ def publish(run: RunId = None, as_json: AsJson = False) -> None:
 
 
 @command
-def summary(
-    run: RunId = None,
-    as_json: AsJson = False,
-) -> None:
+def summary(run: RunId = None, as_json: AsJson = False) -> None:
     """Tell how a run went; exit code 1 unless it promoted a champion or found that nothing changed."""
     store = _store()
     run_id = _run(store, run).id
@@ -248,3 +245,7 @@ def _logging() -> None:
     handler = RichHandler(console=complaints, show_path=False, show_level=False, omit_repeated_times=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("fmnist_tasks").setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    app()

@@ -11,12 +11,7 @@ from typing import Any
 
 from fmnist_tasks.settings import INCLUDE
 
-_SHAPING = (
-    "tensorflow",
-    "keras",
-    "numpy",
-    "scikit-learn",
-)  # libraries whose version can change a model
+_SHAPING = ("tensorflow", "keras", "numpy", "scikit-learn")  # libraries whose version can change a model
 _OUTSIDE = {"alerts.py", "cli.py", "tables.py"}  # modules that cannot
 
 

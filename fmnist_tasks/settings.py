@@ -58,17 +58,17 @@ class Profile:
     second_residual: bool  # the third stage gets a residual block of its own (280K instead of 133K parameters)
     shift: int  # training images move by up to this many pixels in each direction
     cut_out: int  # side of the square blanked out of each training image, in pixels; 0 for none
-    batch_size: int = 256
-    learning_rate: float = 4e-3  # peak of the one-cycle schedule
+    batch_size: int = 128
+    learning_rate: float = 6e-3  # peak of the one-cycle schedule
     tuning_rate: float = 1e-3  # start of the cosine decay
     weight_decay: float = 5e-5  # L2 factor of the fine-tuning stage
-    dropout: float = 0.2
+    dropout: float = 0.05
     patience: int = 5  # epochs without a better validation loss before early stopping
 
 
 PROFILES = {
     "quick": Profile(epochs=5, tuning_epochs=1, second_residual=False, shift=0, cut_out=0),
-    "standard": Profile(epochs=9, tuning_epochs=3, second_residual=True, shift=0, cut_out=0),
+    "standard": Profile(epochs=6, tuning_epochs=2, second_residual=True, shift=0, cut_out=0),
     "thorough": Profile(epochs=30, tuning_epochs=8, second_residual=True, shift=1, cut_out=6),
 }
 

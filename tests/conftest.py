@@ -11,6 +11,7 @@ os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
 
 import made
 import pytest
+
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import STEPS, Run, run_again
@@ -87,5 +88,3 @@ def finished(finished_home: Path, line: Line) -> Line:
 @pytest.fixture
 def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
-
-

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.settings import PROJECT, Parameters, Settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -19,11 +20,7 @@ from great_expectations.core import ExpectationSuite, ExpectationSuiteValidation
 from fmnist_tasks.settings import INCLUDE
 from fmnist_tasks.verdict import Check
 
-_PAGES = {
-    ".html",
-    ".css",
-    ".svg",
-}  # of the Data Docs; the rest is 4 MB of fonts and tutorial films
+_PAGES = {".html", ".css", ".svg"}  # of the Data Docs; the rest is 4 MB of fonts and tutorial films
 
 
 @dataclass(frozen=True)
@@ -47,19 +44,8 @@ def check_samples(samples: list[Sample], classes: int) -> tuple[dict[str, list[C
     rows: dict[str, list[Check]] = {}
     for sample in samples:
         count = sample.count
-        asked = {
-            "fewest": count or 1,
-            "most": count or 2**40,
-            "labels": list(range(classes)),
-        }
-        results = _validate(
-            context,
-            source,
-            f"{sample.name} images",
-            "images",
-            image_frame(sample),
-            asked,
-        )
+        asked = {"fewest": count or 1, "most": count or 2**40, "labels": list(range(classes))}
+        results = _validate(context, source, f"{sample.name} images", "images", image_frame(sample), asked)
         if count is not None:
             shares = {"smallest": 0.5 / classes, "largest": 2 / classes}
             frame = class_frame(sample.labels, classes)
@@ -71,13 +57,10 @@ def check_samples(samples: list[Sample], classes: int) -> tuple[dict[str, list[C
 def image_frame(sample: Sample) -> pd.DataFrame:
     """One row an image: size, dtype, extremes, mean and contrast of its pixels, and its label."""
     images = sample.images
-    count, pixels = len(images), images.reshape(len(images), -1)
+    count, pixels = len(images), images.reshape(len(images), math.prod(images.shape[1:]))
     if pixels.shape[1] == 0 or images.dtype.kind not in "buif":
         pixels = np.full((count, 1), np.nan)
-    minimum, maximum = (
-        pixels.min(axis=1).astype(float),
-        pixels.max(axis=1).astype(float),
-    )
+    minimum, maximum = (pixels.min(axis=1).astype(float), pixels.max(axis=1).astype(float))
     return pd.DataFrame(
         {
             "height": np.full(count, images.shape[1] if images.ndim == 3 else 0),
@@ -96,31 +79,18 @@ def image_frame(sample: Sample) -> pd.DataFrame:
 def class_frame(labels: np.ndarray, classes: int) -> pd.DataFrame:
     """One row a class: how many images it has and which share of all."""
     counts = np.bincount(labels.astype(np.int64), minlength=classes)
-    return pd.DataFrame(
-        {
-            "class": np.arange(len(counts)),
-            "images": counts,
-            "share": counts / max(1, counts.sum()),
-        }
-    )
+    return pd.DataFrame({"class": np.arange(len(counts)), "images": counts, "share": counts / max(1, counts.sum())})
 
 
 def _validate(
-    context: Any,
-    source: Any,
-    name: str,
-    suite_name: str,
-    frame: pd.DataFrame,
-    parameters: dict[str, Any],
+    context: Any, source: Any, name: str, suite_name: str, frame: pd.DataFrame, parameters: dict[str, Any]
 ) -> list[Check]:
     expectations = json.loads((INCLUDE / "expectations" / f"{suite_name}.json").read_text())
     suite = context.suites.add(ExpectationSuite(name=name, expectations=expectations))
     batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
     result: ExpectationSuiteValidationResult = definition.run(
-        batch_parameters={"dataframe": frame},
-        expectation_parameters=parameters,
-        result_format="SUMMARY",
+        batch_parameters={"dataframe": frame}, expectation_parameters=parameters, result_format="SUMMARY"
     )
     return [_row(outcome) for outcome in result.results]
 
@@ -140,11 +110,7 @@ def _row(outcome: Any) -> Check:
         found = f"not so for {wrong:,} of {result['element_count']:,} rows, for instance {examples}"
     value = result.get("observed_value", result.get("unexpected_count"))
     return Check(
-        config.meta["name"],
-        None if value is None else float(value),
-        asks,
-        bool(outcome.success),
-        f"{asks}: {found}",
+        config.meta["name"], None if value is None else float(value), asks, bool(outcome.success), f"{asks}: {found}"
     )
 
 
@@ -154,10 +120,7 @@ def _data_docs(context: Any) -> dict[str, bytes]:
             "run",
             {
                 "class_name": "SiteBuilder",
-                "store_backend": {
-                    "class_name": "TupleFilesystemStoreBackend",
-                    "base_directory": folder,
-                },
+                "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": folder},
                 "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             },
         )

@@ -54,19 +54,15 @@ def unpack(data: bytes, name: str, *arrays: str) -> tuple[np.ndarray, ...]:
             return tuple(content[array] for array in arrays)
     except KeyError as error:
         raise DataError(f"{name}: an .npz with the arrays {' and '.join(arrays)} is expected; {error}") from error
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise DataError(f"{name}: is no .npz with plain arrays, or is cut short ({error})") from error
 
 
 def make_part(store: Store, split: str, source: str, images: np.ndarray, labels: np.ndarray) -> Part:
-    """Keep the arrays as a blob and describe them."""
+    """Keep the arrays as a blob and describe them; raises :class:`DataError` unless each image has one label."""
+    if images.ndim == 0 or labels.ndim != 1 or len(images) != len(labels):
+        found = f"{len(images) if images.ndim else 0:,} images but {labels.size:,} labels"
+        raise DataError(f"{source}, {split} split: {found} (shapes {images.shape} and {labels.shape})")
     return {
         "split": split,
         "source": source,
@@ -77,17 +73,8 @@ def make_part(store: Store, split: str, source: str, images: np.ndarray, labels:
 
 def make_dataset(name: str, classes: Sequence[str], parts: list[Part]) -> Dataset:
     """The dataset of these parts. Its fingerprint covers classes and content, not where a part came from."""
-    content = [
-        name,
-        list(classes),
-        [[part["split"], part["blob"]["sha256"]] for part in parts],
-    ]
-    return {
-        "name": name,
-        "classes": list(classes),
-        "parts": parts,
-        "fingerprint": digest_of(content),
-    }
+    content = [name, list(classes), [[part["split"], part["blob"]["sha256"]] for part in parts]]
+    return {"name": name, "classes": list(classes), "parts": parts, "fingerprint": digest_of(content)}
 
 
 def load_part(store: Store, part: Part) -> tuple[np.ndarray, np.ndarray]:
@@ -122,9 +109,6 @@ def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     training, validation = train_test_split(
-        np.arange(len(labels)),
-        test_size=VALIDATION_SHARE,
-        random_state=SPLIT_SEED,
-        stratify=labels,
+        np.arange(len(labels)), test_size=VALIDATION_SHARE, random_state=SPLIT_SEED, stratify=labels
     )
     return np.sort(training), np.sort(validation)

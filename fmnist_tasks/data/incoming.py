@@ -1,7 +1,8 @@
 """New labelled batches: found under `incoming/`, then either accepted for good or moved to `quarantine/`.
 
 A batch is `NAME.npz` (arrays `images`, `labels`) or a pair `NAME-images-idx3-ubyte` and `NAME-labels-idx1-ubyte`,
-each plain or `.gz`. An accepted batch is one sealed document `batches/NAME.DIGEST.json` that refers to its blob.
+each plain or `.gz`. An accepted batch is one sealed document `batches/SHA256.json` that refers to its blob: the same
+content counts once, whatever its name.
 """
 
 from __future__ import annotations
@@ -51,10 +52,6 @@ def read_batch(store: Store, name: str, keys: list[str]) -> tuple[np.ndarray, np
         images, labels = unpack(contents[keys[0]], keys[0], "images", "labels")
     else:
         raise DataError(f"{keys[0]}: is neither an .npz nor one of a pair of IDX files")
-    if images.ndim == 0 or labels.ndim != 1 or len(images) != len(labels):
-        raise DataError(
-            f"{', '.join(keys)}: images have shape {images.shape}, labels {labels.shape}; expected one label an image"
-        )
     files = [
         {"uri": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for key, data in contents.items()
     ]
@@ -67,9 +64,9 @@ def accepted(store: Store) -> Iterator[Part]:
         yield read_document(store, stat.key)
 
 
-def accept(store: Store, name: str, part: Part, files: list[Reference]) -> Part:
+def accept(store: Store, part: Part, files: list[Reference]) -> Part:
     """Add a batch to the dataset for good and empty its place under `incoming/`."""
-    store.put_if_absent(f"batches/{name}.{part['blob']['sha256'][:8]}.json", seal(part))
+    store.put_if_absent(f"batches/{part['blob']['sha256']}.json", seal(part))
     _clear(store, files)
     return part
 

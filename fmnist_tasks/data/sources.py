@@ -53,14 +53,7 @@ def load_base(declaration: Declaration, settings: Settings) -> tuple[dict[str, n
 
 def install_debian_package(package: str) -> None:
     """Install the dataset's package with apt; raises :class:`DataError` with the one command to type if it cannot."""
-    command = [
-        "apt-get",
-        "install",
-        "--yes",
-        "--quiet",
-        "--no-install-recommends",
-        package,
-    ]
+    command = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package]
     if not shutil.which("apt-get"):
         raise DataError("this machine has no apt-get to install the dataset with")
     by_hand = f"type: sudo apt-get update && sudo apt-get install {package}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _SAMPLES = 8  # images of each class
 _BLUE, _ORANGE, _GREY = "#3465a4", "#ce5c00", "#888a85"
@@ -23,15 +24,7 @@ def class_samples(images: np.ndarray, labels: np.ndarray, classes: list[str]) ->
             axes.axis("off")
         for axes, member in zip(row, members, strict=False):
             axes.imshow(images[member], cmap="gray", vmin=0, vmax=255)
-        row[0].text(
-            -0.15,
-            0.5,
-            classes[label],
-            transform=row[0].transAxes,
-            ha="right",
-            va="center",
-            fontsize=9,
-        )
+        row[0].text(-0.15, 0.5, classes[label], transform=row[0].transAxes, ha="right", va="center", fontsize=9)
     figure.subplots_adjust(left=0.2, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.05)
     return _png(figure)
 
@@ -42,17 +35,10 @@ def learning_curves(curves: dict[str, list[float]], title: str) -> bytes:
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         epochs = range(1, len(curves[name]) + 1)
         axes.plot(epochs, curves[name], "o-", color=_BLUE, markersize=3, label="training")
-        axes.plot(
-            epochs,
-            curves[f"val_{name}"],
-            "o-",
-            color=_ORANGE,
-            markersize=3,
-            label="validation",
-        )
+        axes.plot(epochs, curves[f"val_{name}"], "o-", color=_ORANGE, markersize=3, label="validation")
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(title)

@@ -36,9 +36,7 @@ def publishable(trained: keras.Model, train_images: np.ndarray, classes: int, pr
     chosen = np.random.default_rng(0).permutation(len(train_images))[:_SAMPLED]
     directions = _unit(
         keras.Model(image, features).predict(
-            train_images[chosen][..., None].astype(np.float32),
-            batch_size=PREDICTION_BATCH,
-            verbose=0,
+            train_images[chosen][..., None].astype(np.float32), batch_size=PREDICTION_BATCH, verbose=0
         )
     )
     prototypes = _prototypes(directions)  # (P, 128)
@@ -103,12 +101,7 @@ def examples(
     rows = [
         {
             "truth": group.truth[index],
-            "answer": answer(
-                group.probabilities[index],
-                float(group.familiarity[index]),
-                classes,
-                bound,
-            ),
+            "answer": answer(group.probabilities[index], float(group.familiarity[index]), classes, bound),
             "class": classes[int(group.probabilities[index].argmax())],
             "probability": float(group.probabilities[index].max()),
             "familiarity": float(group.familiarity[index]),

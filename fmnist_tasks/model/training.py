@@ -28,7 +28,7 @@ class Fit:
     """A trained network and how it came about."""
 
     model: keras.Model
-    curves: dict[str, list[float]]  # by epoch: loss, accuracy, val_loss, val_accuracy, learning_rate, seconds
+    curves: dict[str, list[float]]  # by epoch: loss and val_loss (cross-entropy), accuracy, val_accuracy, rate, seconds
     best_epoch: int  # counted from 1; its weights are the model's
     train_accuracy: float  # running figure of that epoch, on augmented images with dropout
     validation_accuracy: float
@@ -47,12 +47,7 @@ def train(arrays: Arrays, classes: int, profile: Profile, seed: int) -> Fit:
 
 
 def fit(
-    model: keras.Model,
-    arrays: Arrays,
-    profile: Profile,
-    seed: int,
-    epochs: int,
-    rate: Callable[[float], float],
+    model: keras.Model, arrays: Arrays, profile: Profile, seed: int, epochs: int, rate: Callable[[float], float]
 ) -> Fit:
     """Minimise sparse categorical cross-entropy and restore the weights of the best validation loss.
 
@@ -61,16 +56,15 @@ def fit(
     """
     batches = TrainingBatches(arrays.train_images, arrays.train_labels, profile, seed)
     watch = _Watch(rate, epochs, len(batches))
+    entropy = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy")
     model.compile(
         optimizer=keras.optimizers.Adam(rate(0.0)),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=["accuracy", entropy],
     )
+    # Keras's own val_loss includes the L2 penalty; without it base and tuned model compare.
     stopping = keras.callbacks.EarlyStopping(
-        monitor="val_loss",
-        patience=profile.patience,
-        restore_best_weights=True,
-        start_from_epoch=0,
+        monitor="val_cross_entropy", mode="min", patience=profile.patience, restore_best_weights=True
     )
     history = model.fit(
         batches,
@@ -80,11 +74,18 @@ def fit(
         callbacks=[stopping, watch],
         verbose=0,
     ).history
-    best = int(np.argmin(history["val_loss"]))
-    curves = {name: [float(value) for value in values] for name, values in history.items()}
+    curves = {
+        "loss": [float(value) for value in history["cross_entropy"]],
+        "val_loss": [float(value) for value in history["val_cross_entropy"]],
+        "accuracy": [float(value) for value in history["accuracy"]],
+        "val_accuracy": [float(value) for value in history["val_accuracy"]],
+        "learning_rate": watch.rates,
+        "seconds": watch.seconds,
+    }
+    best = int(np.argmin(curves["val_loss"]))
     return Fit(
         model=model,
-        curves={**curves, "learning_rate": watch.rates, "seconds": watch.seconds},
+        curves=curves,
         best_epoch=best + 1,
         train_accuracy=curves["accuracy"][best],
         validation_accuracy=curves["val_accuracy"][best],
@@ -135,9 +136,9 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
             "epoch %d/%d  loss %.4f  accuracy %.4f  validation loss %.4f  validation accuracy %.4f  %.1f s",
             epoch + 1,
             self._epochs,
-            figures["loss"],
+            figures["cross_entropy"],
             figures["accuracy"],
-            figures["val_loss"],
+            figures["val_cross_entropy"],
             figures["val_accuracy"],
             self.seconds[-1],
         )

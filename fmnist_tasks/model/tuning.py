@@ -20,14 +20,7 @@ def tune(base: keras.Model, arrays: Arrays, classes: int, profile: Profile, seed
     model = build(profile, classes, profile.weight_decay, FusedBatchNormalization)
     for layer in model.layers:  # the base model has further layers, for novelty
         layer.set_weights(base.get_layer(layer.name).get_weights())
-    return fit(
-        model,
-        arrays,
-        profile,
-        seed + 1,
-        profile.tuning_epochs,
-        cosine(profile.tuning_rate),
-    )
+    return fit(model, arrays, profile, seed + 1, profile.tuning_epochs, cosine(profile.tuning_rate))
 
 
 def cosine(start: float) -> Callable[[float], float]:

@@ -33,10 +33,7 @@ def publish(store: Store, version: str, files: dict[str, bytes], facts: dict[str
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "bytes": len(data),
             }
-        store.put_if_absent(
-            file_key(version, "manifest.json"),
-            seal({**facts, "version": version, "files": named}),
-        )
+        store.put_if_absent(file_key(version, "manifest.json"), seal({**facts, "version": version, "files": named}))
     manifest = read_manifest(store, version)
     if manifest["model_sha256"] != facts["model_sha256"]:
         raise ConflictError(f"release {version} exists with another model; a release is never changed")

@@ -19,10 +19,7 @@ def run_key(run_id: str, name: str) -> str:
 
 def write_record(store: Store, run_id: str, step: str, record: dict[str, Any]) -> None:
     """Keep what a step did; a step that runs again replaces its record."""
-    store.put(
-        run_key(run_id, f"{step}.json"),
-        seal({**record, "run_id": run_id, "step": step}),
-    )
+    store.put(run_key(run_id, f"{step}.json"), seal({**record, "run_id": run_id, "step": step}))
 
 
 def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def ingest(store: Store, run: Run) -> Result:
     for name, keys in batches.items():
         try:
             images, labels, files = incoming.read_batch(store, name, keys)
+            part = make_part(store, "train", f"incoming/{name}", images, labels)
         except DataError as error:
             unreadable.append({"name": name, "keys": keys, "reasons": [str(error)]})
         else:
-            part = make_part(store, "train", f"incoming/{name}", images, labels)
             new.append({"name": name, "keys": keys, "files": files, "part": part})
     return {
         "title": declaration.title,
@@ -66,10 +66,7 @@ def validate_data(store: Store, run: Run, ingested: Result) -> Result:
 
     dataset = ingested["dataset"]
     train, test = (load_part(store, part) for part in dataset["parts"][:2])
-    samples = [
-        Sample("training", *train, len(train[0])),
-        Sample("test", *test, len(test[0])),
-    ]
+    samples = [Sample("training", *train, len(train[0])), Sample("test", *test, len(test[0]))]
     samples += [Sample(batch["name"], *load_part(store, batch["part"]), None) for batch in ingested["batches"]]
     rows, pages = check_samples(samples, len(dataset["classes"]))
     for path, page in pages.items():
@@ -91,14 +88,8 @@ def validate_data(store: Store, run: Run, ingested: Result) -> Result:
     }
     rejected = [f"{name}: {reason}" for name in ("training", "test") for reason in failures[name]]
     if rejected:
-        return {
-            **result,
-            "rejection": "data rejected, training does not start: " + "; ".join(rejected),
-        }
-    return {
-        **result,
-        "pictures": {"samples": put_blob(store, figures.class_samples(*train, dataset["classes"]))},
-    }
+        return {**result, "rejection": "data rejected, training does not start: " + "; ".join(rejected)}
+    return {**result, "pictures": {"samples": put_blob(store, figures.class_samples(*train, dataset["classes"]))}}
 
 
 @step("ingest", "validate_data")
@@ -110,11 +101,7 @@ def detect_change(store: Store, run: Run, ingested: Result, validated: Result) -
         manifest = releases.read_manifest(store, current.version)
         earlier = Parameters.from_mapping(manifest["parameters"])
         made_from = _origin(manifest["data"]["fingerprint"], manifest["code"]["digest"], earlier)
-        wanted = _origin(
-            validated["dataset"]["fingerprint"],
-            ingested["code"]["digest"],
-            run.parameters,
-        )
+        wanted = _origin(validated["dataset"]["fingerprint"], ingested["code"]["digest"], run.parameters)
         reasons = [f"{name} differs from the champion's" for name in wanted if wanted[name] != made_from[name]]
         if not reasons and run.parameters.force:
             reasons = ["training is forced"]
@@ -140,7 +127,7 @@ def _sorted_batches(
         if reasons := failures[batch["name"]]:
             refused.append({**batch, "reasons": reasons})
         else:
-            accepted.append(incoming.accept(store, batch["name"], batch["part"], batch["files"]))
+            accepted.append(incoming.accept(store, batch["part"], batch["files"]))
     quarantined = [
         incoming.quarantine(store, run.id, batch["name"], batch["keys"], batch["reasons"]) for batch in refused
     ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NOISE_RECOGNISED = 0.95  # share of random images that must be called novel
 _NOISE = ("uniform noise", "Gaussian noise")
-_FAKES = 1000  # images of each family of fake ones
+_FAKES = 500  # images of each family of fake ones
 
 
 @step("validate_data")
@@ -26,10 +26,7 @@ def train(store: Store, run: Run, validated: Result) -> Result:
     from fmnist_tasks.data.dataset import load
     from fmnist_tasks.model import training
 
-    arrays, classes = (
-        load(store, validated["dataset"]),
-        len(validated["dataset"]["classes"]),
-    )
+    arrays, classes = (load(store, validated["dataset"]), len(validated["dataset"]["classes"]))
     fit = training.train(arrays, classes, run.parameters.training, run.parameters.seed)
     return _kept(store, run, "base", fit, arrays, classes)
 
@@ -43,12 +40,7 @@ def evaluate_base(store: Store, run: Run, validated: Result, trained: Result) ->
 @step("validate_data", "train", "evaluate_base")
 def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, evaluated: Result) -> Result:
     """Stop the run unless the base model reaches the accuracy threshold on the test images."""
-    return _judged(
-        "base model",
-        identity(run, validated, trained),
-        evaluated,
-        [_accuracy(run, evaluated)],
-    )
+    return _judged("base model", identity(run, validated, trained), evaluated, [_accuracy(run, evaluated)])
 
 
 @step("validate_data", "train")
@@ -57,10 +49,7 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result) -> Res
     from fmnist_tasks.data.dataset import load
     from fmnist_tasks.model import h5, tuning
 
-    arrays, classes = (
-        load(store, validated["dataset"]),
-        len(validated["dataset"]["classes"]),
-    )
+    arrays, classes = (load(store, validated["dataset"]), len(validated["dataset"]["classes"]))
     base = h5.load(get_verified(store, trained["model"]), "base model")
     fit = tuning.tune(base, arrays, classes, run.parameters.training, run.parameters.seed)
     tuned = _kept(store, run, "tuned", fit, arrays, classes)
@@ -91,14 +80,7 @@ def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, eva
     checks = [_accuracy(run, evaluated)]
     for family in _NOISE:
         recognised = families.get(family, {}).get("recognised")
-        checks.append(
-            gate.at_least(
-                family,
-                recognised,
-                NOISE_RECOGNISED,
-                f"the share of {family} called no clothing",
-            )
-        )
+        checks.append(gate.at_least(family, recognised, NOISE_RECOGNISED, f"the share of {family} called no clothing"))
     current = champion.champion(store)
     verdict = _judged("candidate", identity(run, validated, tuned["candidate"]), evaluated, checks)
     return {**verdict, "champion": current.version if current else None}
@@ -117,10 +99,7 @@ def _accuracy(run: Run, evaluated: Result) -> Check:
 def _judged(who: str, expected: gate.Identity, evaluated: Result, checks: list[Check]) -> Result:
     verdict = gate.judge(expected, [gate.same_origin(expected, evaluated), *checks])
     if verdict.decision == "promote":
-        return {
-            **verdict.as_json(),
-            "summary": f"{who} passes: {'; '.join(check.reason for check in checks)}",
-        }
+        return {**verdict.as_json(), "summary": f"{who} passes: {'; '.join(check.reason for check in checks)}"}
     rejection = f"{who} rejected: {verdict.failures}. Nothing is promoted"
     return {**verdict.as_json(), "summary": rejection, "rejection": rejection}
 

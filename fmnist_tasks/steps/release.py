@@ -15,15 +15,7 @@ from fmnist_tasks.steps.models import identity
 from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, step
 
 
-@step(
-    "ingest",
-    "validate_data",
-    "train",
-    "evaluate_base",
-    "fine_tune",
-    "evaluate_tuned",
-    "promotion_gate",
-)
+@step("ingest", "validate_data", "train", "evaluate_base", "fine_tune", "evaluate_tuned", "promotion_gate")
 def publish(
     store: Store,
     run: Run,
@@ -53,20 +45,13 @@ def publish(
         "created": run.created,
         "model_sha256": candidate["model"]["sha256"],
         "parameters": run.parameters.as_json(),
-        "data": {
-            "fingerprint": dataset["fingerprint"],
-            "source": ingested["source"],
-            "parts": dataset["parts"],
-        },
+        "data": {"fingerprint": dataset["fingerprint"], "source": ingested["source"], "parts": dataset["parts"]},
         "code": ingested["code"],
         "machine": ingested["machine"],
         "chosen": tuned["chosen"],
         "novelty_threshold": candidate["novelty_threshold"],
         "figures": {
-            "validation_accuracy": {
-                "base": trained["validation_accuracy"],
-                "tuned": tuned["validation_accuracy"],
-            },
+            "validation_accuracy": {"base": trained["validation_accuracy"], "tuned": tuned["validation_accuracy"]},
             "base_test_accuracy": base_figures["test"]["accuracy"],
             "test": figures["test"],
             "novelty": figures["novelty"],
@@ -100,12 +85,7 @@ def verify_release(store: Store, run: Run, validated: Result, evaluated: Result,
     version = published["version"]
     release = open_release(store, version)
     images, _ = load_test(store, validated["dataset"])
-    judged = unpack(
-        get_verified(store, evaluated["predictions"]),
-        "predictions",
-        "probabilities",
-        "familiarity",
-    )
+    judged = unpack(get_verified(store, evaluated["predictions"]), "predictions", "probabilities", "familiarity")
     differing = sum(int((a != b).sum()) for a, b in zip(h5.predict(release.model, images), judged, strict=True))
     if differing or not all(np.isfinite(values).all() for values in judged):
         raise ModelError(

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from fmnist_tasks.errors import MissingError, SettingsError, StoreError
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import Stat, Store, check_key, open_store

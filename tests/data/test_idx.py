@@ -5,6 +5,7 @@ import gzip
 import made
 import numpy as np
 import pytest
+
 from fmnist_tasks.data.idx import gunzip, parse_idx
 from fmnist_tasks.errors import DataError
 

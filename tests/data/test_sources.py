@@ -15,6 +15,7 @@ import made
 import numpy as np
 import pytest
 from conftest import Line
+
 from fmnist_tasks.data import sources
 from fmnist_tasks.data.declaration import Declaration, read_declaration
 from fmnist_tasks.data.sources import load_base

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 
 import pytest
+
 from fmnist_tasks.evaluation.gate import Identity, at_least, judge, same_origin
 
 IDENTITY = Identity("run-1", "m" * 64, "d" * 64)

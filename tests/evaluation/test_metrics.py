@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from fmnist_tasks.evaluation.metrics import classification, detection
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry.documents import digest_of, seal, unseal
 
@@ -16,16 +17,16 @@ def test_every_change_of_one_byte_is_noticed() -> None:
     for position in range(len(data)):
         for flip in (1, 0x20):
             changed = data[:position] + bytes([data[position] ^ flip]) + data[position + 1 :]
-            with pytest.raises(IntegrityError, match="^releases/v/manifest"):
+            with pytest.raises(IntegrityError, match=r"^releases/v/manifest"):
                 unseal(changed, "releases/v/manifest.json")
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"null", b"\xff", b'{"seal": 1}', b"[" * 100_000])
 def test_foreign_bytes_are_no_document(data: bytes) -> None:
-    with pytest.raises(IntegrityError, match="foreign"):
+    with pytest.raises(IntegrityError, match=r"foreign"):
         unseal(data, "k")
 
 
 def test_nan_cannot_be_sealed() -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match=r"not JSON compliant"):
         digest_of({"accuracy": float("nan")})

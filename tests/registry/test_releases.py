@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.local import FolderStore

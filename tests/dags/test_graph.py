@@ -1,0 +1,124 @@
+"""The DAG as Airflow sees it, without running anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fmnist_tasks.settings import PROJECT, Parameters
+
+DAG_FILE = PROJECT / "dags" / "fmnist_retrain.py"
+CHAIN = [
+    "data.ingest",
+    "data.validate_data",
+    "data.detect_change",
+    "base_model.train",
+    "base_model.evaluate_base",
+    "base_model.accuracy_gate",
+    "tuned_model.fine_tune",
+    "tuned_model.evaluate_tuned",
+    "tuned_model.promotion_gate",
+    "release.publish",
+    "release.verify_release",
+    "release.promote",
+]
+
+
+@pytest.fixture(scope="module")
+def dag():
+    import runpy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(DAG_FILE.parent), *sys.path])
+        module = runpy.run_path(str(DAG_FILE))
+    return module["fmnist_retrain"]()
+
+
+def test_the_way_of_the_data(dag) -> None:
+    assert sorted(dag.task_ids) == sorted(CHAIN)
+    for earlier, later in pairwise(CHAIN):
+        assert later in {task.task_id for task in dag.get_task(earlier).get_flat_relatives(upstream=False)}, later
+    assert set(dag.task_group_dict) >= {"data", "base_model", "tuned_model", "release"}
+
+
+def test_schedule_limits_and_documents(dag) -> None:
+    assert type(dag.timetable).__name__ == "CronTriggerTimetable"
+    assert "0 2 * * 1" in repr(dag.timetable)
+    assert "UTC" in repr(dag.timetable)
+    assert (dag.catchup, dag.max_active_runs, dag.dagrun_timeout) == (False, 1, timedelta(hours=6))
+    assert "Weekly retraining" in dag.doc_md
+    assert all(task.doc_md or task.python_callable.__doc__ for task in dag.tasks)
+
+
+def test_only_what_can_pass_is_tried_again(dag) -> None:
+    from fmnist_tasks.errors import DataError, RejectedError, StoreError
+
+    for task in dag.tasks:
+        assert task.retries == 2
+        assert task.retry_exponential_backoff
+        decide = task.retry_policy.evaluate
+        assert decide(StoreError("gone"), 1, 2).action.value == "retry"
+        assert decide(ConnectionError("gone"), 1, 2).action.value == "retry"
+        for error in (DataError("bad"), RejectedError("weak"), ValueError("bug")):
+            assert decide(error, 1, 2).action.value == "fail"
+
+
+def test_every_parameter_has_a_title_a_text_a_type_and_a_valid_default(dag) -> None:
+    assert set(dag.params) == set(Parameters().as_json())
+    assert dag.params.dump() == Parameters().as_json()
+    for name in dag.params:
+        parameter = dag.params.get_param(name)
+        assert parameter.description, name
+        assert {"title", "type"} <= set(parameter.schema), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("profile", "fast"), ("seed", -1), ("accuracy_threshold", 1.5), ("accuracy_threshold", "high"), ("force", "yes")],
+)
+def test_the_form_refuses_a_wrong_value(dag, name: str, value: object) -> None:
+    from airflow.sdk.exceptions import AirflowException
+
+    with pytest.raises((ValueError, AirflowException)):
+        dag.params.get_param(name).resolve(value)
+
+
+def test_parsing_imports_nothing_heavy() -> None:
+    program = (
+        "import runpy, sys, json\n"
+        f"runpy.run_path({str(DAG_FILE)!r})\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(ended.stdout.splitlines()[-1]))
+    heavy = {"tensorflow", "keras", "great_expectations", "pandas", "matplotlib", "sklearn", "numpy", "h5py", "PIL"}
+    assert loaded & heavy == set()
+
+
+def test_no_room_imports_against_the_way(tmp_path: Path) -> None:
+    """`dags, cli -> steps -> rooms -> settings`; `data` knows no model; the gate knows no framework and no store."""
+    import re
+
+    package = PROJECT / "fmnist_tasks"
+    forbidden = {
+        "data": r"fmnist_tasks\.(model|evaluation|steps|cli|alerts|service)",
+        "model": r"fmnist_tasks\.(evaluation|steps|cli|alerts|service|registry)",
+        "evaluation": r"fmnist_tasks\.(model|steps|cli|alerts|service|registry)",
+        "registry": r"fmnist_tasks\.(data|model|evaluation|steps|cli|alerts|service)",
+        "steps": r"fmnist_tasks\.cli",
+        "settings.py": r"fmnist_tasks\.(?!errors)",
+        "evaluation/gate.py": r"(tensorflow|keras|airflow|fmnist_tasks\.(?!verdict))",
+        ".": r"^(from|import) airflow",
+    }
+    for room, pattern in forbidden.items():
+        paths = [package / room] if room.endswith(".py") else (package / room).rglob("*.py")
+        for path in paths:
+            imports = [line for line in path.read_text().splitlines() if re.match(r"\s*(from|import) ", line)]
+            assert not [line for line in imports if re.search(pattern, line)], path

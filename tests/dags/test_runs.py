@@ -1,0 +1,171 @@
+"""The real DAG in a real Airflow, by `airflow dags test`, on made data."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import made
+import pytest
+from conftest import Line
+
+from fmnist_tasks import service
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.settings import PROJECT
+
+pytestmark = pytest.mark.slow
+QUICK = {"profile": "quick"}
+
+
+@dataclass(frozen=True)
+class Airflow:
+    """An Airflow home of its own, and the line that its DAG works on."""
+
+    home: Path
+    line: Line
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return (
+            os.environ
+            | self.line.environment
+            | {
+                "AIRFLOW_HOME": str(self.home),
+                "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+                "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
+            }
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            arguments, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=580)
+        return process.returncode, output
+
+    def run(self, **conf: object) -> tuple[int, str]:
+        return self(str(PROJECT / "include" / "run"), json.dumps(QUICK | conf))
+
+    def query(self, sql: str) -> list[tuple]:
+        with sqlite3.connect(self.home / "airflow.db") as database:
+            return database.execute(sql).fetchall()
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("airflow")
+    subprocess.run(["airflow", "db", "migrate"], env=os.environ | {"AIRFLOW_HOME": str(home)}, check=True)
+    return home
+
+
+@pytest.fixture
+def airflow(migrated: Path, line: Line) -> Airflow:
+    return Airflow(migrated, line)
+
+
+def test_a_run_that_passes_emits_the_champion_and_a_task_can_be_run_alone(airflow: Airflow) -> None:
+    code, output = airflow.run()
+    assert code == 0, output
+    entry = service.in_service(airflow.line.store)
+    assert re.search(rf"promote +done .*{entry.version} is the champion, number 1", output)
+    for line in (
+        "validation accuracy, base",
+        "test accuracy, base",
+        "accuracy gate +promote",
+        "promotion gate +promote",
+    ):
+        assert re.search(line, output), line
+    (extra,) = airflow.query("select extra from asset_event")[-1]
+    assert json.loads(extra)["version"] == entry.version
+    assert json.loads(extra)["accuracy"] > 0.92
+
+    run_id = service.open_release(airflow.line.store, entry.version).manifest["run_id"]
+    code, output = airflow("airflow", "tasks", "test", "fmnist_retrain", "base_model.accuracy_gate", run_id)
+    assert code == 0, output
+    assert "accuracy_gate done" in output
+    assert len(champion.history(airflow.line.store)) == 1
+
+
+def test_nothing_changed_ends_green_without_training(migrated: Path, finished: Line) -> None:
+    airflow = Airflow(migrated, finished)
+    before = champion.history(finished.store)
+    code, output = airflow.run()
+    assert code == 0, output
+    assert "nothing changed: data, code and parameters are those of the champion" in output
+    assert "train begins" not in output
+    assert champion.history(finished.store) == before
+
+
+def test_a_weak_model_ends_red_with_an_alert_and_the_champion_stays(migrated: Path, finished: Line) -> None:
+    airflow = Airflow(migrated, finished)
+    labels = made.images(600, 2)[1]
+    labels[::10] = (labels[::10] + 1) % made.CLASSES  # no model can be right on these
+    made.declare(finished.data, test_labels=labels)
+    before = champion.history(finished.store)
+    code, output = airflow.run()
+    assert code == 1, output
+    assert re.search(
+        r"ALERT rejected in run \S+: fmnist_retrain, task base_model.accuracy_gate: base model rejected", output
+    )
+    assert re.search(r"test accuracy is [0-9.]+%, below the bound of 92.00%", output)
+    assert f"Champion in service: {before[-1].version}" in output
+    assert output.count("ALERT") == 1
+    assert "fine_tune begins" not in output
+    assert champion.history(finished.store) == before
+    assert len(releases.versions(finished.store)) == 1
+
+
+def test_bad_data_ends_red_without_a_second_try(airflow: Airflow) -> None:
+    (airflow.line.data / "train_labels.gz").write_bytes(b"\x1f\x8bdamaged")
+    code, output = airflow.run()
+    assert code == 1, output
+    assert output.count("ingest begins") == 1
+    assert "trying again cannot help" in output
+    assert re.search(r"ALERT run failed .*task data.ingest: .*no source has its four files intact", output)
+    assert "There is no champion yet" in output
+
+
+def test_a_store_that_does_not_answer_is_tried_again(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    (airflow.line.home / "store").write_text("no folder")
+    code, output = airflow.run()
+    assert code == 1, output
+    assert output.count("ingest begins") == 3
+    assert output.count("ALERT") == 1
+    assert "Not a directory; free space" in output
+
+
+def test_a_run_that_was_killed_is_followed_by_one_that_ends_well(airflow: Airflow) -> None:
+    process = airflow.start("airflow", "dags", "test", "fmnist_retrain", "--conf", json.dumps(QUICK))
+    assert process.stdout is not None
+    seen = []
+    for text in process.stdout:
+        seen.append(text)
+        if "train begins" in text:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL, "".join(seen)
+    assert champion.champion(airflow.line.store) is None
+    code, output = airflow.run()
+    assert code == 0, output
+    assert len(champion.history(airflow.line.store)) == 1
+
+
+def test_the_command_line_knows_the_dag(airflow: Airflow) -> None:
+    code, output = airflow("airflow", "dags", "reserialize")
+    assert code == 0, output
+    code, output = airflow("airflow", "dags", "list", "--output", "json")
+    assert "fmnist_retrain" in output
+    code, output = airflow("airflow", "dags", "list-import-errors", "--output", "plain")
+    assert "No data found" in output

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import made
+import numpy as np
+import pytest
+
+from fmnist_tasks.data.checks import Sample, check_samples
+
+IMAGES, LABELS = made.images(400, 3)
+
+
+def failed(images: np.ndarray, labels: np.ndarray = LABELS, count: int | None = None) -> dict[str, str]:
+    """Names and reasons of the checks that a sample does not pass."""
+    rows, _ = check_samples([Sample("it", images, labels, count)], made.CLASSES)
+    return {check.name: check.reason for check in rows["it"] if not check.passed}
+
+
+def with_pixel(value: float, dtype: type) -> np.ndarray:
+    images = IMAGES.astype(dtype)
+    images[7, 3, 3] = value
+    return images
+
+
+def test_good_images_pass_every_check() -> None:
+    assert failed(IMAGES) == {}
+    assert failed(IMAGES, LABELS.astype(np.int64)) == {}
+    assert failed(IMAGES, count=400) == {}
+
+
+@pytest.mark.parametrize(
+    ("images", "names"),
+    [
+        (IMAGES[:, :27], {"height"}),
+        (np.pad(IMAGES, ((0, 0), (0, 0), (0, 1))), {"width"}),
+        (IMAGES[..., None], {"height", "width"}),
+        (IMAGES.astype(np.float32), {"dtype"}),
+        (IMAGES.astype(np.float64) / 255, {"dtype", "pixel range", "blank images"}),
+        (IMAGES // 255, {"pixel range", "blank images"}),
+        (with_pixel(256, np.int32), {"dtype", "brightest pixel", "pixel range"}),
+        (with_pixel(-1, np.int16), {"dtype", "darkest pixel"}),
+        (with_pixel(np.nan, np.float64), {"dtype", "missing pixels"}),
+        (IMAGES.astype(str), {"dtype", "missing pixels", "pixel range"}),
+        (np.zeros_like(IMAGES), {"pixel range", "blank images"}),
+    ],
+)
+def test_images_of_wrong_shape_dtype_or_range(images: np.ndarray, names: set[str]) -> None:
+    assert set(failed(images)) == names
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (np.where(LABELS == 3, 10, LABELS), {"labels"}),
+        (np.where(LABELS == 3, -1, LABELS.astype(np.int8)), {"labels"}),
+        (LABELS.astype(np.float64), {"label dtype"}),
+        (LABELS.astype(str), {"label dtype", "labels"}),
+    ],
+)
+def test_labels_outside_the_declared_classes(labels: np.ndarray, names: set[str]) -> None:
+    assert set(failed(IMAGES, labels)) == names
+
+
+def test_the_base_dataset_must_have_its_count_and_all_classes_in_balance() -> None:
+    assert set(failed(IMAGES, count=401)) == {"count"}
+    assert set(failed(IMAGES, np.where(LABELS == 3, 4, LABELS), count=400)) == {"class balance"}
+    keep = LABELS != 3
+    assert set(failed(IMAGES[keep], LABELS[keep])) == set()  # a batch may lack a class
+
+
+def test_an_empty_batch_is_no_batch() -> None:
+    assert "count" in failed(IMAGES[:0], LABELS[:0])
+
+
+def test_a_reason_tells_how_many_rows_are_wrong_and_shows_one() -> None:
+    wrong = np.where(np.arange(400) == 5, 77, LABELS)
+    asks = "every label is one of the declared classes"
+    assert failed(IMAGES, wrong)["labels"] == f"{asks}: not so for 1 of 400 rows, for instance 77"
+
+
+def test_the_data_docs_name_every_sample() -> None:
+    samples = [Sample("training", IMAGES, LABELS, 400), Sample("week 12.npz", IMAGES, LABELS, None)]
+    _, pages = check_samples(samples, made.CLASSES)
+    index = pages["index.html"].decode()
+    assert "training images" in index
+    assert any("week 12.npz images" in path for path in pages)

@@ -1,0 +1,161 @@
+"""Network, training batches, training, fine-tuning and novelty, on small made images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+import made
+import numpy as np
+import pytest
+
+from fmnist_tasks.data.dataset import Arrays
+from fmnist_tasks.errors import TrainingError
+from fmnist_tasks.model import h5, novelty, training, tuning
+from fmnist_tasks.model.batches import TrainingBatches, augmented
+from fmnist_tasks.model.cnn import build
+from fmnist_tasks.model.normalisation import FusedBatchNormalization
+from fmnist_tasks.settings import PROFILES
+
+PROFILE = replace(PROFILES["quick"], epochs=2, batch_size=32)
+
+
+def small(count: int = 320) -> Arrays:
+    images, labels = made.images(count, 1)
+    held = made.images(100, 2)
+    return Arrays(images, labels, *held, *held)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_network_is_what_the_design_says(name: str) -> None:
+    model = build(PROFILES[name], 10)
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds[:2] == ["InputLayer", "Rescaling"]
+    assert {"Conv2D", "MaxPooling2D", "Dropout"} <= set(kinds)
+    assert kinds[-1] == "Dense"
+    assert model.layers[1].scale == pytest.approx(1 / 255)
+    assert all(variable.dtype == "float32" for variable in model.weights)
+    again = build(PROFILES[name], 10)
+    assert [layer.name for layer in model.layers] == [layer.name for layer in again.layers]
+
+
+def test_fused_normalisation_equals_the_built_in_layer() -> None:
+    x = np.random.default_rng(0).normal(3, 2, (64, 7, 7, 8)).astype(np.float32)
+    fused, plain = FusedBatchNormalization(momentum=0.9), keras.layers.BatchNormalization(momentum=0.9)
+    for layer in (fused, plain):
+        layer.build(x.shape)
+    np.testing.assert_allclose(fused(x, training=True), plain(x, training=True), rtol=1e-4, atol=1e-4)
+    for a, b in zip(fused.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3)  # the fused variance divides by N - 1
+    np.testing.assert_allclose(fused(x), plain(x), rtol=1e-2, atol=1e-2)
+
+
+def test_augmentation_moves_mirrors_and_cuts_but_invents_nothing() -> None:
+    image = np.zeros((28, 28), np.uint8)
+    image[10:14, 5:8] = 200
+    batch = np.broadcast_to(image, (400, 28, 28)).copy()
+    out = augmented(batch, replace(PROFILE, shift=1), np.random.default_rng(0))
+    variants = {picture.tobytes() for picture in out}
+    expected = {
+        np.roll(base, (down, right), (0, 1)).tobytes()
+        for base in (image, image[:, ::-1])
+        for down in (-1, 0, 1)
+        for right in (-1, 0, 1)
+    }
+    assert variants == expected
+    white = np.full((50, 28, 28), 255, np.uint8)
+    cut = augmented(white, replace(PROFILE, cut_out=6), np.random.default_rng(0))
+    assert set((cut == 0).sum(axis=(1, 2))) == {36}
+
+
+def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
+    images, labels = made.images(320, 1)
+    batches = TrainingBatches(images, labels, PROFILE, seed=0)
+    first = np.concatenate([batches[index][1] for index in range(len(batches))])
+    batches.on_epoch_end()
+    second = np.concatenate([batches[index][1] for index in range(len(batches))])
+    assert batches[0][0].shape == (32, 28, 28, 1)
+    np.testing.assert_array_equal(np.bincount(first), np.bincount(second))
+    assert (first != second).any()
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    arrays = small()
+    fits = [training.train(arrays, 10, PROFILE, seed) for seed in (3, 3, 4)]
+    first, second, other = ([weight.tobytes() for weight in fit.model.get_weights()] for fit in fits)
+    assert first == second
+    assert first != other
+    models = [novelty.publishable(fit.model, arrays.train_images, 10, PROFILE) for fit in fits[:2]]
+    assert h5.save(models[0]) == h5.save(models[1])
+
+
+@pytest.mark.slow
+def test_training_learns_and_reports_every_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    fit = training.train(small(), 10, replace(PROFILE, epochs=4), seed=0)
+    assert fit.validation_accuracy > 0.9
+    assert {len(values) for values in fit.curves.values()} == {4}
+    assert caplog.text.count("validation accuracy") == 4
+    assert "epoch 4/4" in caplog.text
+
+
+@pytest.mark.slow
+def test_early_stopping_restores_the_best_epoch() -> None:
+    arrays = small()
+    shuffled = replace(arrays, validation_labels=np.random.default_rng(0).permutation(arrays.validation_labels))
+    fit = training.train(shuffled, 10, replace(PROFILE, epochs=30, patience=2), seed=0)
+    losses = fit.curves["val_loss"]
+    assert len(losses) == fit.best_epoch + 2 < 30
+    _, _, again = fit.model.evaluate(arrays.validation_images[..., None], shuffled.validation_labels, verbose=0)
+    assert again == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_training_at_once() -> None:
+    with pytest.raises(
+        TrainingError, match=r"loss is (nan|inf) at step \d+ of epoch 1; training stopped, nothing was kept"
+    ):
+        training.train(small(), 10, replace(PROFILE, learning_rate=float("inf")), seed=0)
+
+
+@pytest.mark.slow
+def test_fine_tuning_goes_on_from_the_base_and_leaves_it_alone() -> None:
+    arrays = small()
+    base = novelty.publishable(training.train(arrays, 10, PROFILE, 0).model, arrays.train_images, 10, PROFILE)
+    before = [weight.tobytes() for weight in base.get_weights()]
+    still = tuning.tune(base, arrays, 10, replace(PROFILE, tuning_rate=0.0), seed=0).model
+    for layer in still.layers:
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            for a, b in zip(layer.get_weights(), base.get_layer(layer.name).get_weights(), strict=True):
+                np.testing.assert_array_equal(a, b)
+    tuned = tuning.tune(base, arrays, 10, PROFILE, seed=0).model
+    assert [weight.tobytes() for weight in base.get_weights()] == before
+    kernels = [layer for layer in tuned.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)]
+    assert all(layer.kernel_regularizer.l2 == pytest.approx(PROFILE.weight_decay) for layer in kernels)
+
+
+def test_schedules_begin_and_end_where_they_should() -> None:
+    cycle, decay = training.one_cycle(1.0), tuning.cosine(1.0)
+    assert [round(cycle(done), 4) for done in (0, 0.1, 1)] == [0.01, 1.0, 0.01]
+    assert [round(decay(done), 4) for done in (0, 0.5, 1)] == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.slow
+def test_the_published_model_keeps_the_answers_and_knows_noise() -> None:
+    arrays = small(640)
+    trained = training.train(arrays, 10, replace(PROFILE, epochs=4), seed=0).model
+    model = novelty.publishable(trained, arrays.train_images, 10, PROFILE)
+    probabilities, familiarity = h5.predict(model, arrays.test_images)
+    logits = trained.predict(arrays.test_images[..., None].astype(np.float32), batch_size=500, verbose=0)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), logits.argmax(axis=1))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    bound = novelty.threshold(familiarity)
+    assert (familiarity >= bound).mean() == pytest.approx(novelty.LET_THROUGH, abs=0.01)
+    for family, fake in novelty.fake_images(arrays.test_images, 50, seed=0).items():
+        assert fake.shape == (50, 28, 28), family
+        assert fake.dtype == np.uint8, family
+    noise = novelty.fake_images(arrays.test_images, 50, seed=0)["uniform noise"]
+    _, noise_familiarity = h5.predict(model, noise)
+    assert (noise_familiarity < bound).mean() > 0.9
+    answers = {novelty.answer(p, f, ["c"] * 10, bound) for p, f in zip(probabilities, noise_familiarity, strict=False)}
+    assert novelty.NOT_CLOTHING in answers

@@ -1,0 +1,226 @@
+"""Bad input gives a clear error, loses nothing and leaves the champion."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import made
+import numpy as np
+import pytest
+from conftest import RUN, Line
+
+from fmnist_tasks import service, steps
+from fmnist_tasks.errors import ConflictError, DataError, IntegrityError, ModelError, RejectedError, StoreError
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.documents import seal, unseal
+from fmnist_tasks.registry.runs import read_record
+from fmnist_tasks.settings import Parameters
+from fmnist_tasks.steps import Run, run_again
+
+NEXT = Run("run-2", "2026-11-30T02:00:00+00:00", Parameters(profile="quick", seed=1))
+
+
+def record(line: Line, step: str, run: Run = RUN) -> dict:
+    return read_record(line.store, run.id, step)
+
+
+def changed(line: Line, step: str, run: Run = RUN, **values: object) -> dict:
+    """The recorded result of a step, with other values in it."""
+    return record(line, step, run)["result"] | values
+
+
+@pytest.mark.parametrize(
+    ("role", "array", "reason"),
+    [
+        ("train_labels", np.full(1600, 10, np.uint8), "training: every label is one of the declared classes"),
+        ("train_images", np.zeros((1600, 28, 28), np.uint8), "training: at most one image in 1,000 is a single shade"),
+        ("test_images", made.images(600, 2)[0][:, :20], "test: 28 rows of pixels: not so for 600 of 600 rows"),
+        ("train_labels", np.zeros(1600, np.uint8), "training: each class has between half and twice its even share"),
+    ],
+)
+def test_a_bad_dataset_stops_the_run_before_training(line: Line, role: str, array: np.ndarray, reason: str) -> None:
+    made.declare(line.data, **{role: array})
+    ingested = steps.ingest(RUN)
+    with pytest.raises(RejectedError, match=rf"data rejected, training does not start: .*{reason}"):
+        steps.validate_data(RUN, ingested)
+    assert record(line, "validate_data")["status"] == "rejected"
+    assert reason in line.store.get(f"runs/{RUN.id}/report.html").decode()
+    assert line.store.stat(f"runs/{RUN.id}/data_docs/index.html") is not None
+    with pytest.raises(RejectedError, match=r"validate_data of run run-1 was rejected: what follows it cannot run"):
+        run_again("train", RUN)
+
+
+def test_images_and_labels_of_different_length(line: Line) -> None:
+    made.declare(line.data, train_labels=made.images(1599, 1)[1])
+    with pytest.raises(DataError, match=r"1,600 images but 1,599 labels"):
+        steps.ingest(RUN)
+
+
+@pytest.mark.slow
+def test_an_altered_dataset_file(finished: Line) -> None:
+    before = service.in_service(finished.store)
+    path = finished.data / "train_images.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[5000] ^= 1
+    path.write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(DataError, match=r"train_images.gz: SHA-256 is .*, expected"):
+        steps.ingest(NEXT)
+    assert record(finished, "ingest", NEXT)["status"] == "failed"
+    assert service.in_service(finished.store) == before
+
+
+def test_a_disk_that_is_full(line: Line) -> None:
+    """A file system of 1 MB, in a mount namespace of its own, holds the store."""
+    line.store.put("here", b"")
+    program = f"mount -t tmpfs -o size=1m none {line.store.root} && {sys.executable} -m fmnist_tasks.cli ingest --run r"
+    ended = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", program],
+        env=os.environ | line.environment,
+        capture_output=True,
+        text=True,
+    )
+    if "unshare" in ended.stderr:
+        pytest.skip(f"this machine allows no mount namespace: {ended.stderr.strip()}")
+    assert ended.returncode == 1
+    assert "error: cannot write" in ended.stderr
+    assert "No space left on device; free space, or give this user the right to write below" in ended.stderr
+    assert list(line.store.list("")) == [line.store.stat("here")]
+
+
+def test_a_store_that_cannot_be_written(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line.home / "file").write_text("no folder")
+    monkeypatch.setenv("FMNIST_STORE", (line.home / "file" / "store").as_uri())
+    with pytest.raises(StoreError, match=r"cannot write .*Not a directory"):
+        steps.ingest(RUN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "name"), [("evaluate_base", "train"), ("fine_tune", "train"), ("evaluate_tuned", "fine_tune")]
+)
+def test_a_damaged_model_is_refused_before_it_is_opened(finished: Line, step: str, name: str) -> None:
+    reference = record(finished, name)["result"]["model"]
+    if name == "fine_tune":
+        reference = record(finished, name)["result"]["candidate"]["model"]
+    data = bytearray(finished.store.get(reference["uri"]))
+    data[len(data) // 2] ^= 1
+    finished.store.put(reference["uri"], bytes(data))
+    with pytest.raises(IntegrityError, match=rf"{reference['uri']}: found .* delete it and clear the task"):
+        run_again(step, RUN)
+
+
+@pytest.mark.slow
+def test_a_foreign_file_in_the_place_of_a_record(finished: Line) -> None:
+    finished.store.put(f"runs/{RUN.id}/train.json", b'{"status": "done"}')
+    with pytest.raises(IntegrityError, match=rf"runs/{RUN.id}/train.json: its bytes were changed"):
+        run_again("evaluate_base", RUN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["byte", "weights"])
+def test_a_published_model_that_is_not_the_judged_one_is_not_promoted(finished: Line, how: str) -> None:
+    version = service.in_service(finished.store).version
+    shutil.rmtree(finished.store.root / "champion")
+    key = f"releases/{version}/model.h5"
+    if how == "byte":
+        data = bytearray(finished.store.get(key))
+        data[len(data) // 2] ^= 1
+        finished.store.put(key, bytes(data))
+        with pytest.raises(IntegrityError, match=key):
+            run_again("verify_release", RUN)
+    else:  # another intact release, as if two runs had been mixed up
+        from fmnist_tasks.model import h5
+
+        release = service.open_release(finished.store, version)
+        kernel = release.model.get_layer("logits").kernel
+        kernel.assign(kernel + 1e-3 * np.sign(kernel))
+        facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
+        shutil.rmtree(finished.store.root / "releases")
+        releases.publish(finished.store, version, {**release.files, "model.h5": h5.save(release.model)}, facts)
+        with pytest.raises(ModelError, match=r"predictions of the published model differ from those that were judged"):
+            run_again("verify_release", RUN)
+    with pytest.raises(RejectedError, match=r"verify_release of run run-1 was failed"):
+        run_again("promote", RUN)
+    assert champion.champion(finished.store) is None
+
+
+@pytest.mark.slow
+def test_a_weak_model_is_rejected_with_figure_and_bound_and_the_champion_stays(finished: Line) -> None:
+    before = service.in_service(finished.store)
+    evaluated = changed(finished, "evaluate_base")
+    evaluated["test"] = evaluated["test"] | {"accuracy": 0.9199}
+    with pytest.raises(RejectedError, match=r"base model rejected: test accuracy is 91.99%, below the bound of 92.00%"):
+        steps.accuracy_gate(RUN, changed(finished, "validate_data"), changed(finished, "train"), evaluated)
+    assert record(finished, "accuracy_gate")["result"]["decision"] == "reject"
+    assert service.in_service(finished.store) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [("test", "test accuracy is missing or no number"), ("novelty", "uniform noise called no clothing is missing")],
+)
+def test_missing_figures_reject(finished: Line, missing: str, reason: str) -> None:
+    evaluated = changed(finished, "evaluate_tuned")
+    del evaluated[missing]
+    with pytest.raises(RejectedError, match=reason):
+        steps.promotion_gate(RUN, changed(finished, "validate_data"), changed(finished, "fine_tune"), evaluated)
+
+
+@pytest.mark.slow
+def test_last_weeks_figures_and_verdict_pass_nothing_this_week(finished: Line) -> None:
+    old = {name: changed(finished, name) for name in steps.INPUTS["publish"]}
+    with pytest.raises(RejectedError, match=r"run_id is 'run-1', expected 'run-2'"):
+        steps.promotion_gate(NEXT, old["validate_data"], old["fine_tune"], old["evaluate_tuned"])
+    with pytest.raises(ConflictError, match=r"nothing is published"):
+        steps.publish(NEXT, *old.values())
+    assert len(releases.versions(finished.store)) == 1
+
+
+@pytest.mark.slow
+def test_a_champion_that_changed_during_the_run_stays(finished: Line) -> None:
+    version = service.in_service(finished.store).version
+    verdict = changed(finished, "promotion_gate")
+    assert verdict["champion"] is None  # there was none when the candidate was judged
+    with pytest.raises(ConflictError, match=r"the champion is no longer unset"):
+        steps.promote(NEXT, verdict, changed(finished, "publish"), changed(finished, "verify_release"))
+    assert [entry.version for entry in champion.history(finished.store)] == [version]
+
+
+@pytest.mark.slow
+def test_a_release_that_was_not_verified_is_not_promoted(finished: Line) -> None:
+    verified = changed(finished, "verify_release", version="another")
+    with pytest.raises(ConflictError, match=r"was not verified"):
+        steps.promote(NEXT, changed(finished, "promotion_gate"), changed(finished, "publish"), verified)
+
+
+@pytest.mark.slow
+def test_what_decides_whether_to_train_again(finished: Line) -> None:
+    def reasons(run: Run) -> list[str]:
+        return steps.detect_change(run, *(changed(finished, name) for name in ("ingest", "validate_data")))["reasons"]
+
+    same = Run("run-2", NEXT.created, RUN.parameters)
+    assert reasons(same) == []
+    assert "nothing changed" in record(finished, "detect_change", same)["outcome"]
+    assert reasons(NEXT) == ["seed differs from the champion's"]
+    assert reasons(replace(same, parameters=replace(RUN.parameters, force=True))) == ["training is forced"]
+    other = changed(finished, "ingest", code={"digest": "other", "versions": {}})
+    assert steps.detect_change(same, other, changed(finished, "validate_data"))["reasons"] == [
+        "code differs from the champion's"
+    ]
+    shutil.rmtree(finished.store.root / "champion")
+    assert reasons(same) == ["there is no champion yet"]
+
+
+@pytest.mark.slow
+def test_a_damaged_manifest_of_the_champion_stops_the_run(finished: Line) -> None:
+    key = f"releases/{service.in_service(finished.store).version}/manifest.json"
+    manifest = unseal(finished.store.get(key), key)
+    finished.store.put(key, seal(manifest).replace(b"quick", b"quiet", 1))
+    with pytest.raises(IntegrityError, match=key):
+        run_again("detect_change", RUN)
