@@ -243,8 +243,9 @@ def _show_steps(results: list[tuple[str, dict[str, Any]]], as_json: bool) -> Non
 
 def _logging() -> None:
     handler = RichHandler(console=complaints, show_path=False, show_level=False, omit_repeated_times=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("fmnist_tasks").setLevel(logging.INFO)
+    logger = logging.getLogger("fmnist_tasks")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

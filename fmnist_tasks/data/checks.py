@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import great_expectations as gx
 import numpy as np
 import pandas as pd
-
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
-import great_expectations as gx
 from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult
 
 from fmnist_tasks.settings import INCLUDE

@@ -1,14 +1,15 @@
 """The dataset: labelled parts kept as blobs, a fingerprint over them, and the split into training and validation.
 
 A part is JSON: `{"split": "train" | "test", "source", "images": count, "blob": reference}`; a dataset is
-`{"name", "classes", "parts", "fingerprint"}`. Batches are further parts of the training split.
+`{"name", "classes", "parts", "fingerprint"}`: the two base parts, training and test, then batches, which are further
+parts of the training split.
 """
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,14 @@ def make_part(store: Store, split: str, source: str, images: np.ndarray, labels:
     }
 
 
-def make_dataset(name: str, classes: Sequence[str], parts: list[Part]) -> Dataset:
-    """The dataset of these parts. Its fingerprint covers classes and content, not where a part came from."""
+def make_dataset(name: str, classes: Sequence[str], base: list[Part], batches: Iterable[Part]) -> Dataset:
+    """The dataset of the base parts and the batches; content that comes twice counts once.
+
+    The fingerprint covers classes and content, not where a part came from, nor in which order batches arrived.
+    """
+    known = {part["blob"]["sha256"] for part in base}
+    new = {part["blob"]["sha256"]: part for part in batches if part["blob"]["sha256"] not in known}
+    parts = [*base, *(new[sha256] for sha256 in sorted(new))]
     content = [name, list(classes), [[part["split"], part["blob"]["sha256"]] for part in parts]]
     return {"name": name, "classes": list(classes), "parts": parts, "fingerprint": digest_of(content)}
 

@@ -44,7 +44,7 @@ def ingest(store: Store, run: Run) -> Result:
     return {
         "title": declaration.title,
         "source": source,
-        "dataset": make_dataset(declaration.name, declaration.classes, parts + earlier),
+        "dataset": make_dataset(declaration.name, declaration.classes, parts, earlier),
         "batches": new,
         "unreadable": unreadable,
         "waiting": waiting,
@@ -74,10 +74,9 @@ def validate_data(store: Store, run: Run, ingested: Result) -> Result:
 
     failures = {name: [check.reason for check in checks if not check.passed] for name, checks in rows.items()}
     accepted, quarantined = _sorted_batches(store, run, ingested, failures)
-    known = {part["blob"]["sha256"] for part in dataset["parts"]}
-    added = {part["blob"]["sha256"]: part for part in accepted if part["blob"]["sha256"] not in known}
+    base, earlier = dataset["parts"][:2], dataset["parts"][2:]
     result = {
-        "dataset": make_dataset(dataset["name"], dataset["classes"], [*dataset["parts"], *added.values()]),
+        "dataset": make_dataset(dataset["name"], dataset["classes"], base, [*earlier, *accepted]),
         "checks": {name: [check.as_json() for check in checks] for name, checks in rows.items()},
         "quarantined": quarantined,
         "data_docs": store.location(run_key(run.id, "data_docs/index.html")),

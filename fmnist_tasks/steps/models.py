@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.evaluation import gate
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.blobs import get_verified, put_blob
@@ -43,13 +44,15 @@ def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, ev
     return _judged("base model", identity(run, validated, trained), evaluated, [_accuracy(run, evaluated)])
 
 
-@step("validate_data", "train")
-def fine_tune(store: Store, run: Run, validated: Result, trained: Result) -> Result:
-    """Fine-tune the base model; whichever of the two is better on the validation images is the candidate."""
+@step("validate_data", "train", "accuracy_gate")
+def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accepted: Result) -> Result:
+    """Fine-tune the accepted base model; whichever of the two is better on the validation images is the candidate."""
     from fmnist_tasks.data.dataset import load
     from fmnist_tasks.model import h5, tuning
 
     arrays, classes = (load(store, validated["dataset"]), len(validated["dataset"]["classes"]))
+    if accepted["model_sha256"] != trained["model"]["sha256"]:
+        raise ConflictError("the accuracy gate accepted another base model than this one; clear evaluate_base")
     base = h5.load(get_verified(store, trained["model"]), "base model")
     fit = tuning.tune(base, arrays, classes, run.parameters.training, run.parameters.seed)
     tuned = _kept(store, run, "tuned", fit, arrays, classes)

@@ -54,7 +54,7 @@ def test_schedule_limits_and_documents(dag) -> None:
     assert "UTC" in repr(dag.timetable)
     assert (dag.catchup, dag.max_active_runs, dag.dagrun_timeout) == (False, 1, timedelta(hours=6))
     assert "Weekly retraining" in dag.doc_md
-    assert all(task.doc_md or task.python_callable.__doc__ for task in dag.tasks)
+    assert all(task.doc_md for task in dag.tasks)
 
 
 def test_only_what_can_pass_is_tried_again(dag) -> None:

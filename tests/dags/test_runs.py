@@ -8,8 +8,11 @@ import re
 import signal
 import sqlite3
 import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import made
 import pytest
@@ -17,7 +20,7 @@ from conftest import Line
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.settings import PROJECT
+from fmnist_tasks.settings import PROJECT, Settings
 
 pytestmark = pytest.mark.slow
 QUICK = {"profile": "quick"}
@@ -29,12 +32,14 @@ class Airflow:
 
     home: Path
     line: Line
+    changed: Mapping[str, str] = MappingProxyType({})  # in the line's environment
 
     @property
     def environment(self) -> dict[str, str]:
         return (
             os.environ
             | self.line.environment
+            | dict(self.changed)
             | {
                 "AIRFLOW_HOME": str(self.home),
                 "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
@@ -160,6 +165,39 @@ def test_a_run_that_was_killed_is_followed_by_one_that_ends_well(airflow: Airflo
     code, output = airflow.run()
     assert code == 0, output
     assert len(champion.history(airflow.line.store)) == 1
+
+
+def test_quick_on_the_real_images_passes_the_gate_and_plain_keras_agrees(migrated: Path, tmp_path: Path) -> None:
+    project = Settings.from_environment()
+    real = {
+        "FMNIST_HOME": str(tmp_path),
+        "FMNIST_STORE": "",
+        "FMNIST_DATASET": "",
+        "FMNIST_DATA_DIR": str(project.cache / "fashion-mnist"),
+    }
+    airflow = Airflow(migrated, Line(tmp_path), real)
+    code, output = airflow.run()
+    assert code == 0, output
+    manifest = service.open_release(airflow.line.store, service.in_service(airflow.line.store).version).manifest
+    accuracy = manifest["figures"]["test"]["accuracy"]
+    assert manifest["figures"]["test"]["images"] == 10_000
+    assert accuracy >= 0.92
+    assert manifest["figures"]["base_test_accuracy"] >= 0.92
+
+    program = """
+import gzip, json, sys
+import keras, numpy
+folder, model = sys.argv[1:]
+read = lambda name, offset: numpy.frombuffer(gzip.open(f"{folder}/t10k-{name}-ubyte.gz").read(), "uint8", offset=offset)
+images, labels = read("images-idx3", 16).reshape(-1, 28, 28, 1), read("labels-idx1", 8)
+probabilities, _ = keras.models.load_model(model, compile=False).predict(images, batch_size=500, verbose=0)
+assert not any(name.startswith("fmnist") for name in sys.modules)
+print((probabilities.argmax(axis=1) == labels).mean())
+"""
+    model = airflow.line.store.location(manifest["files"]["model.h5"]["uri"])
+    arguments = [sys.executable, "-c", program, manifest["data"]["source"], model]
+    ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert float(ended.stdout) == pytest.approx(accuracy, abs=1e-9)
 
 
 def test_the_command_line_knows_the_dag(airflow: Airflow) -> None:

@@ -27,7 +27,7 @@ def test_batches_join_training_and_nothing_else(store: FolderStore) -> None:
     base = [make_part(store, name, "base", *made.images(count, 1)) for name, count in (("train", 100), ("test", 40))]
     images, labels = made.images(30, 5)
     batch = make_part(store, "train", "incoming/b.npz", images, labels.astype(np.int64))
-    without, arrays = (load(store, make_dataset("made", CLASSES, parts)) for parts in (base, [*base, batch]))
+    without, arrays = (load(store, make_dataset("made", CLASSES, base, batches)) for batches in ([], [batch]))
     assert len(arrays.train_labels) == len(without.train_labels) + 30 == 110
     np.testing.assert_array_equal(arrays.train_images[80:], images)
     np.testing.assert_array_equal(arrays.validation_images, without.validation_images)
@@ -37,13 +37,21 @@ def test_batches_join_training_and_nothing_else(store: FolderStore) -> None:
 
 def test_the_fingerprint_follows_content_not_origin(store: FolderStore) -> None:
     images, labels = made.images(50, 1)
-    here = make_dataset("made", CLASSES, [make_part(store, "train", "here", images, labels)])
-    there = make_dataset("made", CLASSES, [make_part(store, "train", "there", images, labels)])
+    here = make_dataset("made", CLASSES, [make_part(store, "train", "here", images, labels)], [])
+    there = make_dataset("made", CLASSES, [make_part(store, "train", "there", images, labels)], [])
     assert here["fingerprint"] == there["fingerprint"]
     images[0, 0, 0] ^= 1
-    other = make_dataset("made", CLASSES, [make_part(store, "train", "here", images, labels)])
-    renamed = make_dataset("made", CLASSES[::-1], here["parts"])
+    other = make_dataset("made", CLASSES, [make_part(store, "train", "here", images, labels)], [])
+    renamed = make_dataset("made", CLASSES[::-1], here["parts"], [])
     assert len({here["fingerprint"], other["fingerprint"], renamed["fingerprint"]}) == 3
+
+
+def test_batches_count_once_and_in_any_order(store: FolderStore) -> None:
+    base = [make_part(store, "train", "base", *made.images(100, 1))]
+    one, two = (make_part(store, "train", f"batch {seed}", *made.images(20, seed)) for seed in (2, 3))
+    first, second = (make_dataset("made", CLASSES, base, batches) for batches in ([one, two], [two, *base, one, two]))
+    assert first == second
+    assert len(first["parts"]) == 3
 
 
 def test_packing_gives_the_same_bytes_every_time() -> None:
@@ -79,4 +87,4 @@ def test_one_changed_byte_in_a_stored_part_is_noticed(store: FolderStore) -> Non
     data[5000] ^= 1
     store.put(key, bytes(data))
     with pytest.raises(IntegrityError, match=key):
-        load(store, make_dataset("made", CLASSES, [part, {**part, "split": "test"}]))
+        load(store, make_dataset("made", CLASSES, [part, {**part, "split": "test"}], []))

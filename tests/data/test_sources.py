@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import os
 import shutil
 import ssl
 import subprocess
@@ -15,7 +16,9 @@ import made
 import numpy as np
 import pytest
 from conftest import Line
+from typer.testing import CliRunner
 
+from fmnist_tasks.cli import app
 from fmnist_tasks.data import sources
 from fmnist_tasks.data.declaration import Declaration, read_declaration
 from fmnist_tasks.data.sources import load_base
@@ -131,6 +134,64 @@ def test_a_web_server_that_is_not_there_is_one_reason_among_others(line: Line) -
     damaged(line.data / "test_labels.gz", "missing")
     with pytest.raises(DataError, match=r"https://127.0.0.1:9/train_images.gz: .*refused"):
         load_base(*declared(line, url="https://127.0.0.1:9/"))
+
+
+@pytest.fixture
+def programs(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH; a system folder and a dataset that only apt-get can bring there."""
+    shutil.move(line.data, tmp_path / "packaged")
+    shutil.copytree(tmp_path / "packaged", line.data, ignore=shutil.ignore_patterns("*.gz"))
+    declaration = line.data / "made.toml"
+    declaration.write_text('debian_package = "dataset-made"\n' + declaration.read_text())
+    monkeypatch.setattr(sources, "SYSTEM_FOLDER", tmp_path / "system")
+    (tmp_path / "system").mkdir()
+    (tmp_path / "programs").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+    return tmp_path / "programs"
+
+
+def stand_in(path: Path, *lines: str) -> None:
+    """A program in the place of apt-get or sudo, which a test must not let change the machine."""
+    path.write_text("\n".join(["#!/bin/sh", "PATH=/usr/bin:/bin", *lines]))
+    path.chmod(0o755)
+
+
+def test_a_dataset_that_nothing_serves_is_installed_as_a_debian_package(programs: Path, tmp_path: Path) -> None:
+    stand_in(
+        programs / "apt-get",
+        f'echo "$@" >> {tmp_path}/called',
+        f"[ $1 = update ] || cp -r {tmp_path}/packaged {tmp_path}/system/made",
+    )
+    result = CliRunner().invoke(app, ["download"])
+    assert result.exit_code == 0, result.output
+    assert f"from {tmp_path}/system/made" in result.stdout
+    update, install = (tmp_path / "called").read_text().splitlines()
+    assert update.startswith("update")
+    assert install.startswith("install --yes")
+    assert install.endswith(" dataset-made")
+
+
+def test_sudo_is_asked_by_one_who_is_not_root(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    stand_in(programs / "apt-get")
+    stand_in(programs / "sudo", f'echo "$@" >> {tmp_path}/called')
+    sources.install_debian_package("dataset-made")
+    assert [call.split()[:3] for call in (tmp_path / "called").read_text().splitlines()] == [
+        ["--non-interactive", "apt-get", "update"],
+        ["--non-interactive", "apt-get", "install"],
+    ]
+
+
+def test_who_cannot_install_is_told_the_one_command_to_type(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = r"type: sudo apt-get update && sudo apt-get install dataset-made"
+    with pytest.raises(DataError, match="no apt-get to install the dataset with"):
+        sources.install_debian_package("dataset-made")
+    stand_in(programs / "apt-get", "exit 100")
+    with pytest.raises(DataError, match=f"failed with exit code 100; {command}"):
+        sources.install_debian_package("dataset-made")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(DataError, match=f"only root can install the dataset here; {command}"):
+        sources.install_debian_package("dataset-made")
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,13 @@ def test_missing_figures_reject(finished: Line, missing: str, reason: str) -> No
 
 
 @pytest.mark.slow
+def test_a_base_model_that_the_gate_has_not_seen_is_not_tuned(finished: Line) -> None:
+    accepted = changed(finished, "accuracy_gate", model_sha256="0" * 64)
+    with pytest.raises(ConflictError, match=r"accepted another base model than this one"):
+        steps.fine_tune(RUN, changed(finished, "validate_data"), changed(finished, "train"), accepted)
+
+
+@pytest.mark.slow
 def test_last_weeks_figures_and_verdict_pass_nothing_this_week(finished: Line) -> None:
     old = {name: changed(finished, name) for name in steps.INPUTS["publish"]}
     with pytest.raises(RejectedError, match=r"run_id is 'run-1', expected 'run-2'"):

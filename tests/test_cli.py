@@ -1,0 +1,164 @@
+"""`fmnist` as people and scripts use it: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import made
+import numpy as np
+import pytest
+from conftest import RUN, Line
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from fmnist_tasks import service
+from fmnist_tasks.cli import app
+from fmnist_tasks.registry import champion, releases
+
+COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards() -> Iterator[None]:
+    """Commands that run steps set up logging; take that back."""
+    logger = logging.getLogger("fmnist_tasks")
+    yield
+    logger.handlers = []
+    logger.setLevel(logging.NOTSET)
+
+
+def fmnist(*arguments: object, expect: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == expect, result.output
+    return result
+
+
+def document(*arguments: object, expect: int = 0) -> object:
+    return json.loads(fmnist(*arguments, "--json", expect=expect).stdout)
+
+
+def test_the_installed_program_lists_its_commands() -> None:
+    ended = subprocess.run(["fmnist", "--help"], capture_output=True, text=True, check=True)
+    assert {name for name in COMMANDS if f" {name} " in ended.stdout} == COMMANDS
+    named_in_the_readme = {"ingest", "validate", "train", "evaluate", "releases", "champion", "history", "rollback"}
+    assert named_in_the_readme | {"predict", "verify"} <= COMMANDS
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself(name: str) -> None:
+    help_text = fmnist(name, "--help").stdout
+    assert "Usage:" in help_text
+    if name != "download":
+        assert "--json" in help_text
+
+
+def test_an_empty_registry(line: Line) -> None:
+    assert document("releases") == document("history") == []
+    assert "`make run` makes one" in fmnist("releases").stdout
+    for command in (["champion"], ["predict", "x.png"], ["rollback", "v1", "--reason", "r"]):
+        assert "there is no champion yet" in fmnist(*command, expect=1).stderr
+    for command in ("validate", "train", "evaluate", "tune", "publish", "summary"):
+        assert "there is no run yet" in fmnist(command, expect=1).stderr
+    assert "there is no release v1" in fmnist("verify", "v1", expect=1).stderr
+    assert "run gone left no results" in fmnist("validate", "--run", "gone", expect=1).stderr
+
+
+@pytest.mark.parametrize("arguments", [["rollback", "v1"], ["verify"], ["predict"], ["champion", "--colour"], ["fly"]])
+def test_wrong_usage_is_exit_code_2(line: Line, arguments: list[str]) -> None:
+    assert fmnist(*arguments, expect=2).stdout == ""
+
+
+def test_a_parameter_without_meaning_begins_no_run(line: Line) -> None:
+    assert "profile: 'fast' is unknown" in fmnist("ingest", "--profile", "fast", expect=1).stderr
+    assert list(line.store.list("")) == []
+
+
+def test_download_names_the_source(line: Line) -> None:
+    assert f"four files, sizes and digests as declared, from {line.data}" in fmnist("download").stdout
+
+
+@pytest.mark.slow
+def test_a_whole_run_step_by_step(line: Line) -> None:
+    begun = document("ingest", "--profile", "quick", "--run", "by-hand")
+    assert begun["ingest"]["source"] == str(line.data)
+    assert "24 checks of 2 parts" in fmnist("validate").stdout
+    trained = fmnist("train")
+    assert trained.stderr.count("validation loss") == 5  # one line an epoch
+    assert "base model: 5 epochs" in trained.stdout
+    assert set(document("evaluate")) == {"evaluate_base", "accuracy_gate"}
+    fmnist("tune")
+    assert set(document("evaluate")) == {"evaluate_tuned", "promotion_gate"}
+    fmnist("publish", "--run", "by-hand")
+    assert document("summary")["promoted"] is True
+    assert "number 1" in fmnist("summary").stdout
+    assert document("champion")["version"] == document("releases")[0]["version"]
+
+
+@pytest.mark.slow
+def test_a_rejected_model_is_exit_code_1(line: Line) -> None:
+    labels = made.images(600, 2)[1]
+    labels[::10] = (labels[::10] + 1) % made.CLASSES  # no model can be right on these
+    made.declare(line.data, test_labels=labels)
+    for command in (["ingest", "--profile", "quick"], ["validate"], ["train"]):
+        fmnist(*command)
+    assert "base model rejected: test accuracy is" in fmnist("evaluate", expect=1).stderr
+    assert "accuracy_gate of run" in fmnist("tune", expect=1).stderr
+    assert "No champion was promoted" in fmnist("summary", expect=1).stderr
+    assert document("summary", expect=1)["steps"]["accuracy_gate"]["status"] == "rejected"
+
+
+@pytest.mark.slow
+def test_the_registry_of_a_finished_run(finished: Line) -> None:
+    entry = service.in_service(finished.store)
+    (row,) = document("releases")
+    assert (row["version"], row["champion"], row["run_id"]) == (entry.version, True, RUN.id)
+    assert document("champion") == document("history")[0] == entry.as_json()
+    verified = document("verify", entry.version)
+    assert verified["intact"] is True
+    assert verified["test_accuracy"] == row["test_accuracy"]
+    for command in ("releases", "champion", "history"):
+        assert entry.version in fmnist(command).stdout
+
+
+@pytest.mark.slow
+def test_rollback_checks_the_target_and_keeps_the_reason(finished: Line) -> None:
+    store, first = finished.store, service.in_service(finished.store).version
+    release = service.open_release(store, first)
+    facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
+    for version in ("another", "damaged"):
+        releases.publish(store, version, release.files, facts)
+    model = bytearray(store.get("releases/damaged/model.h5"))
+    model[99] ^= 1
+    store.put("releases/damaged/model.h5", bytes(model))
+
+    assert "is the champion already" in fmnist("rollback", first, "--reason", "x", expect=1).stderr
+    assert "needs a reason" in fmnist("rollback", "another", "--reason", " ", expect=1).stderr
+    assert "there is no release gone" in fmnist("rollback", "gone", "--reason", "x", expect=1).stderr
+    assert "releases/damaged/model.h5: found" in fmnist("rollback", "damaged", "--reason", "x", expect=1).stderr
+    assert "releases/damaged/model.h5: found" in fmnist("verify", "damaged", expect=1).stderr
+    assert [entry.version for entry in champion.history(store)] == [first]
+
+    entry = document("rollback", "another", "--reason", "shirts went wrong")
+    assert (entry["sequence"], entry["action"], entry["reason"]) == (2, "rollback", "shirts went wrong")
+    assert document("champion")["version"] == "another"
+
+
+@pytest.mark.slow
+def test_predict_names_the_class_or_that_it_is_no_clothing(finished: Line, tmp_path: Path) -> None:
+    images, labels = made.images(20, 5)
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    paths = [tmp_path / f"{index}.png" for index in range(21)]
+    for path, pixels in zip(paths, [*images, noise], strict=True):
+        Image.fromarray(pixels).resize((280, 280), Image.Resampling.NEAREST).convert("RGB").save(path)
+    rows = document("predict", *paths)
+    assert rows[-1]["answer"] == "not clothing"
+    right = [row["class"] == f"pattern {label}" for row, label in zip(rows, labels, strict=False)]
+    assert sum(right) >= 19
+    assert "pattern" in fmnist("predict", paths[0]).stdout
+    (tmp_path / "notes.png").write_text("no picture")
+    for path in (tmp_path / "notes.png", tmp_path / "missing.png"):
+        assert f"{path}: is no picture that can be read" in fmnist("predict", path, expect=1).stderr

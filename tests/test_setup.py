@@ -1,0 +1,85 @@
+"""`include/setup` on a copy of the project: interrupted, completed, called again, and with a lock that changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fmnist_tasks.settings import PROJECT
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    left_out = shutil.ignore_patterns(".venv", "var", ".git", ".*_cache", "__pycache__")
+    return Path(shutil.copytree(PROJECT, tmp_path / "a copy", ignore=left_out))
+
+
+def fresh_shell() -> dict[str, str]:
+    """The environment as if no project had been activated in it."""
+    own = ("FMNIST_", "AIRFLOW", "VIRTUAL_ENV")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    folders = [folder for folder in kept["PATH"].split(":") if Path(folder) != PROJECT / ".venv" / "bin"]
+    return kept | {"PATH": ":".join(folders)}
+
+
+def setup(copy: Path) -> str:
+    """Everything that set-up says."""
+    ended = subprocess.run(
+        [copy / "include" / "setup"], env=fresh_shell(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) -> None:
+    process = subprocess.Popen(
+        [copy / "include" / "setup"],
+        env=fresh_shell(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        seen = next(text for text in process.stderr if "Resolved" in text)  # uv begins to fill the environment
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, seen
+    assert list((copy / ".venv").glob(".made-from-*")) == []
+
+    said = setup(copy)
+    for stage in ("Creating .venv", "Installing the locked requirements", "sizes and digests as declared", "Migrating"):
+        assert stage in said
+    assert (copy / "var" / "airflow" / "airflow.db").is_file()
+    subprocess.run([copy / ".venv" / "bin" / "fmnist", "--help"], check=True, stdout=subprocess.DEVNULL)
+    to_be_exact = subprocess.run(
+        [copy / ".venv" / "bin" / "uv", "pip", "sync", "--dry-run", "--python", copy / ".venv", "requirements.txt"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    changes = [text for text in to_be_exact.stderr.splitlines() if text.startswith((" + ", " - ", " ~ "))]
+    assert [text.split("=")[0] for text in changes] == [" - fmnist-tasks"]  # the project itself is in no lock
+
+    assert setup(copy) == ""
+    with (copy / "requirements.txt").open("a") as lock:
+        lock.write("# changed\n")
+    said = setup(copy)
+    assert "Installing the locked requirements" in said
+    assert "Creating .venv" not in said
+
+
+def test_a_machine_without_a_python_that_serves_is_told_what_to_install(copy: Path) -> None:
+    ended = subprocess.run(
+        [copy / "include" / "setup"], env=fresh_shell() | {"PYTHON": "/bin/false"}, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert "no Python 3.11, 3.12 or 3.13 with venv among: /bin/false" in ended.stderr
+    assert "make PYTHON=/path/to/python" in ended.stderr
