@@ -6,6 +6,7 @@ PROFILE ?= standard
 SEED ?= 0
 THRESHOLD ?= 0.92
 FORCE ?= false
+RUNS ?= 3
 
 .PHONY: help setup run test check unit shell bench lock clean
 
@@ -30,8 +31,8 @@ unit: setup ## the fast tests only
 shell: setup ## a shell in which airflow and fmnist know this project
 	@bash --init-file include/activate -i
 
-bench: setup ## time and memory of the line, with the machine they were measured on
-	@source include/activate && python tests/bench.py
+bench: setup ## time and memory of the line: make bench RUNS=3 PROFILE=standard
+	@source include/activate && python tests/bench.py --runs $(RUNS) --profile $(PROFILE)
 
 lock: ## resolve pyproject.toml into requirements.txt again
 	@source include/activate && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

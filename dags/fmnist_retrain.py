@@ -163,7 +163,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "profile": Param(
             DEFAULT.profile,
             title="Profile",
-            description="How much training: quick passes the gate in the least time, thorough takes hours.",
+            description="How much training: quick just passes the gate; thorough takes thrice as long as standard.",
             type="string",
             enum=list(PROFILES),
         ),

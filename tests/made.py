@@ -26,15 +26,15 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def declare(folder: Path, train: int = 1600, test: int = 600, **changed: np.ndarray) -> Path:
+def declare(folder: Path, train: int = 1600, test: int = 600, classes: int = CLASSES, **changed: np.ndarray) -> Path:
     """Write the four files and their declaration, whose path is returned; `changed` replaces arrays by role."""
     arrays = dict(zip(("train_images", "train_labels"), images(train, 1), strict=True))
     arrays |= dict(zip(("test_images", "test_labels"), images(test, 2), strict=True))
-    lines = ['name = "made"', 'title = "Made patterns"', f"classes = {[f'pattern {i}' for i in range(CLASSES)]}"]
+    lines = ['name = "made"', 'title = "Made patterns"', f"classes = {[f'pattern {i}' for i in range(classes)]}"]
     folder.mkdir(parents=True, exist_ok=True)
     for role, array in (arrays | changed).items():
         content = idx(array)
-        (folder / f"{role}.gz").write_bytes(gzip.compress(content, mtime=0))
+        (folder / f"{role}.gz").write_bytes(gzip.compress(content, 1, mtime=0))
         lines += [f"[files.{role}]", f'name = "{role}.gz"', f"bytes = {len(content)}"]
         lines += [f'sha256 = "{hashlib.sha256(content).hexdigest()}"']
     declaration = folder / "made.toml"

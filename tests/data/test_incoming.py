@@ -56,6 +56,18 @@ def test_the_same_batch_twice_counts_once(line: Line) -> None:
     assert training_images(first) == training_images(validated(line)) == 1800
 
 
+def test_two_runs_at_the_same_time_share_a_batch(line: Line) -> None:
+    line.store.put("incoming/good.npz", GOOD)
+    line.store.put("incoming/notes.txt", b"hello")
+    other = Run("run-2", RUN.created, RUN.parameters)
+    begun = [(run, steps.ingest(run)) for run in (RUN, other)]
+    first, second = (steps.validate_data(run, ingested)["dataset"] for run, ingested in begun)
+    assert first["fingerprint"] == second["fingerprint"]
+    assert sum(part["images"] for part in second["parts"] if part["split"] == "train") == 1800
+    assert left(line.store, "incoming/") == []
+    assert line.store.get(f"quarantine/{RUN.id}/notes.txt") == b"hello"
+
+
 def test_half_a_pair_waits_for_the_other_half(line: Line) -> None:
     line.store.put("incoming/w-images-idx3-ubyte", made.idx(IMAGES))
     ingested = steps.ingest(RUN)

@@ -1,0 +1,137 @@
+"""`make bench`: time and memory of the line on this machine, printed as a table. Nothing here is a test.
+
+Every figure is measured in processes of its own, on a temporary home; runs of the whole DAG use the real images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import made
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fmnist_tasks import service
+from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.settings import PROJECT, Parameters, Settings
+
+_SYNTHETIC = (70_000, 350_000, 700_000)  # images, a seventh of them for testing
+_CHUNK = 10_000
+
+# What the processes below do; each prints its measurements as one JSON document on the last line.
+_PARSE = """
+import json, runpy, time
+import airflow.sdk  # the dag-processor has it already
+clock = time.monotonic()
+runpy.run_path("dags/fmnist_retrain.py")
+print(json.dumps(time.monotonic() - clock))
+"""
+_INGEST_AND_CHECK = """
+import json, time
+from fmnist_tasks import steps
+from fmnist_tasks.settings import Parameters
+clock = time.monotonic()
+run = steps.Run("bench", "2026-01-01T00:00:00+00:00", Parameters())
+steps.validate_data(run, steps.ingest(run))
+print(json.dumps(time.monotonic() - clock))
+"""
+
+
+def measured(*command: str, **environment: str) -> tuple[float, float, str]:
+    """Seconds, peak memory of the largest process in MiB, and standard output of a command that must succeed."""
+    clock = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    output, errors = process.communicate()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)[:200]} failed:\n{output[-3000:]}\n{errors[-3000:]}")
+    return time.monotonic() - clock, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, output
+
+
+def whole_run(seed: int, profile: str) -> dict[str, float]:
+    """One run of the DAG on the real images, in a home of its own but with the project's dataset cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Settings.from_environment()
+        home = {"FMNIST_HOME": folder, "AIRFLOW_HOME": f"{folder}/airflow", "FMNIST_STORE": ""}
+        home["FMNIST_DATA_DIR"] = str(project.cache / "fashion-mnist")
+        measured("airflow", "db", "migrate", **home)
+        conf = {"profile": profile, "seed": seed}
+        seconds, _, _ = measured(str(PROJECT / "include" / "run"), json.dumps(conf), **home)
+        store = open_store(Settings.from_environment(home).store)
+        manifest = service.open_release(store, service.in_service(store).version).manifest
+        records = read_records(store, manifest["run_id"])
+    fitting = sum(sum(records[name]["result"]["curves"]["seconds"]) for name in ("train", "fine_tune"))
+    return {
+        "whole run, seconds": seconds,
+        "fitting, seconds": fitting,
+        "everything else, seconds": seconds - fitting,
+        "peak memory, MiB": max(record["peak_memory_mb"] for record in records.values()),
+        "validation accuracy, base": manifest["figures"]["validation_accuracy"]["base"],
+        "validation accuracy, tuned": manifest["figures"]["validation_accuracy"]["tuned"],
+        "test accuracy, base": manifest["figures"]["base_test_accuracy"],
+        "test accuracy, candidate": manifest["figures"]["test"]["accuracy"],
+    }
+
+
+def synthetic(count: int) -> dict[str, float]:
+    """Ingest and checks of that many made images. Call with rising counts: memory is the largest of all so far."""
+    with tempfile.TemporaryDirectory() as folder:
+        chunks = [made.images(_CHUNK, seed) for seed in range(count // _CHUNK)]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
+        test = count // 7
+        arrays = {"train_images": images[test:], "train_labels": labels[test:]}
+        arrays |= {"test_images": images[:test], "test_labels": labels[:test]}
+        declaration = made.declare(Path(folder), **arrays)
+        home = {"FMNIST_HOME": folder, "FMNIST_STORE": "", "FMNIST_DATASET": str(declaration)}
+        _, memory, output = measured(sys.executable, "-c", _INGEST_AND_CHECK, **home, FMNIST_DATA_DIR=folder)
+    return {"seconds": _number(output), "peak memory, MiB": memory}
+
+
+def main(
+    runs: Annotated[int, typer.Option(min=1, help="Runs of the whole DAG, each with a seed of its own.")] = 3,
+    profile: Annotated[str, typer.Option(help="Their profile.")] = Parameters().profile,
+) -> None:
+    """Measure and print."""
+    console = Console(width=110)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("apache-airflow", "tensorflow", "numpy"))
+    console.print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {versions}")
+    table = Table("what", "mean", "standard deviation", "least", "most", "runs", box=None, pad_edge=False)
+
+    def row(what: str, values: list[float]) -> None:
+        digits = 4 if "accuracy" in what else 2 if max(values) < 100 else 0
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        figures = [f"{value:.{digits}f}" for value in (statistics.mean(values), spread, min(values), max(values))]
+        table.add_row(what, *figures, str(len(values)))
+
+    row("set-up when all is done, seconds", [measured("include/setup")[0] for _ in range(5)])
+    row("parsing the DAG file, seconds", [_number(measured(sys.executable, "-c", _PARSE)[2]) for _ in range(5)])
+    for count in _SYNTHETIC:
+        for what, value in synthetic(count).items():
+            row(f"ingest and checks of {count:,} images, {what}", [value])
+    results = [whole_run(seed, profile) for seed in range(runs)]
+    for what in results[0]:
+        row(f"{profile}: {what}", [result[what] for result in results])
+    console.print(table)
+
+
+def _number(output: str) -> Any:
+    return json.loads(output.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    typer.run(main)
