@@ -87,8 +87,8 @@ def test_a_whole_run_step_by_step(line: Line) -> None:
     assert begun["ingest"]["source"] == str(line.data)
     assert "24 checks of 2 parts" in fmnist("validate").stdout
     trained = fmnist("train")
-    assert trained.stderr.count("validation loss") == 5  # one line an epoch
-    assert "base model: 5 epochs" in trained.stdout
+    assert trained.stderr.count("validation loss") == 7  # one line an epoch
+    assert "base model: 7 epochs" in trained.stdout
     assert set(document("evaluate")) == {"evaluate_base", "accuracy_gate"}
     fmnist("tune")
     assert set(document("evaluate")) == {"evaluate_tuned", "promotion_gate"}

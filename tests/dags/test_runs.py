@@ -9,10 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import made
 import pytest
@@ -32,14 +30,14 @@ class Airflow:
 
     home: Path
     line: Line
-    changed: Mapping[str, str] = MappingProxyType({})  # in the line's environment
+    changed: dict[str, str] = field(default_factory=dict)  # in the line's environment
 
     @property
     def environment(self) -> dict[str, str]:
         return (
             os.environ
             | self.line.environment
-            | dict(self.changed)
+            | self.changed
             | {
                 "AIRFLOW_HOME": str(self.home),
                 "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
