@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -11,12 +12,12 @@ os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
 
 import made
 import pytest
+from made import RUN
 
 from fmnist_tasks.registry.local import FolderStore
-from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import STEPS, Run, run_again
 
-RUN = Run("run-1", "2026-11-23T02:00:00+00:00", Parameters(profile="quick"))
+atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A small made dataset: ten easy patterns of 28 x 28 pixels, as arrays and as declared IDX files."""
+"""A small made dataset, ten easy patterns of 28 x 28 pixels, as arrays and as declared IDX files; and a run on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fmnist_tasks.settings import Parameters
+from fmnist_tasks.steps import Run
+
 CLASSES = 10
+RUN = Run("run-1", "2026-11-23T02:00:00+00:00", Parameters(profile="quick"))
 
 
 def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import made
 import numpy as np
 import pytest
-from conftest import RUN, Line
+from conftest import Line
+from made import RUN
 from PIL import Image
 from typer.testing import CliRunner, Result
 

@@ -121,6 +121,6 @@ def _data_docs(context: Any) -> dict[str, bytes]:
                 "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             },
         )
-        context.build_data_docs()
+        context.build_data_docs(site_names=["run"])  # another one, by default, would be left in the temporary folder
         pages = [path for path in Path(folder).rglob("*") if path.suffix in _PAGES]
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in pages}

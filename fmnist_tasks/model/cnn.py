@@ -6,6 +6,7 @@ Built-in Keras layers only, float32, each with a name of its own: automatic name
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import layers
 
 from fmnist_tasks.data.declaration import SIDE
@@ -13,6 +14,7 @@ from fmnist_tasks.settings import Profile
 
 FEATURES = "features"  # the layer whose output describes an image, (N, 128)
 LOGITS = "logits"
+PROBABILITIES = "probabilities"
 
 
 def build(
@@ -58,3 +60,11 @@ def build(
     x = layers.Dropout(profile.dropout, name="dropout")(x)
     logits = layers.Dense(classes, kernel_regularizer=penalty, name=LOGITS)(x)
     return keras.Model(image, logits, name="classifier")
+
+
+def classifier(profile: Profile, classes: int, weights: list[np.ndarray]) -> keras.Model:
+    """The trained network for use: built-in layers, no penalty; raw pixels to probabilities, (N, classes)."""
+    network = build(profile, classes)
+    network.set_weights(weights)
+    probabilities = layers.Softmax(name=PROBABILITIES)(network.output)
+    return keras.Model(network.input, probabilities, name="classifier")

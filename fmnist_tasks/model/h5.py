@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from fmnist_tasks.errors import ModelError
+from fmnist_tasks.model.cnn import PROBABILITIES
 
 PREDICTION_BATCH = 500  # images; fixed, since another batch size may change the last bit of a prediction
 ALLOWED_LAYERS = frozenset(
@@ -63,8 +64,20 @@ def load(data: bytes, name: str) -> keras.Model:
             raise ModelError(f"{name}: Keras cannot load it ({error})") from error
 
 
+def classify(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Class probabilities alone, float32 (N, classes), of uint8 images (N, 28, 28)."""
+    classifier = keras.Model(model.input, model.get_layer(PROBABILITIES).output)
+    probabilities: np.ndarray = classifier.predict(
+        images[..., None].astype(np.float32), batch_size=PREDICTION_BATCH, verbose=0
+    )
+    return probabilities
+
+
 def predict(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities, float32 (N, classes), and familiarity, float32 (N,), of uint8 images (N, 28, 28)."""
+    """Class probabilities, float32 (N, classes), and familiarity, float32 (N,), of uint8 images (N, 28, 28).
+
+    Only a model that is a candidate or published has both.
+    """
     probabilities, familiarity = model.predict(
         images[..., None].astype(np.float32), batch_size=PREDICTION_BATCH, verbose=0
     )

@@ -18,36 +18,29 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_digits
 
 from fmnist_tasks.data.declaration import SIDE
-from fmnist_tasks.model.cnn import FEATURES, LOGITS, build
+from fmnist_tasks.model.cnn import FEATURES
 from fmnist_tasks.model.h5 import PREDICTION_BATCH, predict
-from fmnist_tasks.settings import Profile
 
 NOT_CLOTHING = "not clothing"
 LET_THROUGH = 0.95  # share of real validation images that are not called novel
 _PROTOTYPES = 500
-_SAMPLED = 20_000  # training images whose features make the prototypes
+_SAMPLED = 10_000  # training images whose features make the prototypes
 
 
-def publishable(trained: keras.Model, train_images: np.ndarray, classes: int, profile: Profile) -> keras.Model:
-    """The model to publish: the trained network without its L2 penalty, with both outputs."""
-    network = build(profile, classes)
-    network.set_weights(trained.get_weights())
-    image, features = network.input, network.get_layer(FEATURES).output
+def publishable(classifier: keras.Model, train_images: np.ndarray) -> keras.Model:
+    """The model to publish: the classifier with a second output, its familiarity with an image."""
+    image, features = classifier.input, classifier.get_layer(FEATURES).output
     chosen = np.random.default_rng(0).permutation(len(train_images))[:_SAMPLED]
-    directions = _unit(
-        keras.Model(image, features).predict(
-            train_images[chosen][..., None].astype(np.float32), batch_size=PREDICTION_BATCH, verbose=0
-        )
-    )
+    pixels = train_images[chosen][..., None].astype(np.float32)
+    directions = _unit(keras.Model(image, features).predict(pixels, batch_size=PREDICTION_BATCH, verbose=0))
     prototypes = _prototypes(directions)  # (P, 128)
 
-    probabilities = layers.Softmax(name="probabilities")(network.get_layer(LOGITS).output)
     direction = layers.UnitNormalization(name="direction")(features)
     similarity = layers.Dense(len(prototypes), use_bias=False, name="prototypes")
     similarities = layers.Reshape((len(prototypes), 1), name="similarities")(similarity(direction))
     familiarity = layers.GlobalMaxPooling1D(name="familiarity")(similarities)  # (N, 1)
     similarity.set_weights([prototypes.T])
-    return keras.Model(image, [probabilities, familiarity], name="classifier")
+    return keras.Model(image, [classifier.output, familiarity], name="classifier")
 
 
 def threshold(familiarity: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from fmnist_tasks.errors import ConflictError
@@ -13,7 +14,8 @@ from fmnist_tasks.steps.step import Result, Run, step
 from fmnist_tasks.verdict import Check
 
 if TYPE_CHECKING:
-    from fmnist_tasks.data.dataset import Arrays
+    import numpy as np
+
     from fmnist_tasks.model.training import Fit
 
 NOISE_RECOGNISED = 0.95  # share of random images that must be called novel
@@ -29,13 +31,18 @@ def train(store: Store, run: Run, validated: Result) -> Result:
 
     arrays, classes = (load(store, validated["dataset"]), len(validated["dataset"]["classes"]))
     fit = training.train(arrays, classes, run.parameters.training, run.parameters.seed)
-    return _kept(store, run, "base", fit, arrays, classes)
+    return _kept(store, run, "base", fit, classes)
 
 
 @step("validate_data", "train")
 def evaluate_base(store: Store, run: Run, validated: Result, trained: Result) -> Result:
     """Measure the base model on the test images."""
-    return _evaluated(store, run, "base", validated, trained)
+    from fmnist_tasks.data.dataset import load_test
+    from fmnist_tasks.model import h5
+
+    images, labels = load_test(store, validated["dataset"])
+    model = h5.load(get_verified(store, trained["model"]), "base model")
+    return _measured(store, run, "base", validated, trained, labels, h5.classify(model, images))
 
 
 @step("validate_data", "train", "evaluate_base")
@@ -48,32 +55,68 @@ def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, ev
 def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accepted: Result) -> Result:
     """Fine-tune the accepted base model; whichever of the two is better on the validation images is the candidate."""
     from fmnist_tasks.data.dataset import load
-    from fmnist_tasks.model import h5, tuning
+    from fmnist_tasks.model import h5, novelty, tuning
 
     arrays, classes = (load(store, validated["dataset"]), len(validated["dataset"]["classes"]))
     if accepted["model_sha256"] != trained["model"]["sha256"]:
         raise ConflictError("the accuracy gate accepted another base model than this one; clear evaluate_base")
     base = h5.load(get_verified(store, trained["model"]), "base model")
     fit = tuning.tune(base, arrays, classes, run.parameters.training, run.parameters.seed)
-    tuned = _kept(store, run, "tuned", fit, arrays, classes)
+    tuned = _kept(store, run, "tuned", fit, classes)
 
     def merit(figures: Result) -> tuple[float, float]:
         return figures["validation_accuracy"], -figures["validation_loss"]
 
-    chosen, candidate = ("tuned", tuned) if merit(tuned) > merit(trained) else ("base", trained)
+    chosen, better = ("tuned", tuned) if merit(tuned) > merit(trained) else ("base", trained)
+    candidate = novelty.publishable(h5.load(get_verified(store, better["model"]), chosen), arrays.train_images)
+    _, familiarity = h5.predict(candidate, arrays.validation_images)
     gain = tuned["validation_accuracy"] - trained["validation_accuracy"]
     return {
         **tuned,
         "chosen": chosen,
-        "candidate": {name: candidate[name] for name in ("model", "novelty_threshold", "validation_accuracy")},
+        "candidate": {
+            "model": put_blob(store, h5.save(candidate)),
+            "novelty_threshold": novelty.threshold(familiarity),
+            "validation_accuracy": better["validation_accuracy"],
+        },
         "summary": f"{tuned['summary']}, {gain * 100:+.2f} points against the base; the {chosen} model goes on",
     }
 
 
 @step("validate_data", "fine_tune")
 def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> Result:
-    """Measure the candidate on the test images."""
-    return _evaluated(store, run, "candidate", validated, tuned["candidate"])
+    """Measure the candidate on the test images and on fake ones, and keep its predictions for later proof."""
+    from fmnist_tasks.data.dataset import load_test, pack
+    from fmnist_tasks.evaluation import figures, metrics
+    from fmnist_tasks.model import h5, novelty
+
+    candidate, classes = tuned["candidate"], validated["dataset"]["classes"]
+    images, labels = load_test(store, validated["dataset"])
+    model = h5.load(get_verified(store, candidate["model"]), "candidate model")
+    threshold = candidate["novelty_threshold"]
+    real = novelty.Group.predicted(model, images, [classes[label] for label in labels])
+    fakes = [
+        novelty.Group.predicted(model, fake, [family] * len(fake))
+        for family, fake in novelty.fake_images(images, _FAKES, seed=0).items()
+    ]
+    examples, shown = novelty.examples(real, fakes, classes, threshold)
+    measured = _measured(store, run, "candidate", validated, candidate, labels, real.probabilities)
+    return {
+        **measured,
+        "novelty": {
+            "threshold": threshold,
+            "real_let_through": float((real.familiarity >= threshold).mean()),
+            "families": {
+                fake.truth[0]: metrics.detection(real.familiarity, fake.familiarity, threshold) for fake in fakes
+            },
+            "examples": examples,
+        },
+        "predictions": put_blob(store, pack(probabilities=real.probabilities, familiarity=real.familiarity)),
+        "pictures": {
+            **measured["pictures"],
+            "candidate_real_and_fake": put_blob(store, figures.predictions(examples, shown)),
+        },
+    }
 
 
 @step("validate_data", "fine_tune", "evaluate_tuned")
@@ -107,19 +150,18 @@ def _judged(who: str, expected: gate.Identity, evaluated: Result, checks: list[C
     return {**verdict.as_json(), "summary": rejection, "rejection": rejection}
 
 
-def _kept(store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, classes: int) -> Result:
-    """Make a trained network publishable and keep it, with its figures and learning curves."""
+def _kept(store: Store, run: Run, name: str, fit: Fit, classes: int) -> Result:
+    """Keep a trained network as a classifier, with its figures and learning curves."""
     from fmnist_tasks.evaluation import figures
-    from fmnist_tasks.model import h5, novelty
+    from fmnist_tasks.model import h5
+    from fmnist_tasks.model.cnn import classifier
 
-    model = novelty.publishable(fit.model, arrays.train_images, classes, run.parameters.training)
-    _, familiarity = h5.predict(model, arrays.validation_images)
+    model = classifier(run.parameters.training, classes, fit.model.get_weights())
     curves = figures.learning_curves(fit.curves, f"{name} model")
     return {
         **fit.as_json(),
         "model": put_blob(store, h5.save(model)),
         "weights": model.count_params(),
-        "novelty_threshold": novelty.threshold(familiarity),
         "pictures": {f"{name}_learning_curves": put_blob(store, curves)},
         "summary": (
             f"{name} model: {len(fit.curves['loss'])} epochs, training accuracy {fit.train_accuracy:.2%}, "
@@ -128,41 +170,17 @@ def _kept(store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, classes: 
     }
 
 
-def _evaluated(store: Store, run: Run, name: str, validated: Result, candidate: Result) -> Result:
-    """Figures of a model on the test images and on fake ones, and its predictions for later proof."""
-    from fmnist_tasks.data.dataset import load_test, pack
+def _measured(
+    store: Store, run: Run, name: str, validated: Result, judged: Result, labels: np.ndarray, probabilities: np.ndarray
+) -> Result:
+    """Figures of a model's answers on the test images, and what they belong to."""
     from fmnist_tasks.evaluation import figures, metrics
-    from fmnist_tasks.model import h5, novelty
 
     classes = validated["dataset"]["classes"]
-    images, labels = load_test(store, validated["dataset"])
-    model = h5.load(get_verified(store, candidate["model"]), f"{name} model")
-    threshold = candidate["novelty_threshold"]
-    real = novelty.Group.predicted(model, images, [classes[label] for label in labels])
-    fakes = [
-        novelty.Group.predicted(model, fake, [family] * len(fake))
-        for family, fake in novelty.fake_images(images, _FAKES, seed=0).items()
-    ]
-    test = metrics.classification(labels, real.probabilities, classes)
-    examples, shown = novelty.examples(real, fakes, classes, threshold)
-    pictures = {
-        f"{name}_confusion": figures.confusion(test["confusion"], classes),
-        f"{name}_real_and_fake": figures.predictions(examples, shown),
-    }
+    test = metrics.classification(labels, probabilities, classes)
     return {
-        "run_id": run.id,
-        "model_sha256": candidate["model"]["sha256"],
-        "data_fingerprint": validated["dataset"]["fingerprint"],
+        **asdict(identity(run, validated, judged)),
         "test": test,
-        "novelty": {
-            "threshold": threshold,
-            "real_let_through": float((real.familiarity >= threshold).mean()),
-            "families": {
-                fake.truth[0]: metrics.detection(real.familiarity, fake.familiarity, threshold) for fake in fakes
-            },
-            "examples": examples,
-        },
-        "predictions": put_blob(store, pack(probabilities=real.probabilities, familiarity=real.familiarity)),
-        "pictures": {picture: put_blob(store, png) for picture, png in pictures.items()},
+        "pictures": {f"{name}_confusion": put_blob(store, figures.confusion(test["confusion"], classes))},
         "summary": f"{name} model: test accuracy {test['accuracy']:.2%}, mean F1 {test['means']['f1']:.2%}",
     }

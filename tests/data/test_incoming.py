@@ -6,7 +6,8 @@ import logging
 import made
 import numpy as np
 import pytest
-from conftest import RUN, Line
+from conftest import Line
+from made import RUN
 
 from fmnist_tasks import steps
 from fmnist_tasks.data import incoming

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from conftest import RUN
+from made import RUN
 
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.steps import run_again

@@ -12,7 +12,8 @@ from dataclasses import replace
 import made
 import numpy as np
 import pytest
-from conftest import RUN, Line
+from conftest import Line
+from made import RUN
 
 from fmnist_tasks import service, steps
 from fmnist_tasks.errors import ConflictError, DataError, IntegrityError, ModelError, RejectedError, StoreError

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RUN, Line
+from conftest import Line
+from made import RUN
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
