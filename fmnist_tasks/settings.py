@@ -68,7 +68,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile(epochs=7, tuning_epochs=1, second_residual=False, shift=0, cut_out=0),
-    "standard": Profile(epochs=7, tuning_epochs=2, second_residual=True, shift=0, cut_out=0),
+    "standard": Profile(epochs=10, tuning_epochs=2, second_residual=True, shift=0, cut_out=0),
     "thorough": Profile(epochs=30, tuning_epochs=8, second_residual=True, shift=1, cut_out=6),
 }
 

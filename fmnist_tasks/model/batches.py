@@ -1,41 +1,52 @@
-"""Training batches: shuffled, mirrored, shifted and cut, a whole epoch at a time in numpy.
+"""Batches for training, validation and prediction; those for training a whole epoch at a time in numpy.
 
 Flip, shift: the usual augmentations of CIFAR training; cut-out: DeVries and Taylor 2017, arXiv:1708.04552.
 """
 
 from __future__ import annotations
 
-import keras
+from collections.abc import Iterator
+
 import numpy as np
+import tensorflow as tf
 
 from fmnist_tasks.settings import Profile
 
+PREDICTION_BATCH = 500  # images; fixed, since another batch size may change the last bit of a prediction
+_AHEAD = 2  # batches made ready while one is used
 
-class TrainingBatches(keras.utils.PyDataset):  # type: ignore[misc]
-    """Batches of uint8 images (B, 28, 28, 1) and labels (B,); a new order and new variants every epoch."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, profile: Profile, seed: int) -> None:
-        super().__init__()
-        self._images, self._labels, self._profile = images, labels, profile
-        self._random = np.random.default_rng(seed)
-        self._draw()
+def training_batches(images: np.ndarray, labels: np.ndarray, profile: Profile, seed: int) -> tf.data.Dataset:
+    """Batches of uint8 images (B, 28, 28, 1) and labels (B,); a new order and new variants in every epoch."""
+    random = np.random.default_rng(seed)
+    # The last part batch is left out: its statistics would be those of a handful of images.
+    count, size = max(1, len(labels) // profile.batch_size), profile.batch_size
 
-    def __len__(self) -> int:
-        # The last part batch is left out: its statistics would be those of a handful of images.
-        return max(1, len(self._labels) // self._profile.batch_size)
+    def epoch() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        order = random.permutation(len(labels))
+        variants = augmented(images[order], profile, random)[..., None]
+        for start in range(0, count * size, size):
+            yield variants[start : start + size], labels[order[start : start + size]]
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = slice(index * self._profile.batch_size, (index + 1) * self._profile.batch_size)
-        return self._epoch_images[rows, :, :, None], self._epoch_labels[rows]
+    signature = tuple(tf.TensorSpec((None, *array.shape[1:]), tf.uint8) for array in (images[..., None], labels))
+    batches = tf.data.Dataset.from_generator(epoch, output_signature=signature)
+    return _steady(batches.apply(tf.data.experimental.assert_cardinality(count)))
 
-    def on_epoch_end(self) -> None:
-        """Draw the next epoch."""
-        self._draw()
 
-    def _draw(self) -> None:
-        order = self._random.permutation(len(self._labels))
-        self._epoch_images = augmented(self._images[order], self._profile, self._random)
-        self._epoch_labels = self._labels[order]
+def ordered_batches(*arrays: np.ndarray) -> tf.data.Dataset:
+    """The arrays in their order, for predictions and validation."""
+    return _steady(tf.data.Dataset.from_tensor_slices(arrays).batch(PREDICTION_BATCH))
+
+
+def _steady(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """With a fixed look-ahead instead of an autotuned one.
+
+    The autotuner of TensorFlow 2.21 looks again after 10 ms, 20 ms, 40 ms and so on, and the end of an iterator waits
+    for its next look: up to as long as the epoch took.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(_AHEAD).with_options(options)
 
 
 def augmented(images: np.ndarray, profile: Profile, random: np.random.Generator) -> np.ndarray:

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 
 from fmnist_tasks.errors import ModelError
+from fmnist_tasks.model.batches import ordered_batches
 from fmnist_tasks.model.cnn import PROBABILITIES
 
-PREDICTION_BATCH = 500  # images; fixed, since another batch size may change the last bit of a prediction
 ALLOWED_LAYERS = frozenset(
     {
         "Add",
@@ -67,9 +67,7 @@ def load(data: bytes, name: str) -> keras.Model:
 def classify(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Class probabilities alone, float32 (N, classes), of uint8 images (N, 28, 28)."""
     classifier = keras.Model(model.input, model.get_layer(PROBABILITIES).output)
-    probabilities: np.ndarray = classifier.predict(
-        images[..., None].astype(np.float32), batch_size=PREDICTION_BATCH, verbose=0
-    )
+    (probabilities,) = outputs(classifier, images)
     return probabilities
 
 
@@ -78,10 +76,14 @@ def predict(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     Only a model that is a candidate or published has both.
     """
-    probabilities, familiarity = model.predict(
-        images[..., None].astype(np.float32), batch_size=PREDICTION_BATCH, verbose=0
-    )
+    probabilities, familiarity = outputs(model, images)
     return probabilities, familiarity[:, 0]
+
+
+def outputs(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
+    """All outputs of any network, each float32 (N, …), for uint8 images (N, 28, 28)."""
+    found = model.predict(ordered_batches(images[..., None].astype(np.float32)), verbose=0)
+    return found if isinstance(found, list) else [found]
 
 
 def _layers(data: bytes, name: str) -> set[str]:

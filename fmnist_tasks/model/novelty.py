@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.model.cnn import FEATURES
-from fmnist_tasks.model.h5 import PREDICTION_BATCH, predict
+from fmnist_tasks.model.h5 import outputs, predict
 
 NOT_CLOTHING = "not clothing"
 LET_THROUGH = 0.95  # share of real validation images that are not called novel
@@ -31,8 +31,7 @@ def publishable(classifier: keras.Model, train_images: np.ndarray) -> keras.Mode
     """The model to publish: the classifier with a second output, its familiarity with an image."""
     image, features = classifier.input, classifier.get_layer(FEATURES).output
     chosen = np.random.default_rng(0).permutation(len(train_images))[:_SAMPLED]
-    pixels = train_images[chosen][..., None].astype(np.float32)
-    directions = _unit(keras.Model(image, features).predict(pixels, batch_size=PREDICTION_BATCH, verbose=0))
+    directions = _unit(outputs(keras.Model(image, features), train_images[chosen])[0])
     prototypes = _prototypes(directions)  # (P, 128)
 
     direction = layers.UnitNormalization(name="direction")(features)

@@ -14,9 +14,8 @@ import numpy as np
 
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
-from fmnist_tasks.model.batches import TrainingBatches
+from fmnist_tasks.model.batches import ordered_batches, training_batches
 from fmnist_tasks.model.cnn import build
-from fmnist_tasks.model.h5 import PREDICTION_BATCH
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.settings import Profile
 
@@ -54,7 +53,7 @@ def fit(
     `rate` maps the share of training done, 0..1, to the learning rate. Raises :class:`TrainingError` as soon as a
     loss is not a finite number.
     """
-    batches = TrainingBatches(arrays.train_images, arrays.train_labels, profile, seed)
+    batches = training_batches(arrays.train_images, arrays.train_labels, profile, seed)
     watch = _Watch(rate, epochs, len(batches))
     entropy = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy")
     model.compile(
@@ -69,9 +68,9 @@ def fit(
     history = model.fit(
         batches,
         epochs=epochs,
-        validation_data=(arrays.validation_images[..., None], arrays.validation_labels),
-        validation_batch_size=PREDICTION_BATCH,
+        validation_data=ordered_batches(arrays.validation_images[..., None], arrays.validation_labels),
         callbacks=[stopping, watch],
+        shuffle=False,  # the batches are
         verbose=0,
     ).history
     curves = {

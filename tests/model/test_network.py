@@ -12,7 +12,7 @@ import pytest
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
 from fmnist_tasks.model import h5, novelty, training, tuning
-from fmnist_tasks.model.batches import TrainingBatches, augmented
+from fmnist_tasks.model.batches import augmented, ordered_batches, training_batches
 from fmnist_tasks.model.cnn import build, classifier
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.settings import PROFILES
@@ -73,14 +73,25 @@ def test_augmentation_moves_mirrors_and_cuts_but_invents_nothing() -> None:
 
 
 def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
-    images, labels = made.images(320, 1)
-    batches = TrainingBatches(images, labels, PROFILE, seed=0)
-    first = np.concatenate([batches[index][1] for index in range(len(batches))])
-    batches.on_epoch_end()
-    second = np.concatenate([batches[index][1] for index in range(len(batches))])
-    assert batches[0][0].shape == (32, 28, 28, 1)
-    np.testing.assert_array_equal(np.bincount(first), np.bincount(second))
-    assert (first != second).any()
+    images, labels = made.images(325, 1)
+    batches = training_batches(images, labels, PROFILE, seed=0)
+    first, second = (
+        [np.concatenate(arrays) for arrays in zip(*batches.as_numpy_iterator(), strict=True)] for _ in "ab"
+    )
+    assert len(batches) == 10
+    assert first[0].shape == (320, 28, 28, 1)
+    assert (first[1] != second[1]).any()
+    known = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    known |= {image[:, ::-1].tobytes(): label for image, label in zip(images, labels, strict=True)}
+    for variants, answers in (first, second):
+        assert [known[variant.tobytes()] for variant in variants] == answers.tolist()
+        assert len({min(v.tobytes(), v[:, ::-1].tobytes()) for v in variants}) == 320
+
+
+def test_no_dataset_is_autotuned() -> None:
+    images, labels = made.images(64, 1)
+    for batches in (training_batches(images, labels, PROFILE, 0), ordered_batches(images)):
+        assert batches.options().autotune.enabled is False
 
 
 @pytest.mark.slow
