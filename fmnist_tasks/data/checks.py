@@ -57,7 +57,7 @@ def image_frame(sample: Sample) -> pd.DataFrame:
     count, pixels = len(images), images.reshape(len(images), math.prod(images.shape[1:]))
     if pixels.shape[1] == 0 or images.dtype.kind not in "buif":
         pixels = np.full((count, 1), np.nan)
-    minimum, maximum = (pixels.min(axis=1).astype(float), pixels.max(axis=1).astype(float))
+    minimum, maximum = pixels.min(axis=1).astype(float), pixels.max(axis=1).astype(float)
     return pd.DataFrame(
         {
             "height": np.full(count, images.shape[1] if images.ndim == 3 else 0),

@@ -29,7 +29,7 @@ def train(store: Store, run: Run, validated: Result) -> Result:
     from fmnist_tasks.data.dataset import load
     from fmnist_tasks.model import training
 
-    arrays, classes = (load(store, validated["dataset"]), len(validated["dataset"]["classes"]))
+    arrays, classes = load(store, validated["dataset"]), len(validated["dataset"]["classes"])
     fit = training.train(arrays, classes, run.parameters.training, run.parameters.seed)
     return _kept(store, run, "base", fit, classes)
 
@@ -57,7 +57,7 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
     from fmnist_tasks.data.dataset import load
     from fmnist_tasks.model import h5, novelty, tuning
 
-    arrays, classes = (load(store, validated["dataset"]), len(validated["dataset"]["classes"]))
+    arrays, classes = load(store, validated["dataset"]), len(validated["dataset"]["classes"])
     if accepted["model_sha256"] != trained["model"]["sha256"]:
         raise ConflictError("the accuracy gate accepted another base model than this one; clear evaluate_base")
     base = h5.load(get_verified(store, trained["model"]), "base model")

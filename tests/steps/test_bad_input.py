@@ -85,7 +85,9 @@ def test_a_disk_that_is_full(line: Line) -> None:
         capture_output=True,
         text=True,
     )
-    if "unshare" in ended.stderr:
+    if "unshare" in ended.stderr and not os.environ.get(
+        "CI"
+    ):  # a laptop may forbid it, the machine that decides may not
         pytest.skip(f"this machine allows no mount namespace: {ended.stderr.strip()}")
     assert ended.returncode == 1
     assert "error: cannot write" in ended.stderr
