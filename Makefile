@@ -8,7 +8,9 @@ THRESHOLD ?= 0.92
 FORCE ?= false
 RUNS ?= 3
 
-.PHONY: help setup run test check unit shell bench lock clean
+PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "accuracy_threshold": $(THRESHOLD), "force": $(FORCE)}
+
+.PHONY: help setup run minio run-minio test check unit shell bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,7 +19,13 @@ setup: ## environment, dataset and Airflow database, unless they are there
 	@include/setup
 
 run: setup ## the whole DAG on the real images: make run PROFILE=quick SEED=1 FORCE=true
-	@source include/activate && include/run '{"profile": "$(PROFILE)", "seed": $(SEED), "accuracy_threshold": $(THRESHOLD), "force": $(FORCE)}'
+	@source include/activate && include/run '$(PARAMETERS)'
+
+minio: setup ## a MinIO server for development, until Ctrl-C; prints address, user and password
+	@include/minio develop
+
+run-minio: setup ## the same DAG with MinIO as its store: the one in FMNIST_STORE, or the one for development
+	@include/minio run '$(PARAMETERS)'
 
 test: check ## formatting, lint, types and all tests
 	@source include/activate && pytest

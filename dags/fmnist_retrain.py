@@ -12,7 +12,7 @@ champion stays in service and an alert says why.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Asset, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
@@ -20,7 +20,7 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 
 from fmnist_tasks.alerts import run_timed_out, task_failed
 from fmnist_tasks.errors import StoreError
-from fmnist_tasks.settings import DAG_ID, PROFILES, Parameters
+from fmnist_tasks.settings import DAG_ID, PROFILES, RUN_LIMIT, Parameters
 
 CHAMPION = Asset(name="fmnist_champion", uri="fmnist://champion")
 DEFAULT = Parameters()
@@ -149,7 +149,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    dagrun_timeout=timedelta(hours=6),
+    dagrun_timeout=RUN_LIMIT,
     tags=["fmnist"],
     on_failure_callback=run_timed_out,
     default_args={

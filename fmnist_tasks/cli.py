@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from fmnist_tasks import service
 from fmnist_tasks.errors import FmnistError, MissingError, RejectedError
 from fmnist_tasks.registry import champion as champions
+from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as published
 from fmnist_tasks.registry.runs import read_record, read_records, run_key
 from fmnist_tasks.registry.store import Store, open_store
@@ -166,10 +167,32 @@ def champion(as_json: AsJson = False) -> None:
     show(service.in_service(_store()).as_json(), as_json)
 
 
+def _moment(text: str) -> datetime:
+    """A day stands for its end, a time without a zone for UTC; a ValueError becomes wrong usage."""
+    moment = datetime.fromisoformat(text)
+    if len(text) == len("2026-11-23"):
+        moment += timedelta(days=1, microseconds=-1)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 @command
-def history(as_json: AsJson = False) -> None:
-    """Show every change of the champion, oldest first."""
-    show([entry.as_json() for entry in champions.history(_store())], as_json, "no champion so far")
+def history(
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=_moment, metavar="DATE", help="Only who was champion then: 2026-11-23 (its end, UTC), or a time."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every change of the champion, oldest first, or who was champion at a date."""
+    store = _store()
+    if at is None:
+        show([entry.as_json() for entry in champions.history(store)], as_json, "no champion so far")
+    elif entry := champions.champion_at(store, at):
+        show(entry.as_json(), as_json)
+    else:
+        raise MissingError(f"there was no champion yet at {at.isoformat()}")
 
 
 @command
@@ -186,6 +209,29 @@ def rollback(
 ) -> None:
     """Make an earlier release the champion again, after its bytes were checked and its model loaded."""
     show(service.rollback(_store(), version, reason).as_json(), as_json)
+
+
+@command
+def prune(
+    keep: Annotated[int, typer.Option(min=1, help="Never delete the newest so many releases.")],
+    older_than: Annotated[
+        int, typer.Option(min=1, help="Delete only what was last written more than so many days ago.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old releases, old runs and content that nothing refers to; never the champion nor the one before it."""
+    store = _store()
+    going = pruning.plan(store, keep=keep, older_than=timedelta(days=older_than), now=datetime.now(UTC))
+    if not dry_run:
+        pruning.carry_out(store, going)
+    rows = [
+        {"kind": group.kind, "name": group.name, "objects": len(group.objects), "bytes": group.bytes} for group in going
+    ]
+    show(rows, as_json, "nothing to delete")
+    if not as_json and rows:
+        total = sum(group.bytes for group in going)
+        print(f"{total:,} bytes {'would be' if dry_run else 'are'} deleted")
 
 
 @command

@@ -33,6 +33,10 @@ class ModelError(PermanentError):
     """A model file cannot be trusted, read or reproduced."""
 
 
+class AccessError(PermanentError):
+    """The object store does not let this process in: credentials, rights, clock or certificate."""
+
+
 class MissingError(PermanentError):
     """A key that should be in the object store is not there."""
 

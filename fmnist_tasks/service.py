@@ -76,12 +76,7 @@ def rollback(store: Store, version: str, reason: str) -> Entry:
         raise RejectedError(f"{version} is the champion already")
     open_release(store, version)
     return champion.append(
-        store,
-        version=version,
-        action="rollback",
-        reason=reason.strip(),
-        write_id=str(uuid4()),
-        expected=current.version,
+        store, version=version, action="rollback", reason=reason.strip(), write_id=str(uuid4()), after=current.sequence
     )
 
 

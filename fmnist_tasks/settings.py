@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fmnist_tasks.errors import SettingsError
 PROJECT = Path(__file__).resolve().parents[1]
 INCLUDE = PROJECT / "include"
 DAG_ID = "fmnist_retrain"
+RUN_LIMIT = timedelta(hours=6)  # a run that takes longer is stopped
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Settings:
     """Where the line finds and leaves things. Each field is one environment variable, ``FMNIST_<FIELD>``."""
 
     home: Path  # everything that is written locally lies below
-    store: str  # URI of the object store: file:///folder
+    store: str  # URI of the object store: file:///folder or s3://bucket?endpoint=https://host:port
     dataset: Path  # the declaration (TOML) of the dataset to train on
     data_dir: Path | None  # a folder with the dataset's files, tried after the cache
 

@@ -4,8 +4,10 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 # Airflow reads its home at the first import, wherever that happens.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
@@ -13,8 +15,11 @@ os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
 import made
 import pytest
 from made import RUN
+from minio_server import NoServerError, Server
+from proxy import Proxy
 
 from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.steps import STEPS, Run, run_again
 
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
@@ -89,3 +94,38 @@ def finished(finished_home: Path, line: Line) -> Line:
 @pytest.fixture
 def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A MinIO server for the whole session; each test takes a bucket of its own."""
+    new = Server(tmp_path_factory.mktemp("minio") / "data")
+    try:
+        new.start()
+    except NoServerError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    yield new
+    new.stop()
+
+
+@pytest.fixture
+def bucket() -> str:
+    return f"test-{uuid4().hex}"
+
+
+@pytest.fixture
+def minio(server: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """A store in a bucket of its own, and the environment that reaches it."""
+    for name, value in {**server.credentials, "FMNIST_STORE": server.uri(bucket)}.items():
+        monkeypatch.setenv(name, value)
+    return server.store(bucket)
+
+
+@pytest.fixture
+def proxy(server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Stands between the clients made from now on and the server."""
+    with Proxy(server.endpoint).running() as new:
+        monkeypatch.setenv("FMNIST_STORE", server.uri(minio.bucket, new.endpoint))
+        yield new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import struct
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def idx(array: np.ndarray) -> bytes:
     """The array of uint8 as an IDX file."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    """The arrays as a person would save them."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
 
 
 def declare(folder: Path, train: int = 1600, test: int = 600, classes: int = CLASSES, **changed: np.ndarray) -> Path:

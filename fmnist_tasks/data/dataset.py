@@ -7,16 +7,17 @@ parts of the training split.
 
 from __future__ import annotations
 
-import io
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fmnist_tasks.errors import DataError
-from fmnist_tasks.registry.blobs import get_verified, put_blob
+from fmnist_tasks.registry.blobs import open_verified, put_blob
 from fmnist_tasks.registry.documents import digest_of
 from fmnist_tasks.registry.store import Store
 
@@ -41,17 +42,18 @@ class Arrays:
     test_labels: np.ndarray
 
 
-def pack(**arrays: np.ndarray) -> bytes:
-    """The arrays as an uncompressed .npz; the same arrays give the same bytes."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+@contextmanager
+def packed(**arrays: np.ndarray) -> Iterator[BinaryIO]:
+    """The arrays as a temporary, uncompressed .npz; the same arrays give the same bytes."""
+    with TemporaryFile() as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        yield file
 
 
-def unpack(data: bytes, name: str, *arrays: str) -> tuple[np.ndarray, ...]:
+def unpack(file: BinaryIO, name: str, *arrays: str) -> tuple[np.ndarray, ...]:
     """The named arrays of an .npz, whatever their dtype and shape; raises :class:`DataError` if it has not got them."""
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as content:
+        with np.load(file, allow_pickle=False) as content:
             return tuple(content[array] for array in arrays)
     except KeyError as error:
         raise DataError(f"{name}: an .npz with the arrays {' and '.join(arrays)} is expected; {error}") from error
@@ -64,12 +66,8 @@ def make_part(store: Store, split: str, source: str, images: np.ndarray, labels:
     if images.ndim == 0 or labels.ndim != 1 or len(images) != len(labels):
         found = f"{len(images) if images.ndim else 0:,} images but {labels.size:,} labels"
         raise DataError(f"{source}, {split} split: {found} (shapes {images.shape} and {labels.shape})")
-    return {
-        "split": split,
-        "source": source,
-        "images": len(images),
-        "blob": put_blob(store, pack(images=images, labels=labels)),
-    }
+    with packed(images=images, labels=labels) as file:
+        return {"split": split, "source": source, "images": len(images), "blob": put_blob(store, file)}
 
 
 def make_dataset(name: str, classes: Sequence[str], base: list[Part], batches: Iterable[Part]) -> Dataset:
@@ -86,7 +84,8 @@ def make_dataset(name: str, classes: Sequence[str], base: list[Part], batches: I
 
 def load_part(store: Store, part: Part) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a part, after its digest was checked."""
-    images, labels = unpack(get_verified(store, part["blob"]), part["source"], "images", "labels")
+    with open_verified(store, part["blob"]) as file:
+        images, labels = unpack(file, part["source"], "images", "labels")
     return images, labels
 
 

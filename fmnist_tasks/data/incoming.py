@@ -7,9 +7,9 @@ content counts once, whatever its name.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from fmnist_tasks.data.dataset import Part, unpack
 from fmnist_tasks.data.idx import gunzip, parse_idx
 from fmnist_tasks.errors import DataError
-from fmnist_tasks.registry.blobs import Reference
+from fmnist_tasks.registry.blobs import Reference, describe
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store
 
@@ -45,17 +45,18 @@ def find_batches(store: Store) -> tuple[dict[str, list[str]], list[str]]:
 
 def read_batch(store: Store, name: str, keys: list[str]) -> tuple[np.ndarray, np.ndarray, list[Reference]]:
     """Images, labels and references to the files as they were read; raises :class:`DataError` if unreadable."""
-    contents = {key: store.get(key) for key in keys}
-    if len(keys) == 2:
-        images, labels = (parse_idx(gunzip(data, key, _LARGEST), key) for key, data in contents.items())
-    elif name.endswith(".npz"):
-        images, labels = unpack(contents[keys[0]], keys[0], "images", "labels")
-    else:
-        raise DataError(f"{keys[0]}: is neither an .npz nor one of a pair of IDX files")
-    files = [
-        {"uri": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for key, data in contents.items()
-    ]
-    return images, labels, files
+    with ExitStack() as stack:
+        files = {key: stack.enter_context(store.open(key)) for key in keys}
+        as_read = [describe(key, file) for key, file in files.items()]
+        for file in files.values():
+            file.seek(0)
+        if len(keys) == 2:
+            images, labels = (parse_idx(gunzip(file.read(), key, _LARGEST), key) for key, file in files.items())
+        elif name.endswith(".npz"):
+            images, labels = unpack(files[keys[0]], keys[0], "images", "labels")
+        else:
+            raise DataError(f"{keys[0]}: is neither an .npz nor one of a pair of IDX files")
+    return images, labels, as_read
 
 
 def accepted(store: Store) -> Iterator[Part]:
@@ -75,10 +76,9 @@ def quarantine(store: Store, run_id: str, name: str, keys: list[str], reasons: l
     """Move the batch's files to `quarantine/RUN/` with the reasons beside them."""
     moved = []
     for key in filter(store.stat, keys):  # what an interrupted call moved already is gone
-        data = store.get(key)
-        target = f"quarantine/{run_id}/{key.removeprefix('incoming/')}"
-        store.put(target, data)
-        moved.append({"uri": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
+        with store.open(key) as file:
+            moved.append(describe(key, file))
+            store.put(f"quarantine/{run_id}/{key.removeprefix('incoming/')}", file)
     reason_key = f"quarantine/{run_id}/{name}.reason.txt"
     store.put(reason_key, ("\n".join(reasons) + "\n").encode())
     _clear(store, moved)
@@ -87,6 +87,9 @@ def quarantine(store: Store, run_id: str, name: str, keys: list[str], reasons: l
 
 def _clear(store: Store, files: list[Reference]) -> None:
     """Delete the files, except one that was replaced by other content in the meantime: the next run reads that."""
-    for file in files:
-        if store.stat(file["uri"]) and hashlib.sha256(store.get(file["uri"])).hexdigest() == file["sha256"]:
-            store.delete(file["uri"])
+    for as_read in files:
+        if store.stat(as_read["uri"]):
+            with store.open(as_read["uri"]) as file:
+                unchanged = describe(as_read["uri"], file) == as_read
+            if unchanged:
+                store.delete(as_read["uri"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry.store import Store
@@ -11,23 +13,59 @@ from fmnist_tasks.registry.store import Store
 Reference = dict[str, Any]
 
 
-def put_blob(store: Store, data: bytes) -> Reference:
-    """Store the bytes once under their SHA-256 and return the reference."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    key = f"blobs/sha256/{sha256}"
-    stored = store.stat(key)
-    if stored is None or stored.bytes != len(data):
-        store.put(key, data)
-    return {"uri": key, "sha256": sha256, "bytes": len(data)}
+def describe(key: str, data: bytes | BinaryIO) -> Reference:
+    """The reference to content that lies, or is to lie, at the key."""
+    if isinstance(data, bytes):
+        return {"uri": key, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    data.seek(0)
+    sha256 = hashlib.file_digest(data, "sha256").hexdigest()  # type: ignore[arg-type]
+    return {"uri": key, "sha256": sha256, "bytes": data.seek(0, io.SEEK_END)}
+
+
+def put_blob(store: Store, data: bytes | BinaryIO) -> Reference:
+    """Store the content once under its SHA-256 and return the reference."""
+    reference = describe("", data)
+    reference["uri"] = f"blobs/sha256/{reference['sha256']}"
+    stored = store.stat(reference["uri"])
+    if stored is None or stored.bytes != reference["bytes"]:
+        store.put(reference["uri"], data)
+    return reference
 
 
 def get_verified(store: Store, reference: Reference) -> bytes:
     """Bytes behind a reference; raises :class:`IntegrityError` before anyone uses a byte that was not written."""
     data = store.get(reference["uri"])
-    sha256 = hashlib.sha256(data).hexdigest()
-    if len(data) != reference["bytes"] or sha256 != reference["sha256"]:
-        raise IntegrityError(
-            f"{reference['uri']}: found {len(data)} bytes with SHA-256 {sha256}, expected {reference['bytes']} bytes "
-            f"with {reference['sha256']}; delete it and clear the task that made it"
-        )
+    _compare(reference, describe(reference["uri"], data))
     return data
+
+
+def open_verified(store: Store, reference: Reference) -> BinaryIO:
+    """A large object behind a reference as a file that the caller closes; raises like :func:`get_verified`."""
+    file = store.open(reference["uri"])
+    try:
+        _compare(reference, describe(reference["uri"], file))
+    except IntegrityError:
+        file.close()
+        raise
+    file.seek(0)
+    return file
+
+
+def references(document: Any) -> Iterator[Reference]:
+    """All references in a JSON document, however deep."""
+    if isinstance(document, dict):
+        if document.keys() == {"uri", "sha256", "bytes"}:
+            yield document
+        for value in document.values():
+            yield from references(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from references(value)
+
+
+def _compare(expected: Reference, found: Reference) -> None:
+    if found != expected:
+        raise IntegrityError(
+            f"{expected['uri']}: found {found['bytes']} bytes with SHA-256 {found['sha256']}, expected "
+            f"{expected['bytes']} bytes with {expected['sha256']}; delete it and clear the task that made it"
+        )

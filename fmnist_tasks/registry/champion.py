@@ -1,11 +1,12 @@
 """The champion log: `champion/<sequence>.json`, one sealed entry a change, never rewritten; the highest is in force.
 
-Appending is one conditional create of the next sequence, so that two writers cannot both win. Each entry carries
-the writer's id: a writer that finds its own entry knows that it has won before, whatever became of the answer.
+Appending is one conditional create of the next number, so that two writers cannot both win. Each entry carries the
+writer's id: a writer that finds its own entry in that place knows that it has won, whatever became of the answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -37,45 +38,77 @@ def history(store: Store) -> list[Entry]:
 
 
 def champion(store: Store) -> Entry | None:
-    """The entry in force, or None before the first promotion."""
-    keys = [stat.key for stat in store.list("champion/")]
-    return _read(store, keys[-1]) if keys else None
+    """The entry in force, or None before the first promotion; raises :class:`IntegrityError` for a log with gaps.
+
+    The highest number is found by doubling and halving, so that the time grows with the logarithm of the log's length.
+    """
+    last = _last(lambda number: store.stat(_key(number)) is not None)
+    if stray := next(iter(store.list("champion/", after=_key(last))), None):
+        raise IntegrityError(
+            f"{stray.key}: the champion log has no entry {last + 1} before it; restore what is missing"
+        )
+    return _read(store, _key(last)) if last else None
+
+
+def champion_at(store: Store, moment: datetime) -> Entry | None:
+    """The entry in force at that moment, or None if there was none yet. Times in the log never decrease."""
+
+    def written_by_then(number: int) -> bool:
+        key = _key(number)
+        return store.stat(key) is not None and datetime.fromisoformat(_read(store, key).time) <= moment
+
+    last = _last(written_by_then)
+    return _read(store, _key(last)) if last else None
+
+
+def champion_before(store: Store, entry: Entry) -> str | None:
+    """The release that was the champion before the one of this entry, or None if there was none."""
+    for number in range(entry.sequence - 1, 0, -1):
+        if (version := _read(store, _key(number)).version) != entry.version:
+            return version
+    return None
 
 
 def append(
-    store: Store,
-    *,
-    version: str,
-    action: Literal["promote", "rollback"],
-    reason: str,
-    write_id: str,
-    expected: str | None,
+    store: Store, *, version: str, action: Literal["promote", "rollback"], reason: str, write_id: str, after: int
 ) -> Entry:
-    """Make the release the champion, provided that the champion is still `expected` (None: there was none).
+    """Make the release the champion, provided that entry number `after` (0: none) is still the one in force.
 
-    Returns the entry; if this writer's entry is in the log already, that one, and nothing is written. Raises
-    :class:`ConflictError` if the champion has changed since `expected` was read.
+    Returns the entry; if this writer's entry is in that place already, that one, and nothing is written: its answer was
+    lost, or the writer comes again. Raises :class:`ConflictError` if another writer's entry is there.
     """
-    entries = history(store)
-    for entry in entries:
-        if entry.write_id == write_id and entry.version == version:
-            return entry
-    current = entries[-1] if entries else None
+    previous = _read(store, _key(after)) if after else None
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     new = Entry(
-        sequence=current.sequence + 1 if current else 1,
+        sequence=after + 1,
         version=version,
         action=action,
         reason=reason,
         write_id=write_id,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        time=max(now, previous.time) if previous else now,  # a clock that is behind does not turn the order round
     )
-    still_expected = (current.version if current else None) == expected
-    if not still_expected or not store.put_if_absent(_key(new.sequence), seal(new.as_json())):
-        raise ConflictError(
-            f"the champion is no longer {expected or 'unset'}: another run or person changed it in the meantime; "
-            f"{version} is not promoted. Clear promotion_gate and what follows to judge it against the new champion"
-        )
-    return new
+    if store.put_if_absent(_key(new.sequence), seal(new.as_json())):
+        return new
+    found = _read(store, _key(new.sequence))
+    if (found.write_id, found.version) == (write_id, version):
+        return found
+    raise ConflictError(
+        f"the champion is no longer {previous.version if previous else 'unset'}: entry {found.sequence} made it "
+        f"{found.version} in the meantime; {version} is not promoted. Clear promotion_gate and what follows to judge "
+        "it against the new champion"
+    )
+
+
+def _last(holds: Callable[[int], bool]) -> int:
+    """The highest number for which a condition holds that holds for all lower ones; 0 if for none."""
+    high = 1
+    while holds(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 def _key(sequence: int) -> str:

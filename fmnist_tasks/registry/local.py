@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from fmnist_tasks.errors import MissingError, StoreError
 from fmnist_tasks.registry.store import Stat, check_key
@@ -24,13 +27,18 @@ class FolderStore:
 
     def get(self, key: str) -> bytes:
         """Bytes of an object."""
+        with self.open(key) as file, self._explained("read", key):
+            return file.read()
+
+    def open(self, key: str) -> BinaryIO:
+        """The object's own file, for reading."""
         with self._explained("read", key):
             try:
-                return self._path(key).read_bytes()
+                return self._path(key).open("rb")
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
                 raise MissingError(f"{self.location(key)} does not exist") from error
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | BinaryIO) -> None:
         """Write an object, replacing what was there."""
         with self._explained("write", key), self._written(data) as scratch:
             self._make_room(key)
@@ -48,8 +56,8 @@ class FolderStore:
             _flush_folder(self._path(key).parent)
             return True
 
-    def list(self, prefix: str) -> Iterator[Stat]:
-        """Objects whose key begins with the prefix, in the order of their keys."""
+    def list(self, prefix: str, after: str = "") -> Iterator[Stat]:
+        """Objects whose key begins with the prefix and comes after `after`, in the order of their keys."""
         with self._explained("list", prefix):
             folder = self.root / prefix.rpartition("/")[0]
             keys = sorted(
@@ -58,14 +66,15 @@ class FolderStore:
                 if path.is_file() and not path.is_relative_to(self.root / _SCRATCH)
             )
             for key in keys:
-                if key.startswith(prefix) and (stat := self.stat(key)):
+                if key.startswith(prefix) and key > after and (stat := self.stat(key)):
                     yield stat
 
     def stat(self, key: str) -> Stat | None:
-        """Size of an object, or None if there is none."""
+        """Size and time of an object, or None if there is none."""
         with self._explained("read", key):
             try:
-                return Stat(key, self._path(key).stat().st_size)
+                found = self._path(key).stat()
+                return Stat(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -85,7 +94,7 @@ class FolderStore:
         self._path(key).parent.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
-    def _written(self, data: bytes) -> Iterator[Path]:
+    def _written(self, data: bytes | BinaryIO) -> Iterator[Path]:
         """A flushed file with the data, on the same file system; removed afterwards unless it was moved."""
         folder = self.root / _SCRATCH
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +105,11 @@ class FolderStore:
         descriptor, name = tempfile.mkstemp(dir=folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                if isinstance(data, bytes):
+                    file.write(data)
+                else:
+                    data.seek(0)
+                    shutil.copyfileobj(data, file)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)

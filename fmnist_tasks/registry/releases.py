@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from fmnist_tasks.errors import ConflictError, MissingError
-from fmnist_tasks.registry.blobs import get_verified
+from fmnist_tasks.registry.blobs import describe, get_verified
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store
 
@@ -28,11 +27,7 @@ def publish(store: Store, version: str, files: dict[str, bytes], facts: dict[str
         named = {}
         for name, data in files.items():
             store.put(file_key(version, name), data)
-            named[name] = {
-                "uri": file_key(version, name),
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "bytes": len(data),
-            }
+            named[name] = describe(file_key(version, name), data)
         store.put_if_absent(file_key(version, "manifest.json"), seal({**facts, "version": version, "files": named}))
     manifest = read_manifest(store, version)
     if manifest["model_sha256"] != facts["model_sha256"]:

@@ -1,4 +1,4 @@
-"""The object store: six operations on keys, whatever stands behind them.
+"""The object store: a few operations on keys, whatever stands behind them.
 
 Keys are relative paths of printable characters (`releases/<version>/model.h5`). Writes are atomic: a reader sees the
 old object, the new one or none, never a part.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from fmnist_tasks.errors import SettingsError
@@ -17,35 +18,42 @@ from fmnist_tasks.errors import SettingsError
 
 @dataclass(frozen=True)
 class Stat:
-    """One stored object: its key and its size in bytes."""
+    """One stored object: its key, its size in bytes and when it was last written."""
 
     key: str
     bytes: int
+    modified: datetime  # UTC, by the store's clock
 
 
 class Store(Protocol):
-    """What every store can do. Each method raises :class:`~fmnist_tasks.errors.StoreError` when it cannot."""
+    """What every store can do. Each method raises :class:`~fmnist_tasks.errors.StoreError` when it cannot just now."""
 
     def get(self, key: str) -> bytes:
         """Bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if there is none."""
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write an object, replacing what was there."""
+    def open(self, key: str) -> BinaryIO:
+        """A large object as a seekable file, not held in memory; the caller closes it. Raises like `get`."""
+
+    def put(self, key: str, data: bytes | BinaryIO) -> None:
+        """Write an object, replacing what was there; a file is read from its start and stays open."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object only if the key is free; False, and nothing written, if it is taken."""
+        """Write an object only if the key is free; False, and nothing written, if it is taken.
 
-    def list(self, prefix: str) -> Iterator[Stat]:
-        """Objects whose key begins with the prefix, in the order of their keys."""
+        It may be taken by this very call, if an answer was lost on the way: whoever must know puts an id into the data.
+        """
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Stat]:
+        """Objects whose key begins with the prefix and comes after `after`, in the order of their keys."""
 
     def stat(self, key: str) -> Stat | None:
-        """Size of an object, or None if there is none."""
+        """Size and time of an object, or None if there is none."""
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
 
     def location(self, key: str) -> str:
-        """Where a person finds the object: a path or a URI without credentials."""
+        """Where a person finds the object: a path or an address without credentials."""
 
 
 def check_key(key: str) -> str:
@@ -56,10 +64,17 @@ def check_key(key: str) -> str:
 
 
 def open_store(uri: str) -> Store:
-    """The store that a URI names; nothing is read or written yet."""
-    from fmnist_tasks.registry.local import FolderStore
-
+    """The store that a URI names; nothing is read from it or written to it yet."""
     parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        from fmnist_tasks.registry.access import reach
+        from fmnist_tasks.registry.s3 import S3Store
+
+        return S3Store(reach(uri))
     if parts.scheme == "file" and not parts.netloc and parts.path:
+        from fmnist_tasks.registry.local import FolderStore
+
         return FolderStore(Path(unquote(parts.path)))
-    raise SettingsError(f"FMNIST_STORE: {uri!r} names no store; use file:///folder")
+    raise SettingsError(
+        "FMNIST_STORE names no store; use file:///folder or s3://bucket?endpoint=https://host:port, without credentials"
+    )

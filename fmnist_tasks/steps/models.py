@@ -86,7 +86,7 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
 @step("validate_data", "fine_tune")
 def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> Result:
     """Measure the candidate on the test images and on fake ones, and keep its predictions for later proof."""
-    from fmnist_tasks.data.dataset import load_test, pack
+    from fmnist_tasks.data.dataset import load_test, packed
     from fmnist_tasks.evaluation import figures, metrics
     from fmnist_tasks.model import h5, novelty
 
@@ -101,6 +101,8 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
     ]
     examples, shown = novelty.examples(real, fakes, classes, threshold)
     measured = _measured(store, run, "candidate", validated, candidate, labels, real.probabilities)
+    with packed(probabilities=real.probabilities, familiarity=real.familiarity) as file:
+        predictions = put_blob(store, file)
     return {
         **measured,
         "novelty": {
@@ -111,7 +113,7 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
             },
             "examples": examples,
         },
-        "predictions": put_blob(store, pack(probabilities=real.probabilities, familiarity=real.familiarity)),
+        "predictions": predictions,
         "pictures": {
             **measured["pictures"],
             "candidate_real_and_fake": put_blob(store, figures.predictions(examples, shown)),
@@ -129,7 +131,7 @@ def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, eva
         checks.append(gate.at_least(family, recognised, NOISE_RECOGNISED, f"the share of {family} called no clothing"))
     current = champion.champion(store)
     verdict = _judged("candidate", identity(run, validated, tuned["candidate"]), evaluated, checks)
-    return {**verdict, "champion": current.version if current else None}
+    return {**verdict, "champion": current.as_json() if current else None}
 
 
 def identity(run: Run, validated: Result, candidate: Result) -> gate.Identity:

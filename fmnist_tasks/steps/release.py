@@ -7,12 +7,14 @@ from datetime import datetime
 
 from fmnist_tasks.errors import ConflictError, ModelError
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.blobs import get_verified
+from fmnist_tasks.registry.blobs import get_verified, open_verified
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.service import open_release
 from fmnist_tasks.steps.models import identity
 from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, step
+
+_OWN = {"publish", "verify_release", "promote"}
 
 
 @step("ingest", "validate_data", "train", "evaluate_base", "fine_tune", "evaluate_tuned", "promotion_gate")
@@ -58,12 +60,13 @@ def publish(
         },
         "verdict": {name: verdict[name] for name in ("decision", "checks")},
     }
-    pictures = read_pictures(store, read_records(store, run.id))
+    # Only what came before, so that another try, or a second copy of this task, writes the same bytes.
+    records = {name: record for name, record in read_records(store, run.id).items() if name not in _OWN}
     files = {
         "model.h5": get_verified(store, candidate["model"]),
         "model_card.md": render_card({**facts, "version": version}),
-        "report.html": build_report(store, run.id),
-        **{f"figures/{name}.png": picture for name, picture in pictures.items()},
+        "report.html": build_report(store, run.id, records),
+        **{f"figures/{name}.png": picture for name, picture in read_pictures(store, records).items()},
     }
     model = releases.publish(store, version, files, facts)["files"]["model.h5"]
     return {
@@ -85,7 +88,8 @@ def verify_release(store: Store, run: Run, validated: Result, evaluated: Result,
     version = published["version"]
     release = open_release(store, version)
     images, _ = load_test(store, validated["dataset"])
-    judged = unpack(get_verified(store, evaluated["predictions"]), "predictions", "probabilities", "familiarity")
+    with open_verified(store, evaluated["predictions"]) as file:
+        judged = unpack(file, "predictions", "probabilities", "familiarity")
     differing = sum(int((a != b).sum()) for a, b in zip(h5.predict(release.model, images), judged, strict=True))
     if differing or not all(np.isfinite(values).all() for values in judged):
         raise ModelError(
@@ -111,7 +115,7 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
         action="promote",
         reason=f"run {run.id} passed every gate",
         write_id=run.id,
-        expected=verdict["champion"],
+        after=verdict["champion"]["sequence"] if verdict["champion"] else 0,
     )
     accuracy = next(check["value"] for check in verdict["checks"] if check["name"] == "accuracy")
     return {

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import update_wrapper
 from typing import Any, Concatenate, ParamSpec
 
-from fmnist_tasks.errors import FmnistError, RejectedError
+from fmnist_tasks.errors import FmnistError, RejectedError, StoreError
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_record, read_records, run_key, write_record
 from fmnist_tasks.registry.store import Store, open_store
@@ -64,11 +64,13 @@ def step(
                 seconds = round(time.monotonic() - clock, 3)
                 usage = {"seconds": seconds, "peak_memory_mb": _peak_memory()}
                 write_record(store, run.id, name, {**record, **usage, "status": status, "outcome": outcome, **result})
-                store.put(run_key(run.id, "report.html"), build_report(store, run.id))
+                store.put(run_key(run.id, "report.html"), build_report(store, run.id, read_records(store, run.id)))
                 log.info("%s %s after %.1f s: %s", name, status, seconds, outcome)
 
             try:
                 result = function(store, run, *args, **kwargs)
+            except StoreError:
+                raise  # a store that does not answer now cannot keep a record of that either
             except Exception as error:
                 try:
                     keep("failed", str(error))
@@ -103,11 +105,10 @@ def result_of(store: Store, run_id: str, name: str) -> Result:
     return result
 
 
-def build_report(store: Store, run_id: str) -> bytes:
-    """The run so far as one HTML page."""
+def build_report(store: Store, run_id: str, records: dict[str, dict[str, Any]]) -> bytes:
+    """What the records tell of the run, as one HTML page."""
     from fmnist_tasks.evaluation.report import render_report
 
-    records = read_records(store, run_id)
     return render_report(f"Run {run_id}", records, read_pictures(store, records))
 
 

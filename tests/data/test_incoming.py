@@ -7,16 +7,15 @@ import made
 import numpy as np
 import pytest
 from conftest import Line
-from made import RUN
+from made import RUN, npz
 
 from fmnist_tasks import steps
 from fmnist_tasks.data import incoming
-from fmnist_tasks.data.dataset import pack
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.steps import Run
 
 IMAGES, LABELS = made.images(200, 9)
-GOOD = pack(images=IMAGES, labels=LABELS)
+GOOD = npz(images=IMAGES, labels=LABELS)
 
 
 def validated(line: Line, run: Run = RUN) -> dict:
@@ -82,10 +81,10 @@ def test_half_a_pair_waits_for_the_other_half(line: Line) -> None:
     [
         ("notes.txt", b"hello", "is neither an .npz nor one of a pair"),
         ("cut.npz", GOOD[:-100], "is no .npz"),
-        ("short.npz", pack(images=IMAGES, labels=LABELS[:-1]), "200 images but 199 labels"),
-        ("scaled.npz", pack(images=IMAGES / 255, labels=LABELS), "pixels are unsigned bytes: not so for 200"),
-        ("small.npz", pack(images=IMAGES[:, :14, :14], labels=LABELS), "28 rows of pixels"),
-        ("labels.npz", pack(images=IMAGES, labels=LABELS + 1), "one of the declared classes"),
+        ("short.npz", npz(images=IMAGES, labels=LABELS[:-1]), "200 images but 199 labels"),
+        ("scaled.npz", npz(images=IMAGES / 255, labels=LABELS), "pixels are unsigned bytes: not so for 200"),
+        ("small.npz", npz(images=IMAGES[:, :14, :14], labels=LABELS), "28 rows of pixels"),
+        ("labels.npz", npz(images=IMAGES, labels=LABELS + 1), "one of the declared classes"),
     ],
 )
 def test_a_bad_batch_goes_to_quarantine_with_its_reason_and_a_person_is_told(
@@ -106,7 +105,7 @@ def test_a_bad_batch_goes_to_quarantine_with_its_reason_and_a_person_is_told(
 def test_a_batch_replaced_while_it_was_checked_is_kept_for_the_next_run(line: Line) -> None:
     line.store.put("incoming/a.npz", GOOD)
     ingested = steps.ingest(RUN)
-    newer = pack(images=IMAGES[:50], labels=LABELS[:50])
+    newer = npz(images=IMAGES[:50], labels=LABELS[:50])
     line.store.put("incoming/a.npz", newer)
     assert training_images(steps.validate_data(RUN, ingested)) == 1800
     assert line.store.get("incoming/a.npz") == newer
@@ -127,5 +126,5 @@ def test_the_test_set_is_never_extended(line: Line) -> None:
 
 
 def test_a_batch_of_other_label_dtype_trains_like_any(line: Line) -> None:
-    line.store.put("incoming/a.npz", pack(images=IMAGES, labels=LABELS.astype(np.int64)))
+    line.store.put("incoming/a.npz", npz(images=IMAGES, labels=LABELS.astype(np.int64)))
     assert training_images(validated(line)) == 1800

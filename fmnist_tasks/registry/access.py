@@ -1,0 +1,97 @@
+"""Where an S3 server is and how to get in: `s3://bucket?endpoint=https://host:9000`, credentials from elsewhere.
+
+They come from the environment (`MINIO_ACCESS_KEY` and `MINIO_SECRET_KEY`, or AWS's names), or from the Airflow
+connection that `&connection=ID` names: login, password, and `endpoint_url` in its extra unless the URI has an endpoint.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import urllib3
+from minio import Minio
+from minio.credentials.providers import ChainedProvider, EnvAWSProvider, EnvMinioProvider, Provider, StaticProvider
+
+from fmnist_tasks.errors import SettingsError
+
+_KNOWN = {"endpoint", "region", "connection"}
+_TIMEOUT = urllib3.Timeout(connect=5, read=20)  # seconds without an answer
+_PASSING = (409, 429, 500, 502, 503, 504)  # what servers say when another try may succeed
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket and the client that reaches it."""
+
+    name: str
+    endpoint: str  # http://host:port or https://host:port
+    client: Minio
+
+
+def reach(uri: str) -> Bucket:
+    """The bucket that a URI names; nothing is sent yet. Raises :class:`SettingsError`, which never repeats the URI."""
+    parts = urlsplit(uri)
+    options = dict(parse_qsl(parts.query))
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc) or parts.path.strip("/"):
+        raise SettingsError("FMNIST_STORE: s3:// must be followed by the name of a bucket, without credentials or path")
+    if unknown := sorted(set(options) - _KNOWN):
+        raise SettingsError(f"FMNIST_STORE: unknown {', '.join(unknown)}; known are {', '.join(sorted(_KNOWN))}")
+    connection = _airflow_connection(options["connection"]) if "connection" in options else None
+    endpoint = options.get("endpoint") or (connection and connection.extra_dejson.get("endpoint_url")) or ""
+    address = urlsplit(endpoint)
+    if address.scheme not in {"http", "https"} or not re.fullmatch(r"[^@]+", address.netloc) or address.path.strip("/"):
+        raise SettingsError("FMNIST_STORE: endpoint must be http://host:port or https://host:port, without credentials")
+    client = Minio(
+        address.netloc,
+        secure=address.scheme == "https",
+        credentials=_credentials(connection),
+        region=options.get("region", "us-east-1"),  # named here, so that no request is spent on asking for it
+        http_client=_pool(),
+    )
+    return Bucket(parts.netloc, f"{address.scheme}://{address.netloc}", client)
+
+
+def _credentials(connection: Any) -> Provider:
+    try:
+        if connection:
+            return StaticProvider(connection.login, connection.password)
+        provider = ChainedProvider([EnvMinioProvider(), EnvAWSProvider()])
+        provider.retrieve()
+    except ValueError as error:
+        raise SettingsError(
+            "FMNIST_STORE: no credentials for the S3 server; set MINIO_ACCESS_KEY and MINIO_SECRET_KEY, or name an "
+            "Airflow connection that has login and password: &connection=ID"
+        ) from error
+    return provider
+
+
+def _airflow_connection(name: str) -> Any:
+    """The Airflow connection of that name: asked of the supervisor in a task, of Airflow's own secrets in a shell."""
+    from airflow.sdk.exceptions import AirflowException
+
+    try:
+        if hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS"):
+            from airflow.sdk import Connection
+
+            return Connection.get(name)
+        # Outside a task the SDK's own class does not look into Airflow's database; this one does.
+        from airflow.models.connection import Connection as Stored
+
+        return Stored.get_connection_from_secrets(name)
+    except AirflowException as error:
+        raise SettingsError(
+            f"FMNIST_STORE: there is no Airflow connection {name}; `airflow connections add`"
+        ) from error
+
+
+def _pool() -> urllib3.PoolManager:
+    """Connections that trust the system's authorities or those in SSL_CERT_FILE, and never try again by themselves.
+
+    An answer that may pass becomes an exception, like a connection that fails: one kind of error to try again on.
+    """
+    once = urllib3.Retry(0, status_forcelist=_PASSING, allowed_methods=None)
+    return urllib3.PoolManager(timeout=_TIMEOUT, maxsize=16, retries=once, cert_reqs="CERT_REQUIRED")

@@ -1,0 +1,96 @@
+"""A real MinIO server for the tests: an own process on a free loopback port, with users of the documented policies."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import urllib3
+from minio import MinioAdmin
+from minio.credentials import StaticProvider
+
+from fmnist_tasks.registry.access import reach
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.settings import INCLUDE, PROJECT
+
+ROOT = "tests-root"
+
+
+class NoServerError(Exception):
+    """This machine has no way to a MinIO server."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@dataclass
+class Server:
+    """The server, its folder, and how to reach it."""
+
+    folder: Path
+    secret: str = field(default_factory=lambda: uuid4().hex)
+    port: int = field(default_factory=free_port)
+    scheme: str = "http"
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        return {"MINIO_ACCESS_KEY": ROOT, "MINIO_SECRET_KEY": self.secret}
+
+    def start(self) -> None:
+        log = self.folder.with_suffix(".log")
+        arguments = [f"127.0.0.1:{self.port}", f"127.0.0.1:{free_port()}", str(self.folder)]
+        secrets = {"MINIO_ROOT_USER": ROOT, "MINIO_ROOT_PASSWORD": self.secret}
+        environment = {**os.environ, **secrets, "FMNIST_HOME": str(PROJECT / "var")}  # where the built server is kept
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [str(INCLUDE / "minio"), "server", *arguments], env=environment, stdout=output, stderr=output
+            )
+        while not self.answers():
+            if (code := self.process.poll()) is not None:
+                raise NoServerError(log.read_text()) if code == 3 else RuntimeError(log.read_text())
+            time.sleep(0.05)
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)):
+                return False
+        if self.scheme == "https":
+            return True
+        return urllib3.request("GET", f"{self.endpoint}/minio/health/live", retries=False).status == 200
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait()
+
+    def uri(self, bucket: str, endpoint: str | None = None) -> str:
+        return f"s3://{bucket}?endpoint={endpoint or self.endpoint}"
+
+    def store(self, bucket: str) -> S3Store:
+        return S3Store(reach(self.uri(bucket)))
+
+    def user(self, policy: str, bucket: str) -> dict[str, str]:
+        """A new user with one of the policies of include/policies; the environment that names it."""
+        admin = MinioAdmin(
+            endpoint=f"127.0.0.1:{self.port}", credentials=StaticProvider(ROOT, self.secret), secure=False
+        )
+        name, secret = f"{policy}-{uuid4().hex[:8]}", uuid4().hex
+        text = (INCLUDE / "policies" / f"{policy}.json").read_text().replace("BUCKET", bucket)
+        admin.policy_add(name, policy=json.loads(text))
+        admin.user_add(name, secret)
+        admin.policy_set(name, user=name)
+        return {"MINIO_ACCESS_KEY": name, "MINIO_SECRET_KEY": secret}

@@ -1,0 +1,151 @@
+"""A proxy between client and server that does harm on request: the n-th or any request, before, during or after it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked: its number from 1 on, and what the server said, 0 if it was not asked."""
+
+    number: int
+    method: str
+    path: str
+    headers: dict[str, str]
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What happens to a request. Without any of these it passes unharmed."""
+
+    status: int = 0  # answered by the proxy; the server never sees the request
+    refuse: bool = False  # the connection is closed before the server sees the request
+    lose_answer: bool = False  # the server did it; the connection is closed instead of an answer
+    cut_body: bool = False  # half of the answer's body, then the connection is closed
+    delay: float = 0  # seconds before the request goes on
+    kill: int = 0  # this process is killed (SIGKILL) before, `halfway` into, or after the request
+    moment: str = "before"
+
+
+class Proxy:
+    """Listens on a loopback port; `harm` decides for each request."""
+
+    def __init__(self, target: str) -> None:
+        self.target = urlsplit(target).netloc
+        self.harm: Callable[[Request], Harm | None] = lambda _: None
+        self.requests: list[Request] = []
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    @contextmanager
+    def running(self) -> Iterator[Proxy]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            thread.join()
+            self._server.server_close()
+
+    def reset(self, harm: Callable[[Request], Harm | None] = lambda _: None) -> None:
+        """Forget earlier requests and do this harm from now on."""
+        with self._lock:
+            self.requests, self.harm = [], harm
+
+    def _begun(self, handler: BaseHTTPRequestHandler) -> tuple[Request, Harm]:
+        with self._lock:
+            number = len(self.requests) + 1
+            request = Request(number, handler.command, handler.path, {k.lower(): v for k, v in handler.headers.items()})
+            self.requests.append(request)
+            return request, self.harm(request) or Harm()
+
+    def _answered(self, request: Request, status: int) -> None:
+        with self._lock:
+            if len(self.requests) >= request.number and self.requests[request.number - 1] is request:
+                self.requests[request.number - 1] = Request(**{**vars(request), "status": status})
+
+    def _handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except OSError:  # the client is gone, as it may well be here
+                    self.close_connection = True
+
+            def forward(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                request, harm = proxy._begun(self)
+                time.sleep(harm.delay)
+                if harm.status:
+                    return self.answer(harm.status, {"Content-Type": "text/plain"}, b"proxy says no")
+                if harm.refuse:
+                    return self.hang_up()
+                if harm.kill and harm.moment == "before":
+                    return self.kill(harm.kill)
+                connection = http.client.HTTPConnection(proxy.target, timeout=60)
+                try:
+                    connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                    for name, value in self.headers.items():
+                        connection.putheader(name, value)
+                    connection.endheaders()
+                    if harm.kill and harm.moment == "halfway":
+                        connection.send(body[: len(body) // 2])
+                        return self.kill(harm.kill)
+                    connection.send(body)
+                    response = connection.getresponse()
+                    data = response.read()
+                finally:
+                    connection.close()
+                proxy._answered(request, response.status)
+                if harm.kill:
+                    return self.kill(harm.kill)
+                if harm.lose_answer:
+                    return self.hang_up()
+                return self.answer(response.status, dict(response.getheaders()), data, cut=harm.cut_body)
+
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815 - the names that http.server asks for
+
+            def answer(self, status: int, headers: dict[str, str], data: bytes, cut: bool = False) -> None:
+                self.send_response_only(status)
+                length = headers.pop("Content-Length", len(data)) if self.command == "HEAD" else len(data)
+                for name, value in headers.items():
+                    if name.lower() not in {"transfer-encoding", "connection", "content-length"}:
+                        self.send_header(name, value)
+                if status != 204:
+                    self.send_header("Content-Length", str(length))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data[: len(data) // 2] if cut else data)
+                if cut:
+                    self.hang_up()
+
+            def hang_up(self) -> None:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+            def kill(self, process: int) -> None:
+                os.kill(process, signal.SIGKILL)
+                self.close_connection = True
+
+        return Handler
