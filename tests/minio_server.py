@@ -39,12 +39,12 @@ class Server:
     folder: Path
     secret: str = field(default_factory=lambda: uuid4().hex)
     port: int = field(default_factory=free_port)
-    scheme: str = "http"
+    certificate: Path | None = None  # beside it its key; with these the server speaks TLS
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}"
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -53,6 +53,8 @@ class Server:
     def start(self) -> None:
         log = self.folder.with_suffix(".log")
         arguments = [f"127.0.0.1:{self.port}", f"127.0.0.1:{free_port()}", str(self.folder)]
+        if self.certificate:
+            arguments += ["--certs-dir", str(self.certificate.parent)]
         secrets = {"MINIO_ROOT_USER": ROOT, "MINIO_ROOT_PASSWORD": self.secret}
         environment = {**os.environ, **secrets, "FMNIST_HOME": str(PROJECT / "var")}  # where the built server is kept
         with log.open("ab") as output:
@@ -68,9 +70,9 @@ class Server:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)):
                 return False
-        if self.scheme == "https":
-            return True
-        return urllib3.request("GET", f"{self.endpoint}/minio/health/live", retries=False).status == 200
+        authority = str(self.certificate) if self.certificate else None
+        with urllib3.PoolManager(retries=False, ca_certs=authority) as pool:
+            return pool.request("GET", f"{self.endpoint}/minio/health/live").status == 200
 
     def stop(self) -> None:
         assert self.process is not None

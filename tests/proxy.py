@@ -98,7 +98,9 @@ class Proxy:
                 request, harm = proxy._begun(self)
                 time.sleep(harm.delay)
                 if harm.status:
-                    return self.answer(harm.status, {"Content-Type": "text/plain"}, b"proxy says no")
+                    code = {409: "ConditionalRequestConflict", 429: "TooManyRequests"}.get(harm.status, "SlowDown")
+                    text = f"<Error><Code>{code}</Code><Message>the proxy says no</Message></Error>"
+                    return self.answer(harm.status, {"Content-Type": "application/xml"}, text.encode())
                 if harm.refuse:
                     return self.hang_up()
                 if harm.kill and harm.moment == "before":

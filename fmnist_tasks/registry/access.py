@@ -17,10 +17,11 @@ from minio import Minio
 from minio.credentials.providers import ChainedProvider, EnvAWSProvider, EnvMinioProvider, Provider, StaticProvider
 
 from fmnist_tasks.errors import SettingsError
+from fmnist_tasks.registry.tries import may_pass, tried
 
 _KNOWN = {"endpoint", "region", "connection"}
 _TIMEOUT = urllib3.Timeout(connect=5, read=20)  # seconds without an answer
-_PASSING = (409, 429, 500, 502, 503, 504)  # what servers say when another try may succeed
+_PASSING = (429, 500, 502, 503, 504)  # what servers and what stands before them say when another try may succeed
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,17 @@ def _airflow_connection(name: str) -> Any:
 
 
 def _pool() -> urllib3.PoolManager:
-    """Connections that trust the system's authorities or those in SSL_CERT_FILE, and never try again by themselves.
+    """Connections that trust the system's authorities, or those in SSL_CERT_FILE.
 
     An answer that may pass becomes an exception, like a connection that fails: one kind of error to try again on.
     """
     once = urllib3.Retry(0, status_forcelist=_PASSING, allowed_methods=None)
-    return urllib3.PoolManager(timeout=_TIMEOUT, maxsize=16, retries=once, cert_reqs="CERT_REQUIRED")
+    return _PatientPool(timeout=_TIMEOUT, maxsize=16, retries=once, cert_reqs="CERT_REQUIRED")
+
+
+class _PatientPool(urllib3.PoolManager):
+    """Sends each request again as long as its failure may pass."""
+
+    def urlopen(self, *args: Any, **kwargs: Any) -> urllib3.BaseHTTPResponse:
+        request = super().urlopen
+        return tried(lambda: request(*args, **kwargs), may_pass)

@@ -33,8 +33,13 @@ class Entry:
 
 
 def history(store: Store) -> list[Entry]:
-    """All entries, oldest first; raises :class:`~fmnist_tasks.errors.IntegrityError` for one that was changed."""
-    return [_read(store, stat.key) for stat in store.list("champion/")]
+    """All entries, oldest first; raises :class:`IntegrityError` for one that was changed or is missing."""
+    entries: list[Entry] = []
+    for stat in store.list("champion/"):
+        entries.append(_read(store, stat.key))
+        if entries[-1].sequence != len(entries):
+            raise _gap(stat.key, len(entries))
+    return entries
 
 
 def champion(store: Store) -> Entry | None:
@@ -42,22 +47,23 @@ def champion(store: Store) -> Entry | None:
 
     The highest number is found by doubling and halving, so that the time grows with the logarithm of the log's length.
     """
-    last = _last(lambda number: store.stat(_key(number)) is not None)
-    if stray := next(iter(store.list("champion/", after=_key(last))), None):
-        raise IntegrityError(
-            f"{stray.key}: the champion log has no entry {last + 1} before it; restore what is missing"
-        )
+
+    def exists(number: int) -> bool:
+        return store.stat(_key(number)) is not None
+
+    last = _last(exists)
+    while later := next(iter(store.list("champion/", after=_key(last))), None):
+        if not exists(last + 1):
+            raise _gap(later.key, last + 1)
+        last = _last(exists, last + 1)  # the log has grown in the meantime
     return _read(store, _key(last)) if last else None
 
 
 def champion_at(store: Store, moment: datetime) -> Entry | None:
     """The entry in force at that moment, or None if there was none yet. Times in the log never decrease."""
-
-    def written_by_then(number: int) -> bool:
-        key = _key(number)
-        return store.stat(key) is not None and datetime.fromisoformat(_read(store, key).time) <= moment
-
-    last = _last(written_by_then)
+    current = champion(store)
+    length = current.sequence if current else 0
+    last = _last(lambda n: n <= length and datetime.fromisoformat(_read(store, _key(n)).time) <= moment)
     return _read(store, _key(last)) if last else None
 
 
@@ -99,16 +105,20 @@ def append(
     )
 
 
-def _last(holds: Callable[[int], bool]) -> int:
-    """The highest number for which a condition holds that holds for all lower ones; 0 if for none."""
-    high = 1
-    while holds(high):
-        high *= 2
-    low = high // 2
+def _last(holds: Callable[[int], bool], low: int = 0) -> int:
+    """The highest number from `low` on for which a condition holds that holds for all lower ones."""
+    step = 1
+    while holds(low + step):
+        low, step = low + step, 2 * step
+    high = low + step
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
+
+
+def _gap(key: str, missing: int) -> IntegrityError:
+    return IntegrityError(f"{key}: the champion log has no entry {missing} before it; restore what is missing")
 
 
 def _key(sequence: int) -> str:

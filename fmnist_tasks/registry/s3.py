@@ -27,7 +27,7 @@ from fmnist_tasks.errors import AccessError, MissingError
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.progress import Progress
 from fmnist_tasks.registry.store import Stat, check_key
-from fmnist_tasks.registry.tries import explained, tried
+from fmnist_tasks.registry.tries import explained, tried, was_disturbed
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ _NO_VERSIONING = {"AccessDenied", "NotImplemented", "MethodNotAllowed"}
 # An object that exists, on which a server shows that it refuses a second create.
 _PROOF_KEY = "conditional-create.txt"
 _PROOF = b"This object is created again and again on condition that it does not exist: the server has to refuse.\n"
+
+_TYPES = mimetypes.MimeTypes()  # Python's own, the same on every machine
+_TYPES.add_type("text/markdown", ".md")  # which Python 3.11 and 3.12 lack
 
 T = TypeVar("T")
 
@@ -107,7 +110,7 @@ class S3Store:
     def _done(self, verb: str, key: str, action: Callable[[], T]) -> T:
         """The result of the requests in `action`, or the project's own error for theirs."""
         try:
-            return tried(action)
+            return tried(action, was_disturbed)
         except (MinioException, HTTPError) as error:
             if isinstance(error, S3Error) and error.code in {"NoSuchKey", "NoSuchBucket"}:
                 raise MissingError(f"{self.location(key)} does not exist") from error
@@ -184,19 +187,25 @@ class S3Store:
     def _make_bucket(self) -> None:
         """See that the bucket is there, and that it keeps earlier versions unless a person decided otherwise."""
         try:
-            try:
-                versioning = self._client.get_bucket_versioning(self.bucket).status
-            except S3Error as error:
-                if error.code != "NoSuchBucket":
-                    raise
-                self._client.make_bucket(self.bucket)
-                versioning = None
-            if versioning not in {ENABLED, SUSPENDED}:
+            if self._versioning() not in {ENABLED, SUSPENDED}:
                 self._client.set_bucket_versioning(self.bucket, VersioningConfig(ENABLED))
         except S3Error as error:
             if error.code not in _NO_VERSIONING:
                 raise
             log.warning("bucket %s: earlier versions are not kept (%s)", self.bucket, error.message)
+
+    def _versioning(self) -> str | None:
+        try:
+            return self._client.get_bucket_versioning(self.bucket).status
+        except S3Error as error:
+            if error.code != "NoSuchBucket":
+                raise
+        try:
+            self._client.make_bucket(self.bucket)
+        except S3Error as error:
+            if error.code != "BucketAlreadyOwnedByYou":  # by another process, a moment faster
+                raise
+        return None
 
     @cached_property
     def _keeps_conditions(self) -> bool:
@@ -211,5 +220,5 @@ def _stat(key: str | None, size: int | None, modified: datetime | None) -> Stat:
 
 def _content_type(key: str) -> str:
     """The type by the key's ending; text says that it is UTF-8."""
-    kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
+    kind = _TYPES.guess_type(key)[0] or "application/octet-stream"
     return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind == "application/json" else kind

@@ -1,7 +1,7 @@
 """Requests to an S3 server: tried again while that may help, and errors in words that say what to do.
 
-An operation is not begun again once `BUDGET` seconds have passed, and no try waits longer than the client's time
-limits: no operation on a small object takes more than a minute.
+A request is not sent again once `BUDGET` seconds have passed, and no try waits longer than the client's time limits: no
+request takes more than a minute.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from fmnist_tasks.errors import AccessError, FmnistError, StoreError
 
 BUDGET = 30  # seconds
 
+_DISTURBED = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "IncompleteBody", "NoSuchUpload"}
 _UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidTokenId", "ExpiredToken"}
 _FORBIDDEN = {"AccessDenied", "AllAccessDisabled", "AccountProblem"}
 
 T = TypeVar("T")
 
 
-def tried(action: Callable[[], T]) -> T:
+def tried(action: Callable[[], T], may_pass: Callable[[BaseException], bool]) -> T:
     """The result of the action, called again after a growing random delay as long as its error may pass."""
     again = Retrying(
-        retry=retry_if_exception(_may_pass),
+        retry=retry_if_exception(may_pass),
         wait=wait_random_exponential(multiplier=0.1, max=5),
         stop=stop_before_delay(BUDGET),
         reraise=True,
@@ -46,17 +47,24 @@ def explained(error: Exception, doing: str, endpoint: str) -> FmnistError:
             f"{doing}: the certificate of {endpoint} is not trusted ({cause.verify_message}); put the authority's "
             "certificate into a file and name it in SSL_CERT_FILE"
         )
-    if isinstance(cause, ssl.SSLError) and not _may_pass(error):
+    if isinstance(cause, ssl.SSLError) and not may_pass(error):
         return AccessError(f"{doing}: {endpoint} does not speak TLS ({cause.reason}); is the endpoint http:// instead?")
     return StoreError(f"{doing}: {endpoint} {_ailment(cause)}; see that the server runs, and clear the task")
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether another try may succeed: not when the server says no, nor when its certificate is not trusted."""
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed later: not when the certificate is not trusted, or there is no TLS."""
     cause = _cause(error)
     if isinstance(cause, ssl.SSLError):
         return isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
     return isinstance(error, HTTPError)
+
+
+def was_disturbed(error: BaseException) -> bool:
+    """Whether an operation whose requests were answered may succeed later: a download broke off, or two collided."""
+    if isinstance(error, S3Error):
+        return error.code in _DISTURBED
+    return isinstance(error, HTTPError) and not isinstance(error, MaxRetryError)
 
 
 def _cause(error: BaseException) -> BaseException:

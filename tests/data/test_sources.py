@@ -5,7 +5,6 @@ import http.server
 import os
 import shutil
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 import made
 import numpy as np
 import pytest
+from certificate import make_certificate
 from conftest import Line
 from typer.testing import CliRunner
 
@@ -89,14 +89,7 @@ def test_a_file_that_is_not_intact_is_named_with_what_to_do(line: Line, how: str
 @pytest.fixture
 def web(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The made files behind HTTPS, with a certificate that only this test trusts, and nowhere else."""
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject, *files],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = make_certificate(tmp_path)
     shutil.move(line.data, tmp_path / "served")
     shutil.copytree(tmp_path / "served", line.data, ignore=shutil.ignore_patterns("*.gz"))
 

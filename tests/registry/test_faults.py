@@ -1,0 +1,165 @@
+"""The promises of publish and promote on a real server, through a connection that fails in every way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from minio_server import Server, free_port
+from proxy import Harm, Proxy, Request
+from writer import promote_many
+
+from fmnist_tasks.errors import StoreError
+from fmnist_tasks.registry import champion, releases, tries
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.settings import Settings
+
+
+def fresh() -> Store:
+    return open_store(Settings.from_environment().store)
+
+
+def promote(store: Store, version: str, after: int) -> champion.Entry:
+    return champion.append(store, version=version, action="promote", reason="why", write_id=version, after=after)
+
+
+def publish(store: Store, version: str) -> releases.Manifest:
+    files = {"model.h5": version.encode() * 100, "model_card.md": b"card", "report.html": b"report"}
+    files |= {f"figures/{name}.png": bytes(3000) for name in "abcd"}
+    return releases.publish(store, version, files, {"model_sha256": version})
+
+
+def is_append(request: Request) -> bool:
+    return request.method == "PUT" and "/champion/" in request.path
+
+
+def test_a_lost_answer_is_no_conflict(minio: S3Store, proxy: Proxy) -> None:
+    lost: set[str] = set()
+
+    def lose_the_first(request: Request) -> Harm | None:
+        if is_append(request) and request.path not in lost:
+            lost.add(request.path)
+            return Harm(lose_answer=True)
+        return None
+
+    proxy.reset(lose_the_first)
+    store = fresh()
+    for number in range(1, 101):
+        entry = promote(store, f"v{number}", number - 1)
+        assert (entry.sequence, entry.version) == (number, f"v{number}")
+    assert len(lost) == 100
+    statuses = Counter(request.status for request in proxy.requests if is_append(request))
+    assert statuses == {200: 100, 412: 100}  # each was written once, and the second try refused by the server
+    assert [entry.version for entry in champion.history(minio)] == [f"v{number}" for number in range(1, 101)]
+
+
+@pytest.mark.slow
+def test_one_of_many_simultaneous_promotions_wins_and_each_writer_is_told_the_truth(minio: S3Store) -> None:
+    writers, promotions = 8, 50
+    context = multiprocessing.get_context("forkserver")
+    told = context.Queue()
+    processes = [
+        context.Process(target=promote_many, args=(dict(os.environ), writer, promotions, told))
+        for writer in range(writers)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = [outcome for _ in processes for outcome in told.get(timeout=200)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    history = champion.history(minio)
+    assert [entry.sequence for entry in history] == list(range(1, writers * promotions + 1))
+    assert Counter((entry.sequence, entry.version) for entry in history) == Counter(
+        (sequence, version) for sequence, version in outcomes if sequence
+    )
+    assert len({entry.version for entry in history}) == writers * promotions
+    assert len(outcomes) > len(history)  # some were told that another had won, and tried again
+
+
+def test_errors_that_pass_do_not_stop_a_publication(minio: S3Store, proxy: Proxy) -> None:
+    dice = random.Random(0)  # noqa: S311
+    proxy.reset(lambda _: Harm(status=dice.choice([500, 503, 429])) if dice.random() < 0.2 else None)
+    store = fresh()
+    for number in range(50):
+        publish(store, f"v{number:02d}")
+    failed = sum(request.status == 0 for request in proxy.requests)
+    assert failed > len(proxy.requests) / 10
+    assert releases.versions(minio) == [f"v{number:02d}" for number in range(50)]
+    for version in releases.versions(minio):
+        assert len(releases.read_files(minio, releases.read_manifest(minio, version))) == 7
+
+
+@pytest.mark.parametrize("harm", [Harm(refuse=True), Harm(lose_answer=True), Harm(cut_body=True), Harm(status=409)])
+def test_a_connection_that_breaks_now_and_then(minio: S3Store, proxy: Proxy, harm: Harm) -> None:
+    proxy.reset(lambda request: harm if request.number % 3 == 1 else None)
+    store = fresh()
+    content = bytes(range(256)) * 40_000
+    store.put("large", content)
+    assert store.get("large") == content
+    assert store.put_if_absent("small", b"x") or harm.lose_answer
+    assert [stat.key for stat in store.list("")] == ["conditional-create.txt", "large", "small"]
+    assert store.stat("small").bytes == 1
+    store.delete("small")
+    assert minio.stat("small") is None
+
+
+def test_a_slow_server_is_waited_for(minio: S3Store, proxy: Proxy) -> None:
+    proxy.reset(lambda _: Harm(delay=0.5))
+    publish(fresh(), "v1")
+    assert releases.versions(minio) == ["v1"]
+
+
+# A server that is gone. The limits are shortened so that no test waits for them; what they are is asserted on its own.
+
+
+def test_the_limits_of_a_request_and_of_a_step() -> None:
+    from fmnist_tasks.registry.access import _TIMEOUT
+
+    longest = tries.BUDGET + _TIMEOUT.connect_timeout + _TIMEOUT.read_timeout
+    assert _TIMEOUT.connect_timeout + _TIMEOUT.read_timeout < 60  # one request
+    assert longest < 60  # one operation: the error that a step ends with
+    assert 2 * longest < 120  # and the alert that follows it
+
+
+def refused(server: Server) -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def silent(server: Server) -> str:
+    listener = socket.create_server(("127.0.0.1", 0))
+    SILENT.append(listener)  # accepts, and never answers
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+SILENT: list[socket.socket] = []
+
+
+@pytest.mark.parametrize(
+    ("where", "ailment"), [(refused, "accepts no connection"), (silent, "does not answer in time")]
+)
+def test_a_server_that_is_gone(
+    server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch, where: Callable[[Server], str], ailment: str
+) -> None:
+    import urllib3
+
+    monkeypatch.setattr(tries, "BUDGET", 0.5)
+    monkeypatch.setattr("fmnist_tasks.registry.access._TIMEOUT", urllib3.Timeout(connect=0.2, read=0.2))
+    endpoint = where(server)
+    store = open_store(server.uri("bucket", endpoint))
+    for ask in (
+        lambda: store.get("k"),
+        lambda: store.put("k", b"x"),
+        lambda: list(store.list("")),
+        lambda: store.stat("k"),
+    ):
+        with pytest.raises(StoreError, match=rf"cannot \w+ {endpoint}/bucket/.*: {endpoint} {ailment}; see that"):
+            ask()
+    while SILENT:
+        SILENT.pop().close()

@@ -1,0 +1,278 @@
+"""What an S3 server adds to the contract of every store, seen on a real MinIO and on the wire."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import minio as client
+import pytest
+from certificate import make_certificate
+from minio_server import Server
+from proxy import Harm, Proxy
+
+from fmnist_tasks.errors import AccessError, SettingsError
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.settings import Settings
+
+NO_CREDENTIALS = {"MINIO_ACCESS_KEY": "", "MINIO_SECRET_KEY": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+
+
+def fresh() -> Store:
+    """A store as the settings name it, as a process would open it that begins now."""
+    return open_store(Settings.from_environment().store)
+
+
+def raw(server: Server) -> client.Minio:
+    return client.Minio(f"127.0.0.1:{server.port}", *server.credentials.values(), secure=False)
+
+
+def test_the_first_write_makes_the_bucket_with_versioning(server: Server, minio: S3Store) -> None:
+    assert list(minio.list("")) == []
+    assert not raw(server).bucket_exists(minio.bucket)
+    minio.put("k", b"one")
+    minio.put("k", b"two")
+    assert raw(server).get_bucket_versioning(minio.bucket).status == "Enabled"
+    assert len(list(raw(server).list_objects(minio.bucket, "k", include_version=True))) == 2
+
+
+def test_a_bucket_left_without_versioning_by_a_killed_process_gets_it(server: Server, minio: S3Store) -> None:
+    raw(server).make_bucket(minio.bucket)
+    minio.put("k", b"x")
+    assert raw(server).get_bucket_versioning(minio.bucket).status == "Enabled"
+
+
+def test_a_bucket_whose_versioning_a_person_suspended_stays_so(server: Server, minio: S3Store) -> None:
+    raw(server).make_bucket(minio.bucket)
+    raw(server).set_bucket_versioning(minio.bucket, client.versioningconfig.VersioningConfig("Suspended"))
+    minio.put("k", b"x")
+    assert raw(server).get_bucket_versioning(minio.bucket).status == "Suspended"
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("releases/v/model.h5", "application/x-hdf5"),
+        ("releases/v/manifest.json", "application/json; charset=utf-8"),
+        ("releases/v/model_card.md", "text/markdown; charset=utf-8"),
+        ("releases/v/report.html", "text/html; charset=utf-8"),
+        ("releases/v/figures/x.png", "image/png"),
+        ("blobs/sha256/ab", "application/octet-stream"),
+    ],
+)
+def test_objects_carry_their_type_and_digest(server: Server, minio: S3Store, key: str, kind: str) -> None:
+    digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    minio.put(key, b"test")
+    minio.put_if_absent(f"again/{key}", b"test")
+    for name in (key, f"again/{key}"):
+        found = raw(server).stat_object(minio.bucket, name)
+        assert found.content_type == kind
+        assert found.metadata["x-amz-meta-sha256"] == digest
+
+
+def test_the_server_itself_refuses_a_second_create(minio: S3Store, proxy: Proxy) -> None:
+    store = fresh()
+    assert store.put_if_absent("k", b"first")
+    proxy.reset()
+    assert not store.put_if_absent("k", b"second")
+    (request,) = proxy.requests
+    assert (request.method, request.status) == ("PUT", 412)
+    assert request.headers["if-none-match"] == "*"
+    assert not [name for name in request.headers if name.startswith("x-amz-meta-") and "match" in name]
+    assert minio.get("k") == b"first"
+
+
+def test_the_condition_never_becomes_metadata(server: Server, minio: S3Store) -> None:
+    minio.put_if_absent("k", b"first")
+    names = [name.lower() for name in raw(server).stat_object(minio.bucket, "k").metadata]
+    assert not [name for name in names if "match" in name]
+
+
+def test_a_server_that_ignores_conditions_is_never_written_to(proxy: Proxy) -> None:
+    ignoring = lambda request: Harm(status=200) if "if-none-match" in request.headers else None  # noqa: E731
+    proxy.reset(ignoring)
+    with pytest.raises(AccessError, match=r"overwrites what it should create only if absent.*see the README"):
+        fresh().put_if_absent("champion/00000001.json", b"x")
+    assert not [request for request in proxy.requests if "champion" in request.path]
+
+
+def test_large_objects_go_in_parts_and_conditional_ones_never(minio: S3Store, proxy: Proxy) -> None:
+    large = bytes(9 << 20)
+    fresh().put("large", io.BytesIO(large))
+    assert {request.path.partition("?")[2].partition("=")[0] for request in proxy.requests} >= {"uploads", "partNumber"}
+    proxy.reset()
+    assert fresh().put_if_absent("other", large)
+    assert not [request for request in proxy.requests if "upload" in request.path.lower()]
+    assert minio.get("other") == large
+
+
+def test_large_transfers_tell_how_far_they_are(minio: S3Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    minio.put("small", bytes(1 << 20))
+    assert "MB" not in caplog.text
+    minio.put("large", bytes(20_000_000))
+    assert "large: 20 of 20 MB" in caplog.text
+    caplog.clear()
+    minio.get("large")
+    told = [int(text) for text in re.findall(r"large: (\d+) of 20 MB", caplog.text)]
+    assert len(told) == 4
+    assert told == sorted(told)
+
+
+@pytest.mark.slow
+def test_a_gigabyte_passes_in_little_memory(minio: S3Store, tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from fmnist_tasks.registry.blobs import open_verified, put_blob
+from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.settings import Settings
+store = open_store(Settings.from_environment().store)
+with open(sys.argv[1], "rb") as file:
+    reference = put_blob(store, file)
+with open_verified(store, reference) as file:
+    assert file.seek(0, 2) == 1 << 30
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(1 << 30)
+    arguments = [sys.executable, "-c", program, str(large)]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=500)
+    assert int(ended.stdout) < 200  # MiB
+
+
+# Errors that cannot pass: each in words of its own, and no request repeated.
+
+
+@pytest.mark.parametrize("ask", ["get", "stat", "put", "list"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"MINIO_SECRET_KEY": "not the right one"}, "does not accept these credentials .SignatureDoesNotMatch"),
+        ({"MINIO_ACCESS_KEY": "nobody"}, "does not accept these credentials .InvalidAccessKeyId"),
+    ],
+)
+def test_wrong_credentials(
+    minio: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str, changed: dict[str, str], message: str
+) -> None:
+    minio.put("k", b"x")
+    for name, value in changed.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(AccessError, match=message) as caught:
+        asked(fresh(), ask)
+    assert len(proxy.requests) == (2 if ask == "stat" else 1)  # an answer to HEAD does not tell why
+    told = "".join(traceback.format_exception(caught.value))
+    assert os.environ["MINIO_SECRET_KEY"] not in told
+    assert "Signature=" not in told
+
+
+def asked(store: Store, what: str) -> object:
+    return {
+        "get": lambda: store.get("k"),
+        "stat": lambda: store.stat("k"),
+        "put": lambda: store.put("k", b"x"),
+        "list": lambda: list(store.list("")),
+    }[what]()
+
+
+@pytest.mark.parametrize("ask", ["get", "stat", "put", "list"])
+def test_no_right_to_the_bucket(
+    server: Server, minio: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    minio.put("k", b"x")
+    for name, value in server.user("reader", "another-bucket").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(AccessError, match=r"does not allow it with these credentials .AccessDenied.*include/policies"):
+        asked(fresh(), ask)
+    assert len(proxy.requests) <= 2
+
+
+@pytest.mark.parametrize("ask", ["get", "stat", "put", "list"])
+def test_a_clock_that_is_an_hour_off(minio: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
+    minio.put("k", b"x")
+    now = client.time.utcnow
+    monkeypatch.setattr("minio.time.utcnow", lambda: now() - timedelta(hours=1))
+    with pytest.raises(AccessError, match=r"this machine's clock and that of http://\S+ differ too much; set them"):
+        asked(fresh(), ask)
+    assert len(proxy.requests) <= 2
+
+
+def test_an_authority_that_is_not_trusted(tls: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in tls.credentials.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(tls.uri(bucket))
+    with pytest.raises(AccessError, match=r"certificate of https://\S+ is not trusted \(.*; put.*SSL_CERT_FILE"):
+        store.get("k")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.certificate))
+    trusting = open_store(tls.uri(bucket))
+    trusting.put("k", b"x")
+    assert trusting.put_if_absent("l", b"y")
+    assert trusting.get("k") == b"x"
+
+
+def test_plain_text_spoken_to_a_tls_client(server: Server, minio: S3Store) -> None:
+    store = open_store(server.uri(minio.bucket, server.endpoint.replace("http:", "https:")))
+    with pytest.raises(AccessError, match=r"does not speak TLS .*is the endpoint http:// instead"):
+        store.get("k")
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A MinIO server behind a certificate that no authority has signed."""
+    certificate, _ = make_certificate(tmp_path_factory.mktemp("certificates"))
+    server = Server(tmp_path_factory.mktemp("tls") / "data", certificate=certificate)
+    server.start()
+    yield server
+    server.stop()
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://user:geheim@bucket?endpoint=http://127.0.0.1:9",
+        "s3://bucket?endpoint=http://user:geheim@127.0.0.1:9",
+        "s3://bucket/geheim?endpoint=http://127.0.0.1:9",
+        "s3://bucket?endpoint=127.0.0.1:9",
+        "s3://bucket?endpoint=http://127.0.0.1:9/geheim",
+        "s3://bucket?endpoint=http://127.0.0.1:9&geheimnis=x",
+        "s3://bucket",
+        "s3://b",
+        "s3://",
+    ],
+)
+def test_a_uri_that_names_no_server_is_refused_without_being_repeated(
+    monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    for name in NO_CREDENTIALS:
+        monkeypatch.setenv(name, "set")
+    with pytest.raises(SettingsError, match="FMNIST_STORE") as caught:
+        open_store(uri)
+    assert "geheim@" not in str(caught.value)
+    assert "geheim?" not in str(caught.value)
+
+
+def test_credentials_that_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in NO_CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=r"no credentials .*MINIO_ACCESS_KEY and MINIO_SECRET_KEY.*connection="):
+        open_store("s3://bucket?endpoint=http://127.0.0.1:9")
+
+
+def test_credentials_by_their_aws_names(server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    access, secret = server.credentials.values()
+    for name, value in {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}.items():
+        monkeypatch.setenv(name, value)
+    fresh().put("k", b"x")
+    assert minio.get("k") == b"x"
