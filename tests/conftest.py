@@ -20,6 +20,7 @@ from proxy import Proxy
 
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.store import Store
 from fmnist_tasks.steps import STEPS, Run, run_again
 
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
@@ -121,6 +122,20 @@ def minio(server: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Sto
     for name, value in {**server.credentials, "FMNIST_STORE": server.uri(bucket)}.items():
         monkeypatch.setenv(name, value)
     return server.store(bucket)
+
+
+@pytest.fixture(params=["folder", "minio"])
+def either(request: pytest.FixtureRequest, store: FolderStore) -> Store:
+    """Both kinds of store, one after the other."""
+    return request.getfixturevalue("minio") if request.param == "minio" else store
+
+
+@pytest.fixture
+def finished_minio(finished: Line, minio: S3Store) -> S3Store:
+    """A bucket with all that a finished run left, and the environment that reaches it."""
+    for stat in finished.store.list(""):
+        minio.put(stat.key, finished.store.get(stat.key))
+    return minio
 
 
 @pytest.fixture

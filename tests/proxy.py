@@ -83,6 +83,8 @@ class Proxy:
     def _handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or every answer waits for the client's acknowledgement of its headers
+            wbufsize = 1 << 16
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -110,11 +112,10 @@ class Proxy:
                     connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                     for name, value in self.headers.items():
                         connection.putheader(name, value)
-                    connection.endheaders()
                     if harm.kill and harm.moment == "halfway":
-                        connection.send(body[: len(body) // 2])
+                        connection.endheaders(body[: len(body) // 2])
                         return self.kill(harm.kill)
-                    connection.send(body)
+                    connection.endheaders(body)
                     response = connection.getresponse()
                     data = response.read()
                 finally:
@@ -143,6 +144,7 @@ class Proxy:
                     self.hang_up()
 
             def hang_up(self) -> None:
+                self.wfile.flush()
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
 

@@ -16,14 +16,14 @@ from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import Store, check_key, open_store
 
 
-@pytest.fixture(params=["folder", "minio"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return request.getfixturevalue("minio") if request.param == "minio" else FolderStore(tmp_path / "store")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "folder")
+
+
+@pytest.fixture(name="store")
+def each_store(either: Store) -> Store:
+    return either
 
 
 def keys(store: Store, prefix: str, after: str = "") -> list[str]:

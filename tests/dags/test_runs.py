@@ -3,73 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import made
 import pytest
+from airflow_home import QUICK, Airflow
 from conftest import Line
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.settings import PROJECT, Settings
+from fmnist_tasks.settings import Settings
 
 pytestmark = pytest.mark.slow
-QUICK = {"profile": "quick"}
-
-
-@dataclass(frozen=True)
-class Airflow:
-    """An Airflow home of its own, and the line that its DAG works on."""
-
-    home: Path
-    line: Line
-    changed: dict[str, str] = field(default_factory=dict)  # in the line's environment
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return (
-            os.environ
-            | self.line.environment
-            | self.changed
-            | {
-                "AIRFLOW_HOME": str(self.home),
-                "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
-                "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
-                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-                "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
-            }
-        )
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            arguments, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def __call__(self, *arguments: str) -> tuple[int, str]:
-        process = self.start(*arguments)
-        output, _ = process.communicate(timeout=580)
-        return process.returncode, output
-
-    def run(self, **conf: object) -> tuple[int, str]:
-        return self(str(PROJECT / "include" / "run"), json.dumps(QUICK | conf))
-
-    def query(self, sql: str) -> list[tuple]:
-        with sqlite3.connect(self.home / "airflow.db") as database:
-            return database.execute(sql).fetchall()
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("airflow")
-    subprocess.run(["airflow", "db", "migrate"], env=os.environ | {"AIRFLOW_HOME": str(home)}, check=True)
-    return home
 
 
 @pytest.fixture

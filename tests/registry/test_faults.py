@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 from minio_server import Server, free_port
+from processes import promote_many
 from proxy import Harm, Proxy, Request
-from writer import promote_many
 
 from fmnist_tasks.errors import StoreError
 from fmnist_tasks.registry import champion, releases, tries
@@ -96,7 +96,7 @@ def test_errors_that_pass_do_not_stop_a_publication(minio: S3Store, proxy: Proxy
         assert len(releases.read_files(minio, releases.read_manifest(minio, version))) == 7
 
 
-@pytest.mark.parametrize("harm", [Harm(refuse=True), Harm(lose_answer=True), Harm(cut_body=True), Harm(status=409)])
+@pytest.mark.parametrize("harm", [Harm(refuse=True), Harm(lose_answer=True), Harm(cut_body=True), Harm(status=503)])
 def test_a_connection_that_breaks_now_and_then(minio: S3Store, proxy: Proxy, harm: Harm) -> None:
     proxy.reset(lambda request: harm if request.number % 3 == 1 else None)
     store = fresh()
@@ -108,6 +108,14 @@ def test_a_connection_that_breaks_now_and_then(minio: S3Store, proxy: Proxy, har
     assert store.stat("small").bytes == 1
     store.delete("small")
     assert minio.stat("small") is None
+
+
+def test_two_creations_that_collide_are_decided_by_another_try(proxy: Proxy) -> None:
+    proxy.reset(lambda request: Harm(status=409) if request.number % 2 and "if-none-match" in request.headers else None)
+    store = fresh()
+    assert store.put_if_absent("k", b"x")
+    assert not store.put_if_absent("k", b"y")
+    assert store.get("k") == b"x"
 
 
 def test_a_slow_server_is_waited_for(minio: S3Store, proxy: Proxy) -> None:

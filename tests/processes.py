@@ -1,14 +1,23 @@
-"""One of many processes that promote at the same time; in a module of its own, so that a process can import it."""
+"""What processes of their own do in the tests; in a module that they can import."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+from made import RUN
+
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import Settings
+from fmnist_tasks.steps import run_again
+
+
+def run_step(environment: dict[str, str], name: str) -> None:
+    """Run one step of the run again."""
+    os.environ.update(environment)
+    run_again(name, RUN)
 
 
 def promote_many(environment: dict[str, str], writer: int, promotions: int, told: Any) -> None:

@@ -1,0 +1,111 @@
+"""A real Airflow with a home of its own, for the tests that run the DAG."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from conftest import Line
+from minio_server import free_port
+
+from fmnist_tasks.settings import PROJECT
+
+QUICK = {"profile": "quick"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Airflow:
+    """An Airflow home of its own, and the line that its DAG works on."""
+
+    home: Path
+    line: Line
+    changed: dict[str, str] = field(default_factory=dict)  # in the line's environment
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return (
+            os.environ
+            | self.line.environment
+            | self.changed
+            | {
+                "AIRFLOW_HOME": str(self.home),
+                "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+                "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
+            }
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            arguments, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=580)
+        return process.returncode, output
+
+    def run(self, **conf: object) -> tuple[int, str]:
+        return self(str(PROJECT / "include" / "run"), json.dumps(QUICK | conf))
+
+    def query(self, sql: str) -> list[tuple]:
+        with sqlite3.connect(self.home / "airflow.db") as database:
+            return database.execute(sql).fetchall()
+
+    def state(self, run_id: str) -> str | None:
+        """How the run stands."""
+        rows = self.query(f"select state from dag_run where run_id = '{run_id}'")  # noqa: S608
+        return rows[0][0] if rows else None
+
+    def states(self, run_id: str) -> dict[str, str]:
+        """How its tasks stand, by their last part of the name."""
+        rows = self.query(f"select task_id, state from task_instance where run_id = '{run_id}'")  # noqa: S608
+        return {task_id.rpartition(".")[2]: state for task_id, state in rows}
+
+    @contextmanager
+    def standalone(self) -> Iterator[None]:
+        """Scheduler, dag-processor, triggerer and API server, until the end."""
+        port = str(free_port())
+        changes = {
+            "AIRFLOW__API__PORT": port,
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+        }
+        with (self.home / "standalone.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["airflow", "standalone"],
+                env=self.environment | changes,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+            with suppress(ProcessLookupError):  # whatever it left behind
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(condition: Callable[[], T | None], seconds: float = 300) -> T:
+    """Wait for something true; fails when the time is over."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"nothing after {seconds} seconds"
+        time.sleep(0.2)
+    return found

@@ -1,0 +1,116 @@
+"""The real DAG in a real Airflow with its store in a real MinIO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from airflow_home import QUICK, Airflow, until
+from conftest import Line
+from minio_server import Server
+
+from fmnist_tasks import service
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.s3 import S3Store
+
+pytestmark = pytest.mark.slow
+DAG = "fmnist_retrain"
+
+
+def everything_told(airflow: Airflow, store: S3Store, *outputs: str) -> bytes:
+    """All that a run leaves for people to read: outputs, logs, and every object."""
+    logs = [path.read_bytes() for path in airflow.home.rglob("*.log")]
+    return b"\n".join([*map(str.encode, outputs), *logs, *(store.get(stat.key) for stat in store.list(""))])
+
+
+def test_the_same_dag_with_a_connection_of_airflow(
+    migrated: Path, line: Line, server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minio.put("incoming/bad.npz", b"no batch")  # the bucket is an administrator's to make
+    user = server.user("publisher", minio.bucket)
+    for name in user:
+        monkeypatch.delenv(name)
+    airflow = Airflow(migrated, line, {"FMNIST_STORE": f"s3://{minio.bucket}?connection=fmnist_store"})
+    login, secret = user.values()
+    extra = json.dumps({"endpoint_url": server.endpoint})
+    named = ["--conn-type", "generic", "--conn-login", login, "--conn-password", secret, "--conn-extra", extra]
+    code, output = airflow("airflow", "connections", "add", "fmnist_store", *named)
+    assert code == 0, output
+
+    code, output = airflow.run()
+    assert code == 0, output
+    entry = service.in_service(minio)
+    assert f"{server.endpoint}/{minio.bucket}/releases/{entry.version}/model.h5" in output
+    assert "quarantined" in output
+    assert len(releases.read_files(minio, releases.read_manifest(minio, entry.version))) >= 8
+    assert not (line.home / "store").exists()
+    told = everything_told(airflow, minio, output)
+    assert secret.encode() not in told
+    assert b"AWS4-HMAC-SHA256" not in told
+
+    code, output = airflow.run()
+    assert code == 0, output
+    assert "nothing changed" in output
+
+
+def test_wrong_credentials_end_red_at_once_and_show_nothing(
+    migrated: Path, line: Line, server: Server, minio: S3Store
+) -> None:
+    wrong = {
+        "FMNIST_STORE": server.uri(minio.bucket),
+        "MINIO_ACCESS_KEY": "nobody",
+        "MINIO_SECRET_KEY": "s3cr3t-enough",
+    }
+    airflow = Airflow(migrated, line, wrong)
+    code, output = airflow("airflow", "dags", "test", DAG, "--conf", json.dumps(QUICK))
+    assert code == 1, output
+    assert output.count("ingest begins") == 1
+    assert "does not accept these credentials (InvalidAccessKeyId" in output
+    assert "Which champion is in service cannot be read" in output
+    assert "s3cr3t-enough" not in output + "".join(path.read_text() for path in airflow.home.rglob("*.log"))
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that a test may stop and start."""
+    server = Server(tmp_path / "minio")
+    server.start()
+    for name, value in server.credentials.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.stop()
+
+
+def test_a_server_that_is_gone_ends_the_run_red_and_cleared_tasks_finish_it(
+    migrated: Path, finished: Line, own_server: Server, tmp_path: Path
+) -> None:
+    store = own_server.store("fmnist")
+    for stat in finished.store.list(""):
+        store.put(stat.key, finished.store.get(stat.key))
+    before = champion.history(store)
+    airflow = Airflow(migrated, finished, {"FMNIST_STORE": own_server.uri("fmnist")})
+    run_id = "when-the-store-is-gone"
+    with airflow.standalone():
+        conf = json.dumps(QUICK | {"seed": 1})
+        until(lambda: airflow("airflow", "dags", "unpause", DAG)[0] == 0)
+        code, output = airflow("airflow", "dags", "trigger", DAG, "--run-id", run_id, "--conf", conf)
+        assert code == 0, output
+        until(lambda: airflow.states(run_id).get("promotion_gate") == "success")
+        own_server.stop()
+        until(lambda: airflow.state(run_id) == "failed")
+        assert airflow.states(run_id)["publish"] == "failed"
+        (log,) = airflow.home.glob(f"logs/dag_id={DAG}/run_id={run_id}/task_id=release.publish/attempt=3.log")
+        assert (
+            f"{own_server.endpoint} accepts no connection; see that the server runs, and clear the task"
+            in log.read_text()
+        )
+
+        own_server.start()
+        assert champion.history(store) == before
+        code, output = airflow("airflow", "tasks", "clear", DAG, "--yes", "--only-failed", "--run-id", run_id)
+        assert code == 0, output
+        until(lambda: airflow.state(run_id) == "success")
+    assert [entry.write_id for entry in champion.history(store)] == [before[0].write_id, run_id]
+    service.open_release(store, service.in_service(store).version)

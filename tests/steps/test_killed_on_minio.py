@@ -1,0 +1,96 @@
+"""Publish and promote on a real MinIO, killed (SIGKILL) at every request: before it, halfway into it, and after it.
+
+At every moment readers see the old champion or the new one whole, and a second try completes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
+from multiprocessing.context import ForkServerProcess
+
+import pytest
+from conftest import Line
+from made import RUN
+from processes import run_step
+from proxy import Harm, Proxy, Request
+
+from fmnist_tasks import service
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.steps import run_again
+
+pytestmark = pytest.mark.slow
+OLD = "20260101T000000Z-0ld"
+MOMENTS = ("before", "halfway", "after")
+
+
+@pytest.fixture
+def ready(finished: Line, minio: S3Store) -> Iterator[str]:
+    """A bucket with an old champion and a run that has come as far as publishing; the version it is to publish."""
+    version = service.in_service(finished.store).version
+    releases.publish(minio, OLD, {"model.h5": b"old"}, {"model_sha256": "old", "run_id": "run-0"})
+    champion.append(minio, version=OLD, action="promote", reason="first", write_id="run-0", after=0)
+    for stat in finished.store.list(""):
+        if not stat.key.startswith(("releases/", "champion/")):
+            minio.put(stat.key, finished.store.get(stat.key))
+    run_again("promotion_gate", RUN)
+    return version
+
+
+def started(step: str) -> ForkServerProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["processes", "fmnist_tasks.registry.s3", "fmnist_tasks.evaluation.report"])
+    process = context.Process(target=run_step, args=(dict(os.environ), step))
+    process.start()
+    return process
+
+
+def whole(store: S3Store, *allowed: str) -> None:
+    """What a reader finds: a champion that is one of these, and every release complete."""
+    assert service.in_service(store).version in allowed
+    for version in releases.versions(store):
+        releases.read_files(store, releases.read_manifest(store, version))
+
+
+def kill_at(number: int, moment: str, victim: Future[int], request: Request) -> Harm | None:
+    """Kill the victim, once it is known, at that request."""
+    process = victim.result()
+    return Harm(kill=process, moment=moment) if request.number == number else None
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("step", ["publish", "promote"])
+def test_killed_at_every_request(ready: str, minio: S3Store, proxy: Proxy, step: str, moment: str) -> None:
+    if step == "promote":
+        run_again("publish", RUN)
+    kills, number, finished = 0, 0, False
+    while not finished:
+        number += 1
+        victim: Future[int] = Future()
+        proxy.reset(partial(kill_at, number, moment, victim))
+        process = started(step)
+        victim.set_result(process.pid or 0)
+        process.join()
+        assert process.exitcode in {0, -signal.SIGKILL}
+        finished = process.exitcode == 0
+        kills += not finished
+        whole(minio, OLD, *([ready] if step == "promote" else []))
+        if not finished:
+            proxy.reset()
+            run_again(step, RUN)
+        assert releases.versions(minio) == [OLD, ready]
+        if step == "promote":
+            assert [entry.version for entry in champion.history(minio)] == [OLD, ready]
+            minio.delete("champion/00000002.json")
+        else:
+            whole(minio, OLD)
+            for stat in list(minio.list(f"releases/{ready}/")):
+                minio.delete(stat.key)
+        minio.delete(f"runs/{RUN.id}/{step}.json")
+    print(f"{step}: killed {kills} times {moment} a request")
+    assert kills >= {"publish": 30, "promote": 10}[step]

@@ -1,0 +1,154 @@
+"""What people and workers do with a finished run in MinIO: with little rights, and with bytes that were changed."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import made
+import minio as client
+import pytest
+from made import RUN
+from minio_server import Server
+from PIL import Image
+from typer.testing import CliRunner
+
+from fmnist_tasks import service
+from fmnist_tasks.cli import app
+from fmnist_tasks.data.dataset import load
+from fmnist_tasks.errors import AccessError, IntegrityError
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.settings import Settings
+from fmnist_tasks.steps import run_again
+
+pytestmark = pytest.mark.slow
+
+
+def be(monkeypatch: pytest.MonkeyPatch, user: dict[str, str]) -> Store:
+    """Act as that user from now on."""
+    for name, value in user.items():
+        monkeypatch.setenv(name, value)
+    return open_store(Settings.from_environment().store)
+
+
+def fmnist(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_reader_can_read_and_nothing_else(
+    server: Server, finished_minio: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = service.in_service(finished_minio).version
+    store = be(monkeypatch, server.user("reader", finished_minio.bucket))
+    picture = tmp_path / "garment.png"
+    Image.fromarray(made.images(1, 5)[0][0]).save(picture)
+    assert version in fmnist("champion")
+    assert version in fmnist("history")
+    assert version in fmnist("history", "--at", "2999-01-01")
+    assert version in fmnist("releases")
+    assert json.loads(fmnist("predict", str(picture), "--json"))[0]["release"] == version
+    assert json.loads(fmnist("verify", version, "--json"))["intact"] is True
+    writes = (
+        lambda: store.put("incoming/x.npz", b"x"),
+        lambda: store.put_if_absent("champion/00000002.json", b"x"),
+        lambda: store.delete("champion/00000001.json"),
+    )
+    for write in writes:
+        with pytest.raises(AccessError, match="does not allow it"):
+            write()
+
+
+def test_a_publisher_can_run_the_line_and_delete_nothing_published(
+    server: Server, finished_minio: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = service.in_service(finished_minio).version
+    for stat in list(finished_minio.list("releases/")) + list(finished_minio.list("champion/")):
+        finished_minio.delete(stat.key)
+    finished_minio.put("incoming/bad.npz", b"no batch")
+    store = be(monkeypatch, server.user("publisher", finished_minio.bucket))
+    for step in ("ingest", "validate_data", "publish", "verify_release", "promote"):
+        run_again(step, RUN)
+    assert service.in_service(store).version == version
+    assert [stat.key for stat in store.list("incoming/")] == []
+    assert store.stat(f"quarantine/{RUN.id}/bad.npz")
+    for key in (f"releases/{version}/manifest.json", "champion/00000001.json"):
+        with pytest.raises(AccessError, match="does not allow it"):
+            store.delete(key)
+
+
+def test_a_pruner_can_delete_what_is_old_and_write_nothing(
+    server: Server, finished_minio: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_minio.put("releases/20200101T000000Z-0ld/model.h5", b"half")
+    store = be(monkeypatch, server.user("pruner", finished_minio.bucket))
+    assert "nothing to delete" in fmnist("prune", "--keep", "1", "--older-than", "1")
+    store.delete("releases/20200101T000000Z-0ld/model.h5")
+    for write in (lambda: store.put("blobs/x", b""), lambda: store.delete("champion/00000001.json")):
+        with pytest.raises(AccessError, match="does not allow it"):
+            write()
+
+
+@pytest.mark.parametrize("what", ["model", "manifest", "dataset", "log entry"])
+def test_every_changed_byte_is_refused_before_keras_opens_one(
+    finished_minio: S3Store, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """50 changes each, 200 in all."""
+    version = service.in_service(finished_minio).version
+    manifest = releases.read_manifest(finished_minio, version)
+    key = {
+        "model": manifest["files"]["model.h5"]["uri"],
+        "manifest": f"releases/{version}/manifest.json",
+        "dataset": manifest["data"]["parts"][0]["blob"]["uri"],
+        "log entry": "champion/00000001.json",
+    }[what]
+    opened: list[object] = []
+    monkeypatch.setattr("keras.saving.load_model", lambda *arguments, **_: opened.append(arguments))
+    intact = finished_minio.get(key)
+    dice = random.Random(what)  # noqa: S311
+    for _ in range(50):
+        position, change = dice.randrange(len(intact)), dice.randrange(1, 256)
+        changed = intact[:position] + bytes([intact[position] ^ change]) + intact[position + 1 :]
+        finished_minio.put(key, changed)
+        with pytest.raises(IntegrityError, match=key):
+            in_use(finished_minio)
+    assert opened == []
+    finished_minio.put(key, intact)
+    in_use(finished_minio)
+    assert len(opened) == 1
+
+
+def in_use(store: Store) -> None:
+    """What a training or a prediction reads: log, manifest, dataset, and last the model."""
+    entry = champion.champion(store)
+    assert entry
+    manifest = releases.read_manifest(store, entry.version)
+    load(store, manifest["data"])
+    service.open_release(store, entry.version)
+
+
+def test_a_consumer_without_this_project_needs_a_client_and_keras(
+    server: Server, finished_minio: S3Store, tmp_path: Path
+) -> None:
+    entry = service.in_service(finished_minio)
+    reader = server.user("reader", finished_minio.bucket)
+    path = tmp_path / "model.h5"
+    plain = client.Minio(f"127.0.0.1:{server.port}", *reader.values(), secure=False)
+    plain.fget_object(finished_minio.bucket, f"releases/{entry.version}/model.h5", str(path))
+    program = """
+import sys, keras, numpy
+model = keras.models.load_model(sys.argv[1], compile=False)
+probabilities, familiarity = model.predict(numpy.zeros((2, 28, 28, 1), "uint8"), verbose=0)
+assert not any(name.startswith("fmnist") for name in sys.modules)
+print(probabilities.shape)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "(2, 10)"
