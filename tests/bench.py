@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,16 +22,20 @@ from typing import Annotated, Any
 import made
 import numpy as np
 import typer
+from minio_server import Server
 from rich.console import Console
 from rich.table import Table
 
 from fmnist_tasks import service
+from fmnist_tasks.registry import champion
+from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import PROJECT, Parameters, Settings
 
 _SYNTHETIC = (70_000, 350_000, 700_000)  # images, a seventh of them for testing
 _CHUNK = 10_000
+_ENTRIES = (1_000, 10_000, 100_000)  # of the champion log
 
 # What the processes below do; each prints its measurements as one JSON document on the last line.
 _PARSE = """
@@ -49,6 +54,40 @@ run = steps.Run("bench", "2026-01-01T00:00:00+00:00", Parameters())
 steps.validate_data(run, steps.ingest(run))
 print(json.dumps(time.monotonic() - clock))
 """
+_RELEASE = """
+import json, time
+from fmnist_tasks.cli import _run
+from fmnist_tasks.evaluation import report
+from fmnist_tasks.model import h5
+from fmnist_tasks.registry.blobs import get_verified
+from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.settings import Settings
+from fmnist_tasks.steps import run_again
+from fmnist_tasks.steps.step import result_of
+store = open_store(Settings.from_environment().store)
+run = _run(store, None)
+seconds = {}
+def timed(name, action):
+    clock = time.monotonic()
+    result = action()
+    seconds[name] = time.monotonic() - clock
+    return result
+data = get_verified(store, result_of(store, run.id, "fine_tune")["candidate"]["model"])
+timed("model load", lambda: h5.load(data, "candidate"))
+for step in ("publish", "verify_release", "promote"):
+    timed(step, lambda: run_again(step, run))
+print(json.dumps(seconds))
+"""
+_CHAMPION = """
+import json, time
+from fmnist_tasks import service
+from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.settings import Settings
+import fmnist_tasks.registry.s3, fmnist_tasks.registry.access
+clock = time.monotonic()
+service.in_service(open_store(Settings.from_environment().store))
+print(json.dumps(time.monotonic() - clock))
+"""
 
 
 def measured(*command: str, **environment: str) -> tuple[float, float, str]:
@@ -63,8 +102,11 @@ def measured(*command: str, **environment: str) -> tuple[float, float, str]:
     return time.monotonic() - clock, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, output
 
 
-def whole_run(seed: int, profile: str) -> dict[str, float]:
-    """One run of the DAG on the real images, in a home of its own but with the project's dataset cache."""
+def whole_run(seed: int, profile: str, server: Server) -> dict[str, float]:
+    """One run of the DAG on the real images, in a home of its own but with the project's dataset cache.
+
+    What it left is copied to MinIO, where its candidate is published, verified and promoted once more.
+    """
     with tempfile.TemporaryDirectory() as folder:
         project = Settings.from_environment()
         home = {"FMNIST_HOME": folder, "AIRFLOW_HOME": f"{folder}/airflow", "FMNIST_STORE": ""}
@@ -75,12 +117,18 @@ def whole_run(seed: int, profile: str) -> dict[str, float]:
         store = open_store(Settings.from_environment(home).store)
         manifest = service.open_release(store, service.in_service(store).version).manifest
         records = read_records(store, manifest["run_id"])
+        minio = server.store(f"run-{seed}")
+        for stat in (*store.list("runs/"), *store.list("blobs/")):
+            minio.put(stat.key, store.get(stat.key))
+        home["FMNIST_STORE"] = server.uri(minio.bucket)
+        release = _number(measured(sys.executable, "-c", _RELEASE, **home, **server.credentials)[2])
     fitting = sum(sum(records[name]["result"]["curves"]["seconds"]) for name in ("train", "fine_tune"))
     return {
         "whole run, seconds": seconds,
         "fitting, seconds": fitting,
         "everything else, seconds": seconds - fitting,
         "peak memory, MiB": max(record["peak_memory_mb"] for record in records.values()),
+        "release on MinIO (publish, verify, promote), seconds": sum(release.values()) - 2 * release["model load"],
         "validation accuracy, base": manifest["figures"]["validation_accuracy"]["base"],
         "validation accuracy, tuned": manifest["figures"]["validation_accuracy"]["tuned"],
         "test accuracy, base": manifest["figures"]["base_test_accuracy"],
@@ -102,6 +150,24 @@ def synthetic(count: int) -> dict[str, float]:
     return {"seconds": _number(output), "peak memory, MiB": memory}
 
 
+def champion_log(server: Server) -> dict[int, list[float]]:
+    """Seconds to find the champion in MinIO, by the number of entries in the log."""
+    store = server.store("champions")
+
+    def write(number: int) -> None:
+        entry = champion.Entry(number, f"v{number}", "promote", "bench", str(number), "2026-01-01T00:00:00+00:00")
+        store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
+
+    home = {"FMNIST_STORE": server.uri(store.bucket), **server.credentials}
+    seconds, written = {}, 0
+    for entries in _ENTRIES:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(write, range(written + 1, entries + 1)))
+        written = entries
+        seconds[entries] = [_number(measured(sys.executable, "-c", _CHAMPION, **home)[2]) for _ in range(5)]
+    return seconds
+
+
 def main(
     runs: Annotated[int, typer.Option(min=1, help="Runs of the whole DAG, each with a seed of its own.")] = 3,
     profile: Annotated[str, typer.Option(help="Their profile.")] = Parameters().profile,
@@ -113,7 +179,7 @@ def main(
     table = Table("what", "mean", "standard deviation", "least", "most", "runs", box=None, pad_edge=False)
 
     def row(what: str, values: list[float]) -> None:
-        digits = 4 if "accuracy" in what else 2 if max(values) < 100 else 0
+        digits = 4 if "accuracy" in what else 3 if max(values) < 1 else 2 if max(values) < 100 else 0
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         figures = [f"{value:.{digits}f}" for value in (statistics.mean(values), spread, min(values), max(values))]
         table.add_row(what, *figures, str(len(values)))
@@ -123,7 +189,15 @@ def main(
     for count in _SYNTHETIC:
         for what, value in synthetic(count).items():
             row(f"ingest and checks of {count:,} images, {what}", [value])
-    results = [whole_run(seed, profile) for seed in range(runs)]
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder) / "minio")
+        server.start()
+        try:
+            for entries, seconds in champion_log(server).items():
+                row(f"`fmnist champion` on MinIO with {entries:,} entries, seconds", seconds)
+            results = [whole_run(seed, profile, server) for seed in range(runs)]
+        finally:
+            server.stop()
     for what in results[0]:
         row(f"{profile}: {what}", [result[what] for result in results])
     console.print(table)

@@ -99,7 +99,10 @@ def store(tmp_path: Path) -> FolderStore:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A MinIO server for the whole session; each test takes a bucket of its own."""
+    """The S3 server in FMNIST_TEST_ENDPOINT, or else a MinIO of its own; each test takes a bucket of its own."""
+    if endpoint := os.environ.get("FMNIST_TEST_ENDPOINT"):
+        yield Server(tmp_path_factory.mktemp("named"), named=endpoint)
+        return
     new = Server(tmp_path_factory.mktemp("minio") / "data")
     try:
         new.start()

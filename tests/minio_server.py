@@ -40,14 +40,17 @@ class Server:
     secret: str = field(default_factory=lambda: uuid4().hex)
     port: int = field(default_factory=free_port)
     certificate: Path | None = None  # beside it its key; with these the server speaks TLS
+    named: str = ""  # the endpoint of a server that runs already, with the credentials of the environment
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
+        return self.named or f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def credentials(self) -> dict[str, str]:
+        if self.named:
+            return {name: os.environ[name] for name in ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY")}
         return {"MINIO_ACCESS_KEY": ROOT, "MINIO_SECRET_KEY": self.secret}
 
     def start(self) -> None:

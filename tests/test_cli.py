@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from typer.testing import CliRunner, Result
 from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.documents import seal
 
 COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
@@ -46,7 +48,7 @@ def test_the_installed_program_lists_its_commands() -> None:
     ended = subprocess.run(["fmnist", "--help"], capture_output=True, text=True, check=True)
     assert {name for name in COMMANDS if f" {name} " in ended.stdout} == COMMANDS
     named_in_the_readme = {"ingest", "validate", "train", "evaluate", "releases", "champion", "history", "rollback"}
-    assert named_in_the_readme | {"predict", "verify"} <= COMMANDS
+    assert named_in_the_readme | {"predict", "verify", "prune"} <= COMMANDS
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -146,6 +148,35 @@ def test_rollback_checks_the_target_and_keeps_the_reason(finished: Line) -> None
     entry = document("rollback", "another", "--reason", "shirts went wrong")
     assert (entry["sequence"], entry["action"], entry["reason"]) == (2, "rollback", "shirts went wrong")
     assert document("champion")["version"] == "another"
+
+
+def test_who_was_champion_at_a_date(line: Line) -> None:
+    for number, day in enumerate(("2026-11-02", "2026-11-09"), start=1):
+        entry = champion.Entry(number, f"v{number}", "promote", "why", f"run-{number}", f"{day}T02:00:00+00:00")
+        line.store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
+    for date, version in (
+        ("2026-11-02", "v1"),
+        ("2026-11-09", "v2"),
+        ("2026-11-09T01:59", "v1"),
+        ("2026-11-09T03:00+01:00", "v2"),
+    ):
+        assert document("history", "--at", date)["version"] == version
+    assert "there was no champion yet at 2026-11-01" in fmnist("history", "--at", "2026-11-01", expect=1).stderr
+    assert "Invalid" in fmnist("history", "--at", "last week", expect=2).stderr
+
+
+def test_prune_shows_first_and_then_deletes(line: Line) -> None:
+    for key in ("blobs/sha256/old", "blobs/sha256/new"):
+        line.store.put(key, b"nobody refers to this")
+    os.utime(line.store.root / "blobs/sha256/old", (0, 0))
+    options = ["prune", "--keep", "3", "--older-than", "30"]
+    assert "21 bytes would be deleted" in fmnist(*options, "--dry-run").stdout
+    assert len(list(line.store.list(""))) == 2
+    assert document(*options) == [{"kind": "blob", "name": "blobs/sha256/old", "objects": 1, "bytes": 21}]
+    assert [stat.key for stat in line.store.list("")] == ["blobs/sha256/new"]
+    assert "nothing to delete" in fmnist(*options).stdout
+    for wrong in (["--keep", "0", "--older-than", "30"], ["--keep", "1", "--older-than", "0"], ["--keep", "1"]):
+        fmnist("prune", *wrong, expect=2)
 
 
 @pytest.mark.slow
