@@ -192,6 +192,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "minio")
         server.start()
+        os.environ |= server.credentials
         try:
             for entries, seconds in champion_log(server).items():
                 row(f"`fmnist champion` on MinIO with {entries:,} entries, seconds", seconds)
