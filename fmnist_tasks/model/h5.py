@@ -82,7 +82,7 @@ def predict(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def outputs(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
     """All outputs of any network, each float32 (N, …), for uint8 images (N, 28, 28)."""
-    found = model.predict(ordered_batches(images[..., None].astype(np.float32)), verbose=0)
+    found = model.predict(ordered_batches(images[..., None]), verbose=0)
     return found if isinstance(found, list) else [found]
 
 
