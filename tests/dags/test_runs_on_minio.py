@@ -69,14 +69,14 @@ def test_wrong_credentials_end_red_at_once_and_show_nothing(
 
 
 @pytest.fixture
-def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that a test may stop and start."""
-    server = Server(tmp_path / "minio")
-    server.start()
-    for name, value in server.credentials.items():
+def own_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that a test may stop and start; where there can be none, `server` says so."""
+    own = Server(tmp_path / "minio")
+    own.start()
+    for name, value in own.credentials.items():
         monkeypatch.setenv(name, value)
-    yield server
-    server.stop()
+    yield own
+    own.stop()
 
 
 def test_a_server_that_is_gone_ends_the_run_red_and_cleared_tasks_finish_it(

@@ -228,13 +228,13 @@ def test_plain_text_spoken_to_a_tls_client(server: Server, minio: S3Store) -> No
 
 
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def tls(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A MinIO server behind a certificate that no authority has signed."""
     certificate, _ = make_certificate(tmp_path_factory.mktemp("certificates"))
-    server = Server(tmp_path_factory.mktemp("tls") / "data", certificate=certificate)
-    server.start()
-    yield server
-    server.stop()
+    own = Server(tmp_path_factory.mktemp("tls") / "data", certificate=certificate)
+    own.start()
+    yield own
+    own.stop()
 
 
 # Settings.
