@@ -6,11 +6,14 @@ import multiprocessing
 import os
 import random
 import socket
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import pytest
-from minio_server import Server, free_port
+import urllib3
+from minio_server import free_port
 from processes import promote_many
 from proxy import Harm, Proxy, Request
 
@@ -136,38 +139,48 @@ def test_the_limits_of_a_request_and_of_a_step() -> None:
     assert 2 * longest < 120  # and the alert that follows it
 
 
-def refused(server: Server) -> str:
-    return f"http://127.0.0.1:{free_port()}"
+@contextmanager
+def refused() -> Iterator[str]:
+    yield f"http://127.0.0.1:{free_port()}"
 
 
-def silent(server: Server) -> str:
-    listener = socket.create_server(("127.0.0.1", 0))
-    SILENT.append(listener)  # accepts, and never answers
-    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+@contextmanager
+def silent() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-SILENT: list[socket.socket] = []
+@contextmanager
+def hanging_up() -> Iterator[str]:
+    def hang_up() -> None:
+        with suppress(OSError):  # the listener was shut down
+            while True:
+                listener.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 @pytest.mark.parametrize(
-    ("where", "ailment"), [(refused, "accepts no connection"), (silent, "does not answer in time")]
+    ("where", "ailment"),
+    [(refused, "accepts no connection"), (silent, "does not answer in time"), (hanging_up, "fails: .*")],
 )
 def test_a_server_that_is_gone(
-    server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch, where: Callable[[Server], str], ailment: str
+    minio: S3Store, monkeypatch: pytest.MonkeyPatch, where: Callable[[], AbstractContextManager[str]], ailment: str
 ) -> None:
-    import urllib3
-
     monkeypatch.setattr(tries, "BUDGET", 0.5)
     monkeypatch.setattr("fmnist_tasks.registry.access._TIMEOUT", urllib3.Timeout(connect=0.2, read=0.2))
-    endpoint = where(server)
-    store = open_store(server.uri("bucket", endpoint))
-    for ask in (
-        lambda: store.get("k"),
-        lambda: store.put("k", b"x"),
-        lambda: list(store.list("")),
-        lambda: store.stat("k"),
-    ):
-        with pytest.raises(StoreError, match=rf"cannot \w+ {endpoint}/bucket/.*: {endpoint} {ailment}; see that"):
-            ask()
-    while SILENT:
-        SILENT.pop().close()
+    with where() as endpoint:
+        store = open_store(f"s3://bucket?endpoint={endpoint}")
+        for ask in (
+            lambda: store.get("k"),
+            lambda: store.put("k", b"x"),
+            lambda: list(store.list("")),
+            lambda: store.stat("k"),
+        ):
+            with pytest.raises(StoreError, match=rf"cannot \w+ {endpoint}/bucket/.*: {endpoint} {ailment}; see that"):
+                ask()

@@ -24,6 +24,15 @@ def test_publishing_the_same_again_changes_nothing(store: FolderStore) -> None:
     assert store.get("releases/v1/report.html") == b"at noon"
 
 
+def test_a_manifest_is_never_replaced_by_a_copy_of_the_publisher_that_is_slower(store: FolderStore) -> None:
+    class Slow(FolderStore):
+        def stat(self, key: str) -> None:
+            return None  # what the slower copy saw before the faster one wrote its manifest
+
+    first = releases.publish(store, "v1", {"model.h5": b"model"}, {**FACTS, "made": "first"})
+    assert releases.publish(Slow(store.root), "v1", {"model.h5": b"model"}, {**FACTS, "made": "second"}) == first
+
+
 def test_a_release_never_gets_another_model(store: FolderStore) -> None:
     releases.publish(store, "v1", {"model.h5": b"model"}, FACTS)
     with pytest.raises(ConflictError, match="v1 exists with another model"):
