@@ -6,7 +6,6 @@ SHA-256 of its bytes as metadata, for people; nothing here relies on it.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import mimetypes
@@ -25,6 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from fmnist_tasks.errors import AccessError, MissingError
 from fmnist_tasks.registry.access import Bucket
+from fmnist_tasks.registry.blobs import describe
 from fmnist_tasks.registry.progress import Progress
 from fmnist_tasks.registry.store import Stat, check_key
 from fmnist_tasks.registry.tries import explained, tried, was_disturbed
@@ -52,6 +52,7 @@ class S3Store:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket, self._client = bucket.name, bucket.client
         self.endpoint = bucket.endpoint
+        self._prepared = False  # whether the bucket was looked at before a first write
 
     def get(self, key: str) -> bytes:
         """Bytes of an object."""
@@ -131,24 +132,22 @@ class S3Store:
         return cast(BinaryIO, file)
 
     def _upload(self, key: str, file: BinaryIO) -> None:
+        content = describe(key, file)
         file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        with Progress(key, size) as progress:
+        with Progress(key, content["bytes"]) as progress:
             self._client.put_object(
                 self.bucket,
                 key,
                 file,
-                size,
+                content["bytes"],
                 content_type=_content_type(key),
-                metadata={"sha256": sha256},
+                metadata={"sha256": content["sha256"]},
                 part_size=_PIECE,
                 progress=progress,
             )
 
     def _create(self, key: str, data: bytes) -> bool:
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = describe(key, data)["sha256"]
         headers: DictType = {"If-None-Match": "*", "Content-Type": _content_type(key), "X-Amz-Meta-Sha256": sha256}
         try:
             # The client's public put_object would send the condition as metadata, and overwrite.
@@ -181,8 +180,6 @@ class S3Store:
         if not self._prepared:
             self._done("prepare", "", self._make_bucket)
             self._prepared = True
-
-    _prepared = False
 
     def _make_bucket(self) -> None:
         """See that the bucket is there, and that it keeps earlier versions unless a person decided otherwise."""
