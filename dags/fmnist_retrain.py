@@ -12,6 +12,7 @@ champion stays in service and an alert says why.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +21,7 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 
 from fmnist_tasks.alerts import run_timed_out, task_failed
 from fmnist_tasks.errors import StoreError
-from fmnist_tasks.settings import DAG_ID, PROFILES, RUN_LIMIT, Parameters
+from fmnist_tasks.settings import DAG_ID, MOST_CANDIDATES, PROFILES, RUN_LIMIT, Parameters
 
 CHAMPION = Asset(name="fmnist_champion", uri="fmnist://champion")
 DEFAULT = Parameters()
@@ -60,19 +61,31 @@ def validate_data(ingested: dict[str, Any]) -> dict[str, Any]:
 
 
 @task.short_circuit
-def detect_change(ingested: dict[str, Any], validated: dict[str, Any]) -> bool:
-    """Skip the rest, and end green, if the champion was made from the same data, code and parameters."""
+def detect_change(ingested: dict[str, Any], validated: dict[str, Any]) -> list[int]:
+    """The seeds to train with; none, which skips the rest and ends green, if nothing changed since the champion."""
     from fmnist_tasks import steps
 
-    return bool(steps.detect_change(current_run(), ingested, validated)["changed"])
+    seeds: list[int] = steps.detect_change(current_run(), ingested, validated)["seeds"]
+    return seeds
+
+
+@task(
+    doc_md="Train a candidate; early stopping on validation loss restores the best weights, a killed training goes on.",
+    map_index_template="seed {{ task.op_kwargs['seed'] }}",
+)
+def train(validated: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Train one candidate. Airflow takes the text of a mapped task from `doc_md` only."""
+    from fmnist_tasks import steps
+
+    return steps.train(current_run(), validated, seed)
 
 
 @task
-def train(validated: dict[str, Any]) -> dict[str, Any]:
-    """Train the base model; early stopping on validation loss restores the best weights."""
+def choose_base(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The candidate that is best on the validation images becomes the base model."""
     from fmnist_tasks import steps
 
-    return steps.train(current_run(), validated)
+    return steps.choose_base(current_run(), list(candidates))
 
 
 @task
@@ -175,6 +188,15 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
             minimum=0,
             maximum=2**31 - 1,
         ),
+        "candidates": Param(
+            DEFAULT.candidates,
+            title="Candidates",
+            description="Base models to train, each with a seed of its own, spread over the workers; the best on "
+            "validation goes on.",
+            type="integer",
+            minimum=1,
+            maximum=MOST_CANDIDATES,
+        ),
         "accuracy_threshold": Param(
             DEFAULT.accuracy_threshold,
             title="Accuracy threshold",
@@ -196,10 +218,10 @@ def fmnist_retrain() -> None:
     with TaskGroup("data"):
         ingested = ingest()
         validated = validate_data(ingested)
-        changed = detect_change(ingested, validated)
+        seeds = detect_change(ingested, validated)
 
     with TaskGroup("base_model"):
-        trained = train(validated)
+        trained = choose_base(train.partial(validated=validated).expand(seed=seeds))
         base_figures = evaluate_base(validated, trained)
         accepted = accuracy_gate(validated, trained, base_figures)
 
@@ -222,8 +244,6 @@ def fmnist_retrain() -> None:
         )
         verified = verify_release(validated, figures, published)
         promote(verdict, published, verified)
-
-    changed >> trained
 
 
 fmnist_retrain()

@@ -72,6 +72,7 @@ def download() -> None:
 def ingest(
     profile: Annotated[str, typer.Option(help="quick, standard or thorough.")] = Parameters().profile,
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = Parameters().seed,
+    candidates: Annotated[int, typer.Option(help="Base models to train, with seeds from SEED on.")] = 1,
     accuracy_threshold: Annotated[float, typer.Option(help="Share of test images to get right, 0 to 1.")] = 0.92,
     run: Annotated[str | None, typer.Option(help="Name of the new run; by default made from the time.")] = None,
     as_json: AsJson = False,
@@ -80,7 +81,7 @@ def ingest(
     from fmnist_tasks.steps import STEPS, Run
 
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    parameters = Parameters(profile=profile, seed=seed, accuracy_threshold=accuracy_threshold)
+    parameters = Parameters(profile=profile, seed=seed, candidates=candidates, accuracy_threshold=accuracy_threshold)
     _logging()
     _show_steps([("ingest", STEPS["ingest"](Run(run or f"shell__{now}", now, parameters)))], as_json)
 
@@ -93,8 +94,8 @@ def validate(run: RunId = None, as_json: AsJson = False) -> None:
 
 @command
 def train(run: RunId = None, as_json: AsJson = False) -> None:
-    """Train the run's base model."""
-    _steps(run, as_json, "train")
+    """Train the run's candidates for the base model, and choose the best of them on validation."""
+    _steps(run, as_json, "train", "choose_base")
 
 
 @command
@@ -104,7 +105,7 @@ def evaluate(run: RunId = None, as_json: AsJson = False) -> None:
 
     store = _store()
     try:
-        result_of(store, _run(store, run).id, "fine_tune")
+        result_of(store, _run(store, run), "fine_tune")
     except (MissingError, RejectedError):
         _steps(run, as_json, "evaluate_base", "accuracy_gate")
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 INCLUDE = PROJECT / "include"
 DAG_ID = "fmnist_retrain"
 RUN_LIMIT = timedelta(hours=6)  # a run that takes longer is stopped
+MOST_CANDIDATES = 16
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Settings:
     def cache(self) -> Path:
         """Folder in which downloaded dataset files are kept."""
         return self.home / "cache"
+
+    @property
+    def training_lock(self) -> Path:
+        """File that a training holds locked, so that there is one at a time on a machine."""
+        return self.home / "training.lock"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -52,26 +58,36 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """How much training a run gets. Rates are per step of one batch; epochs are passes over the training split."""
+class Stage:
+    """One fitting, of the base model or of fine-tuning. Epochs are passes over the training split."""
 
     epochs: int  # at most; early stopping may end sooner
-    tuning_epochs: int
-    second_residual: bool  # the third stage gets a residual block of its own (280K instead of 133K parameters)
-    shift: int  # training images move by up to this many pixels in each direction
-    cut_out: int  # side of the square blanked out of each training image, in pixels; 0 for none
-    batch_size: int = 128
-    learning_rate: float = 6e-3  # peak of the one-cycle schedule
-    tuning_rate: float = 1e-3  # start of the cosine decay
-    weight_decay: float = 5e-5  # L2 factor of the fine-tuning stage
-    dropout: float = 0.05
+    learning_rate: float  # peak of the schedule
+    shift: int = 0  # training images move by up to this many pixels in each direction
+    cut_out: int = 0  # side of the square blanked out of each training image, in pixels
+    label_smoothing: float = 0.0  # share of the truth that is spread over all classes
+    l2: float = 0.0  # factor of the L2 penalty on every kernel
+    batch_size: int = 256
     patience: int = 5  # epochs without a better validation loss before early stopping
 
 
+@dataclass(frozen=True)
+class Profile:
+    """How much training a run gets, and of which network."""
+
+    base: Stage
+    tuning: Stage
+    second_residual: bool = True  # the third stage gets a residual block of its own (280K instead of 133K parameters)
+    dropout: float = 0.05
+
+
 PROFILES = {
-    "quick": Profile(epochs=7, tuning_epochs=1, second_residual=False, shift=0, cut_out=0),
-    "standard": Profile(epochs=10, tuning_epochs=2, second_residual=True, shift=0, cut_out=0),
-    "thorough": Profile(epochs=30, tuning_epochs=8, second_residual=True, shift=1, cut_out=6),
+    "quick": Profile(base=Stage(epochs=3, learning_rate=0.05), tuning=Stage(epochs=1, learning_rate=0.01, l2=5e-5)),
+    "standard": Profile(base=Stage(epochs=5, learning_rate=0.05), tuning=Stage(epochs=5, learning_rate=0.02, l2=5e-5)),
+    "thorough": Profile(
+        base=Stage(epochs=20, learning_rate=0.05, shift=1, cut_out=6),
+        tuning=Stage(epochs=30, learning_rate=0.02, l2=5e-5, shift=1, cut_out=6),
+    ),
 }
 
 
@@ -81,6 +97,7 @@ class Parameters:
 
     profile: str = "standard"
     seed: int = 0
+    candidates: int = 1
     accuracy_threshold: float = 0.92
     force: bool = False
 
@@ -89,6 +106,10 @@ class Parameters:
             raise SettingsError(f"profile: {self.profile!r} is unknown; choose one of {', '.join(PROFILES)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise SettingsError(f"seed: {self.seed!r} is not a whole number from 0 to {2**31 - 1}")
+        if isinstance(self.candidates, bool) or not isinstance(self.candidates, int):
+            raise SettingsError(f"candidates: {self.candidates!r} is not a whole number")
+        if not 1 <= self.candidates <= MOST_CANDIDATES:
+            raise SettingsError(f"candidates: {self.candidates} lies outside 1..{MOST_CANDIDATES}")
         if isinstance(self.accuracy_threshold, bool) or not isinstance(self.accuracy_threshold, int | float):
             raise SettingsError(f"accuracy_threshold: {self.accuracy_threshold!r} is not a number")
         if not 0 <= self.accuracy_threshold <= 1:  # NaN fails this too
@@ -99,7 +120,7 @@ class Parameters:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Parameters:
         """Build from a mapping; a name that is no field raises :class:`SettingsError`."""
-        unknown = sorted(set(values) - {"profile", "seed", "accuracy_threshold", "force"})
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise SettingsError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(asdict(cls()))}")
         return replace(cls(), **values)
@@ -107,6 +128,11 @@ class Parameters:
     def as_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
+
+    @property
+    def seeds(self) -> list[int]:
+        """One seed for each candidate."""
+        return list(range(self.seed, self.seed + self.candidates))
 
     @property
     def training(self) -> Profile:

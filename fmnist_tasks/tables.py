@@ -28,7 +28,7 @@ def show_summary(report: str, records: dict[str, Any]) -> None:
     rows = [[step, record["status"], f"{record['seconds']:.1f}", record["outcome"]] for step, record in records.items()]
     _table(["step", "ended", "seconds", "outcome"], rows)
     figures = [
-        ["validation accuracy, base", results.get("train", {}).get("validation_accuracy")],
+        ["validation accuracy, base", results.get("choose_base", {}).get("validation_accuracy")],
         ["validation accuracy, tuned", results.get("fine_tune", {}).get("validation_accuracy")],
         ["test accuracy, base", results.get("evaluate_base", {}).get("test", {}).get("accuracy")],
         [

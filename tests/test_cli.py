@@ -21,6 +21,7 @@ from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
+from fmnist_tasks.settings import PROFILES
 
 COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
@@ -90,8 +91,9 @@ def test_a_whole_run_step_by_step(line: Line) -> None:
     assert begun["ingest"]["source"] == str(line.data)
     assert "24 checks of 2 parts" in fmnist("validate").stdout
     trained = fmnist("train")
-    assert trained.stderr.count("validation loss") == 7  # one line an epoch
-    assert "base model: 7 epochs" in trained.stdout
+    epochs = PROFILES["quick"].base.epochs
+    assert trained.stderr.count("validation loss") == epochs  # one line an epoch
+    assert f"base model: {epochs} epochs" in trained.stdout
     assert set(document("evaluate")) == {"evaluate_base", "accuracy_gate"}
     fmnist("tune")
     assert set(document("evaluate")) == {"evaluate_tuned", "promotion_gate"}

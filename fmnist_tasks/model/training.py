@@ -1,25 +1,33 @@
-"""Training: Adam under a given learning-rate schedule, early stopping on validation loss, one line an epoch."""
+"""Training: Muon under a given learning-rate schedule, early stopping on validation loss, one line an epoch."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
-from fmnist_tasks.model.batches import ordered_batches, training_batches
+from fmnist_tasks.model.batches import batch_count, prediction_batches, training_batches
 from fmnist_tasks.model.cnn import build
+from fmnist_tasks.model.muon import Muon
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
-from fmnist_tasks.settings import Profile
+from fmnist_tasks.model.state import Checkpoints, Curves, Progress, pack, unpack
+from fmnist_tasks.settings import Profile, Stage
 
 log = logging.getLogger(__name__)
+
+Rate = Callable[[float], float]  # from the share of training done, 0..1, to the share of the peak learning rate
+Figures = tuple[float, float]  # cross-entropy and accuracy
+Batch = tuple[np.ndarray, np.ndarray]  # images (B, 28, 28, 1) and labels (B,), both uint8
+Step = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]  # a batch to cross-entropy and accuracy
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Fit:
     """A trained network and how it came about."""
 
     model: keras.Model
-    curves: dict[str, list[float]]  # by epoch: loss and val_loss (cross-entropy), accuracy, val_accuracy, rate, seconds
+    curves: Curves  # by epoch: loss and val_loss (cross-entropy), accuracy, val_accuracy, learning_rate, seconds
     best_epoch: int  # counted from 1; its weights are the model's
     train_accuracy: float  # running figure of that epoch, on augmented images with dropout
     validation_accuracy: float
@@ -38,106 +46,103 @@ class Fit:
         return {name: value for name, value in vars(self).items() if name != "model"}
 
 
-def train(arrays: Arrays, classes: int, profile: Profile, seed: int) -> Fit:
+def train(arrays: Arrays, classes: int, profile: Profile, seed: int, checkpoints: Checkpoints) -> Fit:
     """Train a network from scratch; the same arrays, profile, seed and machine give the same weights."""
     keras.utils.set_random_seed(seed)
     model = build(profile, classes, normalisation=FusedBatchNormalization)
-    return fit(model, arrays, profile, seed, profile.epochs, one_cycle(profile.learning_rate))
+    return fit(model, arrays, profile.base, seed, one_cycle, checkpoints)
 
 
-def fit(
-    model: keras.Model, arrays: Arrays, profile: Profile, seed: int, epochs: int, rate: Callable[[float], float]
-) -> Fit:
-    """Minimise sparse categorical cross-entropy and restore the weights of the best validation loss.
+def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate, checkpoints: Checkpoints) -> Fit:
+    """Minimise cross-entropy and give the model the weights of its best validation loss.
 
-    `rate` maps the share of training done, 0..1, to the learning rate. Raises :class:`TrainingError` as soon as a
-    loss is not a finite number.
+    Goes on from the newest checkpoint, and ends with the weights of a training that was never interrupted. Raises
+    :class:`TrainingError` as soon as a loss is not a finite number.
     """
-    batches = training_batches(arrays.train_images, arrays.train_labels, profile, seed)
-    watch = _Watch(rate, epochs, len(batches))
-    entropy = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy")
-    model.compile(
-        optimizer=keras.optimizers.Adam(rate(0.0)),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy", entropy],
-    )
-    # Keras's own val_loss includes the L2 penalty; without it base and tuned model compare.
-    stopping = keras.callbacks.EarlyStopping(
-        monitor="val_cross_entropy", mode="min", patience=profile.patience, restore_best_weights=True
-    )
-    history = model.fit(
-        batches,
-        epochs=epochs,
-        validation_data=ordered_batches(arrays.validation_images[..., None], arrays.validation_labels),
-        callbacks=[stopping, watch],
-        shuffle=False,  # the batches are
-        verbose=0,
-    ).history
-    curves = {
-        "loss": [float(value) for value in history["cross_entropy"]],
-        "val_loss": [float(value) for value in history["val_cross_entropy"]],
-        "accuracy": [float(value) for value in history["accuracy"]],
-        "val_accuracy": [float(value) for value in history["val_accuracy"]],
-        "learning_rate": watch.rates,
-        "seconds": watch.seconds,
-    }
-    best = int(np.argmin(curves["val_loss"]))
+    optimizer = Muon(stage.learning_rate)
+    optimizer.build(model.trainable_variables)
+    state = checkpoints.latest()
+    progress = unpack(state, model, optimizer) if state else Progress()
+    count = batch_count(len(arrays.train_labels), stage)
+    step, predict = _training_step(model, optimizer, stage.label_smoothing), tf.function(model)
+    while progress.epochs < min(stage.epochs, progress.best_epoch + stage.patience):
+        epoch, clock = progress.epochs, time.monotonic()
+        batches = training_batches(arrays.train_images, arrays.train_labels, stage, seed, epoch)
+        rates = [stage.learning_rate * rate((epoch + done / count) / stage.epochs) for done in range(count)]
+        loss, accuracy = _epoch(step, optimizer, batches, rates, f"epoch {epoch + 1}")
+        val_loss, val_accuracy = _validation(predict, arrays)
+        figures = {
+            "loss": loss,
+            "val_loss": val_loss,
+            "accuracy": accuracy,
+            "val_accuracy": val_accuracy,
+            "learning_rate": float(optimizer.learning_rate),
+            "seconds": round(time.monotonic() - clock, 2),
+        }
+        progress.add(figures, model)
+        checkpoints.save(progress.epochs, pack(model, optimizer, progress))
+        log.info(
+            "epoch %d/%d  loss %.4f  accuracy %.4f  validation loss %.4f  validation accuracy %.4f  %.1f s",
+            *(progress.epochs, stage.epochs, loss, accuracy, val_loss, val_accuracy, figures["seconds"]),
+        )
+    model.set_weights(progress.best_weights)
+    curves, best = progress.curves, progress.best_epoch - 1
     return Fit(
         model=model,
         curves=curves,
-        best_epoch=best + 1,
+        best_epoch=progress.best_epoch,
         train_accuracy=curves["accuracy"][best],
         validation_accuracy=curves["val_accuracy"][best],
         validation_loss=curves["val_loss"][best],
     )
 
 
-def one_cycle(peak: float) -> Callable[[float], float]:
+def one_cycle(done: float) -> float:
     """Linear warm-up over the first tenth, then linear decay to a hundredth (Smith 2018, arXiv:1803.09820)."""
-
-    def rate(done: float) -> float:
-        share = done / 0.1 if done < 0.1 else (1 - done) / 0.9
-        return peak * (0.01 + 0.99 * share)
-
-    return rate
+    share = done / 0.1 if done < 0.1 else (1 - done) / 0.9
+    return 0.01 + 0.99 * share
 
 
-class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
-    """Sets the learning rate of each step, stops at a loss that is no number, reports each epoch in one line."""
-
-    def __init__(self, rate: Callable[[float], float], epochs: int, steps: int) -> None:
-        super().__init__()
-        self._rate, self._epochs, self._steps = rate, epochs, steps
-        self._epoch = 0
-        self.rates: list[float] = []
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._epoch, self._started = epoch, time.monotonic()
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        done = (self._epoch + batch / self._steps) / self._epochs
-        self.model.optimizer.learning_rate.assign(self._rate(done))
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        loss = float((logs or {})["loss"])
+def _epoch(step: Step, optimizer: keras.Optimizer, batches: Iterable[Batch], rates: list[float], name: str) -> Figures:
+    """One pass over the training images; the figures are running ones, on augmented images with dropout."""
+    losses, shares = 0.0, 0.0
+    for number, (rate, (images, labels)) in enumerate(zip(rates, batches, strict=True), start=1):
+        optimizer.learning_rate.assign(rate)
+        loss, right = (float(figure) for figure in step(images, labels))
         if not math.isfinite(loss):
             raise TrainingError(
-                f"loss is {loss} at step {batch + 1} of epoch {self._epoch + 1}; training stopped, nothing was kept. "
+                f"loss is {loss} at step {number} of {name}; training stopped, nothing was kept. "
                 "Look for extreme pixels in the data, or lower the learning rate of the profile in settings.py"
             )
+        losses, shares = losses + loss, shares + right
+    return losses / len(rates), shares / len(rates)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        figures = logs or {}
-        self.rates.append(float(self.model.optimizer.learning_rate))
-        self.seconds.append(round(time.monotonic() - self._started, 2))
-        log.info(
-            "epoch %d/%d  loss %.4f  accuracy %.4f  validation loss %.4f  validation accuracy %.4f  %.1f s",
-            epoch + 1,
-            self._epochs,
-            figures["cross_entropy"],
-            figures["accuracy"],
-            figures["val_cross_entropy"],
-            figures["val_accuracy"],
-            self.seconds[-1],
-        )
+
+def _training_step(model: keras.Model, optimizer: keras.Optimizer, label_smoothing: float) -> Step:
+    """A function that takes the model one step on."""
+    objective = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+    variables = model.trainable_variables
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            truth = tf.one_hot(labels, logits.shape[-1])
+            total = tf.add_n([objective(truth, logits), *model.losses])
+        optimizer.apply(tape.gradient(total, [variable.value for variable in variables]), variables)
+        return _figures(logits, labels)
+
+    return cast(Step, step)
+
+
+def _validation(predict: Callable[[np.ndarray], tf.Tensor], arrays: Arrays) -> Figures:
+    logits = tf.concat([predict(batch) for batch in prediction_batches(arrays.validation_images)], axis=0)
+    loss, accuracy = _figures(logits, arrays.validation_labels)
+    return float(loss), float(accuracy)
+
+
+def _figures(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cross-entropy, without label smoothing or penalty so that all models compare, and accuracy."""
+    labels = tf.cast(labels, tf.int64)
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    return tf.reduce_mean(entropy), tf.reduce_mean(tf.cast(tf.argmax(logits, axis=1) == labels, tf.float32))

@@ -1,4 +1,4 @@
-"""What the store no longer needs: old releases, runs without a release, and content that nothing refers to.
+"""What the store no longer needs: old releases, runs without a release, what runs left, and unused content.
 
 Never touched are the champion, the champion before it, the newest releases, whatever a kept document refers to, and the
 champion log itself. Accepted batches, incoming files and the quarantine are a person's to delete.
@@ -24,7 +24,7 @@ from fmnist_tasks.settings import RUN_LIMIT
 
 @dataclass(frozen=True)
 class Group:
-    """Objects that go together: a release, a run, or a blob."""
+    """Objects that go together: a release, a run, the checkpoints of a run that did not end, or a blob."""
 
     kind: str
     name: str
@@ -57,6 +57,9 @@ def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> li
     kept_runs = {manifest["run_id"] for manifest in manifests}
     old_runs = [name for name, objects in runs.items() if name not in kept_runs and _last_written(objects) < before]
 
+    checkpoints = _by_name(store.list("checkpoints/"))
+    old_trainings = [name for name, objects in checkpoints.items() if _last_written(objects) < before]
+
     documents: list[Any] = [*manifests, *(read_document(store, stat.key) for stat in store.list("batches/"))]
     for name in runs.keys() - set(old_runs):
         documents += [read_document(store, stat.key) for stat in runs[name] if _is_record(stat.key)]
@@ -65,6 +68,7 @@ def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> li
     return [
         *(Group("release", name, sorted(releases[name], key=_after_manifest)) for name in old_releases),
         *(Group("run", name, runs[name]) for name in old_runs),
+        *(Group("checkpoints", name, checkpoints[name]) for name in old_trainings),
         *(Group("blob", stat.key, [stat]) for stat in blobs if stat.key not in needed and stat.modified < before),
     ]
 

@@ -4,7 +4,15 @@ The heavy rooms (TensorFlow, Great Expectations, matplotlib) are imported inside
 """
 
 from fmnist_tasks.steps.data import detect_change, ingest, validate_data
-from fmnist_tasks.steps.models import accuracy_gate, evaluate_base, evaluate_tuned, fine_tune, promotion_gate, train
+from fmnist_tasks.steps.models import (
+    accuracy_gate,
+    choose_base,
+    evaluate_base,
+    evaluate_tuned,
+    fine_tune,
+    promotion_gate,
+    train,
+)
 from fmnist_tasks.steps.release import promote, publish, verify_release
 from fmnist_tasks.steps.step import INPUTS, STEPS, Run, run_again
 
@@ -13,6 +21,7 @@ __all__ = [
     "STEPS",
     "Run",
     "accuracy_gate",
+    "choose_base",
     "detect_change",
     "evaluate_base",
     "evaluate_tuned",

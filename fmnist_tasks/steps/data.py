@@ -93,7 +93,7 @@ def validate_data(store: Store, run: Run, ingested: Result) -> Result:
 
 @step("ingest", "validate_data")
 def detect_change(store: Store, run: Run, ingested: Result, validated: Result) -> Result:
-    """Say whether data, code or parameters differ from those of the champion."""
+    """Say whether data, code or parameters differ from those of the champion, and which seeds to train with then."""
     current = champion.champion(store)
     reasons = ["there is no champion yet"]
     if current:
@@ -108,6 +108,7 @@ def detect_change(store: Store, run: Run, ingested: Result, validated: Result) -
     unchanged = f"nothing changed: data, code and parameters are those of the champion {version}; it stays"
     return {
         "changed": bool(reasons),
+        "seeds": run.parameters.seeds if reasons else [],
         "reasons": reasons,
         "champion": version,
         "summary": f"training, since {', '.join(reasons)}" if reasons else unchanged,

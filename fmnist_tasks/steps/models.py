@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.evaluation import gate
-from fmnist_tasks.registry import champion
+from fmnist_tasks.provenance import code_facts
+from fmnist_tasks.registry import champion, checkpoints
 from fmnist_tasks.registry.blobs import get_verified, put_blob
+from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps.step import Result, Run, step
+from fmnist_tasks.turns import one_at_a_time
 from fmnist_tasks.verdict import Check
 
 if TYPE_CHECKING:
@@ -23,52 +27,72 @@ _NOISE = ("uniform noise", "Gaussian noise")
 _FAKES = 500  # images of each family of fake ones
 
 
-@step("validate_data")
-def train(store: Store, run: Run, validated: Result) -> Result:
-    """Train the base model from scratch."""
+@step("validate_data", per_seed=True)
+def train(store: Store, run: Run, validated: Result, seed: int) -> Result:
+    """Train one candidate for the base model from scratch."""
     from fmnist_tasks.data.dataset import load
     from fmnist_tasks.model import training
 
-    arrays, classes = load(store, validated["dataset"]), len(validated["dataset"]["classes"])
-    fit = training.train(arrays, classes, run.parameters.training, run.parameters.seed)
-    return _kept(store, run, "base", fit, classes)
+    arrays, classes, profile = load(store, validated["dataset"]), _classes(validated), run.parameters.training
+    states = _checkpoints(store, run, f"base-{seed}", validated, recipe=asdict(profile), seed=seed)
+    with one_at_a_time(Settings.from_environment().training_lock):
+        fit = training.train(arrays, classes, profile, seed, states)
+    return {"seed": seed, **_kept(store, run, "base", fit, classes)}
 
 
-@step("validate_data", "train")
+@step("train")
+def choose_base(store: Store, run: Run, candidates: list[Result]) -> Result:
+    """The candidate that is best on the validation images becomes the base model."""
+    best = max(candidates, key=_merit)
+    rows = [
+        {
+            "seed": candidate["seed"],
+            "validation_accuracy": candidate["validation_accuracy"],
+            "validation_loss": candidate["validation_loss"],
+            "chosen": candidate is best,
+        }
+        for candidate in candidates
+    ]
+    return {**best, "candidates": rows, "summary": f"seed {best['seed']} of {len(rows)} candidates: {best['summary']}"}
+
+
+@step("validate_data", "choose_base")
 def evaluate_base(store: Store, run: Run, validated: Result, trained: Result) -> Result:
     """Measure the base model on the test images."""
     from fmnist_tasks.data.dataset import load_test
     from fmnist_tasks.model import h5
 
+    checkpoints.clear(store, run.id)
     images, labels = load_test(store, validated["dataset"])
     model = h5.load(get_verified(store, trained["model"]), "base model")
     return _measured(store, run, "base", validated, trained, labels, h5.classify(model, images))
 
 
-@step("validate_data", "train", "evaluate_base")
+@step("validate_data", "choose_base", "evaluate_base")
 def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, evaluated: Result) -> Result:
     """Stop the run unless the base model reaches the accuracy threshold on the test images."""
     return _judged("base model", identity(run, validated, trained), evaluated, [_accuracy(run, evaluated)])
 
 
-@step("validate_data", "train", "accuracy_gate")
+@step("validate_data", "choose_base", "accuracy_gate")
 def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accepted: Result) -> Result:
     """Fine-tune the accepted base model; whichever of the two is better on the validation images is the candidate."""
     from fmnist_tasks.data.dataset import load
-    from fmnist_tasks.model import h5, novelty, tuning
+    from fmnist_tasks.model import cnn, h5, novelty, tuning
 
-    arrays, classes = load(store, validated["dataset"]), len(validated["dataset"]["classes"])
+    arrays, classes, profile = load(store, validated["dataset"]), _classes(validated), run.parameters.training
     if accepted["model_sha256"] != trained["model"]["sha256"]:
         raise ConflictError("the accuracy gate accepted another base model than this one; clear evaluate_base")
-    base = h5.load(get_verified(store, trained["model"]), "base model")
-    fit = tuning.tune(base, arrays, classes, run.parameters.training, run.parameters.seed)
+    base, seed = h5.load(get_verified(store, trained["model"]), "base model"), trained["seed"]
+    recipe = {"recipe": asdict(profile), "seed": seed, "base": trained["model"]["sha256"]}
+    states = _checkpoints(store, run, "tuned", validated, **recipe)
+    with one_at_a_time(Settings.from_environment().training_lock):
+        fit = tuning.tune(base, arrays, classes, profile, seed, states)
     tuned = _kept(store, run, "tuned", fit, classes)
 
-    def merit(figures: Result) -> tuple[float, float]:
-        return figures["validation_accuracy"], -figures["validation_loss"]
-
-    chosen, better = ("tuned", tuned) if merit(tuned) > merit(trained) else ("base", trained)
-    candidate = novelty.publishable(h5.load(get_verified(store, better["model"]), chosen), arrays.train_images)
+    chosen, better = ("tuned", tuned) if _merit(tuned) > _merit(trained) else ("base", trained)
+    classifier = cnn.published(profile, classes, h5.load(get_verified(store, better["model"]), chosen))
+    candidate = novelty.publishable(classifier, arrays.train_images)
     _, familiarity = h5.predict(candidate, arrays.validation_images)
     gain = tuned["validation_accuracy"] - trained["validation_accuracy"]
     return {
@@ -90,6 +114,7 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
     from fmnist_tasks.evaluation import figures, metrics
     from fmnist_tasks.model import h5, novelty
 
+    checkpoints.clear(store, run.id)
     candidate, classes = tuned["candidate"], validated["dataset"]["classes"]
     images, labels = load_test(store, validated["dataset"])
     model = h5.load(get_verified(store, candidate["model"]), "candidate model")
@@ -139,6 +164,21 @@ def identity(run: Run, validated: Result, candidate: Result) -> gate.Identity:
     return gate.Identity(run.id, candidate["model"]["sha256"], validated["dataset"]["fingerprint"])
 
 
+def _classes(validated: Result) -> int:
+    return len(validated["dataset"]["classes"])
+
+
+def _merit(figures: Result) -> tuple[float, float]:
+    """The better of two models is the one with the greater: validation accuracy, then less validation loss."""
+    return figures["validation_accuracy"], -figures["validation_loss"]
+
+
+def _checkpoints(store: Store, run: Run, name: str, validated: Result, **recipe: Any) -> Checkpoints:
+    """The checkpoints of one fitting, which only the same run, data, code and recipe take up."""
+    identity = {"data": validated["dataset"]["fingerprint"], "code": code_facts()["digest"], **recipe}
+    return Checkpoints(store, run.id, name, identity)
+
+
 def _accuracy(run: Run, evaluated: Result) -> Check:
     accuracy = evaluated.get("test", {}).get("accuracy")
     return gate.at_least("accuracy", accuracy, run.parameters.accuracy_threshold, "test accuracy")
@@ -156,9 +196,9 @@ def _kept(store: Store, run: Run, name: str, fit: Fit, classes: int) -> Result:
     """Keep a trained network as a classifier, with its figures and learning curves."""
     from fmnist_tasks.evaluation import figures
     from fmnist_tasks.model import h5
-    from fmnist_tasks.model.cnn import classifier
+    from fmnist_tasks.model.cnn import trained
 
-    model = classifier(run.parameters.training, classes, fit.model.get_weights())
+    model = trained(run.parameters.training, classes, fit.model)
     curves = figures.learning_curves(fit.curves, f"{name} model")
     return {
         **fit.as_json(),

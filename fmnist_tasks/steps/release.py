@@ -17,7 +17,7 @@ from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, st
 _OWN = {"publish", "verify_release", "promote"}
 
 
-@step("ingest", "validate_data", "train", "evaluate_base", "fine_tune", "evaluate_tuned", "promotion_gate")
+@step("ingest", "validate_data", "choose_base", "evaluate_base", "fine_tune", "evaluate_tuned", "promotion_gate")
 def publish(
     store: Store,
     run: Run,

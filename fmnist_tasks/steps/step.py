@@ -2,7 +2,8 @@
 
 A step is a function from the store, the run and the results of earlier steps (JSON) to its own result (JSON). A
 result must have `summary`, one sentence. A result with `rejection` is kept like any other and then raised, so that
-the run stops and what was found can be read.
+the run stops and what was found can be read. A step `per_seed` runs once for each seed of the run, which is its last
+argument, and keeps a record for each.
 """
 
 from __future__ import annotations
@@ -40,18 +41,20 @@ class Run:
 
 STEPS: dict[str, Callable[..., Result]] = {}
 INPUTS: dict[str, tuple[str, ...]] = {}  # by step: the steps whose results it takes, in order
+PER_SEED: set[str] = set()
 
 
 def step(
-    *inputs: str,
+    *inputs: str, per_seed: bool = False
 ) -> Callable[[Callable[Concatenate[Store, Run, P], Result]], Callable[Concatenate[Run, P], Result]]:
     """Declare a function as a step that takes the results of `inputs`."""
 
     def declare(function: Callable[Concatenate[Store, Run, P], Result]) -> Callable[Concatenate[Run, P], Result]:
-        name = function.__name__
+        step_name = function.__name__
 
         def run_step(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> Result:
             store = open_store(Settings.from_environment().store)
+            name = _record_name(step_name, args[-1]) if per_seed else step_name
             log.info("%s begins: run %s with %s", name, run.id, run.parameters.as_json())
             record = {
                 "created": run.created,
@@ -84,25 +87,43 @@ def step(
             return result
 
         update_wrapper(run_step, function)
-        STEPS[name], INPUTS[name] = run_step, inputs
+        STEPS[step_name], INPUTS[step_name] = run_step, inputs
+        if per_seed:
+            PER_SEED.add(step_name)
         return run_step
 
     return declare
 
 
-def run_again(name: str, run: Run) -> Result:
-    """Run one step with the recorded results of the steps before it."""
+def run_again(name: str, run: Run) -> Any:
+    """Run one step with the recorded results of the steps before it, for each seed if it is one per seed."""
     store = open_store(Settings.from_environment().store)
-    return STEPS[name](run, *(result_of(store, run.id, earlier) for earlier in INPUTS[name]))
+    inputs = [result_of(store, run, earlier) for earlier in INPUTS[name]]
+    if name in PER_SEED:
+        return [STEPS[name](run, *inputs, seed) for seed in run.parameters.seeds]
+    return STEPS[name](run, *inputs)
 
 
-def result_of(store: Store, run_id: str, name: str) -> Result:
-    """What a step of the run ended with; raises :class:`RejectedError` if it did not end well."""
-    record = read_record(store, run_id, name)
+def result_of(store: Store, run: Run, name: str) -> Any:
+    """What a step of the run ended with, for each seed if it is one per seed.
+
+    Raises :class:`RejectedError` if it did not end well.
+    """
+    if name in PER_SEED:
+        return [_ended_well(store, run, _record_name(name, seed)) for seed in run.parameters.seeds]
+    return _ended_well(store, run, name)
+
+
+def _ended_well(store: Store, run: Run, name: str) -> Result:
+    record = read_record(store, run.id, name)
     if record["status"] != "done":
-        raise RejectedError(f"{name} of run {run_id} was {record['status']}: what follows it cannot run")
+        raise RejectedError(f"{name} of run {run.id} was {record['status']}: what follows it cannot run")
     result: Result = record["result"]
     return result
+
+
+def _record_name(name: str, seed: object) -> str:
+    return f"{name}-{seed}"
 
 
 def build_report(store: Store, run_id: str, records: dict[str, dict[str, Any]]) -> bytes:

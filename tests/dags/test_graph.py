@@ -20,6 +20,7 @@ CHAIN = [
     "data.validate_data",
     "data.detect_change",
     "base_model.train",
+    "base_model.choose_base",
     "base_model.evaluate_base",
     "base_model.accuracy_gate",
     "tuned_model.fine_tune",
@@ -81,7 +82,15 @@ def test_every_parameter_has_a_title_a_text_a_type_and_a_valid_default(dag) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("profile", "fast"), ("seed", -1), ("accuracy_threshold", 1.5), ("accuracy_threshold", "high"), ("force", "yes")],
+    [
+        ("profile", "fast"),
+        ("seed", -1),
+        ("candidates", 0),
+        ("candidates", 17),
+        ("accuracy_threshold", 1.5),
+        ("accuracy_threshold", "high"),
+        ("force", "yes"),
+    ],
 )
 def test_the_form_refuses_a_wrong_value(dag, name: str, value: object) -> None:
     from airflow.sdk.exceptions import AirflowException

@@ -55,7 +55,7 @@ def test_nothing_changed_ends_green_without_training(migrated: Path, finished: L
     code, output = airflow.run()
     assert code == 0, output
     assert "nothing changed: data, code and parameters are those of the champion" in output
-    assert "train begins" not in output
+    assert "train-0 begins" not in output
     assert champion.history(finished.store) == before
 
 
@@ -103,7 +103,7 @@ def test_a_run_that_was_killed_is_followed_by_one_that_ends_well(airflow: Airflo
     seen = []
     for text in process.stdout:
         seen.append(text)
-        if "train begins" in text:
+        if "train-0 begins" in text:
             process.send_signal(signal.SIGKILL)
             break
     process.stdout.close()

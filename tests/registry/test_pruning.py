@@ -95,6 +95,13 @@ def test_a_publication_that_was_cut_short_goes_once_it_is_old(either: Store) -> 
     assert (group.kind, group.name, group.bytes) == ("release", "v0", 14)
 
 
+def test_checkpoints_of_a_run_that_did_not_end_go_once_they_are_old(either: Store) -> None:
+    either.put("checkpoints/run-1/base-0/000002", b"state")
+    assert pruned(either, keep=1, later=timedelta(0)) == []
+    (group,) = pruned(either, keep=1)
+    assert (group.kind, group.name) == ("checkpoints", "run-1")
+
+
 def test_a_release_ceases_to_exist_before_it_is_incomplete(store: FolderStore) -> None:
     for version in ("v1", "v2"):
         release(store, version)

@@ -16,6 +16,8 @@ from pathlib import Path
 import minio as client
 import pytest
 from certificate import make_certificate
+from minio.commonconfig import ENABLED, Filter
+from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio_server import Server
 from proxy import Harm, Proxy
 
@@ -43,6 +45,16 @@ def test_the_first_write_makes_the_bucket_with_versioning(server: Server, minio:
     minio.put("k", b"two")
     assert raw(server).get_bucket_versioning(minio.bucket).status == "Enabled"
     assert len(list(raw(server).list_objects(minio.bucket, "k", include_version=True))) == 2
+    (rule,) = raw(server).get_bucket_lifecycle(minio.bucket).rules
+    assert (rule.rule_filter.prefix, rule.noncurrent_version_expiration.noncurrent_days) == ("checkpoints/", 1)
+
+
+def test_rules_that_a_person_has_set_for_a_bucket_stay(server: Server, minio: S3Store) -> None:
+    raw(server).make_bucket(minio.bucket)
+    mine = Rule(ENABLED, rule_id="mine", rule_filter=Filter(prefix="runs/"), expiration=Expiration(days=90))
+    raw(server).set_bucket_lifecycle(minio.bucket, LifecycleConfig([mine]))
+    minio.put("k", b"x")
+    assert [rule.rule_id for rule in raw(server).get_bucket_lifecycle(minio.bucket).rules] == ["mine"]
 
 
 def test_a_bucket_left_without_versioning_by_a_killed_process_gets_it(server: Server, minio: S3Store) -> None:

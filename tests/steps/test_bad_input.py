@@ -104,7 +104,7 @@ def test_a_store_that_cannot_be_written(line: Line, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("step", "name"), [("evaluate_base", "train"), ("fine_tune", "train"), ("evaluate_tuned", "fine_tune")]
+    ("step", "name"), [("evaluate_base", "choose_base"), ("fine_tune", "choose_base"), ("evaluate_tuned", "fine_tune")]
 )
 def test_a_damaged_model_is_refused_before_it_is_opened(finished: Line, step: str, name: str) -> None:
     reference = record(finished, name)["result"]["model"]
@@ -119,8 +119,8 @@ def test_a_damaged_model_is_refused_before_it_is_opened(finished: Line, step: st
 
 @pytest.mark.slow
 def test_a_foreign_file_in_the_place_of_a_record(finished: Line) -> None:
-    finished.store.put(f"runs/{RUN.id}/train.json", b'{"status": "done"}')
-    with pytest.raises(IntegrityError, match=rf"runs/{RUN.id}/train.json: its bytes were changed"):
+    finished.store.put(f"runs/{RUN.id}/choose_base.json", b'{"status": "done"}')
+    with pytest.raises(IntegrityError, match=rf"runs/{RUN.id}/choose_base.json: its bytes were changed"):
         run_again("evaluate_base", RUN)
 
 
@@ -158,7 +158,7 @@ def test_a_weak_model_is_rejected_with_figure_and_bound_and_the_champion_stays(f
     evaluated = changed(finished, "evaluate_base")
     evaluated["test"] = evaluated["test"] | {"accuracy": 0.9199}
     with pytest.raises(RejectedError, match=r"base model rejected: test accuracy is 91.99%, below the bound of 92.00%"):
-        steps.accuracy_gate(RUN, changed(finished, "validate_data"), changed(finished, "train"), evaluated)
+        steps.accuracy_gate(RUN, changed(finished, "validate_data"), changed(finished, "choose_base"), evaluated)
     assert record(finished, "accuracy_gate")["result"]["decision"] == "reject"
     assert service.in_service(finished.store) == before
 
@@ -179,7 +179,7 @@ def test_missing_figures_reject(finished: Line, missing: str, reason: str) -> No
 def test_a_base_model_that_the_gate_has_not_seen_is_not_tuned(finished: Line) -> None:
     accepted = changed(finished, "accuracy_gate", model_sha256="0" * 64)
     with pytest.raises(ConflictError, match=r"accepted another base model than this one"):
-        steps.fine_tune(RUN, changed(finished, "validate_data"), changed(finished, "train"), accepted)
+        steps.fine_tune(RUN, changed(finished, "validate_data"), changed(finished, "choose_base"), accepted)
 
 
 @pytest.mark.slow

@@ -1,0 +1,87 @@
+"""States of a training under way, so that one that was killed goes on, here or on another worker.
+
+A checkpoint is the SHA-256 of all that follows it, one line of JSON with its number and what it belongs to, and the
+bytes of the state. The last two are kept: if the newer one is damaged, the one before it serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from fmnist_tasks.errors import IntegrityError, StoreError
+from fmnist_tasks.registry.store import Store
+
+log = logging.getLogger(__name__)
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training of a run: `checkpoints/<run_id>/<training>/<number>`."""
+
+    store: Store
+    run_id: str
+    training: str
+    identity: dict[str, Any]  # JSON: data, code and recipe; a checkpoint with another one is not taken
+
+    def save(self, number: int, state: bytes) -> None:
+        """Keep the state as the newest, and only the one before it.
+
+        A store that does not answer costs the way back to this state, not the training: it is logged.
+        """
+        try:
+            self.store.put(self._key(number), self._packed(number, state))
+            keys = self._keys()
+            newest = keys.index(self._key(number))  # those before it are another training's
+            for key in keys[:newest] + keys[newest + 2 :]:
+                self.store.delete(key)
+        except StoreError as error:
+            log.warning("checkpoint %d was not kept, training goes on: %s", number, error)
+
+    def latest(self) -> bytes | None:
+        """The state of the newest checkpoint that is intact and belongs to this training, if there is one."""
+        for key in self._keys():
+            try:
+                state = self._unpacked(key, self.store.get(key))
+            except IntegrityError as error:
+                log.warning("%s", error)
+            else:
+                log.info("going on from %s", key)
+                return state
+        return None
+
+    @property
+    def _prefix(self) -> str:
+        return f"checkpoints/{self.run_id}/{self.training}/"
+
+    def _key(self, number: int) -> str:
+        return f"{self._prefix}{number:06d}"
+
+    def _keys(self) -> list[str]:
+        """Newest first."""
+        return sorted((stat.key for stat in self.store.list(self._prefix)), reverse=True)
+
+    def _packed(self, number: int, state: bytes) -> bytes:
+        header = json.dumps({"key": self._key(number), "identity": self.identity}, sort_keys=True).encode()
+        content = header + b"\n" + state
+        return hashlib.sha256(content).digest() + content
+
+    def _unpacked(self, key: str, data: bytes) -> bytes:
+        digest, content = data[:_DIGEST], data[_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            raise IntegrityError(f"{key}: a checkpoint that was changed or cut short; the one before it is tried")
+        header, _, state = content.partition(b"\n")
+        if json.loads(header) != {"key": key, "identity": self.identity}:
+            raise IntegrityError(f"{key}: a checkpoint of another run, data, code or recipe; it is not used")
+        return state
+
+
+def clear(store: Store, run_id: str) -> None:
+    """Delete all checkpoints of the run: its trainings have ended, and their results are kept."""
+    for key in [stat.key for stat in store.list(f"checkpoints/{run_id}/")]:
+        store.delete(key)

@@ -1,0 +1,66 @@
+"""Train a small network and be killed (SIGKILL) at a given moment: `victim.py FOLDER MOMENT`; 0 for never.
+
+Moments are the steps of training and, for each checkpoint, before it is written, when half of it lies beside its
+place, and after. Prints the epoch it begins with and, at the end, a digest of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import made
+
+from fmnist_tasks.data.dataset import Arrays
+from fmnist_tasks.model import batches, training
+from fmnist_tasks.registry.checkpoints import Checkpoints
+from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.settings import PROFILES
+
+EPOCHS, BATCHES = 30, 4
+PROFILE = replace(
+    PROFILES["quick"],
+    base=replace(PROFILES["quick"].base, epochs=EPOCHS, batch_size=16, shift=1, cut_out=4, patience=EPOCHS),
+    dropout=0.5,
+)
+moments, begun = 0, False
+
+
+def moment() -> None:
+    global moments
+    moments += 1
+    if moments == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def mortal_put(self, key, data, put=FolderStore.put):
+    moment()
+    (self.root / ".scratch").mkdir(parents=True, exist_ok=True)
+    (self.root / ".scratch" / "half").write_bytes(data[: len(data) // 2])
+    moment()
+    put(self, key, data)
+    moment()
+
+
+def mortal_batches(images, labels, stage, seed, epoch):
+    global begun
+    if not begun:
+        print("begins with epoch", epoch, flush=True)
+        begun = True
+    for batch in batches.training_batches(images, labels, stage, seed, epoch):
+        moment()
+        yield batch
+
+
+FolderStore.put = mortal_put
+training.training_batches = mortal_batches
+images, labels = made.images(16 * BATCHES, 1)
+arrays = Arrays(images, labels, *made.images(40, 2), *made.images(40, 2))
+checkpoints = Checkpoints(FolderStore(Path(sys.argv[1])), "run", "base-0", {"made": True})
+fit = training.train(arrays, 10, PROFILE, 0, checkpoints)
+weights = b"".join(weight.tobytes() for weight in fit.model.get_weights())
+print(len(fit.curves["loss"]), fit.best_epoch, hashlib.sha256(weights).hexdigest())

@@ -1,0 +1,91 @@
+"""Checkpoints: the newest good one of the same training is found, whatever happened to the others."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fmnist_tasks.errors import StoreError
+from fmnist_tasks.registry import checkpoints
+from fmnist_tasks.registry.checkpoints import Checkpoints
+from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.store import Store
+
+IDENTITY = {"data": "d1", "code": "c1", "recipe": {"epochs": 3}, "seed": 0}
+STATES = [np.random.default_rng(number).bytes(3000) for number in range(4)]
+KEY = "checkpoints/run-1/base-0/000003"
+
+
+def training(store: Store) -> Checkpoints:
+    return Checkpoints(store, "run-1", "base-0", IDENTITY)
+
+
+def saved(store: Store) -> Checkpoints:
+    """A training that has saved three states."""
+    new = training(store)
+    for number in (1, 2, 3):
+        new.save(number, STATES[number])
+    return new
+
+
+def test_the_newest_state_is_found_and_only_the_last_two_are_kept(either: Store) -> None:
+    assert training(either).latest() is None
+    saved(either)
+    assert training(either).latest() == STATES[3]
+    assert [stat.key for stat in either.list("checkpoints/")] == [KEY.replace("3", "2"), KEY]
+    checkpoints.clear(either, "run-1")
+    assert training(either).latest() is None
+    assert list(either.list("checkpoints/")) == []
+
+
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(
+    store: FolderStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, chance = saved(store).store.get(KEY), np.random.default_rng(0)
+    damaged = [whole[:offset] for offset in chance.choice(len(whole), 50, replace=False)]
+    for bit in chance.choice(8 * len(whole), 50, replace=False):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for data in damaged:
+        caplog.clear()
+        store.put(KEY, data)
+        assert training(store).latest() == STATES[2]
+        assert f"{KEY}: a checkpoint that was changed or cut short" in caplog.text
+    assert len(damaged) == 100
+
+
+@pytest.mark.parametrize("other", [{"data": "d2"}, {"code": "c2"}, {"recipe": {"epochs": 4}}, {"seed": 1}])
+def test_a_checkpoint_of_other_data_code_or_recipe_is_not_taken(store: FolderStore, other: dict[str, object]) -> None:
+    saved(store)
+    changed = replace(training(store), identity=IDENTITY | other)
+    assert changed.latest() is None
+    changed.save(1, STATES[0])
+    assert changed.latest() == STATES[0]
+
+
+def test_a_checkpoint_of_another_run_or_place_is_not_taken(store: FolderStore) -> None:
+    saved(store)
+    for run, name in (("run-2", "base-0"), ("run-1", "base-1")):
+        assert replace(training(store), run_id=run, training=name).latest() is None
+        store.put(f"checkpoints/{run}/{name}/000003", store.get(KEY))
+        assert replace(training(store), run_id=run, training=name).latest() is None
+    store.put(KEY.replace("3", "4"), store.get(KEY))
+    assert training(store).latest() == STATES[3]
+
+
+def test_a_store_that_does_not_answer_costs_the_checkpoint_not_the_training(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(key: str, data: bytes) -> None:
+        raise StoreError("the store is away")
+
+    current = saved(store)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(store, "put", fails)
+        current.save(4, STATES[0])
+    assert "checkpoint 4 was not kept, training goes on: the store is away" in caplog.text
+    assert training(store).latest() == STATES[3]
