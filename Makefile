@@ -7,13 +7,16 @@ SEED ?= 0
 THRESHOLD ?= 0.92
 FORCE ?= false
 RUNS ?= 3
+SEEDS ?= $(if $(QUICK),1,5)
+RECIPES ?= $(if $(QUICK),quick standard)
+OUT ?= var/bench
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "accuracy_threshold": $(THRESHOLD), "force": $(FORCE)}
 
-.PHONY: help setup run minio run-minio test check unit shell bench lock clean
+.PHONY: help setup run minio run-minio test check unit shell bench bench-training lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## environment, dataset and Airflow database, unless they are there
 	@include/setup
@@ -41,6 +44,9 @@ shell: setup ## a shell in which airflow and fmnist know this project
 
 bench: setup ## time and memory of the line: make bench RUNS=3 PROFILE=standard
 	@source include/activate && python tests/bench.py --runs $(RUNS) --profile $(PROFILE)
+
+bench-training: setup ## our recipes against the usual one, hours; make bench-training QUICK=1 takes minutes
+	@source include/activate && python tests/bench_training.py --runs $(SEEDS) --recipes '$(RECIPES)' --out $(OUT)
 
 lock: ## resolve pyproject.toml into requirements.txt again
 	@source include/activate && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -176,7 +176,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "profile": Param(
             DEFAULT.profile,
             title="Profile",
-            description="How much training: quick just passes the gate; thorough takes thrice as long as standard.",
+            description="How much training: quick just passes the gate; thorough takes six times as long as standard.",
             type="string",
             enum=list(PROFILES),
         ),

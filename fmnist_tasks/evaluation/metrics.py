@@ -46,6 +46,13 @@ def classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[
     }
 
 
+def accuracy_and_loss(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy (nats) of probabilities (N, classes) for labels (N,)."""
+    given = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    loss = -np.log(np.maximum(given, np.finfo(np.float32).tiny)).mean()
+    return float((probabilities.argmax(axis=1) == labels).mean()), float(loss)
+
+
 def detection(real: np.ndarray, fake: np.ndarray, threshold: float) -> dict[str, float]:
     """AUROC of familiarity between real and fake images, and the share of the fake ones called novel."""
     truth = np.concatenate([np.ones(len(real)), np.zeros(len(fake))])

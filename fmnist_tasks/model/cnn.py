@@ -1,11 +1,15 @@
 """The architecture: three stages of convolution and pooling, residual blocks, dropout and a dense output.
 
-Built-in Keras layers only, float32, each with a name of its own: automatic names differ from build to build.
+For use, an image and its mirror image are looked at, and the features of both are averaged. Built-in Keras layers only,
+float32, each with a name of its own: automatic names differ from build to build.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
+import numpy as np
 from keras import layers
 
 from fmnist_tasks.data.declaration import SIDE
@@ -13,7 +17,6 @@ from fmnist_tasks.model.normalisation import folded
 from fmnist_tasks.settings import Profile
 
 FEATURES = "features"  # the layer whose output describes an image, (N, 128)
-LOGITS = "logits"
 PROBABILITIES = "probabilities"
 
 
@@ -22,64 +25,92 @@ def build(
     classes: int,
     l2: float = 0.0,
     normalisation: type[layers.BatchNormalization] | None = layers.BatchNormalization,
+    mirrored: bool = False,
 ) -> keras.Model:
     """An untrained network from raw pixels 0..255, (N, 28, 28, 1), to logits, (N, classes), both float32.
 
     `l2` is the factor of the L2 penalty on every kernel, `normalisation` the kind of layer that normalises; without
-    one the convolutions have a bias. Weights come from Keras's global seed.
+    one the convolutions have a bias. A `mirrored` network averages the features of an image and its mirror image.
+    Weights come from Keras's global seed.
     """
     penalty = keras.regularizers.L2(l2) if l2 else None
+    made: dict[str, keras.Layer] = {}
 
-    def convolution(x, filters: int, name: str, pool: bool = False):  # type: ignore[no-untyped-def]
-        x = layers.Conv2D(
-            filters,
-            3,
-            padding="same",
-            use_bias=normalisation is None,
-            kernel_initializer="he_normal",
-            kernel_regularizer=penalty,
-            name=f"{name}_convolution",
+    def shared(layer: keras.Layer) -> keras.Layer:
+        """The first layer of that name: an image and its mirror image go through the same ones."""
+        return made.setdefault(layer.name, layer)
+
+    def convolution(x: Any, filters: int, name: str, pool: bool = False) -> Any:
+        x = shared(
+            layers.Conv2D(
+                filters,
+                3,
+                padding="same",
+                use_bias=normalisation is None,
+                kernel_initializer="he_normal",
+                kernel_regularizer=penalty,
+                name=f"{name}_convolution",
+            )
         )(x)
         if pool:  # before what follows, which has a quarter of the pixels to do then
-            x = layers.MaxPooling2D(name=f"{name}_pool")(x)
+            x = shared(layers.MaxPooling2D(name=f"{name}_pool"))(x)
         if normalisation:
-            x = normalisation(momentum=0.9, scale=False, name=f"{name}_normalisation")(x)
-        return layers.ReLU(name=name)(x)
+            x = shared(normalisation(momentum=0.9, scale=False, name=f"{name}_normalisation"))(x)
+        return shared(layers.ReLU(name=name))(x)
 
-    def residual(x, filters: int, name: str):  # type: ignore[no-untyped-def]
-        return layers.Add(name=f"{name}_sum")([x, convolution(x, filters, name)])
+    def residual(x: Any, filters: int, name: str) -> Any:
+        return shared(layers.Add(name=f"{name}_sum"))([x, convolution(x, filters, name)])
+
+    def described(x: Any) -> Any:
+        x = convolution(x, 32, "stage1", pool=True)  # (N, 14, 14, 32)
+        x = convolution(x, 64, "stage2")
+        x = residual(x, 64, "stage2_residual")
+        x = shared(layers.MaxPooling2D(name="stage2_pool"))(x)  # (N, 7, 7, 64)
+        x = convolution(x, 128, "stage3")
+        if profile.second_residual:
+            x = residual(x, 128, "stage3_residual")
+        return shared(layers.GlobalMaxPooling2D(name="description"))(x)  # (N, 128)
 
     image = keras.Input((SIDE, SIDE, 1), name="image")
     x = layers.Rescaling(1 / 255, name="scaling")(image)  # (N, 28, 28, 1) in 0..1
-    x = convolution(x, 32, "stage1", pool=True)  # (N, 14, 14, 32)
-    x = convolution(x, 64, "stage2")
-    x = residual(x, 64, "stage2_residual")
-    x = layers.MaxPooling2D(name="stage2_pool")(x)  # (N, 7, 7, 64)
-    x = convolution(x, 128, "stage3")
-    if profile.second_residual:
-        x = residual(x, 128, "stage3_residual")
-    x = layers.GlobalMaxPooling2D(name=FEATURES)(x)  # (N, 128)
-    x = layers.Dropout(profile.dropout, name="dropout")(x)
-    logits = layers.Dense(classes, kernel_regularizer=penalty, name=LOGITS)(x)
-    return keras.Model(image, logits, name="network")
+    views = [described(x)]
+    if mirrored:
+        rows = layers.Reshape((SIDE, SIDE), name="rows")(x)
+        turned = layers.Dense(SIDE, use_bias=False, name="mirror")(rows)  # columns from right to left
+        views.append(described(layers.Reshape((SIDE, SIDE, 1), name="mirror_image")(turned)))
+    features = layers.Average(name=FEATURES)(views) if mirrored else views[0]
+    features = layers.Dropout(profile.dropout, name="dropout")(features)
+    logits = layers.Dense(classes, kernel_regularizer=penalty, name="logits")(features)
+    network = keras.Model(image, logits, name="network")
+    if mirrored:
+        network.get_layer("mirror").set_weights([np.eye(SIDE)[::-1]])
+    return network
+
+
+def take_weights(target: keras.Model, source: keras.Model) -> None:
+    """Give each layer that both have, by name, the weights that it has in the source."""
+    known = {layer.name: layer for layer in source.layers}
+    for layer in target.layers:
+        if layer.weights and layer.name in known:
+            layer.set_weights(known[layer.name].get_weights())
 
 
 def trained(profile: Profile, classes: int, network: keras.Model) -> keras.Model:
-    """The trained network in built-in layers, as fine-tuning takes it up: raw pixels to probabilities, (N, classes)."""
-    plain = build(profile, classes)
-    plain.set_weights(network.get_weights())
+    """The trained network as a classifier that fine-tuning can take up: raw pixels to probabilities, (N, classes)."""
+    plain = build(profile, classes, mirrored=True)
+    take_weights(plain, network)
     return _classifier(plain)
 
 
 def published(profile: Profile, classes: int, classifier: keras.Model) -> keras.Model:
     """The classifier for use: the same answers, up to rounding, with the normalisations folded into convolutions."""
-    network = build(profile, classes, normalisation=None)
+    network = build(profile, classes, normalisation=None, mirrored=True)
     for layer in network.layers:
-        weights = classifier.get_layer(layer.name).get_weights()
         if isinstance(layer, layers.Conv2D):
-            after = layer.name.replace("_convolution", "_normalisation")
-            weights = folded(weights[0], classifier.get_layer(after))
-        layer.set_weights(weights)
+            (kernel,) = classifier.get_layer(layer.name).get_weights()
+            after = classifier.get_layer(layer.name.replace("_convolution", "_normalisation"))
+            layer.set_weights(folded(kernel, after))
+    network.get_layer("logits").set_weights(classifier.get_layer("logits").get_weights())
     return _classifier(network)
 
 

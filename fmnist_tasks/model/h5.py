@@ -23,6 +23,7 @@ from fmnist_tasks.model.cnn import PROBABILITIES
 ALLOWED_LAYERS = frozenset(
     {
         "Add",
+        "Average",
         "BatchNormalization",
         "Conv2D",
         "Dense",

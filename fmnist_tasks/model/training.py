@@ -38,8 +38,6 @@ class Fit:
     curves: Curves  # by epoch: loss and val_loss (cross-entropy), accuracy, val_accuracy, learning_rate, seconds
     best_epoch: int  # counted from 1; its weights are the model's
     train_accuracy: float  # running figure of that epoch, on augmented images with dropout
-    validation_accuracy: float
-    validation_loss: float
 
     def as_json(self) -> dict[str, Any]:
         """All but the model."""
@@ -92,8 +90,6 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
         curves=curves,
         best_epoch=progress.best_epoch,
         train_accuracy=curves["accuracy"][best],
-        validation_accuracy=curves["val_accuracy"][best],
-        validation_loss=curves["val_loss"][best],
     )
 
 

@@ -7,7 +7,7 @@ import math
 import keras
 
 from fmnist_tasks.data.dataset import Arrays
-from fmnist_tasks.model.cnn import build
+from fmnist_tasks.model.cnn import build, take_weights
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.state import Checkpoints
 from fmnist_tasks.model.training import Fit, fit
@@ -18,7 +18,7 @@ def tune(base: keras.Model, arrays: Arrays, classes: int, profile: Profile, seed
     """Fine-tune a copy of the base model, which itself stays as it was."""
     keras.utils.set_random_seed(seed)
     model = build(profile, classes, profile.tuning.l2, FusedBatchNormalization)
-    model.set_weights(base.get_weights())
+    take_weights(model, base)
     return fit(model, arrays, profile.tuning, seed + 1, cosine, checkpoints)
 
 

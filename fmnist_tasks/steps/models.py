@@ -20,6 +20,7 @@ from fmnist_tasks.verdict import Check
 if TYPE_CHECKING:
     import numpy as np
 
+    from fmnist_tasks.data.dataset import Arrays
     from fmnist_tasks.model.training import Fit
 
 NOISE_RECOGNISED = 0.95  # share of random images that must be called novel
@@ -37,7 +38,7 @@ def train(store: Store, run: Run, validated: Result, seed: int) -> Result:
     states = _checkpoints(store, run, f"base-{seed}", validated, recipe=asdict(profile), seed=seed)
     with one_at_a_time(Settings.from_environment().training_lock):
         fit = training.train(arrays, classes, profile, seed, states)
-    return {"seed": seed, **_kept(store, run, "base", fit, classes)}
+    return {"seed": seed, **_kept(store, run, "base", fit, arrays, classes)}
 
 
 @step("train")
@@ -88,7 +89,7 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
     states = _checkpoints(store, run, "tuned", validated, **recipe)
     with one_at_a_time(Settings.from_environment().training_lock):
         fit = tuning.tune(base, arrays, classes, profile, seed, states)
-    tuned = _kept(store, run, "tuned", fit, classes)
+    tuned = _kept(store, run, "tuned", fit, arrays, classes)
 
     chosen, better = ("tuned", tuned) if _merit(tuned) > _merit(trained) else ("base", trained)
     classifier = cnn.published(profile, classes, h5.load(get_verified(store, better["model"]), chosen))
@@ -192,22 +193,26 @@ def _judged(who: str, expected: gate.Identity, evaluated: Result, checks: list[C
     return {**verdict.as_json(), "summary": rejection, "rejection": rejection}
 
 
-def _kept(store: Store, run: Run, name: str, fit: Fit, classes: int) -> Result:
-    """Keep a trained network as a classifier, with its figures and learning curves."""
-    from fmnist_tasks.evaluation import figures
+def _kept(store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, classes: int) -> Result:
+    """Keep a trained network as a classifier, with its learning curves and what it scores on validation."""
+    from fmnist_tasks.evaluation import figures, metrics
     from fmnist_tasks.model import h5
     from fmnist_tasks.model.cnn import trained
 
     model = trained(run.parameters.training, classes, fit.model)
     curves = figures.learning_curves(fit.curves, f"{name} model")
+    probabilities = h5.classify(model, arrays.validation_images)
+    accuracy, loss = metrics.accuracy_and_loss(arrays.validation_labels, probabilities)
     return {
         **fit.as_json(),
+        "validation_accuracy": accuracy,
+        "validation_loss": loss,
         "model": put_blob(store, h5.save(model)),
         "weights": model.count_params(),
         "pictures": {f"{name}_learning_curves": put_blob(store, curves)},
         "summary": (
             f"{name} model: {len(fit.curves['loss'])} epochs, training accuracy {fit.train_accuracy:.2%}, "
-            f"validation accuracy {fit.validation_accuracy:.2%}"
+            f"validation accuracy {accuracy:.2%}"
         ),
     }
 

@@ -39,18 +39,16 @@ def test_killed_at_20_random_moments_the_weights_are_those_of_an_undisturbed_tra
     # The three moments of the writing of a checkpoint are among them.
     moments = [5, 6, 7, *np.random.default_rng(4).integers(1, 2 * MOMENTS, KILLS - 3, endpoint=True).tolist()]
     done = 0  # epochs whose checkpoint was written
-    for moment in moments:
-        elsewhere = tmp_path / f"worker-{moment}"  # shares nothing but the store's content
-        shutil.rmtree(elsewhere, ignore_errors=True)
-        if done:
-            shutil.copytree(tmp_path / "store", elsewhere)
-        begun, _ = live(elsewhere, moment)
+    store = tmp_path / "worker-0"
+    store.mkdir()
+    for number, moment in enumerate(moments, start=1):
+        begun, _ = live(store, moment)
         assert begun == done
-        shutil.rmtree(tmp_path / "store", ignore_errors=True)
-        shutil.move(elsewhere, tmp_path / "store")
         done += moment // MOMENTS
+        # The next worker shares nothing with this one but the content of the store.
+        store = Path(shutil.move(store, tmp_path / f"worker-{number}"))
     assert 0 < done < 30
-    begun, weights = live(tmp_path / "store", 0)
+    begun, weights = live(store, 0)
     assert begun == done
     assert weights == expected
 

@@ -1,0 +1,158 @@
+"""`make bench-training`: our recipes against the usual Keras recipe for this dataset, interleaved, on this machine.
+
+Prints a table of medians, means, spread and ratios, and writes `training.json` (every run, epoch by epoch) and
+`training.png`. Runs that the JSON file has already, made by the same code, are not made again, so that a benchmark of
+hours can be stopped and gone on with; the machines are printed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from fmnist_tasks.provenance import code_facts
+from fmnist_tasks.settings import PROFILES, PROJECT
+
+GATE, TUNED_REFERENCE = 0.92, 0.931  # the accuracy gate; the fine-tuned figure of the project this one is measured by
+_COLOURS = {"reference": "#888a85", "quick": "#4e9a06", "standard": "#3465a4", "thorough": "#ce5c00"}
+
+Result = dict[str, Any]
+
+
+def measured(recipe: str, seed: int) -> Result:
+    """One training in a process of its own; ends the benchmark if it fails."""
+    program = [sys.executable, str(Path(__file__).with_name("training_run.py")), recipe, str(seed)]
+    ended = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True)
+    if ended.returncode:
+        sys.exit(f"{recipe}, seed {seed}, failed:\n{ended.stderr[-3000:]}")
+    result: Result = json.loads(ended.stdout.splitlines()[-1])
+    return result
+
+
+def time_to(result: Result, accuracy: float) -> float:
+    """Seconds of fitting until the test accuracy was first reached; NaN if it never was."""
+    reached = [
+        seconds for seconds, value in zip(result["seconds"], result["test_accuracy"], strict=True) if value >= accuracy
+    ]
+    return reached[0] if reached else math.nan
+
+
+def table(results: list[Result]) -> Table:
+    """What was reached, by recipe, with the reference's fitting time T as the unit of time."""
+    by_recipe = {name: [result for result in results if result["recipe"] == name] for name in _COLOURS}
+    unit = statistics.mean(result["seconds"][-1] for result in by_recipe["reference"])
+    rows = Table(
+        "recipe", "what", "median", "mean", "standard deviation", "ratio to T", "runs", box=None, pad_edge=False
+    )
+
+    def row(recipe: str, what: str, of: Callable[[Result], float], digits: int, ratio: bool = False) -> None:
+        values = [of(result) for result in by_recipe[recipe]]
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        mean = statistics.mean(values)
+        figures = [f"{value:.{digits}f}" for value in (statistics.median(values), mean, spread)]
+        rows.add_row(recipe, what, *figures, f"{mean / unit:.2f}" if ratio else "", str(len(values)))
+
+    for recipe, runs in by_recipe.items():
+        if not runs:
+            continue
+        row(recipe, "fitting, seconds", lambda result: result["seconds"][-1], 1, ratio=True)
+        row(recipe, "epochs", lambda result: result["epochs"], 1)
+        row(recipe, "test accuracy, %", lambda result: 100 * result["test_accuracy"][-1], 2)
+        for bound in (GATE, TUNED_REFERENCE):
+            row(recipe, f"seconds to {bound:.1%}", lambda result, bound=bound: time_to(result, bound), 1, ratio=True)
+        if recipe == "reference":
+            continue
+        gain = "gain of fine-tuning on validation, points"
+        row(recipe, gain, lambda run: 100 * (run["tuned_validation_accuracy"] - run["base_validation_accuracy"]), 2)
+        row(
+            recipe,
+            "test accuracy of the base model, %",
+            lambda run: 100 * run["test_accuracy"][run["base_epochs"] - 1],
+            2,
+        )
+        row(
+            recipe,
+            "share of the matmul peak, %",
+            lambda run: 100 * run["gigaflops"] / run["machine"]["matmul_gigaflops"],
+            1,
+        )
+        row(recipe, "one image, p95, milliseconds", lambda result: result["single_ms"], 2)
+        row(recipe, "10,000 images, seconds", lambda result: result["many_seconds"], 2)
+        row(recipe, "published model, MB", lambda result: result["bytes"] / 1e6, 2)
+    return rows
+
+
+def picture(results: list[Result], path: Path) -> None:
+    """Test accuracy against seconds of fitting: every run, and the mean of each recipe at its end."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for recipe, colour in _COLOURS.items():
+        runs = [result for result in results if result["recipe"] == recipe]
+        for number, result in enumerate(runs):
+            label = f"{recipe}: {100 * statistics.mean(run['test_accuracy'][-1] for run in runs):.2f} %"
+            accuracies = 100 * np.array(result["test_accuracy"])
+            axes.plot(result["seconds"], accuracies, color=colour, alpha=0.7, label="" if number else label)
+            axes.plot(result["seconds"][-1], accuracies[-1], "o", color=colour, markersize=4)
+    for bound in (GATE, TUNED_REFERENCE):
+        axes.axhline(100 * bound, color="#555753", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_ylim(86, 96)
+    axes.set_xlabel("seconds of fitting")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+def main(
+    runs: Annotated[int, typer.Option(min=1, help="Seeds of each recipe, from 0 on.")] = 5,
+    recipes: Annotated[
+        str, typer.Option(help="Which, separated by spaces; all if empty. The reference is always among them.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="Folder for training.json and training.png.")] = PROJECT / "var" / "bench",
+) -> None:
+    """Measure what is missing, and print."""
+    chosen = ["reference", *(recipes.split() if recipes else PROFILES)]
+    path, console = out / "training.json", Console(width=120)
+    out.mkdir(parents=True, exist_ok=True)
+    code = code_facts()["digest"]
+    results: list[Result] = json.loads(path.read_text()) if path.exists() else []
+    results = [result for result in results if result["code"] == code]
+    known = {(result["recipe"], result["seed"]) for result in results}
+    for seed in range(runs):
+        for recipe in chosen:
+            if (recipe, seed) not in known:
+                results.append({"code": code, **measured(recipe, seed)})
+                path.write_text(json.dumps(results, indent=1))
+                last = results[-1]
+                console.print(
+                    f"{recipe}, seed {seed}: {last['epochs']} epochs, {last['seconds'][-1]:.1f} s, "
+                    f"test accuracy {last['test_accuracy'][-1]:.2%}"
+                )
+    machines = {
+        json.dumps({name: run["machine"][name] for name in ("processor", "cores", "threads", "gpus", "python")})
+        for run in results
+    }
+    console.print(*machines, code_facts()["versions"])
+    peaks = [run["machine"]["matmul_gigaflops"] for run in results]
+    console.print(
+        f"matmul peak, float32, gigaflops: median {statistics.median(peaks):.0f}, {min(peaks):.0f} to {max(peaks):.0f}"
+    )
+    console.print(table(results))
+    picture(results, out / "training.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

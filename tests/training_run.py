@@ -1,0 +1,235 @@
+"""One training for `make bench-training`, in a process of its own: `training_run.py RECIPE SEED`; prints JSON.
+
+RECIPE is a profile, or `reference`: the usual Keras recipe for this dataset. The clock runs while a recipe fits:
+training, validation and whatever it does between epochs; test images are looked at while it stands still.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from fmnist_tasks.data.dataset import Arrays, split
+from fmnist_tasks.data.declaration import read_declaration
+from fmnist_tasks.data.sources import load_base
+from fmnist_tasks.evaluation.metrics import accuracy_and_loss
+from fmnist_tasks.model import cnn, h5, novelty, training, tuning
+from fmnist_tasks.model.muon import Muon
+from fmnist_tasks.model.state import unpack
+from fmnist_tasks.provenance import machine_facts
+from fmnist_tasks.settings import PROFILES, Profile, Settings
+
+Classify = Callable[[np.ndarray], np.ndarray]  # images (N, 28, 28) to probabilities (N, 10)
+
+
+@dataclass
+class Clock:
+    """Seconds of fitting; stands still inside `pause`."""
+
+    paused: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.started - self.paused
+
+
+@dataclass
+class Recorder:
+    """In place of checkpoints: the state after every epoch and when it was reached."""
+
+    clock: Clock
+    states: list[bytes] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def save(self, number: int, state: bytes) -> None:
+        self.seconds.append(self.clock.seconds())
+        self.states.append(state)
+
+    def latest(self) -> None:
+        return None
+
+
+def arrays() -> Arrays:
+    """The dataset as a run sees it."""
+    settings = Settings.from_environment()
+    base, _ = load_base(read_declaration(settings.dataset), settings)
+    images, labels = base["train_images"], base["train_labels"]
+    train, validation = split(labels)
+    return Arrays(
+        *(images[train], labels[train]),
+        *(images[validation], labels[validation]),
+        base["test_images"],
+        base["test_labels"],
+    )
+
+
+def reference(data: Arrays, seed: int) -> dict[str, Any]:
+    """Two convolutions, Adam, early stopping with patience 5; fed in the way that is fastest."""
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Dropout(0.25),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dropout(0.5),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", ["accuracy"])
+    clock, seconds, weights, losses = Clock(), [], [], []
+
+    def keep(epoch: int, logs: dict[str, float]) -> None:
+        seconds.append(clock.seconds())
+        losses.append(logs["val_loss"])
+        weights.append(model.get_weights())
+
+    model.fit(
+        _steady(tf.data.Dataset.from_tensor_slices((data.train_images[..., None], data.train_labels)).shuffle(48_000)),
+        validation_data=_steady(
+            tf.data.Dataset.from_tensor_slices((data.validation_images[..., None], data.validation_labels))
+        ),
+        epochs=100,
+        verbose=0,
+        shuffle=False,  # the batches are
+        callbacks=[keras.callbacks.EarlyStopping(patience=5), keras.callbacks.LambdaCallback(on_epoch_end=keep)],
+    )
+    tests = []
+    for epoch in range(len(weights)):
+        model.set_weights(weights[int(np.argmin(losses[: epoch + 1]))])
+        tests.append(_accuracy(data.test_images, data.test_labels, lambda images: h5.outputs(model, images)[0]))
+    return {"seconds": seconds, "test_accuracy": tests, "epochs": len(seconds)}
+
+
+def ours(data: Arrays, profile: Profile, seed: int) -> dict[str, Any]:
+    """Base model and fine-tuning, as `train` and `fine_tune` do it."""
+    recorder = Recorder(Clock())
+    base = cnn.trained(profile, 10, training.train(data, 10, profile, seed, recorder).model)
+    base_epochs = len(recorder.states)
+    base_accuracy = _accuracy(data.validation_images, data.validation_labels, lambda images: h5.classify(base, images))
+    recorder.clock.paused = time.monotonic() - recorder.clock.started - recorder.seconds[-1]
+    tuned = cnn.trained(profile, 10, tuning.tune(base, data, 10, profile, seed, recorder).model)
+    seconds = recorder.seconds[-1]
+    tuned_accuracy = _accuracy(
+        data.validation_images, data.validation_labels, lambda images: h5.classify(tuned, images)
+    )
+    tests = []
+    for state in recorder.states:
+        network = cnn.build(profile, 10)
+        optimizer = Muon(0.0)
+        optimizer.build(network.trainable_variables)
+        network.set_weights(unpack(state, network, optimizer).best_weights)
+        model = cnn.trained(profile, 10, network)
+        tests.append(
+            _accuracy(data.test_images, data.test_labels, lambda images, model=model: h5.classify(model, images))
+        )
+    published = novelty.publishable(cnn.published(profile, 10, tuned), data.train_images)
+    work = _operations(cnn.build(profile, 10)) * len(recorder.states)
+    return {
+        "seconds": recorder.seconds,
+        "test_accuracy": tests,
+        "epochs": len(recorder.states),
+        "base_epochs": base_epochs,
+        "base_validation_accuracy": base_accuracy,
+        "tuned_validation_accuracy": tuned_accuracy,
+        "gigaflops": work * 1e-9 / seconds,
+        "bytes": len(h5.save(published)),
+        **_predicting(published, data.test_images),
+    }
+
+
+def matmul_peak() -> float:
+    """Gigaflops of the largest of some products of two float32 matrices of 4096 x 4096."""
+    size = 4096
+    a, b = tf.random.normal((size, size)), tf.random.normal((size, size))
+    seconds = []
+    for _ in range(10):
+        clock = time.monotonic()
+        tf.matmul(a, b).numpy()
+        seconds.append(time.monotonic() - clock)
+    return 2 * size**3 / min(seconds) * 1e-9
+
+
+def _steady(rows: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches of 64 without autotuning, whose look at the end of every epoch costs the usual way of feeding a third."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return rows.batch(64).prefetch(2).with_options(options)
+
+
+def _accuracy(images: np.ndarray, labels: np.ndarray, classify: Classify) -> float:
+    return accuracy_and_loss(labels, classify(images))[0]
+
+
+def _operations(network: keras.Model) -> float:
+    """Additions and multiplications of one epoch over 48,000 training and 12,000 validation images."""
+    forward = backward = 0
+    for layer in network.layers:
+        if isinstance(layer, layers.Conv2D | layers.Dense):
+            places = np.prod(layer.output.shape[1:-1], dtype=int)
+            cost = 2 * int(np.prod(layer.kernel.shape)) * int(places)
+            first = isinstance(layer, layers.Conv2D) and layer.kernel.shape[2] == 1
+            forward += cost
+            backward += cost if first else 2 * cost  # nothing comes before the first layer
+    return 48_000 * (forward + backward) + 12_000 * forward
+
+
+def _predicting(model: keras.Model, images: np.ndarray) -> dict[str, float]:
+    """Milliseconds of one image (95th percentile of 500) and seconds of 10,000 (least of 3)."""
+    h5.predict(model, images)
+    h5.predict(model, images[:1])
+    single, many = [], []
+    for number in range(500):
+        clock = time.monotonic()
+        h5.predict(model, images[number : number + 1])
+        single.append(time.monotonic() - clock)
+    for _ in range(3):
+        clock = time.monotonic()
+        h5.predict(model, images)
+        many.append(time.monotonic() - clock)
+    return {"single_ms": float(np.quantile(single, 0.95)) * 1e3, "many_seconds": min(many)}
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main(recipe: str, seed: int) -> None:
+    """Train and print."""
+    data = arrays()
+    result = reference(data, seed) if recipe == "reference" else ours(data, PROFILES[recipe], seed)
+    devices = tf.config.list_physical_devices("GPU")
+    gpus = [tf.config.experimental.get_device_details(device).get("device_name", device.name) for device in devices]
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    facts = {
+        **machine_facts(),
+        "processor": _processor(),
+        "gpus": gpus,
+        "threads": threads,
+        "matmul_gigaflops": matmul_peak(),
+    }
+    print(json.dumps({"recipe": recipe, "seed": seed, **result, "machine": facts}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
