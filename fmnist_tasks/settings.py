@@ -77,7 +77,7 @@ class Profile:
 
     base: Stage
     tuning: Stage
-    second_residual: bool = True  # the third stage gets a residual block of its own (280K instead of 133K parameters)
+    filters: tuple[int, int, int] = (32, 48, 96)  # of the three stages of the network
     dropout: float = 0.05
 
 

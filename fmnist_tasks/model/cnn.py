@@ -16,7 +16,7 @@ from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.model.normalisation import folded
 from fmnist_tasks.settings import Profile
 
-FEATURES = "features"  # the layer whose output describes an image, (N, 128)
+FEATURES = "features"  # the layer whose output describes an image, (N, third stage's filters)
 PROBABILITIES = "probabilities"
 
 
@@ -62,14 +62,14 @@ def build(
         return shared(layers.Add(name=f"{name}_sum"))([x, convolution(x, filters, name)])
 
     def described(x: Any) -> Any:
-        x = convolution(x, 32, "stage1", pool=True)  # (N, 14, 14, 32)
-        x = convolution(x, 64, "stage2")
-        x = residual(x, 64, "stage2_residual")
-        x = shared(layers.MaxPooling2D(name="stage2_pool"))(x)  # (N, 7, 7, 64)
-        x = convolution(x, 128, "stage3")
-        if profile.second_residual:
-            x = residual(x, 128, "stage3_residual")
-        return shared(layers.GlobalMaxPooling2D(name="description"))(x)  # (N, 128)
+        first, second, third = profile.filters
+        x = convolution(x, first, "stage1", pool=True)  # (N, 14, 14, first)
+        x = convolution(x, second, "stage2")
+        x = residual(x, second, "stage2_residual")
+        x = shared(layers.MaxPooling2D(name="stage2_pool"))(x)  # (N, 7, 7, second)
+        x = convolution(x, third, "stage3")
+        x = residual(x, third, "stage3_residual")
+        return shared(layers.GlobalMaxPooling2D(name="description"))(x)  # (N, third)
 
     image = keras.Input((SIDE, SIDE, 1), name="image")
     x = layers.Rescaling(1 / 255, name="scaling")(image)  # (N, 28, 28, 1) in 0..1

@@ -85,12 +85,7 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
         )
     model.set_weights(progress.best_weights)
     curves, best = progress.curves, progress.best_epoch - 1
-    return Fit(
-        model=model,
-        curves=curves,
-        best_epoch=progress.best_epoch,
-        train_accuracy=curves["accuracy"][best],
-    )
+    return Fit(model=model, curves=curves, best_epoch=progress.best_epoch, train_accuracy=curves["accuracy"][best])
 
 
 def one_cycle(done: float) -> float:

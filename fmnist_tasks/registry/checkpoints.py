@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from fmnist_tasks.errors import IntegrityError, StoreError
+from fmnist_tasks.errors import IntegrityError, MissingError, StoreError
 from fmnist_tasks.registry.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,12 @@ class Checkpoints:
         A store that does not answer costs the way back to this state, not the training: it is logged.
         """
         try:
-            self.store.put(self._key(number), self._packed(number, state))
+            key = self._key(number)
+            self.store.put(key, self._packed(key, state))
             keys = self._keys()
-            newest = keys.index(self._key(number))  # those before it are another training's
-            for key in keys[:newest] + keys[newest + 2 :]:
-                self.store.delete(key)
+            before = [other for other in keys if other < key][:1]
+            for other in set(keys) - {key, *before}:  # older ones, or a former training's
+                self.store.delete(other)
         except StoreError as error:
             log.warning("checkpoint %d was not kept, training goes on: %s", number, error)
 
@@ -48,7 +49,7 @@ class Checkpoints:
         for key in self._keys():
             try:
                 state = self._unpacked(key, self.store.get(key))
-            except IntegrityError as error:
+            except (IntegrityError, MissingError) as error:  # missing if a second copy of the task deleted it
                 log.warning("%s", error)
             else:
                 log.info("going on from %s", key)
@@ -66,9 +67,11 @@ class Checkpoints:
         """Newest first."""
         return sorted((stat.key for stat in self.store.list(self._prefix)), reverse=True)
 
-    def _packed(self, number: int, state: bytes) -> bytes:
-        header = json.dumps({"key": self._key(number), "identity": self.identity}, sort_keys=True).encode()
-        content = header + b"\n" + state
+    def _header(self, key: str) -> bytes:
+        return json.dumps({"key": key, "identity": self.identity}, sort_keys=True).encode()
+
+    def _packed(self, key: str, state: bytes) -> bytes:
+        content = self._header(key) + b"\n" + state
         return hashlib.sha256(content).digest() + content
 
     def _unpacked(self, key: str, data: bytes) -> bytes:
@@ -76,7 +79,7 @@ class Checkpoints:
         if hashlib.sha256(content).digest() != digest:
             raise IntegrityError(f"{key}: a checkpoint that was changed or cut short; the one before it is tried")
         header, _, state = content.partition(b"\n")
-        if json.loads(header) != {"key": key, "identity": self.identity}:
+        if header != self._header(key):
             raise IntegrityError(f"{key}: a checkpoint of another run, data, code or recipe; it is not used")
         return state
 

@@ -14,7 +14,7 @@ from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import Store
 
-IDENTITY = {"data": "d1", "code": "c1", "recipe": {"epochs": 3}, "seed": 0}
+IDENTITY = {"data": "d1", "code": "c1", "recipe": {"filters": (3, 4)}, "seed": 0}
 STATES = [np.random.default_rng(number).bytes(3000) for number in range(4)]
 KEY = "checkpoints/run-1/base-0/000003"
 
@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(
     assert len(damaged) == 100
 
 
-@pytest.mark.parametrize("other", [{"data": "d2"}, {"code": "c2"}, {"recipe": {"epochs": 4}}, {"seed": 1}])
+@pytest.mark.parametrize("other", [{"data": "d2"}, {"code": "c2"}, {"recipe": {"filters": (3, 5)}}, {"seed": 1}])
 def test_a_checkpoint_of_other_data_code_or_recipe_is_not_taken(store: FolderStore, other: dict[str, object]) -> None:
     saved(store)
     changed = replace(training(store), identity=IDENTITY | other)
