@@ -82,11 +82,11 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(base=Stage(epochs=3, learning_rate=0.05), tuning=Stage(epochs=1, learning_rate=0.01, l2=5e-5)),
-    "standard": Profile(base=Stage(epochs=5, learning_rate=0.05), tuning=Stage(epochs=5, learning_rate=0.02, l2=5e-5)),
+    "quick": Profile(base=Stage(epochs=3, learning_rate=0.05), tuning=Stage(epochs=1, learning_rate=0.02, l2=5e-5)),
+    "standard": Profile(base=Stage(epochs=6, learning_rate=0.05), tuning=Stage(epochs=9, learning_rate=0.02, l2=5e-5)),
     "thorough": Profile(
-        base=Stage(epochs=20, learning_rate=0.05, shift=1, cut_out=6),
-        tuning=Stage(epochs=30, learning_rate=0.02, l2=5e-5, shift=1, cut_out=6),
+        base=Stage(epochs=30, learning_rate=0.05, shift=1, cut_out=6),
+        tuning=Stage(epochs=60, learning_rate=0.02, l2=5e-5, shift=1),
     ),
 }
 
