@@ -13,7 +13,7 @@ import pytest
 
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5, novelty
-from fmnist_tasks.model.cnn import build, classifier
+from fmnist_tasks.model.cnn import build, trained
 from fmnist_tasks.settings import PROFILES
 
 
@@ -21,7 +21,7 @@ from fmnist_tasks.settings import PROFILES
 def saved() -> bytes:
     keras.utils.set_random_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (600, 28, 28), dtype=np.uint8)
-    untrained = classifier(PROFILES["quick"], 10, build(PROFILES["quick"], 10).get_weights())
+    untrained = trained(PROFILES["quick"], 10, build(PROFILES["quick"], 10))
     return h5.save(novelty.publishable(untrained, images))
 
 
