@@ -281,11 +281,13 @@ def _steps(run_id: str | None, as_json: bool, *names: str) -> None:
     _show_steps([(name, run_again(name, run)) for name in names], as_json)
 
 
-def _show_steps(results: list[tuple[str, dict[str, Any]]], as_json: bool) -> None:
+def _show_steps(results: list[tuple[str, Any]], as_json: bool) -> None:
+    """Print what steps ended with; a step per seed has a list of results."""
     if as_json:
         print_json(dict(results))
-    else:
-        show([{"step": name, "outcome": result["summary"]} for name, result in results], as_json)
+        return
+    ended = [(name, one) for name, found in results for one in (found if isinstance(found, list) else [found])]
+    show([{"step": name, "outcome": one["summary"]} for name, one in ended], as_json)
 
 
 def _logging() -> None:

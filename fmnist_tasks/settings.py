@@ -67,7 +67,7 @@ class Stage:
     cut_out: int = 0  # side of the square blanked out of each training image, in pixels
     label_smoothing: float = 0.0  # share of the truth that is spread over all classes
     l2: float = 0.0  # factor of the L2 penalty on every kernel
-    batch_size: int = 256
+    batch_size: int = 256  # at most; see `model/batches.py` for small datasets
     patience: int = 5  # epochs without a better validation loss before early stopping
 
 
@@ -82,7 +82,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(base=Stage(epochs=3, learning_rate=0.05), tuning=Stage(epochs=1, learning_rate=0.02, l2=5e-5)),
+    "quick": Profile(base=Stage(epochs=4, learning_rate=0.05), tuning=Stage(epochs=1, learning_rate=0.02, l2=5e-5)),
     "standard": Profile(base=Stage(epochs=6, learning_rate=0.05), tuning=Stage(epochs=9, learning_rate=0.02, l2=5e-5)),
     "thorough": Profile(
         base=Stage(epochs=30, learning_rate=0.05, shift=1, cut_out=6),

@@ -26,13 +26,14 @@ def training_batches(
     order = random.permutation(len(labels))
     variants, labels = augmented(images[order], stage, random)[..., None], labels[order]
     # The last part batch is left out: its statistics would be those of a handful of images.
-    for start in range(0, batch_count(len(labels), stage) * stage.batch_size, stage.batch_size):
-        yield variants[start : start + stage.batch_size], labels[start : start + stage.batch_size]
+    size = batch_size(len(labels), stage)
+    for start in range(0, len(labels) // size * size, size):
+        yield variants[start : start + size], labels[start : start + size]
 
 
-def batch_count(images: int, stage: Stage) -> int:
-    """Batches in an epoch over that many images."""
-    return max(1, images // stage.batch_size)
+def batch_size(images: int, stage: Stage) -> int:
+    """Images in a batch: fewer for a small dataset, so that an epoch has some 20 steps; 16 at least, if there are."""
+    return min(stage.batch_size, max(images // 20, 16), images)
 
 
 def prediction_batches(images: np.ndarray) -> Iterator[np.ndarray]:

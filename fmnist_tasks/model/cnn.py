@@ -16,7 +16,7 @@ from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.model.normalisation import folded
 from fmnist_tasks.settings import Profile
 
-FEATURES = "features"  # the layer whose output describes an image, (N, third stage's filters)
+STAGES = ("stage1", "stage2_residual_sum", "stage3_residual_sum")  # the last layer of each, (N, H, W, filters)
 PROBABILITIES = "probabilities"
 
 
@@ -78,7 +78,7 @@ def build(
         rows = layers.Reshape((SIDE, SIDE), name="rows")(x)
         turned = layers.Dense(SIDE, use_bias=False, name="mirror")(rows)  # columns from right to left
         views.append(described(layers.Reshape((SIDE, SIDE, 1), name="mirror_image")(turned)))
-    features = layers.Average(name=FEATURES)(views) if mirrored else views[0]
+    features = layers.Average(name="features")(views) if mirrored else views[0]
     features = layers.Dropout(profile.dropout, name="dropout")(features)
     logits = layers.Dense(classes, kernel_regularizer=penalty, name="logits")(features)
     network = keras.Model(image, logits, name="network")

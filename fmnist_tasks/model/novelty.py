@@ -1,7 +1,8 @@
-"""What is not clothing: how near an image's features lie to anything seen in training.
+"""What is not clothing: how near an image lies to anything seen in training, as the network's stages respond to it.
 
 The published model has two outputs. `probabilities` (N, classes) come from the logits; `familiarity` (N, 1) is the
-largest cosine similarity of the features to prototypes, the k-means centres of training features; 1 is most alike.
+largest cosine similarity of the stages' mean responses to prototypes, the k-means centres of those to training images;
+1 is most alike. All stages are asked: the first knows shades and edges, the last garments.
 Nearest-neighbour distance in feature space as a detector: Sun et al. 2022, arXiv:2204.06507. An image below the
 threshold, which lets 95 % of the validation images through, is called novel.
 """
@@ -18,23 +19,27 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_digits
 
 from fmnist_tasks.data.declaration import SIDE
-from fmnist_tasks.model.cnn import FEATURES
+from fmnist_tasks.model.cnn import STAGES
 from fmnist_tasks.model.h5 import outputs, predict
 
 NOT_CLOTHING = "not clothing"
 LET_THROUGH = 0.95  # share of real validation images that are not called novel
 _PROTOTYPES = 500
-_SAMPLED = 10_000  # training images whose features make the prototypes
+_SAMPLED = 10_000  # training images whose responses make the prototypes
 
 
 def publishable(classifier: keras.Model, train_images: np.ndarray) -> keras.Model:
     """The model to publish: the classifier with a second output, its familiarity with an image."""
-    image, features = classifier.input, classifier.get_layer(FEATURES).output
+    image, responses = classifier.input, []
+    for stage in STAGES:
+        mean = layers.GlobalAveragePooling2D(name=f"{stage}_mean")(classifier.get_layer(stage).output)
+        responses.append(layers.UnitNormalization(name=f"{stage}_direction")(mean))
+    direction = layers.UnitNormalization(name="direction")(layers.Concatenate(name="responses")(responses))
     chosen = np.random.default_rng(0).permutation(len(train_images))[:_SAMPLED]
-    directions = _unit(outputs(keras.Model(image, features), train_images[chosen])[0])
-    prototypes = _prototypes(directions)  # (P, 128)
+    prototypes = _prototypes(
+        outputs(keras.Model(image, direction), train_images[chosen])[0]
+    )  # (P, filters of all stages)
 
-    direction = layers.UnitNormalization(name="direction")(features)
     similarity = layers.Dense(len(prototypes), use_bias=False, name="prototypes")
     similarities = layers.Reshape((len(prototypes), 1), name="similarities")(similarity(direction))
     familiarity = layers.GlobalMaxPooling1D(name="familiarity")(similarities)  # (N, 1)

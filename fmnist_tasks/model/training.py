@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
-from fmnist_tasks.model.batches import batch_count, prediction_batches, training_batches
+from fmnist_tasks.model.batches import batch_size, prediction_batches, training_batches
 from fmnist_tasks.model.cnn import build
 from fmnist_tasks.model.muon import Muon
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
@@ -61,7 +61,8 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
     optimizer.build(model.trainable_variables)
     state = checkpoints.latest()
     progress = unpack(state, model, optimizer) if state else Progress()
-    count = batch_count(len(arrays.train_labels), stage)
+    images = len(arrays.train_labels)
+    count = images // batch_size(images, stage)
     step, predict = _training_step(model, optimizer, stage.label_smoothing), tf.function(model)
     while progress.epochs < min(stage.epochs, progress.best_epoch + stage.patience):
         epoch, clock = progress.epochs, time.monotonic()
