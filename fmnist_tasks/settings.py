@@ -65,7 +65,6 @@ class Stage:
     learning_rate: float  # peak of the schedule
     shift: int = 0  # training images move by up to this many pixels in each direction
     cut_out: int = 0  # side of the square blanked out of each training image, in pixels
-    label_smoothing: float = 0.0  # share of the truth that is spread over all classes
     l2: float = 0.0  # factor of the L2 penalty on every kernel
     batch_size: int = 256  # at most; see `model/batches.py` for small datasets
     patience: int = 5  # epochs without a better validation loss before early stopping

@@ -35,27 +35,20 @@ Classify = Callable[[np.ndarray], np.ndarray]  # images (N, 28, 28) to probabili
 
 
 @dataclass
-class Clock:
-    """Seconds of fitting; stands still inside `pause`."""
-
-    paused: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.started - self.paused
-
-
-@dataclass
 class Recorder:
-    """In place of checkpoints: the state after every epoch and when it was reached."""
+    """In place of checkpoints: the state after every epoch, and the seconds of fitting that it took."""
 
-    clock: Clock
     states: list[bytes] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
 
     def save(self, number: int, state: bytes) -> None:
-        self.seconds.append(self.clock.seconds())
+        self.seconds.append(time.monotonic() - self.started)
         self.states.append(state)
+
+    def go_on(self) -> None:
+        """What happened since the last state was no fitting."""
+        self.started = time.monotonic() - self.seconds[-1]
 
     def latest(self) -> None:
         return None
@@ -93,11 +86,11 @@ def reference(data: Arrays, seed: int) -> dict[str, Any]:
             layers.Dense(10, activation="softmax"),
         ]
     )
-    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", ["accuracy"])
-    clock, seconds, weights, losses = Clock(), [], [], []
+    model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    started, seconds, weights, losses = time.monotonic(), [], [], []
 
     def keep(epoch: int, logs: dict[str, float]) -> None:
-        seconds.append(clock.seconds())
+        seconds.append(time.monotonic() - started)
         losses.append(logs["val_loss"])
         weights.append(model.get_weights())
 
@@ -120,11 +113,11 @@ def reference(data: Arrays, seed: int) -> dict[str, Any]:
 
 def ours(data: Arrays, profile: Profile, seed: int) -> dict[str, Any]:
     """Base model and fine-tuning, as `train` and `fine_tune` do it."""
-    recorder = Recorder(Clock())
+    recorder = Recorder()
     base = cnn.trained(profile, 10, training.train(data, 10, profile, seed, recorder).model)
     base_epochs = len(recorder.states)
     base_accuracy = _accuracy(data.validation_images, data.validation_labels, lambda images: h5.classify(base, images))
-    recorder.clock.paused = time.monotonic() - recorder.clock.started - recorder.seconds[-1]
+    recorder.go_on()
     tuned = cnn.trained(profile, 10, tuning.tune(base, data, 10, profile, seed, recorder).model)
     seconds = recorder.seconds[-1]
     tuned_accuracy = _accuracy(

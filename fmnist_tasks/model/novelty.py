@@ -36,9 +36,8 @@ def publishable(classifier: keras.Model, train_images: np.ndarray) -> keras.Mode
         responses.append(layers.UnitNormalization(name=f"{stage}_direction")(mean))
     direction = layers.UnitNormalization(name="direction")(layers.Concatenate(name="responses")(responses))
     chosen = np.random.default_rng(0).permutation(len(train_images))[:_SAMPLED]
-    prototypes = _prototypes(
-        outputs(keras.Model(image, direction), train_images[chosen])[0]
-    )  # (P, filters of all stages)
+    directions = outputs(keras.Model(image, direction), train_images[chosen])[0]
+    prototypes = _prototypes(directions)  # (P, filters of all stages)
 
     similarity = layers.Dense(len(prototypes), use_bias=False, name="prototypes")
     similarities = layers.Reshape((len(prototypes), 1), name="similarities")(similarity(direction))

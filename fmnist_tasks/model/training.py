@@ -1,4 +1,4 @@
-"""Training: Muon under a given learning-rate schedule, early stopping on validation loss, one line an epoch."""
+"""Training: Muon and Adam under a learning-rate schedule, early stopping on validation loss, one line an epoch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
-from fmnist_tasks.model.batches import batch_size, prediction_batches, training_batches
+from fmnist_tasks.model.batches import batch_size, training_batches
 from fmnist_tasks.model.cnn import build
+from fmnist_tasks.model.h5 import outputs
 from fmnist_tasks.model.muon import Muon
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.state import Checkpoints, Curves, Progress, pack, unpack
@@ -47,7 +48,7 @@ class Fit:
 def train(arrays: Arrays, classes: int, profile: Profile, seed: int, checkpoints: Checkpoints) -> Fit:
     """Train a network from scratch; the same arrays, profile, seed and machine give the same weights."""
     keras.utils.set_random_seed(seed)
-    model = build(profile, classes, normalisation=FusedBatchNormalization)
+    model = build(profile, classes, profile.base.l2, FusedBatchNormalization)
     return fit(model, arrays, profile.base, seed, one_cycle, checkpoints)
 
 
@@ -63,13 +64,14 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
     progress = unpack(state, model, optimizer) if state else Progress()
     images = len(arrays.train_labels)
     count = images // batch_size(images, stage)
-    step, predict = _training_step(model, optimizer, stage.label_smoothing), tf.function(model)
+    step = _training_step(model, optimizer)
     while progress.epochs < min(stage.epochs, progress.best_epoch + stage.patience):
         epoch, clock = progress.epochs, time.monotonic()
         batches = training_batches(arrays.train_images, arrays.train_labels, stage, seed, epoch)
         rates = [stage.learning_rate * rate((epoch + done / count) / stage.epochs) for done in range(count)]
         loss, accuracy = _epoch(step, optimizer, batches, rates, f"epoch {epoch + 1}")
-        val_loss, val_accuracy = _validation(predict, arrays)
+        logits = outputs(model, arrays.validation_images)[0]
+        val_loss, val_accuracy = (float(figure) for figure in _figures(logits, arrays.validation_labels))
         figures = {
             "loss": loss,
             "val_loss": val_loss,
@@ -110,31 +112,23 @@ def _epoch(step: Step, optimizer: keras.Optimizer, batches: Iterable[Batch], rat
     return losses / len(rates), shares / len(rates)
 
 
-def _training_step(model: keras.Model, optimizer: keras.Optimizer, label_smoothing: float) -> Step:
+def _training_step(model: keras.Model, optimizer: keras.Optimizer) -> Step:
     """A function that takes the model one step on."""
-    objective = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     variables = model.trainable_variables
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            truth = tf.one_hot(labels, logits.shape[-1])
-            total = tf.add_n([objective(truth, logits), *model.losses])
+            loss, accuracy = _figures(model(images, training=True), labels)
+            total = tf.add_n([loss, *model.losses])
         optimizer.apply(tape.gradient(total, [variable.value for variable in variables]), variables)
-        return _figures(logits, labels)
+        return loss, accuracy
 
     return cast(Step, step)
 
 
-def _validation(predict: Callable[[np.ndarray], tf.Tensor], arrays: Arrays) -> Figures:
-    logits = tf.concat([predict(batch) for batch in prediction_batches(arrays.validation_images)], axis=0)
-    loss, accuracy = _figures(logits, arrays.validation_labels)
-    return float(loss), float(accuracy)
-
-
 def _figures(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cross-entropy, without label smoothing or penalty so that all models compare, and accuracy."""
+    """Cross-entropy, without the penalty so that all models compare, and accuracy."""
     labels = tf.cast(labels, tf.int64)
     entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     return tf.reduce_mean(entropy), tf.reduce_mean(tf.cast(tf.argmax(logits, axis=1) == labels, tf.float32))
