@@ -31,6 +31,17 @@ def machine_facts() -> dict[str, Any]:
     return {
         "host": platform.node(),
         "system": platform.platform(),
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
     }
+
+
+def _processor() -> str:
+    """The processor's name with its numbers, since one name is given to several; where Linux tells, else its kind."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in known:
+        return platform.machine()
+    return "{model name} (family {cpu family}, model {model})".format_map(known)

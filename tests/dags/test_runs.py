@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import made
 import pytest
-from airflow_home import QUICK, Airflow
+from airflow_home import QUICK, Airflow, until
 from conftest import Line
 
 from fmnist_tasks import service
@@ -19,6 +20,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.settings import Settings
 
 pytestmark = pytest.mark.slow
+DAG = "fmnist_retrain"
 
 
 @pytest.fixture
@@ -27,8 +29,10 @@ def airflow(migrated: Path, line: Line) -> Airflow:
 
 
 def test_a_run_that_passes_emits_the_champion_and_a_task_can_be_run_alone(airflow: Airflow) -> None:
-    code, output = airflow.run()
+    code, output = airflow.run(candidates=2)
     assert code == 0, output
+    assert "train-0 done" in output
+    assert "train-1 done" in output
     entry = service.in_service(airflow.line.store)
     assert re.search(rf"promote +done .*{entry.version} is the champion, number 1", output)
     for line in (
@@ -43,7 +47,7 @@ def test_a_run_that_passes_emits_the_champion_and_a_task_can_be_run_alone(airflo
     assert json.loads(extra)["accuracy"] > 0.92
 
     run_id = service.open_release(airflow.line.store, entry.version).manifest["run_id"]
-    code, output = airflow("airflow", "tasks", "test", "fmnist_retrain", "base_model.accuracy_gate", run_id)
+    code, output = airflow("airflow", "tasks", "test", DAG, "base_model.accuracy_gate", run_id)
     assert code == 0, output
     assert "accuracy_gate done" in output
     assert len(champion.history(airflow.line.store)) == 1
@@ -98,7 +102,7 @@ def test_a_store_that_does_not_answer_is_tried_again(airflow: Airflow, monkeypat
 
 
 def test_a_run_that_was_killed_is_followed_by_one_that_ends_well(airflow: Airflow) -> None:
-    process = airflow.start("airflow", "dags", "test", "fmnist_retrain", "--conf", json.dumps(QUICK))
+    process = airflow.start("airflow", "dags", "test", DAG, "--conf", json.dumps(QUICK))
     assert process.stdout is not None
     seen = []
     for text in process.stdout:
@@ -112,6 +116,24 @@ def test_a_run_that_was_killed_is_followed_by_one_that_ends_well(airflow: Airflo
     code, output = airflow.run()
     assert code == 0, output
     assert len(champion.history(airflow.line.store)) == 1
+
+
+def test_a_training_that_is_killed_in_a_scheduler_goes_on_from_its_checkpoint(own_migrated: Path, line: Line) -> None:
+    airflow = Airflow(own_migrated, line)
+    with airflow.standalone():
+        until(lambda: airflow.query("select dag_id from serialized_dag"))
+        code, output = airflow("airflow", "dags", "unpause", DAG)  # the scheduler begins this week's run
+        assert code == 0, output
+        ((run_id,),) = until(lambda: airflow.query("select run_id from dag_run"))
+        until(lambda: list(line.store.list(f"checkpoints/{run_id}/base-0/")))
+        ((process,),) = airflow.query("select pid from task_instance where task_id = 'base_model.train'")
+        os.kill(process, signal.SIGKILL)
+        until(lambda: airflow.state(run_id) in {"success", "failed"})
+        assert airflow.state(run_id) == "success"
+    task = airflow.home / f"logs/dag_id={DAG}/run_id={run_id}/task_id=base_model.train/map_index=0"
+    assert "going on from" not in (task / "attempt=1.log").read_text()
+    assert f"going on from checkpoints/{run_id}/base-0/" in (task / "attempt=2.log").read_text()
+    assert len(champion.history(line.store)) == 1
 
 
 def test_quick_on_the_real_images_passes_the_gate_and_plain_keras_agrees(migrated: Path, tmp_path: Path) -> None:
@@ -151,6 +173,6 @@ def test_the_command_line_knows_the_dag(airflow: Airflow) -> None:
     code, output = airflow("airflow", "dags", "reserialize")
     assert code == 0, output
     code, output = airflow("airflow", "dags", "list", "--output", "json")
-    assert "fmnist_retrain" in output
+    assert DAG in output
     code, output = airflow("airflow", "dags", "list-import-errors", "--output", "plain")
     assert "No data found" in output
