@@ -81,7 +81,11 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(base=Stage(epochs=4, learning_rate=0.05), tuning=Stage(epochs=1, learning_rate=0.02, l2=5e-5)),
+    "quick": Profile(
+        base=Stage(epochs=5, learning_rate=0.05),
+        tuning=Stage(epochs=3, learning_rate=0.02, l2=5e-5),
+        filters=(24, 32, 64),
+    ),
     "standard": Profile(base=Stage(epochs=6, learning_rate=0.05), tuning=Stage(epochs=9, learning_rate=0.02, l2=5e-5)),
     "thorough": Profile(
         base=Stage(epochs=30, learning_rate=0.05, shift=1, cut_out=6),
