@@ -42,6 +42,5 @@ def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    if "model name" not in known:
-        return platform.machine()
-    return "{model name} (family {cpu family}, model {model})".format_map(known)
+    name, family, model = (known.get(fact) for fact in ("model name", "cpu family", "model"))
+    return f"{name} (family {family}, model {model})" if name else platform.machine()

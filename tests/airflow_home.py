@@ -17,7 +17,7 @@ from typing import TypeVar
 from conftest import Line
 from minio_server import free_port
 
-from fmnist_tasks.settings import PROJECT
+from fmnist_tasks.settings import DAG_ID, PROJECT
 
 QUICK = {"profile": "quick"}
 
@@ -73,6 +73,14 @@ class Airflow:
         """How its tasks stand, by their last part of the name."""
         rows = self.query(f"select task_id, state from task_instance where run_id = '{run_id}'")  # noqa: S608
         return {task_id.rpartition(".")[2]: state for task_id, state in rows}
+
+    def begun(self) -> str:
+        """Let the scheduler of a new home begin this week's run; its id."""
+        until(lambda: self.query("select dag_id from serialized_dag"))
+        code, output = self("airflow", "dags", "unpause", DAG_ID)
+        assert code == 0, output
+        ((run_id,),) = until(lambda: self.query("select run_id from dag_run"))
+        return str(run_id)
 
     @contextmanager
     def standalone(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fmnist_tasks.provenance import code_facts, machine_facts
-from fmnist_tasks.settings import PROFILES, PROJECT
+from fmnist_tasks.settings import PROFILES, PROJECT, Settings
 
 GATE, TUNED_REFERENCE = 0.92, 0.931  # the accuracy gate; the fine-tuned figure of the project this one is measured by
 _COLOURS = {"reference": "#888a85", "quick": "#4e9a06", "standard": "#3465a4", "thorough": "#ce5c00"}
@@ -43,12 +43,14 @@ def measured(recipe: str, seed: int) -> Result:
 
 
 def origin(recipe: str) -> str:
-    """A digest of what a run follows from: the programs, the profile, the libraries and the kind of machine."""
-    programs = [Path(__file__).with_name("training_run.py")]
+    """A digest of what a run follows from: data, programs, profile, libraries and the kind of machine."""
+    package = PROJECT / "fmnist_tasks"
+    files = [Settings.from_environment().dataset, package / "data" / "dataset.py"]
+    files += [Path(__file__).with_name("training_run.py")]
     if recipe in PROFILES:
-        programs += sorted((PROJECT / "fmnist_tasks" / "model").glob("*.py"))
+        files += sorted((package / "model").glob("*.py"))
     machine = [machine_facts()[name] for name in ("processor", "cores", "python")]
-    facts = [program.read_text() for program in programs]
+    facts = [file.read_text() for file in files]
     facts += [repr(PROFILES.get(recipe)), repr(code_facts()["versions"]), repr(machine)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 

@@ -17,10 +17,9 @@ from conftest import Line
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.settings import Settings
+from fmnist_tasks.settings import DAG_ID, Settings
 
 pytestmark = pytest.mark.slow
-DAG = "fmnist_retrain"
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def test_a_run_that_passes_emits_the_champion_and_a_task_can_be_run_alone(airflo
     assert json.loads(extra)["accuracy"] > 0.92
 
     run_id = service.open_release(airflow.line.store, entry.version).manifest["run_id"]
-    code, output = airflow("airflow", "tasks", "test", DAG, "base_model.accuracy_gate", run_id)
+    code, output = airflow("airflow", "tasks", "test", DAG_ID, "base_model.accuracy_gate", run_id)
     assert code == 0, output
     assert "accuracy_gate done" in output
     assert len(champion.history(airflow.line.store)) == 1
@@ -102,7 +101,7 @@ def test_a_store_that_does_not_answer_is_tried_again(airflow: Airflow, monkeypat
 
 
 def test_a_run_that_was_killed_is_followed_by_one_that_ends_well(airflow: Airflow) -> None:
-    process = airflow.start("airflow", "dags", "test", DAG, "--conf", json.dumps(QUICK))
+    process = airflow.start("airflow", "dags", "test", DAG_ID, "--conf", json.dumps(QUICK))
     assert process.stdout is not None
     seen = []
     for text in process.stdout:
@@ -121,16 +120,13 @@ def test_a_run_that_was_killed_is_followed_by_one_that_ends_well(airflow: Airflo
 def test_a_training_that_is_killed_in_a_scheduler_goes_on_from_its_checkpoint(own_migrated: Path, line: Line) -> None:
     airflow = Airflow(own_migrated, line)
     with airflow.standalone():
-        until(lambda: airflow.query("select dag_id from serialized_dag"))
-        code, output = airflow("airflow", "dags", "unpause", DAG)  # the scheduler begins this week's run
-        assert code == 0, output
-        ((run_id,),) = until(lambda: airflow.query("select run_id from dag_run"))
+        run_id = airflow.begun()
         until(lambda: list(line.store.list(f"checkpoints/{run_id}/base-0/")))
         ((process,),) = airflow.query("select pid from task_instance where task_id = 'base_model.train'")
         os.kill(process, signal.SIGKILL)
         until(lambda: airflow.state(run_id) in {"success", "failed"})
         assert airflow.state(run_id) == "success"
-    task = airflow.home / f"logs/dag_id={DAG}/run_id={run_id}/task_id=base_model.train/map_index=0"
+    task = airflow.home / f"logs/dag_id={DAG_ID}/run_id={run_id}/task_id=base_model.train/map_index=0"
     assert "going on from" not in (task / "attempt=1.log").read_text()
     assert f"going on from checkpoints/{run_id}/base-0/" in (task / "attempt=2.log").read_text()
     assert len(champion.history(line.store)) == 1
@@ -173,6 +169,6 @@ def test_the_command_line_knows_the_dag(airflow: Airflow) -> None:
     code, output = airflow("airflow", "dags", "reserialize")
     assert code == 0, output
     code, output = airflow("airflow", "dags", "list", "--output", "json")
-    assert DAG in output
+    assert DAG_ID in output
     code, output = airflow("airflow", "dags", "list-import-errors", "--output", "plain")
     assert "No data found" in output

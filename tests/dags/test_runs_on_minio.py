@@ -14,9 +14,9 @@ from minio_server import Server
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.settings import DAG_ID
 
 pytestmark = pytest.mark.slow
-DAG = "fmnist_retrain"
 
 
 def everything_told(airflow: Airflow, store: S3Store, *outputs: str) -> bytes:
@@ -60,7 +60,7 @@ def test_wrong_credentials_end_red_at_once_and_show_nothing(
 ) -> None:
     wrong = {"MINIO_ACCESS_KEY": "nobody", "MINIO_SECRET_KEY": "s3cr3t-enough"}
     airflow = Airflow(migrated, line, {**wrong, "FMNIST_STORE": server.uri(minio.bucket)})
-    code, output = airflow("airflow", "dags", "test", DAG, "--conf", json.dumps(QUICK))
+    code, output = airflow("airflow", "dags", "test", DAG_ID, "--conf", json.dumps(QUICK))
     assert code == 1, output
     assert output.count("ingest begins") == 1
     assert "does not accept these credentials (InvalidAccessKeyId" in output
@@ -88,15 +88,12 @@ def test_a_server_that_is_gone_ends_the_run_red_and_cleared_tasks_finish_it(
     before = champion.history(store)
     airflow = Airflow(own_migrated, finished, {"FMNIST_STORE": own_server.uri("fmnist")})
     with airflow.standalone():
-        until(lambda: airflow.query("select dag_id from serialized_dag"))
-        code, output = airflow("airflow", "dags", "unpause", DAG)  # the scheduler begins this week's run
-        assert code == 0, output
-        ((run_id,),) = until(lambda: airflow.query("select run_id from dag_run"))
+        run_id = airflow.begun()
         until(lambda: airflow.states(run_id).get("promotion_gate") == "success")
         own_server.stop()
         until(lambda: airflow.state(run_id) == "failed")
         assert airflow.states(run_id)["publish"] == "failed"
-        (log,) = airflow.home.glob(f"logs/dag_id={DAG}/run_id={run_id}/task_id=release.publish/attempt=3.log")
+        (log,) = airflow.home.glob(f"logs/dag_id={DAG_ID}/run_id={run_id}/task_id=release.publish/attempt=3.log")
         assert (
             f"{own_server.endpoint} accepts no connection; see that the server runs, and clear the task"
             in log.read_text()
@@ -104,7 +101,7 @@ def test_a_server_that_is_gone_ends_the_run_red_and_cleared_tasks_finish_it(
 
         own_server.start()
         assert champion.history(store) == before
-        code, output = airflow("airflow", "tasks", "clear", DAG, "--yes", "--only-failed")
+        code, output = airflow("airflow", "tasks", "clear", DAG_ID, "--yes", "--only-failed")
         assert code == 0, output
         until(lambda: airflow.state(run_id) == "success")
     assert [entry.write_id for entry in champion.history(store)] == [before[0].write_id, run_id]
