@@ -28,19 +28,18 @@ def code_facts() -> dict[str, Any]:
 
 def machine_facts() -> dict[str, Any]:
     """The machine and the Python that a step ran on."""
+    told = Path("/proc/cpuinfo")  # on Linux
     return {
         "host": platform.node(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(told.read_text() if told.exists() else "") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
     }
 
 
-def _processor() -> str:
-    """The processor's name with its numbers, since one name is given to several; where Linux tells, else its kind."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+def processor(cpuinfo: str) -> str:
+    """The processor's name with its numbers, since one name is given to several; empty where no name is told."""
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
     name, family, model = (known.get(fact) for fact in ("model name", "cpu family", "model"))
-    return f"{name} (family {family}, model {model})" if name else platform.machine()
+    return f"{name} (family {family}, model {model})" if name else ""
