@@ -1,46 +1,23 @@
 """The only place that writes or opens an `.h5` model.
 
-Loading a model file is running a program: the caller checks the digest first (a reference does), then the layers
-are held against an allow-list without building any, and only then does Keras load it, in safe mode and uncompiled.
+Loading a model file is running a program: the caller checks the digest first (a reference does), then what is in the
+file is held against an allow-list without building any of it, and only then does Keras load it, in safe mode and
+uncompiled.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import tempfile
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model.batches import prediction_batches
 from fmnist_tasks.model.cnn import PROBABILITIES
-
-ALLOWED_LAYERS = frozenset(
-    {
-        "Add",
-        "Average",
-        "BatchNormalization",
-        "Concatenate",
-        "Conv2D",
-        "Dense",
-        "Dropout",
-        "GlobalAveragePooling2D",
-        "GlobalMaxPooling1D",
-        "GlobalMaxPooling2D",
-        "InputLayer",
-        "MaxPooling2D",
-        "ReLU",
-        "Rescaling",
-        "Reshape",
-        "Softmax",
-        "UnitNormalization",
-    }
-)
+from fmnist_tasks.model.inspection import inspect
 
 
 def save(model: keras.Model) -> bytes:
@@ -55,9 +32,7 @@ def load(data: bytes, name: str) -> keras.Model:
     """The model in the bytes of an `.h5` file; raises :class:`ModelError` naming it if it cannot be trusted."""
     if os.environ.get("TF_USE_LEGACY_KERAS", "0") not in {"", "0"}:
         raise ModelError("TF_USE_LEGACY_KERAS is set: that Keras runs code found in model files; unset it")
-    foreign = sorted(_layers(data, name) - ALLOWED_LAYERS)
-    if foreign:
-        raise ModelError(f"{name}: has layers that are not allowed: {', '.join(foreign)}; it is not opened")
+    inspect(data, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.h5"
         path.write_bytes(data)
@@ -90,13 +65,3 @@ def outputs(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
     if isinstance(found[0], list):
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
     return [np.concatenate(found)]
-
-
-def _layers(data: bytes, name: str) -> set[str]:
-    """Class names of all layers, read from the stored configuration without building any."""
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            config = json.loads(file.attrs["model_config"])
-        return {layer["class_name"] for layer in config["config"]["layers"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(f"{name}: is no Keras .h5 model ({error})") from error
