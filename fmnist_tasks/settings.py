@@ -76,20 +76,19 @@ class Profile:
 
     base: Stage
     tuning: Stage
-    filters: tuple[int, int, int] = (32, 48, 96)  # of the three stages of the network
+    filters: tuple[int, int, int] = (24, 32, 64)  # of the three stages of the network
     dropout: float = 0.05
 
 
 PROFILES = {
-    "quick": Profile(
-        base=Stage(epochs=5, learning_rate=0.05),
-        tuning=Stage(epochs=3, learning_rate=0.02, l2=5e-5),
-        filters=(24, 32, 64),
+    "quick": Profile(base=Stage(epochs=5, learning_rate=0.05), tuning=Stage(epochs=3, learning_rate=0.02, l2=5e-5)),
+    "standard": Profile(
+        base=Stage(epochs=9, learning_rate=0.05, shift=1), tuning=Stage(epochs=8, learning_rate=0.02, l2=5e-5)
     ),
-    "standard": Profile(base=Stage(epochs=6, learning_rate=0.05), tuning=Stage(epochs=9, learning_rate=0.02, l2=5e-5)),
     "thorough": Profile(
-        base=Stage(epochs=30, learning_rate=0.05, shift=1, cut_out=6),
-        tuning=Stage(epochs=60, learning_rate=0.02, l2=5e-5, shift=1),
+        base=Stage(epochs=20, learning_rate=0.05, shift=1, cut_out=5),
+        tuning=Stage(epochs=12, learning_rate=0.02, l2=5e-5, shift=1),
+        filters=(32, 64, 128),
     ),
 }
 
