@@ -130,7 +130,7 @@ def ours(data: Arrays, profile: Profile, seed: int) -> dict[str, Any]:
         tests.append(
             _accuracy(data.test_images, data.test_labels, lambda images, model=model: h5.classify(model, images))
         )
-    published = novelty.publishable(cnn.published(profile, 10, tuned), data.train_images)
+    published = novelty.publishable(cnn.published(profile, 10, tuned, temperature=1.0), data.train_images)
     work = _operations(cnn.build(profile, 10)) * len(recorder.states)
     return {
         "seconds": recorder.seconds,
