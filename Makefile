@@ -5,14 +5,15 @@ export PYTHON
 PROFILE ?= standard
 SEED ?= 0
 CANDIDATES ?= 1
-THRESHOLD ?= 0.92
+THRESHOLD ?= null
+POLICY ?= {}
 FORCE ?= false
 RUNS ?= 3
 SEEDS ?= $(if $(QUICK),1,5)
 RECIPES ?= $(if $(QUICK),quick standard)
 OUT ?= var/bench
 
-PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "force": $(FORCE)}
+PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
 .PHONY: help setup run minio run-minio test check unit shell bench bench-training lock clean
 

@@ -12,16 +12,19 @@ champion stays in service and an alert says why.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from fmnist_tasks.alerts import run_timed_out, task_failed
 from fmnist_tasks.errors import StoreError
-from fmnist_tasks.settings import DAG_ID, MOST_CANDIDATES, PROFILES, RUN_LIMIT, Parameters
+from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, MOST_CANDIDATES, PROFILES, RUN_LIMIT, TASK_LIMIT, Parameters
 
 CHAMPION = Asset(name="fmnist_champion", uri="fmnist://champion")
 DEFAULT = Parameters()
@@ -41,7 +44,10 @@ def current_run() -> Any:
 
     context = get_current_context()
     created = context["dag_run"].run_after.astimezone(UTC).isoformat(timespec="seconds")
-    return Run(context["run_id"], created, Parameters.from_mapping(context["params"]))
+    parameters = Parameters.from_mapping(context["params"])
+    if sys.argv[1:3] == ["dags", "test"]:  # nobody would be asked there, and nothing ends the waiting
+        parameters = replace(parameters, approval=False)
+    return Run(context["run_id"], created, parameters)
 
 
 @task
@@ -128,12 +134,20 @@ def promotion_gate(validated: dict[str, Any], tuned: dict[str, Any], evaluated: 
     return steps.promotion_gate(current_run(), validated, tuned, evaluated)
 
 
-@task
+@task.branch
+def ask_person(verdict: dict[str, Any]) -> str:
+    """A candidate that is held waits for a person; all others are published at once."""
+    return "tuned_model.approval" if verdict["decision"] == "hold" else "release.publish"
+
+
+@task(trigger_rule="none_failed_min_one_success")
 def publish(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Write the release to the object store, its manifest last."""
     from fmnist_tasks import steps
 
-    return steps.publish(current_run(), **results)
+    held = results["verdict"]["decision"] == "hold"  # only then there is an answer
+    answer = get_current_context()["ti"].xcom_pull(task_ids="tuned_model.approval") if held else None
+    return steps.publish(current_run(), **results, approval=answer)
 
 
 @task
@@ -171,6 +185,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "retry_exponential_backoff": True,
         "retry_policy": RETRIES,
         "on_failure_callback": task_failed,
+        "execution_timeout": TASK_LIMIT,
     },
     params={
         "profile": Param(
@@ -200,10 +215,24 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "accuracy_threshold": Param(
             DEFAULT.accuracy_threshold,
             title="Accuracy threshold",
-            description="Share of the test images that must be classified rightly, 0 to 1.",
-            type="number",
+            description="Share of the test images that must be classified rightly, 0 to 1; empty: what "
+            "include/gates.toml asks.",
+            type=["null", "number"],
             minimum=0,
             maximum=1,
+        ),
+        "policy": Param(
+            DEFAULT.policy,
+            title="Policy",
+            description="Sections of include/gates.toml that this run asks otherwise, for instance "
+            '{"classes": {"recall_at_least": 0.8}}.',
+            type="object",
+        ),
+        "approval": Param(
+            DEFAULT.approval,
+            title="Approval",
+            description="A verdict of hold waits for a person, three days at most; otherwise it rejects.",
+            type="boolean",
         ),
         "force": Param(
             DEFAULT.force,
@@ -229,6 +258,17 @@ def fmnist_retrain() -> None:
         tuned = fine_tune(validated, trained, accepted)
         figures = evaluate_tuned(validated, tuned)
         verdict = promotion_gate(validated, tuned, figures)
+        approval = ApprovalOperator(
+            task_id="approval",
+            doc_md="Asks a person about a candidate that is held, for three days at most: no answer is a no.",
+            subject="May the candidate of {{ run_id }} become the champion?",
+            body="{{ ti.xcom_pull(task_ids='tuned_model.promotion_gate')['summary'] }}",
+            response_timeout=APPROVAL_LIMIT,
+            execution_timeout=None,
+            fail_on_reject=True,
+        )
+        asked = ask_person(verdict)
+        asked >> approval
 
     with TaskGroup("release"):
         published = publish(
@@ -242,6 +282,7 @@ def fmnist_retrain() -> None:
                 "verdict": verdict,
             }
         )
+        [asked, approval] >> published
         verified = verify_release(validated, figures, published)
         promote(verdict, published, verified)
 

@@ -73,7 +73,9 @@ def ingest(
     profile: Annotated[str, typer.Option(help="quick, standard or thorough.")] = Parameters().profile,
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = Parameters().seed,
     candidates: Annotated[int, typer.Option(help="Base models to train, with seeds from SEED on.")] = 1,
-    accuracy_threshold: Annotated[float, typer.Option(help="Share of test images to get right, 0 to 1.")] = 0.92,
+    accuracy_threshold: Annotated[
+        float | None, typer.Option(help="Share of test images to get right, 0 to 1; by default as include/gates.toml.")
+    ] = None,
     run: Annotated[str | None, typer.Option(help="Name of the new run; by default made from the time.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -19,7 +19,7 @@ def code_facts() -> dict[str, Any]:
     """A digest over all code and suites that make or judge a model, and the versions of the libraries that do."""
     package = Path(__file__).parent
     files = [path for path in package.rglob("*.py") if path.name not in _OUTSIDE]
-    files += (INCLUDE / "expectations").glob("*.json")
+    files += [*(INCLUDE / "expectations").glob("*.json"), INCLUDE / "gates.toml"]
     lines = sorted(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files)
     versions = {name: version(name) for name in _SHAPING}
     digest = hashlib.sha256("\n".join([*lines, repr(sorted(versions.items()))]).encode()).hexdigest()

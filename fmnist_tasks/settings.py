@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from fmnist_tasks.errors import SettingsError
 PROJECT = Path(__file__).resolve().parents[1]
 INCLUDE = PROJECT / "include"
 DAG_ID = "fmnist_retrain"
-RUN_LIMIT = timedelta(hours=6)  # a run that takes longer is stopped
+TASK_LIMIT = timedelta(hours=6)  # a task that takes longer is stopped
+APPROVAL_LIMIT = timedelta(days=3)  # a person who has not decided by then has rejected
+RUN_LIMIT = APPROVAL_LIMIT + 2 * TASK_LIMIT  # a run that takes longer is stopped
 MOST_CANDIDATES = 16
 
 
@@ -100,7 +102,9 @@ class Parameters:
     profile: str = "standard"
     seed: int = 0
     candidates: int = 1
-    accuracy_threshold: float = 0.92
+    accuracy_threshold: float | None = None  # None asks what the policy asks, include/gates.toml
+    policy: Mapping[str, Any] = field(default_factory=dict)  # sections of the policy that this run asks otherwise
+    approval: bool = False  # whether a verdict of "hold" waits for a person
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -112,12 +116,16 @@ class Parameters:
             raise SettingsError(f"candidates: {self.candidates!r} is not a whole number")
         if not 1 <= self.candidates <= MOST_CANDIDATES:
             raise SettingsError(f"candidates: {self.candidates} lies outside 1..{MOST_CANDIDATES}")
-        if isinstance(self.accuracy_threshold, bool) or not isinstance(self.accuracy_threshold, int | float):
-            raise SettingsError(f"accuracy_threshold: {self.accuracy_threshold!r} is not a number")
-        if not 0 <= self.accuracy_threshold <= 1:  # NaN fails this too
-            raise SettingsError(f"accuracy_threshold: {self.accuracy_threshold} lies outside 0..1 (0.92 means 92 %)")
-        if not isinstance(self.force, bool):
-            raise SettingsError(f"force: {self.force!r} is neither true nor false")
+        threshold = self.accuracy_threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float | None):
+            raise SettingsError(f"accuracy_threshold: {threshold!r} is not a number")
+        if threshold is not None and not 0 <= threshold <= 1:  # NaN fails this too
+            raise SettingsError(f"accuracy_threshold: {threshold} lies outside 0..1 (0.92 means 92 %)")
+        if not isinstance(self.policy, Mapping):
+            raise SettingsError(f"policy: {self.policy!r} is no mapping from sections to values")
+        for name in ("approval", "force"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise SettingsError(f"{name}: {value!r} is neither true nor false")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Parameters:
@@ -135,6 +143,14 @@ class Parameters:
     def seeds(self) -> list[int]:
         """One seed for each candidate."""
         return list(range(self.seed, self.seed + self.candidates))
+
+    @property
+    def policy_changes(self) -> Mapping[str, Any]:
+        """What this run asks otherwise than the policy; a threshold of its own goes before."""
+        if self.accuracy_threshold is None:
+            return self.policy
+        accuracy = {**self.policy.get("accuracy", {}), "at_least": float(self.accuracy_threshold)}
+        return {**self.policy, "accuracy": accuracy}
 
     @property
     def training(self) -> Profile:

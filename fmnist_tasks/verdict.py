@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Otherwise = Literal["reject", "hold"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,19 @@ class Check:
     bound: str  # what was asked for
     passed: bool
     reason: str  # one sentence for a person
+    otherwise: Otherwise = "reject"  # what it does when it has not passed
+
+    @property
+    def outcome(self) -> str:
+        """One of "passed", "hold" and "reject"."""
+        return "passed" if self.passed else self.otherwise
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain JSON values."""
-        return asdict(self)
+        return {
+            "name": self.name,
+            "value": self.value,
+            "bound": self.bound,
+            "outcome": self.outcome,
+            "reason": self.reason,
+        }

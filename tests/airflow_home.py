@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 from conftest import Line
 from minio_server import free_port
@@ -82,9 +84,33 @@ class Airflow:
         ((run_id,),) = until(lambda: self.query("select run_id from dag_run"))
         return str(run_id)
 
+    def asks(self, run_id: str) -> bool:
+        """Whether the run waits for a person, and the scheduler has seen that it does.
+
+        An answer before that is lost: the scheduler takes the task that goes on for one that died, and asks again.
+        """
+        seen = f"TaskInstance Finished: dag_id={DAG_ID}, task_id=tuned_model.approval, run_id={run_id},"
+        waits = self.states(run_id).get("approval") == "awaiting_input"
+        return waits and seen in (self.home / "standalone.log").read_text()
+
+    def answer(self, url: str, run_id: str, option: str) -> None:
+        """Decide on the run's candidate as a person does in the UI at that address."""
+        passwords = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
+        credentials = {"username": "admin", "password": passwords["admin"]}
+        token = self._send(f"{url}/auth/token", "POST", credentials)["access_token"]
+        task = f"{url}/api/v2/dags/{DAG_ID}/dagRuns/{quote(run_id)}/taskInstances/tuned_model.approval/-1/hitlDetails"
+        self._send(task, "PATCH", {"chosen_options": [option], "params_input": {}}, token)
+
+    @staticmethod
+    def _send(url: str, method: str, content: dict, token: str = "") -> dict:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        request = Request(url, json.dumps(content).encode(), headers, method=method)  # noqa: S310 - loopback
+        with urlopen(request, timeout=60) as response:  # noqa: S310
+            return json.load(response)
+
     @contextmanager
-    def standalone(self) -> Iterator[None]:
-        """Scheduler, dag-processor, triggerer and API server, until the end."""
+    def standalone(self) -> Iterator[str]:
+        """Scheduler, dag-processor, triggerer and API server, until the end; the latter's address."""
         port = str(free_port())
         changes = {
             "AIRFLOW__API__PORT": port,
@@ -102,7 +128,7 @@ class Airflow:
                 start_new_session=True,
             )
         try:
-            yield
+            yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait()

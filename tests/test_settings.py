@@ -38,7 +38,9 @@ def test_the_environment_wins(tmp_path: Path) -> None:
         ({"candidates": 17}, "17 lies outside 1..16"),
         ({"candidates": 2.0}, "whole number"),
         ({"force": 1}, "neither true nor false"),
-        ({"epochs": 3}, "unknown parameter epochs; known are profile, seed, candidates, accuracy_threshold, force"),
+        ({"policy": "strict"}, "no mapping"),
+        ({"approval": "yes"}, "neither true nor false"),
+        ({"epochs": 3}, "unknown parameter epochs; known are profile, seed, candidates, accuracy_threshold, policy, "),
     ],
 )
 def test_a_parameter_without_meaning_is_refused(values: dict[str, object], message: str) -> None:
@@ -47,6 +49,6 @@ def test_a_parameter_without_meaning_is_refused(values: dict[str, object], messa
 
 
 def test_parameters_survive_json() -> None:
-    parameters = Parameters(profile="quick", seed=3, candidates=4, accuracy_threshold=0.5, force=True)
+    parameters = Parameters(profile="quick", seed=3, candidates=4, accuracy_threshold=0.5, policy={"a": {}}, force=True)
     assert Parameters.from_mapping(parameters.as_json()) == parameters
     assert parameters.seeds == [3, 4, 5, 6]

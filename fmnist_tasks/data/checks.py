@@ -1,11 +1,15 @@
-"""Great Expectations on one row an image and one row a class; the suites are `include/expectations/*.json`."""
+"""Great Expectations on one row an image, a class, a feature and a pair of classes.
+
+The suites are `include/expectations/*.json`; the statistics that they ask about are made in `copies`, `drift` and
+`suspicion`. The training part is held against the test part, and everything else against the training part.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,18 @@ import numpy as np
 import pandas as pd
 from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult
 
+from fmnist_tasks.data.copies import digests, repeated
+from fmnist_tasks.data.declaration import SIDE
+from fmnist_tasks.data.drift import Feature, compare, drift, features
+from fmnist_tasks.data.suspicion import Judge, Pair
 from fmnist_tasks.settings import INCLUDE
 from fmnist_tasks.verdict import Check
 
 _PAGES = {".html", ".css", ".svg"}  # of the Data Docs; the rest is 4 MB of fonts and tutorial films
+_FEWEST = 20  # images of each class in a reference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Labelled images to be checked: a split of the base dataset, or a batch."""
 
@@ -29,26 +38,95 @@ class Sample:
     labels: np.ndarray
     count: int | None  # images that the dataset declares; None for a batch, which may have any number
 
+    def sound(self, classes: int) -> bool:
+        """Whether statistics can be made of it: bytes of the right size, and labels of the declared classes."""
+        images, labels = self.images, self.labels
+        return (
+            images.dtype == np.uint8
+            and images.shape[1:] == (SIDE, SIDE)
+            and len(images) > 0
+            and labels.dtype.kind in "ui"
+            and bool(((labels >= 0) & (labels < classes)).all())
+        )
 
-def check_samples(samples: list[Sample], classes: int) -> tuple[dict[str, list[Check]], dict[str, bytes]]:
-    """Rows of each sample by its name, and the Data Docs of all as files by relative path.
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in one sample."""
+
+    checks: list[Check]
+    drift: float | None  # from its reference, 0 to 1; None if it could not be told
+    pairs: list[Pair] = field(default_factory=list)  # of classes whose labels look swapped
+
+
+def check_samples(
+    training: Sample, test: Sample, batches: list[Sample], classes: int
+) -> tuple[dict[str, Findings], dict[str, bytes]]:
+    """What was found in each sample, by its name, and the Data Docs of all as files by relative path.
 
     A base split (with a declared count) is asked for class balance too; a batch may hold few classes.
     """
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
-    source = context.data_sources.add_pandas("memory")
-    rows: dict[str, list[Check]] = {}
-    for sample in samples:
+    suites = _Suites(context, context.data_sources.add_pandas("memory"))
+    copies = {sample.name: digests(sample.images) for sample in (training, test, *batches)}
+    in_training, in_test = set(copies[training.name]), set(copies[test.name])
+    references = {sample.name: _Reference.of(sample, classes) for sample in (training, test)}
+    found: dict[str, Findings] = {}
+    for sample in (training, test, *batches):
         count = sample.count
+        frame = image_frame(sample)
+        frame["copy"] = repeated(copies[sample.name], in_training if count is None else set())
+        frame["in_test"] = False if sample is test else [digest in in_test for digest in copies[sample.name]]
         asked = {"fewest": count or 1, "most": count or 2**40, "labels": list(range(classes))}
-        results = _validate(context, source, f"{sample.name} images", "images", image_frame(sample), asked)
+        rows = suites.ask(f"{sample.name} images", "images", frame, asked)
         if count is not None:
             shares = {"smallest": 0.5 / classes, "largest": 2 / classes}
-            frame = class_frame(sample.labels, classes)
-            results += _validate(context, source, f"{sample.name} classes", "classes", frame, shares)
-        rows[sample.name] = results
-    return rows, _data_docs(context)
+            rows += suites.ask(f"{sample.name} classes", "classes", class_frame(sample.labels, classes), shares)
+        name = (test if sample is training else training).name
+        found[sample.name] = _compared(suites, sample, references[name], classes, name, rows)
+    return found, _data_docs(context)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What samples are compared with."""
+
+    labels: np.ndarray
+    features: dict[str, np.ndarray]
+    judge: Judge
+
+    @classmethod
+    def of(cls, sample: Sample, classes: int) -> _Reference | None:
+        """None if the sample is not sound, or has too few images of a class that show anything."""
+        if not sample.sound(classes):
+            return None
+        found = features(sample.images)
+        if np.bincount(sample.labels[found["contrast"] > 0], minlength=classes).min() < _FEWEST:
+            return None
+        return cls(sample.labels, found, Judge(sample.images, sample.labels))
+
+
+def _compared(
+    suites: _Suites, sample: Sample, reference: _Reference | None, classes: int, name: str, rows: list[Check]
+) -> Findings:
+    """What was found so far, and what the comparison with the named reference adds, if both are sound."""
+    if not sample.sound(classes):
+        return Findings(rows, None)
+    if reference is None:
+        asks = f"the {name} part has {_FEWEST} sound images of each class to compare with"
+        return Findings([*rows, Check("reference", None, asks, False, f"{asks}: it has not")], None)
+    found, negative = (
+        compare(features(images), sample.labels, reference.features, reference.labels)
+        for images in (sample.images, 255 - sample.images)
+    )
+    pairs = reference.judge.pairs(sample.images, sample.labels)
+    rows = [
+        *rows,
+        *suites.ask(f"{sample.name} features", "features", feature_frame(found, negative), {}),
+        *suites.ask(f"{sample.name} labels", "labels", pair_frame(pairs), {}),
+    ]
+    return Findings(rows, drift(found), [pair for pair in pairs if pair.swapped])
 
 
 def image_frame(sample: Sample) -> pd.DataFrame:
@@ -79,20 +157,58 @@ def class_frame(labels: np.ndarray, classes: int) -> pd.DataFrame:
     return pd.DataFrame({"class": np.arange(len(counts)), "images": counts, "share": counts / max(1, counts.sum())})
 
 
-def _validate(
-    context: Any, source: Any, name: str, suite_name: str, frame: pd.DataFrame, parameters: dict[str, Any]
-) -> list[Check]:
-    expectations = json.loads((INCLUDE / "expectations" / f"{suite_name}.json").read_text())
-    suite = context.suites.add(ExpectationSuite(name=name, expectations=expectations))
-    batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
-    result: ExpectationSuiteValidationResult = definition.run(
-        batch_parameters={"dataframe": frame}, expectation_parameters=parameters, result_format="SUMMARY"
+def feature_frame(compared: list[Feature], negative: list[Feature]) -> pd.DataFrame:
+    """One row a feature, of the images and of their negatives."""
+    return pd.DataFrame(
+        {
+            "feature": [feature.name for feature in compared],
+            "distance": [feature.distance for feature in compared],
+            "p_distance": [feature.p_distance for feature in compared],
+            "shifted": [feature.shifted for feature in compared],
+            "extreme": [feature.extreme for feature in compared],
+            "p_extreme": [feature.p_extreme for feature in compared],
+            "outlying": [feature.outlying for feature in compared],
+            "inverted": drift(negative) < drift(compared),
+        }
     )
-    return [_row(outcome) for outcome in result.results]
 
 
-def _row(outcome: Any) -> Check:
+def pair_frame(pairs: list[Pair]) -> pd.DataFrame:
+    """One row a pair of classes."""
+    return pd.DataFrame(
+        {
+            "label": [pair.label for pair in pairs],
+            "looks_like": [pair.looks_like for pair in pairs],
+            "share": [pair.share for pair in pairs],
+            "usual": [pair.usual for pair in pairs],
+            "p_value": [pair.p_value for pair in pairs],
+            "swapped": [pair.swapped for pair in pairs],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Suites:
+    """Great Expectations with the project's suites."""
+
+    context: Any
+    source: Any
+
+    def ask(self, name: str, suite_name: str, frame: pd.DataFrame, parameters: dict[str, Any]) -> list[Check]:
+        """Hold a frame against a suite; one row an expectation."""
+        expectations = json.loads((INCLUDE / "expectations" / f"{suite_name}.json").read_text())
+        suite = self.context.suites.add(ExpectationSuite(name=name, expectations=expectations))
+        batch = self.source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
+        definition = self.context.validation_definitions.add(
+            gx.ValidationDefinition(name=name, data=batch, suite=suite)
+        )
+        result: ExpectationSuiteValidationResult = definition.run(
+            batch_parameters={"dataframe": frame}, expectation_parameters=parameters, result_format="SUMMARY"
+        )
+        return [_row(outcome, frame) for outcome in result.results]
+
+
+def _row(outcome: Any, frame: pd.DataFrame) -> Check:
     config, result = outcome.expectation_config, outcome.result
     asks = config.meta["asks"]
     if outcome.exception_info.get("exception_message"):
@@ -104,6 +220,9 @@ def _row(outcome: Any) -> Check:
     else:
         wrong = result["unexpected_count"] + result.get("missing_count", 0)
         examples = ", ".join(str(value) for value in result["partial_unexpected_list"][:3]) or "missing values"
+        if told := config.meta.get("shows"):  # columns that say more of a wrong row than its own value
+            rows = frame.loc[frame[config.kwargs["column"]].astype(bool), told].head(3)
+            examples = "; ".join(rows.to_string(header=False, index=False, float_format="%.3g").splitlines())
         found = f"not so for {wrong:,} of {result['element_count']:,} rows, for instance {examples}"
     value = result.get("observed_value", result.get("unexpected_count"))
     return Check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,31 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> bytes:
     return _png(figure)
 
 
-def predictions(rows: list[dict[str, Any]], images: np.ndarray) -> bytes:
-    """Images with what the model says of each; rows as of :func:`fmnist_tasks.model.novelty.examples`."""
+def reliability(found: dict[str, Any], abstaining: dict[str, Any]) -> bytes:
+    """Accuracy against stated confidence, and accuracy against the share of images that are answered."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    confidence = [row["confidence"] for row in found["bins"]]
+    sizes = [4 + 30 * (row["images"] / max(row["images"] for row in found["bins"])) ** 0.5 for row in found["bins"]]
+    left.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8)
+    left.plot(confidence, [row["accuracy"] for row in found["bins"]], color=_BLUE, linewidth=1)
+    left.scatter(confidence, [row["accuracy"] for row in found["bins"]], s=sizes, color=_BLUE)
+    left.set_xlabel("stated probability")
+    left.set_ylabel("share that is right")
+    left.set_title(f"expected calibration error {found['error']:.4f}", fontsize=10)
+    right.plot(*zip(*abstaining["curve"], strict=True), color=_BLUE)
+    right.axhline(abstaining["accuracy"], color=_GREY, linewidth=0.8)
+    right.axvline(abstaining["coverage"], color=_GREY, linewidth=0.8)
+    right.set_xlabel("share of the images answered, surest first")
+    right.set_ylabel("accuracy")
+    right.set_title(f"{abstaining['coverage']:.1%} answered with {abstaining['accuracy']:.0%} right", fontsize=10)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def predictions(rows: list[dict[str, Any]], images: Sequence[np.ndarray] | np.ndarray) -> bytes:
+    """Images with what each is said to be, `truth`, and what is made of it, `answer`; one row an image."""
     columns = 10
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(10, 1.55 * lines), layout="constrained")

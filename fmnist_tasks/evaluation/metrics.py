@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
+from fmnist_tasks.significance import share_interval
+
 
 def classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict[str, Any]:
     """Accuracy, confusion matrix (rows: true class), and per class and mean precision, recall and F1.
 
-    Labels (N,), probabilities (N, classes). The accuracy of one class is its share of correct answers among all
-    images, in that class or not: (true positives + true negatives) / N.
+    Labels (N,), probabilities (N, classes); `interval` is the accuracy's, 95 %. The accuracy of one class is its share
+    of correct answers among all images, in that class or not: (true positives + true negatives) / N.
     """
     predicted = probabilities.argmax(axis=1)
     numbers = np.arange(len(classes))
@@ -25,6 +27,7 @@ def classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[
     return {
         "images": len(labels),
         "accuracy": float((predicted == labels).mean()),
+        "interval": list(share_interval(int((predicted == labels).sum()), len(labels))),
         "confusion": matrix.tolist(),
         "classes": [
             {
@@ -53,10 +56,31 @@ def accuracy_and_loss(labels: np.ndarray, probabilities: np.ndarray) -> tuple[fl
     return float((probabilities.argmax(axis=1) == labels).mean()), float(loss)
 
 
+def compared(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """How many images only one of two models has right, in all and by true class; probabilities (N, classes)."""
+    ours, theirs = (probabilities.argmax(axis=1) == labels for probabilities in (candidate, champion))
+
+    def counts(images: np.ndarray) -> dict[str, int]:
+        return {
+            "only_candidate": int((ours & ~theirs & images).sum()),
+            "only_champion": int((theirs & ~ours & images).sum()),
+        }
+
+    return {
+        "accuracy": float(theirs.mean()),
+        **counts(np.ones(len(labels), bool)),
+        "classes": [{"class": name, **counts(labels == index)} for index, name in enumerate(classes)],
+    }
+
+
 def detection(real: np.ndarray, fake: np.ndarray, threshold: float) -> dict[str, float]:
-    """AUROC of familiarity between real and fake images, and the share of the fake ones called novel."""
+    """AUROC of familiarity between real and fake images, and the share of the fake ones called novel.
+
+    `fpr95` is the share of fake images that would pass where 95 % of these real ones do.
+    """
     truth = np.concatenate([np.ones(len(real)), np.zeros(len(fake))])
     return {
         "auroc": float(roc_auc_score(truth, np.concatenate([real, fake]))),
+        "fpr95": float((fake >= np.quantile(real, 0.05)).mean()),
         "recognised": float((fake < threshold).mean()),
     }

@@ -102,15 +102,19 @@ def trained(profile: Profile, classes: int, network: keras.Model) -> keras.Model
     return _classifier(plain)
 
 
-def published(profile: Profile, classes: int, classifier: keras.Model) -> keras.Model:
-    """The classifier for use: the same answers, up to rounding, with the normalisations folded into convolutions."""
+def published(profile: Profile, classes: int, classifier: keras.Model, temperature: float) -> keras.Model:
+    """The classifier for use, with the normalisations folded into convolutions and the logits divided by a temperature.
+
+    Its answers are the same, up to rounding; its probabilities are those that the temperature makes of them.
+    """
     network = build(profile, classes, normalisation=None, mirrored=True)
     for layer in network.layers:
         if isinstance(layer, layers.Conv2D):
             (kernel,) = classifier.get_layer(layer.name).get_weights()
             after = classifier.get_layer(layer.name.replace("_convolution", "_normalisation"))
             layer.set_weights(folded(kernel, after))
-    network.get_layer("logits").set_weights(classifier.get_layer("logits").get_weights())
+    logits = classifier.get_layer("logits").get_weights()
+    network.get_layer("logits").set_weights([weights / temperature for weights in logits])
     return _classifier(network)
 
 

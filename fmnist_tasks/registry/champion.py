@@ -100,7 +100,7 @@ def append(
         return found
     raise ConflictError(
         f"the champion is no longer {previous.version if previous else 'unset'}: entry {found.sequence} made it "
-        f"{found.version} in the meantime; {version} is not promoted. Clear promotion_gate and what follows to judge "
+        f"{found.version} in the meantime; {version} is not promoted. Clear evaluate_tuned and what follows to judge "
         "it against the new champion"
     )
 

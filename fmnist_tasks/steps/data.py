@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import DataError
+from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.provenance import code_facts, machine_facts
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.blobs import put_blob
+from fmnist_tasks.registry.blobs import Reference, put_blob
 from fmnist_tasks.registry.runs import run_key
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.settings import Parameters, Settings
 from fmnist_tasks.steps.step import Result, Run, step
+
+if TYPE_CHECKING:
+    from fmnist_tasks.data.checks import Findings, Sample
+
+_SHOWN = 20  # suspicious images of each pair of classes
 
 
 @step()
@@ -23,6 +29,7 @@ def ingest(store: Store, run: Run) -> Result:
     from fmnist_tasks.data.declaration import read_declaration
     from fmnist_tasks.data.sources import load_base
 
+    read_policy(run.parameters.policy_changes)  # a fault in it is told before anything is trained
     settings = Settings.from_environment()
     declaration = read_declaration(settings.dataset)
     arrays, source = load_base(declaration, settings)
@@ -66,29 +73,33 @@ def validate_data(store: Store, run: Run, ingested: Result) -> Result:
 
     dataset = ingested["dataset"]
     train, test = (load_part(store, part) for part in dataset["parts"][:2])
-    samples = [Sample("training", *train, len(train[0])), Sample("test", *test, len(test[0]))]
-    samples += [Sample(batch["name"], *load_part(store, batch["part"]), None) for batch in ingested["batches"]]
-    rows, pages = check_samples(samples, len(dataset["classes"]))
+    training = Sample("training", *train, len(train[0]))
+    batches = [Sample(_named(batch), *load_part(store, batch["part"]), None) for batch in ingested["batches"]]
+    found, pages = check_samples(training, Sample("test", *test, len(test[0])), batches, len(dataset["classes"]))
     for path, page in pages.items():
         store.put(run_key(run.id, f"data_docs/{path}"), page)
 
-    failures = {name: [check.reason for check in checks if not check.passed] for name, checks in rows.items()}
+    failures = {name: [check.reason for check in part.checks if not check.passed] for name, part in found.items()}
     accepted, quarantined = _sorted_batches(store, run, ingested, failures)
     base, earlier = dataset["parts"][:2], dataset["parts"][2:]
+    pictures = _suspicious_images(store, [training, *batches], found, dataset["classes"])
     result = {
         "dataset": make_dataset(dataset["name"], dataset["classes"], base, [*earlier, *accepted]),
-        "checks": {name: [check.as_json() for check in checks] for name, checks in rows.items()},
+        "checks": {name: [check.as_json() for check in part.checks] for name, part in found.items()},
+        "drift": {name: part.drift for name, part in found.items()},
+        "pictures": pictures,
         "quarantined": quarantined,
         "data_docs": store.location(run_key(run.id, "data_docs/index.html")),
         "summary": (
-            f"{sum(map(len, rows.values()))} checks of {len(rows)} parts; "
+            f"{sum(len(part.checks) for part in found.values())} checks of {len(found)} parts; "
             f"{len(accepted)} batches accepted, {len(quarantined)} quarantined"
         ),
     }
     rejected = [f"{name}: {reason}" for name in ("training", "test") for reason in failures[name]]
     if rejected:
         return {**result, "rejection": "data rejected, training does not start: " + "; ".join(rejected)}
-    return {**result, "pictures": {"samples": put_blob(store, figures.class_samples(*train, dataset["classes"]))}}
+    samples = put_blob(store, figures.class_samples(*train, dataset["classes"]))
+    return {**result, "pictures": {"samples": samples, **pictures}}
 
 
 @step("ingest", "validate_data")
@@ -115,6 +126,26 @@ def detect_change(store: Store, run: Run, ingested: Result, validated: Result) -
     }
 
 
+def _named(batch: Result) -> str:
+    """What a batch is called among samples, so that none can take the name of a split."""
+    return f"batch {batch['name']}"
+
+
+def _suspicious_images(
+    store: Store, samples: list[Sample], found: dict[str, Findings], classes: list[str]
+) -> dict[str, Reference]:
+    """A picture, if there are any, of images whose labels look swapped: the label, and what they look like."""
+    from fmnist_tasks.evaluation import figures
+
+    rows, images = [], []
+    for sample in samples:
+        for pair in found[sample.name].pairs:
+            shown = pair.images[:_SHOWN]
+            rows += [{"truth": classes[pair.label], "answer": classes[pair.looks_like]}] * len(shown)
+            images += list(sample.images[shown])
+    return {"suspicious": put_blob(store, figures.predictions(rows, images))} if rows else {}
+
+
 def _sorted_batches(
     store: Store, run: Run, ingested: Result, failures: dict[str, list[str]]
 ) -> tuple[list[Result], list[Result]]:
@@ -124,7 +155,7 @@ def _sorted_batches(
     accepted = []
     refused = list(ingested["unreadable"])
     for batch in ingested["batches"]:
-        if reasons := failures[batch["name"]]:
+        if reasons := failures[_named(batch)]:
             refused.append({**batch, "reasons": reasons})
         else:
             accepted.append(incoming.accept(store, batch["part"], batch["files"]))
@@ -138,6 +169,6 @@ def _sorted_batches(
 
 
 def _origin(fingerprint: str, code: str, parameters: Parameters) -> dict[str, Any]:
-    """All that shapes a release; force only asks for it again."""
-    shaping = {name: value for name, value in parameters.as_json().items() if name != "force"}
+    """All that shapes a release: force only asks for it again, approval only who decides."""
+    shaping = {name: value for name, value in parameters.as_json().items() if name not in {"force", "approval"}}
     return {"data": fingerprint, "code": code, **shaping}

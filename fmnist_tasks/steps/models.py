@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tasks.errors import ConflictError
-from fmnist_tasks.evaluation import gate
+from fmnist_tasks.evaluation import gate, promotion
 from fmnist_tasks.provenance import code_facts
-from fmnist_tasks.registry import champion, checkpoints
+from fmnist_tasks.registry import checkpoints
 from fmnist_tasks.registry.blobs import get_verified, put_blob
 from fmnist_tasks.registry.checkpoints import Checkpoints
+from fmnist_tasks.registry.documents import digest_of
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.settings import Settings
+from fmnist_tasks.steps.judging import against_champion, decided, differing, identity, measured, policy
 from fmnist_tasks.steps.step import Result, Run, step
 from fmnist_tasks.turns import one_at_a_time
-from fmnist_tasks.verdict import Check
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fmnist_tasks.data.dataset import Arrays
     from fmnist_tasks.model.training import Fit
 
-NOISE_RECOGNISED = 0.95  # share of random images that must be called novel
-_NOISE = ("uniform noise", "Gaussian noise")
-_FAKES = 500  # images of each family of fake ones
+_FAKES = 1_000  # images of each family of fake ones
+_ANSWERED_RIGHTLY = 0.99  # accuracy of a model that may abstain, for which the report says how much it answers
 
 
 @step("validate_data", per_seed=True)
@@ -66,19 +65,24 @@ def evaluate_base(store: Store, run: Run, validated: Result, trained: Result) ->
     checkpoints.clear(store, run.id)
     images, labels = load_test(store, validated["dataset"])
     model = h5.load(get_verified(store, trained["model"]), "base model")
-    return _measured(store, run, "base", validated, trained, labels, h5.classify(model, images))
+    return measured(store, run, "base", validated, trained, labels, h5.classify(model, images))
 
 
 @step("validate_data", "choose_base", "evaluate_base")
 def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, evaluated: Result) -> Result:
     """Stop the run unless the base model reaches the accuracy threshold on the test images."""
-    return _judged("base model", identity(run, validated, trained), evaluated, [_accuracy(run, evaluated)])
+    verdict = gate.judge(
+        expected := identity(run, validated, trained),
+        [gate.same_origin(expected, evaluated), promotion.accuracy(policy(run).accuracy, evaluated)],
+    )
+    return decided(verdict, "base model", waits=False)
 
 
 @step("validate_data", "choose_base", "accuracy_gate")
 def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accepted: Result) -> Result:
     """Fine-tune the accepted base model; whichever of the two is better on the validation images is the candidate."""
     from fmnist_tasks.data.dataset import load
+    from fmnist_tasks.evaluation.calibration import temperature
     from fmnist_tasks.model import cnn, h5, novelty, tuning
 
     arrays, classes, profile = load(store, validated["dataset"]), _classes(validated), run.parameters.training
@@ -92,8 +96,9 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
     tuned = _kept(store, run, "tuned", fit, arrays, classes)
 
     chosen, better = ("tuned", tuned) if _merit(tuned) > _merit(trained) else ("base", trained)
-    classifier = cnn.published(profile, classes, h5.load(get_verified(store, better["model"]), chosen))
-    candidate = novelty.publishable(classifier, arrays.train_images)
+    classifier = h5.load(get_verified(store, better["model"]), f"{chosen} model")
+    divisor = temperature(arrays.validation_labels, h5.classify(classifier, arrays.validation_images))
+    candidate = novelty.publishable(cnn.published(profile, classes, classifier, divisor), arrays.train_images)
     _, familiarity = h5.predict(candidate, arrays.validation_images)
     gain = tuned["validation_accuracy"] - trained["validation_accuracy"]
     return {
@@ -103,6 +108,7 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
             "model": put_blob(store, h5.save(candidate)),
             "novelty_threshold": novelty.threshold(familiarity),
             "validation_accuracy": better["validation_accuracy"],
+            "temperature": divisor,
         },
         "summary": f"{tuned['summary']}, {gain * 100:+.2f} points against the base; the {chosen} model goes on",
     }
@@ -110,15 +116,19 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
 
 @step("validate_data", "fine_tune")
 def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> Result:
-    """Measure the candidate on the test images and on fake ones, and keep its predictions for later proof."""
-    from fmnist_tasks.data.dataset import load_test, packed
-    from fmnist_tasks.evaluation import figures, metrics
+    """Measure the candidate: on the test images, on fake ones, against the champion, and on the clock."""
+    from fmnist_tasks.data.dataset import load, packed
+    from fmnist_tasks.evaluation import calibration, figures, metrics
     from fmnist_tasks.model import h5, novelty
 
     checkpoints.clear(store, run.id)
     candidate, classes = tuned["candidate"], validated["dataset"]["classes"]
-    images, labels = load_test(store, validated["dataset"])
-    model = h5.load(get_verified(store, candidate["model"]), "candidate model")
+    arrays = load(store, validated["dataset"])
+    images, labels = arrays.test_images, arrays.test_labels
+    file = get_verified(store, candidate["model"])
+    clock = time.monotonic()
+    model = h5.load(file, "candidate model")
+    load_seconds = time.monotonic() - clock
     threshold = candidate["novelty_threshold"]
     real = novelty.Group.predicted(model, images, [classes[label] for label in labels])
     fakes = [
@@ -126,11 +136,15 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
         for family, fake in novelty.fake_images(images, _FAKES, seed=0).items()
     ]
     examples, shown = novelty.examples(real, fakes, classes, threshold)
-    measured = _measured(store, run, "candidate", validated, candidate, labels, real.probabilities)
-    with packed(probabilities=real.probabilities, familiarity=real.familiarity) as file:
-        predictions = put_blob(store, file)
+    found = measured(store, run, "candidate", validated, candidate, labels, real.probabilities)
+    calibrated = calibration.calibration(labels, real.probabilities)
+    abstaining = calibration.abstention(labels, real.probabilities, _ANSWERED_RIGHTLY)
+    with packed(probabilities=real.probabilities, familiarity=real.familiarity) as kept:
+        predictions = put_blob(store, kept)
     return {
-        **measured,
+        **found,
+        "calibration": {**calibrated, "temperature": candidate["temperature"]},
+        "abstention": abstaining,
         "novelty": {
             "threshold": threshold,
             "real_let_through": float((real.familiarity >= threshold).mean()),
@@ -139,9 +153,16 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
             },
             "examples": examples,
         },
+        "champion": against_champion(store, classes, arrays, real.probabilities, candidate["validation_accuracy"]),
+        "speed": {
+            "single_ms": h5.single_milliseconds(model, images),
+            "load_seconds": load_seconds,
+            "bytes": candidate["model"]["bytes"],
+        },
         "predictions": predictions,
         "pictures": {
-            **measured["pictures"],
+            **found["pictures"],
+            "candidate_calibration": put_blob(store, figures.reliability(calibrated, abstaining)),
             "candidate_real_and_fake": put_blob(store, figures.predictions(examples, shown)),
         },
     }
@@ -149,20 +170,22 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
 
 @step("validate_data", "fine_tune", "evaluate_tuned")
 def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, evaluated: Result) -> Result:
-    """Decide whether the candidate may become the champion."""
-    families = evaluated.get("novelty", {}).get("families", {})
-    checks = [_accuracy(run, evaluated)]
-    for family in _NOISE:
-        recognised = families.get(family, {}).get("recognised")
-        checks.append(gate.at_least(family, recognised, NOISE_RECOGNISED, f"the share of {family} called no clothing"))
-    current = champion.champion(store)
-    verdict = _judged("candidate", identity(run, validated, tuned["candidate"]), evaluated, checks)
-    return {**verdict, "champion": current.as_json() if current else None}
+    """Read the candidate back from the store, and decide whether it may become the champion."""
+    from fmnist_tasks.data.dataset import load_test
+    from fmnist_tasks.model import h5
 
-
-def identity(run: Run, validated: Result, candidate: Result) -> gate.Identity:
-    """What figures and verdict of this run's candidate must belong to."""
-    return gate.Identity(run.id, candidate["model"]["sha256"], validated["dataset"]["fingerprint"])
+    asked, candidate = policy(run), tuned["candidate"]
+    images, _ = load_test(store, validated["dataset"])
+    model = h5.load(get_verified(store, candidate["model"]), "candidate model")
+    read_back = {"sha256": candidate["model"]["sha256"], "differing": differing(store, model, images, evaluated)}
+    expected = identity(run, validated, candidate)
+    rows = [gate.same_origin(expected, evaluated), *promotion.checks(asked, {**evaluated, "read_back": read_back})]
+    return {
+        **decided(gate.judge(expected, rows), "candidate", waits=run.parameters.approval),
+        "champion": evaluated["champion"],
+        "policy": asked.model_dump(),
+        "policy_digest": digest_of(asked.model_dump()),
+    }
 
 
 def _classes(validated: Result) -> int:
@@ -178,19 +201,6 @@ def _checkpoints(store: Store, run: Run, name: str, validated: Result, **recipe:
     """The checkpoints of one fitting, which only the same run, data, code and recipe take up."""
     identity = {"data": validated["dataset"]["fingerprint"], "code": code_facts()["digest"], **recipe}
     return Checkpoints(store, run.id, name, identity)
-
-
-def _accuracy(run: Run, evaluated: Result) -> Check:
-    accuracy = evaluated.get("test", {}).get("accuracy")
-    return gate.at_least("accuracy", accuracy, run.parameters.accuracy_threshold, "test accuracy")
-
-
-def _judged(who: str, expected: gate.Identity, evaluated: Result, checks: list[Check]) -> Result:
-    verdict = gate.judge(expected, [gate.same_origin(expected, evaluated), *checks])
-    if verdict.decision == "promote":
-        return {**verdict.as_json(), "summary": f"{who} passes: {'; '.join(check.reason for check in checks)}"}
-    rejection = f"{who} rejected: {verdict.failures}. Nothing is promoted"
-    return {**verdict.as_json(), "summary": rejection, "rejection": rejection}
 
 
 def _kept(store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, classes: int) -> Result:
@@ -214,20 +224,4 @@ def _kept(store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, classes: 
             f"{name} model: {len(fit.curves['loss'])} epochs, training accuracy {fit.train_accuracy:.2%}, "
             f"validation accuracy {accuracy:.2%}"
         ),
-    }
-
-
-def _measured(
-    store: Store, run: Run, name: str, validated: Result, judged: Result, labels: np.ndarray, probabilities: np.ndarray
-) -> Result:
-    """Figures of a model's answers on the test images, and what they belong to."""
-    from fmnist_tasks.evaluation import figures, metrics
-
-    classes = validated["dataset"]["classes"]
-    test = metrics.classification(labels, probabilities, classes)
-    return {
-        **asdict(identity(run, validated, judged)),
-        "test": test,
-        "pictures": {f"{name}_confusion": put_blob(store, figures.confusion(test["confusion"], classes))},
-        "summary": f"{name} model: test accuracy {test['accuracy']:.2%}, mean F1 {test['means']['f1']:.2%}",
     }

@@ -7,11 +7,11 @@ from datetime import datetime
 
 from fmnist_tasks.errors import ConflictError, ModelError
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.blobs import get_verified, open_verified
+from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.service import open_release
-from fmnist_tasks.steps.models import identity
+from fmnist_tasks.steps.judging import differing, identity
 from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, step
 
 _OWN = {"publish", "verify_release", "promote"}
@@ -28,16 +28,26 @@ def publish(
     tuned: Result,
     figures: Result,
     verdict: Result,
+    approval: Result | None = None,
 ) -> Result:
-    """Write the release: model, model card, report and pictures, and last the manifest."""
+    """Write the release: model, model card, report and pictures, and last the manifest.
+
+    `approval` is what a person answered, as Airflow's ApprovalOperator returns it; a candidate that is held needs it.
+    """
     from fmnist_tasks.evaluation.report import render_card
 
     candidate, dataset = tuned["candidate"], validated["dataset"]
     expected = asdict(identity(run, validated, candidate))
-    if verdict["decision"] != "promote" or any(verdict[name] != value for name, value in expected.items()):
+    wrong = [f"{name} is {verdict[name]}" for name, value in expected.items() if verdict[name] != value]
+    if ingested["code"]["digest"] != verdict["code_digest"]:
+        wrong.append("its code is not that of ingest")
+    approved = verdict["decision"] == "hold" and approval is not None and approval["chosen_options"] == ["Approve"]
+    if verdict["decision"] != "promote" and not approved:
+        wrong.append(f"it says {verdict['decision']}, and nobody approved")
+    if wrong:
         raise ConflictError(
-            f"the verdict ({verdict['decision']} of model {verdict['model_sha256'][:12]} in {verdict['run_id']}) does "
-            f"not promote the candidate of this run (model {candidate['model']['sha256'][:12]}); nothing is published"
+            f"the verdict does not promote the candidate of this run (model {candidate['model']['sha256'][:12]}): "
+            f"{'; '.join(wrong)}; nothing is published"
         )
     version = f"{datetime.fromisoformat(run.created):%Y%m%dT%H%M%SZ}-{candidate['model']['sha256'][:8]}"
     facts = {
@@ -52,13 +62,15 @@ def publish(
         "machine": ingested["machine"],
         "chosen": tuned["chosen"],
         "novelty_threshold": candidate["novelty_threshold"],
+        "temperature": candidate["temperature"],
         "figures": {
             "validation_accuracy": {"base": trained["validation_accuracy"], "tuned": tuned["validation_accuracy"]},
             "base_test_accuracy": base_figures["test"]["accuracy"],
             "test": figures["test"],
-            "novelty": figures["novelty"],
+            **{name: figures[name] for name in ("novelty", "calibration", "abstention", "champion", "speed")},
         },
-        "verdict": {name: verdict[name] for name in ("decision", "checks")},
+        "policy": {"digest": verdict["policy_digest"], **verdict["policy"]},
+        "verdict": {**{name: verdict[name] for name in ("decision", "checks")}, "approval": _answer(approval)},
     }
     # Only what came before, so that another try, or a second copy of this task, writes the same bytes.
     records = {name: record for name, record in read_records(store, run.id).items() if name not in _OWN}
@@ -80,20 +92,14 @@ def publish(
 @step("validate_data", "evaluate_tuned", "publish")
 def verify_release(store: Store, run: Run, validated: Result, evaluated: Result, published: Result) -> Result:
     """Read the release back from the store and prove that its model is, bit for bit, the one that was judged."""
-    import numpy as np
-
-    from fmnist_tasks.data.dataset import load_test, unpack
-    from fmnist_tasks.model import h5
+    from fmnist_tasks.data.dataset import load_test
 
     version = published["version"]
     release = open_release(store, version)
     images, _ = load_test(store, validated["dataset"])
-    with open_verified(store, evaluated["predictions"]) as file:
-        judged = unpack(file, "predictions", "probabilities", "familiarity")
-    differing = sum(int((a != b).sum()) for a, b in zip(h5.predict(release.model, images), judged, strict=True))
-    if differing or not all(np.isfinite(values).all() for values in judged):
+    if wrong := differing(store, release.model, images, evaluated):
         raise ModelError(
-            f"release {version}: {differing:,} predictions of the published model differ from those that were judged, "
+            f"release {version}: {wrong:,} predictions of the published model differ from those that were judged, "
             "or are no numbers; it is not promoted. If another processor judged, clear evaluate_tuned and what follows"
         )
     return {
@@ -123,3 +129,10 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
         "accuracy": accuracy,
         "summary": f"{version} is the champion, number {entry.sequence}, with test accuracy {accuracy:.2%}",
     }
+
+
+def _answer(approval: Result | None) -> Result | None:
+    """Who approved, and when; nobody had to if the verdict promotes."""
+    if approval is None:
+        return None
+    return {"by": (approval["responded_by_user"] or {}).get("name"), "at": str(approval["responded_at"])}

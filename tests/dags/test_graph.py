@@ -26,6 +26,8 @@ CHAIN = [
     "tuned_model.fine_tune",
     "tuned_model.evaluate_tuned",
     "tuned_model.promotion_gate",
+    "tuned_model.ask_person",
+    "tuned_model.approval",
     "release.publish",
     "release.verify_release",
     "release.promote",
@@ -53,7 +55,11 @@ def test_schedule_limits_and_documents(dag) -> None:
     assert type(dag.timetable).__name__ == "CronTriggerTimetable"
     assert "0 2 * * 1" in repr(dag.timetable)
     assert "UTC" in repr(dag.timetable)
-    assert (dag.catchup, dag.max_active_runs, dag.dagrun_timeout) == (False, 1, timedelta(hours=6))
+    assert (dag.catchup, dag.max_active_runs, dag.dagrun_timeout) == (False, 1, timedelta(days=3, hours=12))
+    assert {task.execution_timeout for task in dag.tasks if task.task_id != "tuned_model.approval"} == {
+        timedelta(hours=6)
+    }
+    assert dag.get_task("tuned_model.approval").response_timeout == timedelta(days=3)
     assert "Weekly retraining" in dag.doc_md
     assert all(task.doc_md for task in dag.tasks)
 
@@ -89,6 +95,8 @@ def test_every_parameter_has_a_title_a_text_a_type_and_a_valid_default(dag) -> N
         ("candidates", 17),
         ("accuracy_threshold", 1.5),
         ("accuracy_threshold", "high"),
+        ("policy", "strict"),
+        ("approval", 1),
         ("force", "yes"),
     ],
 )

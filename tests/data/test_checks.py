@@ -7,12 +7,15 @@ import pytest
 from fmnist_tasks.data.checks import Sample, check_samples
 
 IMAGES, LABELS = made.images(400, 3)
+TRAINING, TEST = Sample("training", *made.images(1600, 1), 1600), Sample("test", *made.images(600, 2), 600)
 
 
 def failed(images: np.ndarray, labels: np.ndarray = LABELS, count: int | None = None) -> dict[str, str]:
-    """Names and reasons of the checks that a sample does not pass."""
-    rows, _ = check_samples([Sample("it", images, labels, count)], made.CLASSES)
-    return {check.name: check.reason for check in rows["it"] if not check.passed}
+    """Names and reasons of the checks that a batch, or with a count a training part, does not pass."""
+    sample = Sample("it", images, labels, count)
+    parts = (TRAINING, TEST, [sample]) if count is None else (sample, TEST, [])
+    found, _ = check_samples(*parts, made.CLASSES)
+    return {check.name: check.reason for check in found["it"].checks if not check.passed}
 
 
 def with_pixel(value: float, dtype: type) -> np.ndarray:
@@ -35,12 +38,15 @@ def test_good_images_pass_every_check() -> None:
         (IMAGES[..., None], {"height", "width"}),
         (IMAGES.astype(np.float32), {"dtype"}),
         (IMAGES.astype(np.float64) / 255, {"dtype", "pixel range", "blank images"}),
-        (IMAGES // 255, {"pixel range", "blank images"}),
+        (IMAGES // 255, {"pixel range", "blank images", "duplicates", "extreme images", "kind of images"}),
         (with_pixel(256, np.int32), {"dtype", "brightest pixel", "pixel range"}),
         (with_pixel(-1, np.int16), {"dtype", "darkest pixel"}),
         (with_pixel(np.nan, np.float64), {"dtype", "missing pixels"}),
         (IMAGES.astype(str), {"dtype", "missing pixels", "pixel range"}),
-        (np.zeros_like(IMAGES), {"pixel range", "blank images"}),
+        (
+            np.zeros_like(IMAGES),
+            {"pixel range", "blank images", "duplicates", "extreme images", "kind of images", "inverted brightness"},
+        ),
     ],
 )
 def test_images_of_wrong_shape_dtype_or_range(images: np.ndarray, names: set[str]) -> None:
@@ -62,7 +68,11 @@ def test_labels_outside_the_declared_classes(labels: np.ndarray, names: set[str]
 
 def test_the_base_dataset_must_have_its_count_and_all_classes_in_balance() -> None:
     assert set(failed(IMAGES, count=401)) == {"count"}
-    assert set(failed(IMAGES, np.where(LABELS == 3, 4, LABELS), count=400)) == {"class balance"}
+    assert set(failed(IMAGES, np.where(LABELS == 3, 4, LABELS), count=400)) == {
+        "class balance",
+        "missing class",
+        "swapped labels",
+    }
     keep = LABELS != 3
     assert set(failed(IMAGES[keep], LABELS[keep])) == set()  # a batch may lack a class
 
@@ -78,8 +88,7 @@ def test_a_reason_tells_how_many_rows_are_wrong_and_shows_one() -> None:
 
 
 def test_the_data_docs_name_every_sample() -> None:
-    samples = [Sample("training", IMAGES, LABELS, 400), Sample("week 12.npz", IMAGES, LABELS, None)]
-    _, pages = check_samples(samples, made.CLASSES)
+    _, pages = check_samples(TRAINING, TEST, [Sample("week 12.npz", IMAGES, LABELS, None)], made.CLASSES)
     index = pages["index.html"].decode()
     assert "training images" in index
     assert any("week 12.npz images" in path for path in pages)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fmnist_tasks.evaluation.metrics import classification, detection
+from fmnist_tasks.evaluation.metrics import classification, compared, detection
 
 
 def test_figures_of_three_classes_by_hand() -> None:
@@ -11,6 +11,7 @@ def test_figures_of_three_classes_by_hand() -> None:
     probabilities = np.eye(3)[[0, 0, 1, 1, 1, 0]]
     found = classification(labels, probabilities, ["a", "b", "c"])
     assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["interval"][0] < 4 / 6 < found["interval"][1]
     assert found["confusion"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     a, b, c = found["classes"]
     assert (a["precision"], a["recall"], a["images"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 3)
@@ -22,5 +23,23 @@ def test_figures_of_three_classes_by_hand() -> None:
 
 def test_a_detector_that_separates_and_one_that_does_not() -> None:
     real, fake = np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.2])
-    assert detection(real, fake, 0.65) == {"auroc": 1.0, "recognised": 1.0}
-    assert detection(real, real, 0.75) == {"auroc": 0.5, "recognised": pytest.approx(1 / 3)}
+    assert detection(real, fake, 0.65) == {"auroc": 1.0, "fpr95": 0.0, "recognised": 1.0}
+    assert detection(real, real, 0.75) == {
+        "auroc": 0.5,
+        "fpr95": pytest.approx(2 / 3),
+        "recognised": pytest.approx(1 / 3),
+    }
+
+
+def test_two_models_are_compared_on_the_images_that_only_one_has_right() -> None:
+    labels = np.array([0, 0, 0, 1, 1])
+    candidate, champion = np.eye(2)[[0, 0, 1, 1, 0]], np.eye(2)[[0, 1, 0, 0, 0]]
+    assert compared(labels, candidate, champion, ["a", "b"]) == {
+        "accuracy": pytest.approx(0.4),
+        "only_candidate": 2,
+        "only_champion": 1,
+        "classes": [
+            {"class": "a", "only_candidate": 1, "only_champion": 1},
+            {"class": "b", "only_candidate": 1, "only_champion": 0},
+        ],
+    }

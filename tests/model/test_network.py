@@ -35,8 +35,9 @@ def small(count: int = 320) -> Arrays:
     return Arrays(images, labels, *held, *held)
 
 
-def candidate(network: keras.Model, arrays: Arrays) -> keras.Model:
-    return novelty.publishable(published(PROFILE, 10, trained(PROFILE, 10, network)), arrays.train_images)
+def candidate(network: keras.Model, arrays: Arrays, temperature: float = 1.0) -> keras.Model:
+    classifier = published(PROFILE, 10, trained(PROFILE, 10, network), temperature)
+    return novelty.publishable(classifier, arrays.train_images)
 
 
 def base(**changed: object) -> Profile:
@@ -190,6 +191,9 @@ def test_the_published_model_keeps_the_answers_and_knows_noise(checkpoints: Chec
     np.testing.assert_allclose(probabilities, before, atol=1e-4)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(h5.classify(model, arrays.test_images), probabilities)
+    softened = h5.classify(candidate(network, arrays, temperature=2.0), arrays.test_images)
+    expected = probabilities**0.5 / (probabilities**0.5).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(softened, expected, atol=1e-4)
     bound = novelty.threshold(familiarity)
     assert (familiarity >= bound).mean() == pytest.approx(novelty.LET_THROUGH, abs=0.01)
     for family, fake in novelty.fake_images(arrays.test_images, 50, seed=0).items():

@@ -166,7 +166,7 @@ def test_a_weak_model_is_rejected_with_figure_and_bound_and_the_champion_stays(f
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "reason"),
-    [("test", "test accuracy is missing or no number"), ("novelty", "uniform noise called no clothing is missing")],
+    [("test", "test accuracy is missing or no number"), ("novelty", "AUROC of uniform noise is missing")],
 )
 def test_missing_figures_reject(finished: Line, missing: str, reason: str) -> None:
     evaluated = changed(finished, "evaluate_tuned")

@@ -33,11 +33,14 @@ MOMENTS = ("before", "halfway", "after")
 def ready(finished: Line, minio: S3Store) -> Iterator[str]:
     """A bucket with an old champion and a run that has come as far as publishing; the version it is to publish."""
     version = service.in_service(finished.store).version
-    releases.publish(minio, OLD, {"model.h5": b"old"}, {"model_sha256": "old", "run_id": "run-0"})
+    old = service.open_release(finished.store, version)
+    facts = {name: value for name, value in old.manifest.items() if name not in {"version", "files"}}
+    releases.publish(minio, OLD, old.files, facts | {"run_id": "run-0"})
     champion.append(minio, version=OLD, action="promote", reason="first", write_id="run-0", after=0)
     for stat in finished.store.list(""):
         if not stat.key.startswith(("releases/", "champion/")):
             minio.put(stat.key, finished.store.get(stat.key))
+    run_again("evaluate_tuned", RUN)
     run_again("promotion_gate", RUN)
     return version
 

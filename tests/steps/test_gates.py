@@ -1,0 +1,137 @@
+"""The gates on a finished run: what is held, what is compared with the champion, what was planted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from conftest import Line
+from made import RUN
+
+from fmnist_tasks import service, steps
+from fmnist_tasks.errors import ConflictError, RejectedError, SettingsError, TrainingError
+from fmnist_tasks.model import training
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.runs import read_record, run_key
+from fmnist_tasks.settings import Parameters
+from fmnist_tasks.steps import Run, run_again
+
+pytestmark = pytest.mark.slow
+
+TOO_LARGE = {"speed": {"bytes_at_most": 1}}
+NEXT = Run("run-2", "2026-11-30T02:00:00+00:00", replace(RUN.parameters, seed=1))
+
+
+def results(line: Line, names: tuple[str, ...], run: Run = RUN) -> dict[str, dict]:
+    return {name: read_record(line.store, run.id, name)["result"] for name in names}
+
+
+def asking(approval: bool, policy: dict = TOO_LARGE) -> Run:
+    return replace(RUN, parameters=replace(RUN.parameters, approval=approval, policy=policy))
+
+
+def test_every_check_is_a_row_of_the_verdict_the_report_the_manifest_and_the_log(
+    finished: Line, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        verdict = run_again("promotion_gate", RUN)
+    names = [row["name"] for row in verdict["checks"]]
+    assert names == [
+        "bound to its run",
+        "accuracy",
+        "champion",
+        "recall of each class",
+        "classes against champion",
+        "calibration",
+        "uniform noise, AUROC",
+        "uniform noise, FPR95",
+        "Gaussian noise, AUROC",
+        "Gaussian noise, FPR95",
+        "the same bytes",
+        "one image",
+        "loading",
+        "size",
+    ]
+    report = finished.store.get(run_key(RUN.id, "report.html")).decode()
+    manifest = service.open_release(finished.store, service.in_service(finished.store).version).manifest
+    assert [row["name"] for row in manifest["verdict"]["checks"]] == names
+    assert manifest["policy"]["digest"] == verdict["policy_digest"]
+    for row in verdict["checks"]:
+        assert row["outcome"] == "passed"
+        assert f"candidate, {row['name']}: passed, {row['reason']}" in caplog.text
+        assert f"<td>{row['name']}</td>" in report
+
+
+def test_a_candidate_that_is_held_is_rejected_where_nobody_is_asked(finished: Line) -> None:
+    with pytest.raises(RejectedError, match=r"candidate rejected: the size in bytes is .*, above the bound of 1\."):
+        run_again("promotion_gate", asking(approval=False))
+    record = read_record(finished.store, RUN.id, "promotion_gate")
+    assert (record["status"], record["result"]["decision"]) == ("rejected", "hold")
+
+
+def test_a_candidate_that_is_held_is_published_only_with_an_approval(finished: Line) -> None:
+    verdict = run_again("promotion_gate", asking(approval=True))
+    assert verdict["decision"] == "hold"
+    given = results(finished, steps.INPUTS["publish"])
+    for answer in (None, {"chosen_options": ["Reject"]}, {"chosen_options": []}):
+        with pytest.raises(ConflictError, match=r"it says hold, and nobody approved; nothing is published"):
+            steps.publish(RUN, *given.values(), approval=answer)
+    approved = {
+        "chosen_options": ["Approve"],
+        "responded_by_user": {"id": "1", "name": "admin"},
+        "responded_at": "2026-11-30T08:00:00+00:00",
+    }
+    again = replace(RUN, created="2026-11-24T02:00:00+00:00")
+    version = steps.publish(again, *given.values(), approval=approved)["version"]
+    verdict = releases.read_manifest(finished.store, version)["verdict"]
+    assert (verdict["decision"], verdict["approval"]["by"]) == ("hold", "admin")
+
+
+def test_an_approval_does_not_help_a_rejected_candidate(finished: Line) -> None:
+    given = results(finished, steps.INPUTS["publish"])
+    given["promotion_gate"] = given["promotion_gate"] | {"decision": "reject"}
+    with pytest.raises(ConflictError, match=r"it says reject"):
+        steps.publish(RUN, *given.values(), approval={"chosen_options": ["Approve"]})
+
+
+def test_the_next_candidate_is_compared_with_the_champion(finished: Line) -> None:
+    before = service.in_service(finished.store)
+    finished.upto("promotion_gate", NEXT)
+    verdict = results(finished, ("promotion_gate",), NEXT)["promotion_gate"]
+    assert (verdict["champion"]["version"], verdict["champion"]["sequence"]) == (before.version, before.sequence)
+    (row,) = (row for row in verdict["checks"] if row["name"] == "champion")
+    assert before.version in row["reason"]
+    run_again("publish", NEXT)
+    run_again("verify_release", NEXT)
+    run_again("promote", NEXT)
+    assert len(champion.history(finished.store)) == 2
+
+
+def test_a_policy_without_meaning_ends_the_run_at_its_beginning(line: Line) -> None:
+    run = Run("run-1", RUN.created, Parameters(policy={"accuracy": {"at_least": 92}}))
+    with pytest.raises(SettingsError, match=r"accuracy.at_least: Input should be less than or equal to 1"):
+        steps.ingest(run)
+
+
+def test_a_planted_report_of_last_week_publishes_nothing_when_training_fails(
+    finished: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ingest", "validate_data", "detect_change"):
+        run_again(name, NEXT)
+    for stat in finished.store.list(f"runs/{RUN.id}/"):
+        key = stat.key.replace(RUN.id, NEXT.id, 1)
+        if finished.store.stat(key) is None:
+            finished.store.put(key, finished.store.get(stat.key))
+
+    def fail(*arguments: object) -> None:
+        raise TrainingError("loss is nan")
+
+    monkeypatch.setattr(training, "train", fail)
+    with pytest.raises(TrainingError):
+        run_again("train", NEXT)
+    before = releases.versions(finished.store)
+    for name in ("publish", "accuracy_gate", "promotion_gate"):
+        with pytest.raises((ConflictError, RejectedError)):
+            run_again(name, NEXT)
+    assert releases.versions(finished.store) == before
+    assert len(champion.history(finished.store)) == 1
