@@ -158,33 +158,14 @@ def class_frame(labels: np.ndarray, classes: int) -> pd.DataFrame:
 
 
 def feature_frame(compared: list[Feature], negative: list[Feature]) -> pd.DataFrame:
-    """One row a feature, of the images and of their negatives."""
-    return pd.DataFrame(
-        {
-            "feature": [feature.name for feature in compared],
-            "distance": [feature.distance for feature in compared],
-            "p_distance": [feature.p_distance for feature in compared],
-            "shifted": [feature.shifted for feature in compared],
-            "extreme": [feature.extreme for feature in compared],
-            "p_extreme": [feature.p_extreme for feature in compared],
-            "outlying": [feature.outlying for feature in compared],
-            "inverted": drift(negative) < drift(compared),
-        }
-    )
+    """One row a feature; `inverted` says whether the negatives are more like the reference than the images are."""
+    rows = [{**vars(feature), "shifted": feature.shifted, "outlying": feature.outlying} for feature in compared]
+    return pd.DataFrame(rows).assign(inverted=drift(negative) < drift(compared))
 
 
 def pair_frame(pairs: list[Pair]) -> pd.DataFrame:
     """One row a pair of classes."""
-    return pd.DataFrame(
-        {
-            "label": [pair.label for pair in pairs],
-            "looks_like": [pair.looks_like for pair in pairs],
-            "share": [pair.share for pair in pairs],
-            "usual": [pair.usual for pair in pairs],
-            "p_value": [pair.p_value for pair in pairs],
-            "swapped": [pair.swapped for pair in pairs],
-        }
-    )
+    return pd.DataFrame([{**vars(pair), "swapped": pair.swapped} for pair in pairs]).drop(columns="images")
 
 
 @dataclass(frozen=True)

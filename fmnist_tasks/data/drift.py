@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, kstwo
+from scipy.stats import binomtest, ks_1samp, kstwo, uniform
 
 from fmnist_tasks.significance import holm
 
@@ -59,9 +59,7 @@ def compare(
     found, p_values = [], []
     for number, name in enumerate(ours):
         places = _places(ours[name], labels, theirs[name], reference_labels, np.random.default_rng(number))
-        ordered = np.sort(places)
-        steps = np.arange(count + 1) / count
-        distance = float(max((steps[1:] - ordered).max(), (ordered - steps[:-1]).max()))
+        distance = float(ks_1samp(places, uniform.cdf, mode="asymp").statistic)
         extreme = int(((places < _OUTER) | (places > 1 - _OUTER)).sum())
         found.append((name, distance, extreme / count))
         p_values += [

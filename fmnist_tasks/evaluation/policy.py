@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.settings import INCLUDE
+from fmnist_tasks.verdict import Otherwise
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Bound = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Significance = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Otherwise = Literal["reject", "hold"]
 
 
 class _Section(BaseModel):

@@ -8,11 +8,9 @@ from fmnist_tasks.evaluation import policy
 from fmnist_tasks.evaluation.gate import at_least, at_most, finite
 from fmnist_tasks.evaluation.policy import Policy
 from fmnist_tasks.significance import holm, mcnemar
-from fmnist_tasks.verdict import Check
+from fmnist_tasks.verdict import Check, Otherwise
 
 Figures = dict[str, Any]
-
-_OTHER_CLASSES = "the champion {version} knows other classes ({other_classes}), so that nothing compares"
 
 
 def checks(asked: Policy, figures: Figures) -> list[Check]:
@@ -42,13 +40,9 @@ def accuracy(asked: policy.Accuracy, figures: Figures) -> Check:
 def against_champion(asked: policy.Champion, figures: Figures) -> Check:
     """Not provably worse than the champion; where nothing can be proved, not lower on validation."""
     name, bound = "champion", f"not worse (exact McNemar test, p < {asked.significance})"
-    if "champion" not in figures:
-        return Check(name, None, bound, False, "the candidate was not compared with the champion")
+    if row := _nothing_to_compare(name, bound, figures, asked.undecided):
+        return row
     champion = figures["champion"]
-    if champion is None:
-        return Check(name, None, bound, True, "there is no champion yet")
-    if "other_classes" in champion:
-        return Check(name, None, bound, False, _OTHER_CLASSES.format(**champion), asked.undecided)
     gained, lost = champion.get("only_candidate"), champion.get("only_champion")
     validation = champion.get("candidate_validation_accuracy"), champion.get("validation_accuracy")
     if not all(map(finite, (gained, lost, *validation))):
@@ -75,13 +69,9 @@ def recall(asked: policy.Classes, figures: Figures) -> Check:
 def classes_against_champion(asked: policy.Classes, figures: Figures) -> Check:
     """No class is provably recognised more rarely than by the champion."""
     name, bound = "classes against champion", f"none worse (Holm, p < {asked.significance})"
-    if "champion" not in figures:
-        return Check(name, None, bound, False, "the candidate was not compared with the champion")
+    if row := _nothing_to_compare(name, bound, figures, asked.otherwise):
+        return row
     champion = figures["champion"]
-    if champion is None:
-        return Check(name, None, bound, True, "there is no champion yet")
-    if "other_classes" in champion:
-        return Check(name, None, bound, False, _OTHER_CLASSES.format(**champion), asked.otherwise)
     rows = champion.get("classes") or []
     if not rows or not all(finite(row.get(key)) for row in rows for key in ("only_candidate", "only_champion")):
         return Check(name, None, bound, False, "the comparison by class with the champion is incomplete")
@@ -150,6 +140,19 @@ def speed(asked: policy.Speed, figures: Figures) -> list[Check]:
         at_most("loading", found.get("load_seconds"), asked.load_seconds_at_most, "seconds to load", otherwise, ".1f"),
         at_most("size", found.get("bytes"), asked.bytes_at_most, "the size in bytes", otherwise, ",.0f"),
     ]
+
+
+def _nothing_to_compare(name: str, bound: str, figures: Figures, otherwise: Otherwise) -> Check | None:
+    """The row where a champion's figures on the same images cannot be had; None where they can."""
+    if "champion" not in figures:
+        return Check(name, None, bound, False, "the candidate was not compared with the champion")
+    champion = figures["champion"]
+    if champion is None:
+        return Check(name, None, bound, True, "there is no champion yet")
+    if "other_classes" in champion:
+        told = f"the champion {champion['version']} knows other classes ({champion['other_classes']})"
+        return Check(name, None, bound, False, f"{told}, so that nothing compares", otherwise)
+    return None
 
 
 def _with(row: Check, reason: str) -> Check:
