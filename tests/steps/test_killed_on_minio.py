@@ -8,10 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 import pytest
 from conftest import Line
@@ -21,6 +21,7 @@ from proxy import Harm, Proxy, Request
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.steps import run_again
 
@@ -29,19 +30,33 @@ OLD = "20260101T000000Z-0ld"
 MOMENTS = ("before", "halfway", "after")
 
 
-@pytest.fixture
-def ready(finished: Line, minio: S3Store) -> Iterator[str]:
-    """A bucket with an old champion and a run that has come as far as publishing; the version it is to publish."""
-    version = service.in_service(finished.store).version
-    old = service.open_release(finished.store, version)
+@pytest.fixture(scope="module")
+def judged(finished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FolderStore, str]:
+    """A store with an old champion and a run that has come as far as publishing; the version it is to publish."""
+    done = Line(finished_home)
+    line = Line(tmp_path_factory.mktemp("judged"))
+    version = service.in_service(done.store).version
+    old = service.open_release(done.store, version)
     facts = {name: value for name, value in old.manifest.items() if name not in {"version", "files"}}
-    releases.publish(minio, OLD, old.files, facts | {"run_id": "run-0"})
-    champion.append(minio, version=OLD, action="promote", reason="first", write_id="run-0", after=0)
-    for stat in finished.store.list(""):
+    releases.publish(line.store, OLD, old.files, facts | {"run_id": "run-0"})
+    champion.append(line.store, version=OLD, action="promote", reason="first", write_id="run-0", after=0)
+    for stat in done.store.list(""):
         if not stat.key.startswith(("releases/", "champion/")):
-            minio.put(stat.key, finished.store.get(stat.key))
-    run_again("evaluate_tuned", RUN)
-    run_again("promotion_gate", RUN)
+            line.store.put(stat.key, done.store.get(stat.key))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in line.environment.items():
+            patch.setenv(name, value)
+        run_again("evaluate_tuned", RUN)
+        run_again("promotion_gate", RUN)
+    return line.store, version
+
+
+@pytest.fixture
+def ready(judged: tuple[FolderStore, str], line: Line, minio: S3Store) -> str:
+    """The same in a bucket; the version that the run is to publish."""
+    store, version = judged
+    for stat in store.list(""):
+        minio.put(stat.key, store.get(stat.key))
     return version
 
 
