@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 refused or failed with the reason on standard error, 2 wro
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -76,6 +77,10 @@ def ingest(
     accuracy_threshold: Annotated[
         float | None, typer.Option(help="Share of test images to get right, 0 to 1; by default as include/gates.toml.")
     ] = None,
+    policy: Annotated[
+        dict[str, Any] | None,
+        typer.Option(parser=json.loads, metavar="JSON", help="Sections of include/gates.toml to be asked otherwise."),
+    ] = None,
     run: Annotated[str | None, typer.Option(help="Name of the new run; by default made from the time.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +88,9 @@ def ingest(
     from fmnist_tasks.steps import STEPS, Run
 
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    parameters = Parameters(profile=profile, seed=seed, candidates=candidates, accuracy_threshold=accuracy_threshold)
+    parameters = Parameters(
+        profile=profile, seed=seed, candidates=candidates, accuracy_threshold=accuracy_threshold, policy=policy or {}
+    )
     _logging()
     _show_steps([("ingest", STEPS["ingest"](Run(run or f"shell__{now}", now, parameters)))], as_json)
 

@@ -23,6 +23,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.settings import PROFILES
 
+BAD_POLICY = ["ingest", "--policy", "strict"]
 COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
 
@@ -71,13 +72,17 @@ def test_an_empty_registry(line: Line) -> None:
     assert "run gone left no results" in fmnist("validate", "--run", "gone", expect=1).stderr
 
 
-@pytest.mark.parametrize("arguments", [["rollback", "v1"], ["verify"], ["predict"], ["champion", "--colour"], ["fly"]])
+@pytest.mark.parametrize(
+    "arguments", [["rollback", "v1"], ["verify"], ["predict"], ["champion", "--colour"], ["fly"], BAD_POLICY]
+)
 def test_wrong_usage_is_exit_code_2(line: Line, arguments: list[str]) -> None:
     assert fmnist(*arguments, expect=2).stdout == ""
 
 
 def test_a_parameter_without_meaning_begins_no_run(line: Line) -> None:
     assert "profile: 'fast' is unknown" in fmnist("ingest", "--profile", "fast", expect=1).stderr
+    too_much = fmnist("ingest", "--policy", '{"accuracy": {"at_least": 92}}', expect=1).stderr
+    assert "accuracy.at_least: Input should be less than or equal to 1" in too_much
     assert list(line.store.list("")) == []
 
 
@@ -87,7 +92,8 @@ def test_download_names_the_source(line: Line) -> None:
 
 @pytest.mark.slow
 def test_a_whole_run_step_by_step(line: Line) -> None:
-    begun = document("ingest", "--profile", "quick", "--run", "by-hand")
+    policy = {"speed": {"single_ms_at_most": 1000}}
+    begun = document("ingest", "--profile", "quick", "--policy", json.dumps(policy), "--run", "by-hand")
     assert begun["ingest"]["source"] == str(line.data)
     assert "38 checks of 2 parts" in fmnist("validate").stdout
     trained = fmnist("train")
@@ -96,7 +102,9 @@ def test_a_whole_run_step_by_step(line: Line) -> None:
     assert f"base model: {epochs} epochs" in trained.stdout
     assert set(document("evaluate")) == {"evaluate_base", "accuracy_gate"}
     fmnist("tune")
-    assert set(document("evaluate")) == {"evaluate_tuned", "promotion_gate"}
+    judged = document("evaluate")
+    assert set(judged) == {"evaluate_tuned", "promotion_gate"}
+    assert judged["promotion_gate"]["policy"]["speed"]["single_ms_at_most"] == 1000
     fmnist("publish", "--run", "by-hand")
     assert document("summary")["promoted"] is True
     assert "number 1" in fmnist("summary").stdout

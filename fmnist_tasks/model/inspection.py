@@ -21,6 +21,7 @@ ALLOWED_LAYERS = frozenset(
     {
         "Add",
         "Average",
+        "AveragePooling2D",
         "BatchNormalization",
         "Concatenate",
         "Conv2D",

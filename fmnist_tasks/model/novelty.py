@@ -1,10 +1,15 @@
-"""What is not clothing: how near an image lies to anything seen in training, as the network's stages respond to it.
+"""What is not clothing: how like the training images an image is, as the network's stages respond to it.
 
-The published model has two outputs. `probabilities` (N, classes) come from the logits; `familiarity` (N, 1) is the
-largest cosine similarity of the stages' mean responses to prototypes, the k-means centres of those to training images;
-1 is most alike. All stages are asked: the first knows shades and edges, the last garments.
-Nearest-neighbour distance in feature space as a detector: Sun et al. 2022, arXiv:2204.06507. An image below the
-threshold, which lets 95 % of the validation images through, is called novel.
+The published model has two outputs. `probabilities` (N, classes) come from the logits; `familiarity` (N, 1), the
+greater the more like clothing, adds up two views of the stages' responses:
+
+* the largest cosine similarity of their mean responses to prototypes, the k-means centres of those to training images;
+  1 is most alike (nearest-neighbour distance in feature space: Sun et al. 2022, arXiv:2204.06507);
+* a probe of the responses at each place, fitted to tell training images and their mirror images from the families of
+  fake ones in `fakes.SHOWN` (outlier exposure: Hendrycks et al. 2019, arXiv:1812.04606).
+
+The probe knows the fakes that look like clothing, the prototypes those that look like nothing seen so far. An image
+below the threshold, which lets 95 % of the validation images through, is called novel.
 """
 
 from __future__ import annotations
@@ -16,57 +21,45 @@ import keras
 import numpy as np
 from keras import layers
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.datasets import load_digits
 
-from fmnist_tasks.data.declaration import SIDE
+from fmnist_tasks.model import probe
 from fmnist_tasks.model.cnn import STAGES
+from fmnist_tasks.model.fakes import SHOWN, fake_images
 from fmnist_tasks.model.h5 import outputs, predict
 
 NOT_CLOTHING = "not clothing"
 LET_THROUGH = 0.95  # share of real validation images that are not called novel
+_SHOWN = 32_000  # training images at most that show what is clothing
+_FAKES = 6_000  # images at most of each family that show what is not
 _PROTOTYPES = 500
-_SAMPLED = 10_000  # training images whose responses make the prototypes
+_HIDDEN = 256  # units of the probe
+_LOGIT = 1 / 20  # what the probe's logit counts, where a cosine counts 1
 
 
 def publishable(classifier: keras.Model, train_images: np.ndarray) -> keras.Model:
     """The model to publish: the classifier with a second output, its familiarity with an image."""
-    image, responses = classifier.input, []
-    for stage in STAGES:
-        mean = layers.GlobalAveragePooling2D(name=f"{stage}_mean")(classifier.get_layer(stage).output)
-        responses.append(layers.UnitNormalization(name=f"{stage}_direction")(mean))
-    direction = layers.UnitNormalization(name="direction")(layers.Concatenate(name="responses")(responses))
-    chosen = np.random.default_rng(0).permutation(len(train_images))[:_SAMPLED]
-    directions = outputs(keras.Model(image, direction), train_images[chosen])[0]
-    prototypes = _prototypes(directions)  # (P, filters of all stages)
+    image = classifier.input
+    direction, responses = _responses(classifier)
+    shown, clothing = _shown(train_images)
+    directions, features = outputs(keras.Model(image, [direction, responses]), shown)
+    prototypes = _prototypes(directions[clothing])  # (P, filters of all stages)
+    hidden, last = probe.fitted(features, clothing, _HIDDEN)
 
     similarity = layers.Dense(len(prototypes), use_bias=False, name="prototypes")
     similarities = layers.Reshape((len(prototypes), 1), name="similarities")(similarity(direction))
-    familiarity = layers.GlobalMaxPooling1D(name="familiarity")(similarities)  # (N, 1)
+    nearest = layers.GlobalMaxPooling1D(name="nearest")(similarities)  # (N, 1)
+    probed, weighed = layers.Dense(_HIDDEN, name="probe"), layers.Dense(1, name="probe_logit")
+    logit = weighed(layers.ReLU(name="probe_rectified")(probed(responses)))  # (N, 1)
+    familiarity = layers.Add(name="familiarity")([nearest, logit])
     similarity.set_weights([prototypes.T])
+    probed.set_weights(hidden)
+    weighed.set_weights([weights * _LOGIT for weights in last])
     return keras.Model(image, [classifier.output, familiarity], name="classifier")
 
 
 def threshold(familiarity: np.ndarray) -> float:
     """The familiarity (of real validation images, (N,)) below which an image is called novel."""
     return float(np.quantile(familiarity, 1 - LET_THROUGH))
-
-
-def fake_images(real: np.ndarray, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Families of images that are no clothing, each uint8 (count, 28, 28), made from a seed and real images."""
-    random = np.random.default_rng(seed)
-    shape = (count, SIDE, SIDE)
-    picked = real[random.permutation(len(real))[:count]]
-    digits = load_digits().images  # (1797, 8, 8) in 0..16
-    digits = digits[random.integers(0, len(digits), count)]
-    enlarged = np.pad(np.kron(digits, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2)))  # (count, 28, 28)
-    return {
-        "uniform noise": random.integers(0, 256, shape, dtype=np.uint8),
-        "Gaussian noise": np.clip(random.normal(128, 64, shape), 0, 255).astype(np.uint8),
-        "one shade": np.broadcast_to(random.integers(0, 256, (count, 1, 1), dtype=np.uint8), shape).copy(),
-        "permuted pixels": random.permuted(picked.reshape(len(picked), -1), axis=1).reshape(picked.shape),
-        "inverted": 255 - picked,
-        "digits": np.clip(enlarged * 16, 0, 255).astype(np.uint8),
-    }
 
 
 @dataclass(frozen=True)
@@ -87,13 +80,13 @@ class Group:
 def examples(
     real: Group, fakes: list[Group], classes: list[str], bound: float
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """Rows for the table of real and fake images, two real ones a class and three a fake family, and these images."""
+    """Rows for the table of real and fake images, two a class and two a fake family, and these images."""
     first: dict[str, list[int]] = {}
     for index, truth in enumerate(real.truth):
         if len(members := first.setdefault(truth, [])) < 2:
             members.append(index)
     picked = [(real, index) for name in classes for index in first.get(name, [])]
-    picked += [(fake, index) for fake in fakes for index in range(3)]
+    picked += [(fake, index) for fake in fakes for index in range(2)]
     rows = [
         {
             "truth": group.truth[index],
@@ -111,6 +104,28 @@ def examples(
 def answer(probabilities: np.ndarray, familiarity: float, classes: list[str], bound: float) -> str:
     """The most probable class, or "not clothing" for an image whose familiarity lies below the bound."""
     return classes[int(probabilities.argmax())] if familiarity >= bound else NOT_CLOTHING
+
+
+def _responses(classifier: keras.Model) -> tuple[Any, Any]:
+    """How the stages respond to an image: the direction of all means, (N, D), and that with the layouts, (N, F)."""
+    means, layouts = [], []
+    for name, squares in zip(STAGES, (None, 4, 2), strict=True):  # so many pixels of a side are one place of a layout
+        stage = classifier.get_layer(name).output  # (N, H, W, filters)
+        means.append(layers.GlobalAveragePooling2D(name=f"{name}_mean")(stage))
+        if squares:
+            places = layers.AveragePooling2D(squares, padding="same", name=f"{name}_places")(stage)
+            listed = layers.Reshape((-1,), name=f"{name}_listed")(places)
+            layouts.append(layers.UnitNormalization(name=f"{name}_layout")(listed))
+    direction = layers.UnitNormalization(name="direction")(layers.Concatenate(name="means")(means))
+    return direction, layers.Concatenate(name="responses")([direction, *layouts])
+
+
+def _shown(train_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 28, 28), training images and their mirror images and then fake ones, and which are clothing, (N,)."""
+    real = train_images[np.random.default_rng(0).permutation(len(train_images))[:_SHOWN]]
+    fakes = [fake_images(family, real, _FAKES, seed=0) for family in SHOWN]
+    images = np.concatenate([real, real[:, :, ::-1], *fakes])
+    return images, np.arange(len(images)) < 2 * len(real)
 
 
 def _prototypes(directions: np.ndarray) -> np.ndarray:

@@ -120,6 +120,7 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
     from fmnist_tasks.data.dataset import load, packed
     from fmnist_tasks.evaluation import calibration, figures, metrics
     from fmnist_tasks.model import h5, novelty
+    from fmnist_tasks.model.fakes import FAMILIES, SHOWN, fake_images
 
     checkpoints.clear(store, run.id)
     candidate, classes = tuned["candidate"], validated["dataset"]["classes"]
@@ -131,11 +132,11 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
     load_seconds = time.monotonic() - clock
     threshold = candidate["novelty_threshold"]
     real = novelty.Group.predicted(model, images, [classes[label] for label in labels])
-    fakes = [
-        novelty.Group.predicted(model, fake, [family] * len(fake))
-        for family, fake in novelty.fake_images(images, _FAKES, seed=0).items()
-    ]
-    examples, shown = novelty.examples(real, fakes, classes, threshold)
+    fakes = {
+        family: novelty.Group.predicted(model, fake, [family] * len(fake))
+        for family, fake in ((family, fake_images(family, images, _FAKES, seed=0)) for family in FAMILIES)
+    }
+    examples, pictured = novelty.examples(real, list(fakes.values()), classes, threshold)
     found = measured(store, run, "candidate", validated, candidate, labels, real.probabilities)
     calibrated = calibration.calibration(labels, real.probabilities)
     abstaining = calibration.abstention(labels, real.probabilities, _ANSWERED_RIGHTLY)
@@ -149,7 +150,8 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
             "threshold": threshold,
             "real_let_through": float((real.familiarity >= threshold).mean()),
             "families": {
-                fake.truth[0]: metrics.detection(real.familiarity, fake.familiarity, threshold) for fake in fakes
+                family: {**metrics.detection(real.familiarity, fake.familiarity, threshold), "shown": family in SHOWN}
+                for family, fake in fakes.items()
             },
             "examples": examples,
         },
@@ -163,7 +165,7 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
         "pictures": {
             **found["pictures"],
             "candidate_calibration": put_blob(store, figures.reliability(calibrated, abstaining)),
-            "candidate_real_and_fake": put_blob(store, figures.predictions(examples, shown)),
+            "candidate_real_and_fake": put_blob(store, figures.predictions(examples, pictured)),
         },
     }
 

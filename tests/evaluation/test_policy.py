@@ -44,7 +44,7 @@ def test_the_threshold_of_the_form_goes_before_the_policy() -> None:
         ({"champion": {"significance": 0}}, r"champion.significance"),
         ({"novelty": {"families": {}}}, None),  # the families of the file stay
         ({"novelty": {"families": None}}, r"novelty.families"),
-        ({"novelty": {"families": {"digits": {"auroc_at_least": 0.9}}}}, r"fpr95_at_most: Field required"),
+        ({"novelty": {"families": {"faces": {"auroc_at_least": 0.9}}}}, r"fpr95_at_most: Field required"),
         ({"speed": {"bytes_at_most": -1}}, r"speed.bytes_at_most"),
     ],
 )

@@ -1,0 +1,50 @@
+"""A probe: a small dense network on the features of one that stays as it is, telling one kind of input from another.
+
+Linear probes of trained networks: Alain and Bengio 2016, arXiv:1610.01644; this one has a hidden layer.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import layers
+
+_EPOCHS = 8
+_BATCH = 256
+_RATE = 1e-3  # of Adam, at the beginning
+_DROPOUT = 0.1
+_SMOOTHING = 0.05  # of the labels: logits stay small, so that a kind never seen is not mistaken with great certainty
+
+Weights = tuple[np.ndarray, np.ndarray]  # kernel (inputs, outputs) and bias (outputs,) of a dense layer
+
+
+def fitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[Weights]:
+    """Weights of a hidden layer with ReLU and of one that gives the logit of `wanted`, for features as they are.
+
+    `features`, float32 (N, F), are scaled in place; `wanted` (N,) is true or false.
+    """
+    mean, deviation = features.mean(axis=0), features.std(axis=0) + np.float32(1e-6)
+    features -= mean
+    features /= deviation
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential(
+        [
+            keras.Input(features.shape[1:]),
+            layers.Dropout(_DROPOUT),
+            layers.Dense(hidden, "relu"),
+            layers.Dropout(_DROPOUT),
+            layers.Dense(1),
+        ]
+    )
+    steps = -(-len(features) // _BATCH)
+    rate = keras.optimizers.schedules.CosineDecay(_RATE, _EPOCHS * steps)
+    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=_SMOOTHING)
+    network.compile(optimizer=keras.optimizers.Adam(rate), loss=loss)
+    random = np.random.default_rng(0)
+    for _ in range(_EPOCHS):
+        # Not by `fit`, whose pipeline waits longer between epochs than these take.
+        for rows in np.array_split(random.permutation(len(features)), steps):
+            network.train_on_batch(features[rows], wanted[rows].astype(np.float32)[:, None])
+    (kernel, bias), last = (layer.get_weights() for layer in network.layers if layer.weights)
+    kernel /= deviation[:, None]
+    return [(kernel, bias - mean @ kernel), last]
