@@ -1,7 +1,7 @@
 # `make run` trains and promotes on the real dataset, `make test` checks everything; both set up what they need.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-export PYTHON
+export PYTHON PORT
 PROFILE ?= standard
 SEED ?= 0
 CANDIDATES ?= 1
@@ -15,7 +15,7 @@ OUT ?= var/bench
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
-.PHONY: help setup run minio run-minio test check unit shell bench bench-training lock clean
+.PHONY: help setup run ui minio run-minio test check unit shell bench bench-training lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ setup: ## environment, dataset and Airflow database, unless they are there
 
 run: setup ## the whole DAG on the real images: make run PROFILE=quick SEED=1 FORCE=true
 	@source include/activate && include/run '$(PARAMETERS)'
+
+ui: setup ## Airflow with its UI on this machine, until Ctrl-C; prints address, user and password: make ui PORT=8080
+	@include/ui
 
 minio: setup ## a MinIO server for development, until Ctrl-C; prints address, user and password
 	@include/minio develop

@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
+from airflow.configuration import conf
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import Asset, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
+from airflow.sdk import Asset, BaseOperatorLink, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from fmnist_tasks.alerts import run_timed_out, task_failed
@@ -28,6 +30,32 @@ from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, MOST_CANDIDATES, PROFI
 
 CHAMPION = Asset(name="fmnist_champion", uri="fmnist://champion")
 DEFAULT = Parameters()
+
+
+class RunLink(BaseOperatorLink):
+    """A button on a gate: the report of its run, at the gate's verdict."""
+
+    name = "Verdict"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Where the registry page shows the report."""
+        return f"{page()}/runs/{quote(ti_key.run_id)}#{ti_key.task_id.rpartition('.')[2]}"
+
+
+class ReleaseLink(BaseOperatorLink):
+    """A button on `publish`: the release."""
+
+    name = "Release"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Where the registry page shows the release."""
+        return f"{page()}/releases/{ti_key.xcom_pull(task_ids=ti_key.task_id)['version']}"
+
+
+def page() -> str:
+    """The address of the registry page."""
+    return conf.get("api", "base_url", fallback="").rstrip("/") + "/fmnist"
+
 
 # What may pass is tried again: an object store or a network that does not answer. Bad data and weak models stay so.
 RETRIES = ExceptionRetryPolicy(
@@ -194,6 +222,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
             description="How much training: quick just passes the gate; thorough takes six times as long as standard.",
             type="string",
             enum=list(PROFILES),
+            section="Training",
         ),
         "seed": Param(
             DEFAULT.seed,
@@ -202,6 +231,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
             type="integer",
             minimum=0,
             maximum=2**31 - 1,
+            section="Training",
         ),
         "candidates": Param(
             DEFAULT.candidates,
@@ -211,6 +241,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
             type="integer",
             minimum=1,
             maximum=MOST_CANDIDATES,
+            section="Training",
         ),
         "accuracy_threshold": Param(
             DEFAULT.accuracy_threshold,
@@ -220,6 +251,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
             type=["null", "number"],
             minimum=0,
             maximum=1,
+            section="Gates",
         ),
         "policy": Param(
             DEFAULT.policy,
@@ -227,18 +259,21 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
             description="Sections of include/gates.toml that this run asks otherwise, for instance "
             '{"classes": {"recall_at_least": 0.8}}.',
             type="object",
+            section="Gates",
         ),
         "approval": Param(
             DEFAULT.approval,
             title="Approval",
             description="A verdict of hold waits for a person, three days at most; otherwise it rejects.",
             type="boolean",
+            section="Gates",
         ),
         "force": Param(
             DEFAULT.force,
             title="Force",
             description="Train even if data, code and parameters are those of the champion.",
             type="boolean",
+            section="When nothing is new",
         ),
     },
 )
@@ -253,6 +288,7 @@ def fmnist_retrain() -> None:
         trained = choose_base(train.partial(validated=validated).expand(seed=seeds))
         base_figures = evaluate_base(validated, trained)
         accepted = accuracy_gate(validated, trained, base_figures)
+        accepted.operator.operator_extra_links = (RunLink(),)
 
     with TaskGroup("tuned_model"):
         tuned = fine_tune(validated, trained, accepted)
@@ -267,6 +303,7 @@ def fmnist_retrain() -> None:
             execution_timeout=None,
             fail_on_reject=True,
         )
+        verdict.operator.operator_extra_links = (RunLink(),)
         asked = ask_person(verdict)
         asked >> approval
 
@@ -282,6 +319,7 @@ def fmnist_retrain() -> None:
                 "verdict": verdict,
             }
         )
+        published.operator.operator_extra_links = (ReleaseLink(),)
         [asked, approval] >> published
         verified = verify_release(validated, figures, published)
         promote(verdict, published, verified)

@@ -257,9 +257,12 @@ def predict(
 
     store = _store()
     version = release or service.in_service(store).version
-    pixels = np.stack([read_picture(path) for path in images])
+    pixels = np.stack([read_picture(path, str(path)) for path in images])
     found = service.answers(service.open_release(store, version), pixels)
-    show([{"image": str(path), **row} for path, row in zip(images, found, strict=True)], as_json)
+    rows = [{"image": str(path), **row} for path, row in zip(images, found, strict=True)]
+    if not as_json:
+        rows = [{name: value for name, value in row.items() if name != "probabilities"} for row in rows]
+    show(rows, as_json)
 
 
 def _store() -> Store:

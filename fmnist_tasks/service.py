@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import MissingError, ModelError, RejectedError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Entry
@@ -76,9 +77,11 @@ def rollback(store: Store, version: str, reason: str) -> Entry:
     if current.version == version:
         raise RejectedError(f"{version} is the champion already")
     open_release(store, version)
-    return champion.append(
+    entry = champion.append(
         store, version=version, action="rollback", reason=reason.strip(), write_id=str(uuid4()), after=current.sequence
     )
+    send(Alert("champion changed", None, f"{version} is the champion again, instead of {current.version}: {reason}"))
+    return entry
 
 
 def answers(release: Release, images: np.ndarray) -> list[dict[str, Any]]:
@@ -91,6 +94,7 @@ def answers(release: Release, images: np.ndarray) -> list[dict[str, Any]]:
             "answer": novelty.answer(probabilities, float(familiarity), classes, bound),
             "class": classes[int(probabilities.argmax())],
             "probability": round(float(probabilities.max()), 4),
+            "probabilities": {name: round(float(share), 4) for name, share in zip(classes, probabilities, strict=True)},
             "familiarity": round(float(familiarity), 4),
             "release": release.manifest["version"],
         }

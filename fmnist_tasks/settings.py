@@ -31,6 +31,8 @@ class Settings:
     store: str  # URI of the object store: file:///folder or s3://bucket?endpoint=https://host:port
     dataset: Path  # the declaration (TOML) of the dataset to train on
     data_dir: Path | None  # a folder with the dataset's files, tried after the cache
+    overdue: timedelta  # FMNIST_OVERDUE_DAYS without a run that ended well are too many
+    predict_prefix: str  # where in the store every new champion finds images to answer; empty: nowhere
 
     @property
     def cache(self) -> Path:
@@ -51,11 +53,16 @@ class Settings:
 
         home = path("FMNIST_HOME", PROJECT / "var")
         data_dir = environment.get("FMNIST_DATA_DIR")
+        days = environment.get("FMNIST_OVERDUE_DAYS") or "8"
+        if not days.isdecimal() or not int(days):
+            raise SettingsError(f"FMNIST_OVERDUE_DAYS: {days!r} is no number of days")
         return cls(
             home=home,
             store=environment.get("FMNIST_STORE") or (home / "store").as_uri(),
             dataset=path("FMNIST_DATASET", INCLUDE / "datasets" / "fashion_mnist.toml"),
             data_dir=Path(data_dir).expanduser().resolve() if data_dir else None,
+            overdue=timedelta(days=int(days)),
+            predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -12,15 +13,20 @@ from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.errors import DataError
 
 _LARGEST = 4096 * 4096  # pixels
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # of all that Pillow reads, those that people have
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """The picture as grey uint8 (28, 28); raises :class:`DataError` if it is none, or too large."""
+def read_picture(file: Path | BinaryIO, name: str) -> np.ndarray:
+    """The named picture as grey uint8 (28, 28); raises :class:`DataError` if it is none, or too large."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged remarks in a picture do not matter
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if picture.width * picture.height > _LARGEST:
-                raise DataError(f"{path}: {picture.width} x {picture.height} pixels are more than {_LARGEST:,}")
-            return np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombWarning, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: is no picture that can be read ({error})") from error
+            with Image.open(file, formats=_FORMATS) as picture:
+                if picture.width * picture.height > _LARGEST:
+                    raise DataError(f"{name}: {picture.width} x {picture.height} pixels are more than {_LARGEST:,}")
+                return np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name}: has more pixels than are read ({error})") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{name}: is no picture that can be read ({error})") from error

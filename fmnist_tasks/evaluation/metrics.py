@@ -73,6 +73,14 @@ def compared(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, cl
     }
 
 
+def surest_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the wrong answers, at most so many, that were given with the greatest probability; (N, classes)."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
+    surest: np.ndarray = wrong[order[:count]]
+    return surest
+
+
 def detection(real: np.ndarray, fake: np.ndarray, threshold: float) -> dict[str, float]:
     """AUROC of familiarity between real and fake images, and the share of the fake ones called novel.
 

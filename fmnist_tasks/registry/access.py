@@ -7,7 +7,6 @@ connection that `&connection=ID` names: login, password, and `endpoint_url` in i
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -16,6 +15,7 @@ import urllib3
 from minio import Minio
 from minio.credentials.providers import ChainedProvider, EnvAWSProvider, EnvMinioProvider, Provider, StaticProvider
 
+from fmnist_tasks.connections import find_connection
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry.tries import may_pass, tried
 
@@ -41,7 +41,7 @@ def reach(uri: str) -> Bucket:
         raise SettingsError("FMNIST_STORE: s3:// must be followed by the name of a bucket, without credentials or path")
     if unknown := sorted(set(options) - _KNOWN):
         raise SettingsError(f"FMNIST_STORE: unknown {', '.join(unknown)}; known are {', '.join(sorted(_KNOWN))}")
-    connection = _airflow_connection(options["connection"]) if "connection" in options else None
+    connection = _named(options["connection"]) if "connection" in options else None
     endpoint = options.get("endpoint") or (connection and connection.extra_dejson.get("endpoint_url")) or ""
     address = urlsplit(endpoint)
     if address.scheme not in {"http", "https"} or not re.fullmatch(r"[^@]+", address.netloc) or address.path.strip("/"):
@@ -70,23 +70,10 @@ def _credentials(connection: Any) -> Provider:
     return provider
 
 
-def _airflow_connection(name: str) -> Any:
-    """The Airflow connection of that name: asked of the supervisor in a task, of Airflow's own secrets in a shell."""
-    from airflow.sdk.exceptions import AirflowException
-
-    try:
-        if hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS"):
-            from airflow.sdk import Connection
-
-            return Connection.get(name)
-        # Outside a task the SDK's own class does not look into Airflow's database; this one does.
-        from airflow.models.connection import Connection as Stored
-
-        return Stored.get_connection_from_secrets(name)
-    except AirflowException as error:
-        raise SettingsError(
-            f"FMNIST_STORE: there is no Airflow connection {name}; `airflow connections add`"
-        ) from error
+def _named(name: str) -> Any:
+    if (connection := find_connection(name)) is None:
+        raise SettingsError(f"FMNIST_STORE: there is no Airflow connection {name}; `airflow connections add`")
+    return connection
 
 
 def _pool() -> urllib3.PoolManager:

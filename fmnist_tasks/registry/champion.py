@@ -32,13 +32,13 @@ class Entry:
         return asdict(self)
 
 
-def history(store: Store) -> list[Entry]:
-    """All entries, oldest first; raises :class:`IntegrityError` for one that was changed or is missing."""
+def history(store: Store, after: int = 0) -> list[Entry]:
+    """All entries after a number, oldest first; raises :class:`IntegrityError` for one that was changed or is lost."""
     entries: list[Entry] = []
-    for stat in store.list("champion/"):
+    for expected, stat in enumerate(store.list("champion/", after=_key(after)), after + 1):
         entries.append(_read(store, stat.key))
-        if entries[-1].sequence != len(entries):
-            raise _gap(stat.key, len(entries))
+        if entries[-1].sequence != expected:
+            raise _gap(stat.key, expected)
     return entries
 
 

@@ -10,7 +10,7 @@ from fmnist_tasks.evaluation import gate
 from fmnist_tasks.evaluation.policy import Policy, read_policy
 from fmnist_tasks.provenance import code_facts
 from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.blobs import open_verified, put_blob
+from fmnist_tasks.registry.blobs import Reference, open_verified, put_blob
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.service import open_release
 from fmnist_tasks.steps.step import Result, Run
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fmnist_tasks.data.dataset import Arrays
 
 log = logging.getLogger(__name__)
+
+_MISTAKES = 40  # wrong answers that are shown
 
 
 def policy(run: Run) -> Policy:
@@ -59,6 +61,21 @@ def decided(verdict: gate.Verdict, who: str, *, waits: bool) -> Result:
         return {**verdict.as_json(), "summary": f"{who} held for a person to decide: {verdict.failures}"}
     rejection = f"{who} rejected: {verdict.failures}. Nothing is promoted"
     return {**verdict.as_json(), "summary": rejection, "rejection": rejection}
+
+
+def mistakes(
+    store: Store, classes: list[str], images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, Reference]:
+    """A picture, if there are any, of the surest wrong answers on images (N, 28, 28): what is shown, and the answer."""
+    from fmnist_tasks.evaluation import figures, metrics
+
+    chosen = metrics.surest_mistakes(labels, probabilities, _MISTAKES)
+    answers = probabilities[chosen].argmax(axis=1)
+    rows = [
+        {"truth": classes[label], "answer": classes[answer]}
+        for label, answer in zip(labels[chosen], answers, strict=True)
+    ]
+    return {"candidate_mistakes": put_blob(store, figures.predictions(rows, images[chosen]))} if rows else {}
 
 
 def against_champion(

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.evaluation import gate, promotion
 from fmnist_tasks.provenance import code_facts
@@ -15,7 +16,7 @@ from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.documents import digest_of
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.settings import Settings
-from fmnist_tasks.steps.judging import against_champion, decided, differing, identity, measured, policy
+from fmnist_tasks.steps.judging import against_champion, decided, differing, identity, measured, mistakes, policy
 from fmnist_tasks.steps.step import Result, Run, step
 from fmnist_tasks.turns import one_at_a_time
 
@@ -165,6 +166,7 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
         "pictures": {
             **found["pictures"],
             "candidate_calibration": put_blob(store, figures.reliability(calibrated, abstaining)),
+            **mistakes(store, classes, images, labels, real.probabilities),
             "candidate_real_and_fake": put_blob(store, figures.predictions(examples, pictured)),
         },
     }
@@ -182,8 +184,11 @@ def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, eva
     read_back = {"sha256": candidate["model"]["sha256"], "differing": differing(store, model, images, evaluated)}
     expected = identity(run, validated, candidate)
     rows = [gate.same_origin(expected, evaluated), *promotion.checks(asked, {**evaluated, "read_back": read_back})]
+    verdict = decided(gate.judge(expected, rows), "candidate", waits=run.parameters.approval)
+    if verdict["decision"] == "hold" and run.parameters.approval:
+        send(Alert("hold waiting", run.id, f"The {verdict['summary']}. Answer the task tuned_model.approval"))
     return {
-        **decided(gate.judge(expected, rows), "candidate", waits=run.parameters.approval),
+        **verdict,
         "champion": evaluated["champion"],
         "policy": asked.model_dump(),
         "policy_digest": digest_of(asked.model_dump()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import datetime
 
+from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import ConflictError, ModelError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
@@ -57,7 +58,12 @@ def publish(
         "created": run.created,
         "model_sha256": candidate["model"]["sha256"],
         "parameters": run.parameters.as_json(),
-        "data": {"fingerprint": dataset["fingerprint"], "source": ingested["source"], "parts": dataset["parts"]},
+        "data": {
+            "fingerprint": dataset["fingerprint"],
+            "source": ingested["source"],
+            "parts": dataset["parts"],
+            "drift": validated["drift"],
+        },
         "code": ingested["code"],
         "machine": ingested["machine"],
         "chosen": tuned["chosen"],
@@ -124,6 +130,7 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
         after=verdict["champion"]["sequence"] if verdict["champion"] else 0,
     )
     accuracy = next(check["value"] for check in verdict["checks"] if check["name"] == "accuracy")
+    send(Alert("champion changed", run.id, f"{version} is the champion now, with test accuracy {accuracy:.2%}"))
     return {
         **entry.as_json(),
         "accuracy": accuracy,

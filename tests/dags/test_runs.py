@@ -71,7 +71,7 @@ def test_a_weak_model_ends_red_with_an_alert_and_the_champion_stays(migrated: Pa
     code, output = airflow.run(accuracy_threshold=0.999)
     assert code == 1, output
     assert re.search(
-        r"ALERT rejected in run \S+: fmnist_retrain, task base_model.accuracy_gate: base model rejected", output
+        r"ALERT rejected in fmnist_retrain, run \S+: Task base_model.accuracy_gate: base model rejected", output
     )
     assert re.search(r"test accuracy is [0-9.]+%, below the bound of 99.90%", output)
     assert f"Champion in service: {before[-1].version}" in output
@@ -87,7 +87,7 @@ def test_bad_data_ends_red_without_a_second_try(airflow: Airflow) -> None:
     assert code == 1, output
     assert output.count("ingest begins") == 1
     assert "trying again cannot help" in output
-    assert re.search(r"ALERT run failed .*task data.ingest: .*no source has its four files intact", output)
+    assert re.search(r"ALERT run failed .*Task data.ingest: .*no source has its four files intact", output)
     assert "There is no champion yet" in output
 
 

@@ -92,13 +92,13 @@ def test_a_bad_batch_goes_to_quarantine_with_its_reason_and_a_person_is_told(
 ) -> None:
     line.store.put(f"incoming/{name}", data)
     line.store.put("incoming/good.npz", GOOD)
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.WARNING):
         result = validated(line)
     assert training_images(result) == 1800
     assert left(line.store, "incoming/") == []
     assert line.store.get(f"quarantine/{RUN.id}/{name}") == data
     assert reason in line.store.get(f"quarantine/{RUN.id}/{name}.reason.txt").decode()
-    assert f"ALERT batch quarantined in run {RUN.id}: batch {name} is not used" in caplog.text
+    assert f"ALERT batch quarantined in fmnist_retrain, run {RUN.id}: batch {name} is not used" in caplog.text
     assert reason in caplog.text
 
 

@@ -1,0 +1,94 @@
+"""### Batch prediction with the champion
+
+Answers every image under a prefix of the object store, in shards, and writes a table for each to
+`predictions/<run id>/`: the class or "not clothing", all probabilities, the novelty score, the release that answered.
+
+Triggered by hand, and by every new champion if `FMNIST_PREDICT_PREFIX` names a prefix.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import Asset, Param, dag, get_current_context, task
+
+from fmnist_tasks.alerts import task_failed
+from fmnist_tasks.settings import TASK_LIMIT, Settings
+
+PREFIX = Settings.from_environment().predict_prefix
+
+
+@task.short_circuit
+def wanted() -> bool:
+    """Whether there is a prefix to work on: a new champion without one has nothing to do."""
+    return bool(get_current_context()["params"]["prefix"])
+
+
+@task
+def plan() -> list[dict[str, Any]]:
+    """Divide the files into shards, all for the same champion."""
+    from fmnist_tasks import batch
+    from fmnist_tasks.registry.store import open_store
+
+    parameters = get_current_context()["params"]
+    store = open_store(Settings.from_environment().store)
+    return batch.plan(store, parameters["prefix"], parameters["files"])
+
+
+@task(doc_md="Answer the images of a shard.", map_index_template="shard {{ task.op_kwargs['shard']['number'] }}")
+def predict(shard: dict[str, Any]) -> dict[str, Any]:
+    """Answer the images of one shard."""
+    from fmnist_tasks import batch
+    from fmnist_tasks.registry.store import open_store
+
+    store = open_store(Settings.from_environment().store)
+    return batch.predict(store, get_current_context()["run_id"], shard)
+
+
+@task
+def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write what all shards found."""
+    from fmnist_tasks import batch
+    from fmnist_tasks.registry.store import open_store
+
+    store = open_store(Settings.from_environment().store)
+    return batch.summarise(store, get_current_context()["run_id"], shards, list(results))
+
+
+@dag(
+    dag_id="fmnist_predict",
+    doc_md=__doc__,
+    schedule=[Asset(name="fmnist_champion", uri="fmnist://champion")],
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    tags=["fmnist"],
+    default_args={"owner": "fmnist", "retries": 2, "on_failure_callback": task_failed, "execution_timeout": TASK_LIMIT},
+    params={
+        "prefix": Param(
+            PREFIX,
+            title="Prefix",
+            description="Where the images lie in the object store, for instance inbox/2026-11/.",
+            type="string",
+            section="Images",
+        ),
+        "files": Param(
+            500,
+            title="Files in a shard",
+            description="Shards run side by side, on as many workers as there are.",
+            type="integer",
+            minimum=1,
+            maximum=100_000,
+            section="Images",
+        ),
+    },
+)
+def fmnist_predict() -> None:
+    """The graph: plan, answer shards side by side, sum up."""
+    shards = plan()
+    wanted() >> shards
+    summarise(shards, predict.expand(shard=shards))
+
+
+fmnist_predict()

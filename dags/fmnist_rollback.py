@@ -1,0 +1,99 @@
+"""### Go back to an earlier release
+
+Checks every byte of the release that is asked for, loads its model, and makes it the champion again by one more entry
+in the champion log. With `approval` a person must say yes first.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Param, dag, get_current_context, task
+
+from fmnist_tasks.alerts import task_failed
+from fmnist_tasks.errors import FmnistError
+from fmnist_tasks.registry.releases import versions
+from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.settings import APPROVAL_LIMIT, Settings
+
+_OFFERED = 50  # of the newest releases
+
+
+def offered() -> list[str]:
+    """The releases to choose from in the form, newest first; none if the store does not answer just now."""
+    try:
+        return versions(open_store(Settings.from_environment().store))[: -_OFFERED - 1 : -1]
+    except FmnistError:
+        return []
+
+
+@task.branch
+def ask_person() -> str:
+    """Whether somebody must agree first."""
+    return "approval" if get_current_context()["params"]["approval"] else "rollback"
+
+
+@task(trigger_rule="none_failed_min_one_success")
+def rollback() -> dict[str, Any]:
+    """Check the release, load its model, and append it to the champion log."""
+    from fmnist_tasks import service
+
+    context = get_current_context()
+    store = open_store(Settings.from_environment().store)
+    return service.rollback(store, context["params"]["version"], context["params"]["reason"]).as_json()
+
+
+@dag(
+    dag_id="fmnist_rollback",
+    doc_md=__doc__,
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    max_active_runs=1,
+    tags=["fmnist"],
+    default_args={"owner": "fmnist", "retries": 0, "on_failure_callback": task_failed},
+    params={
+        "version": Param(
+            "",
+            title="Release",
+            description="The release to go back to.",
+            type="string",
+            minLength=1,
+            examples=offered(),
+            section="What",
+        ),
+        "reason": Param(
+            "",
+            title="Reason",
+            description="Why; it stays in the champion log.",
+            type="string",
+            minLength=3,
+            maxLength=500,
+            section="What",
+        ),
+        "approval": Param(
+            False,
+            title="Approval",
+            description="A person must agree first, within three days.",
+            type="boolean",
+            section="Who",
+        ),
+    },
+)
+def fmnist_rollback() -> None:
+    """The graph: ask, if asked to, then roll back."""
+    approval = ApprovalOperator(
+        task_id="approval",
+        doc_md="Asks a person whether to go back, for three days at most: no answer is a no.",
+        subject="May {{ params.version }} become the champion again?",
+        body="{{ params.reason }}",
+        response_timeout=APPROVAL_LIMIT,
+        fail_on_reject=True,
+    )
+    asked = ask_person()
+    asked >> approval
+    [asked, approval] >> rollback()
+
+
+fmnist_rollback()

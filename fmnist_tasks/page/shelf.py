@@ -1,0 +1,59 @@
+"""What the page reads of the registry. Releases and log entries never change, so each is read once a process."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import Any
+
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.champion import Entry
+from fmnist_tasks.registry.store import Store
+
+Row = dict[str, Any]
+
+
+class Shelf:
+    """The releases and the champion log of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._rows: dict[str, Row] = {}
+        self._log: list[Entry] = []
+        self._reading = Lock()
+
+    def releases(self) -> list[Row]:
+        """What the overview tells of every release, oldest first."""
+        with self._reading:
+            found = releases.versions(self.store)
+            new = [version for version in found if version not in self._rows]
+            with ThreadPoolExecutor(8) as threads:  # a store across a network answers several at once
+                self._rows |= zip(new, threads.map(self._row, new), strict=True)
+            return [self._rows[version] for version in found]
+
+    def log(self) -> list[Entry]:
+        """The champion log, oldest first."""
+        with self._reading:
+            self._log += champion.history(self.store, after=len(self._log))
+            return list(self._log)
+
+    def _row(self, version: str) -> Row:
+        manifest = releases.read_manifest(self.store, version)
+        figures = manifest["figures"]
+        families = figures["novelty"]["families"]
+        judged = manifest["policy"]["novelty"]["families"]
+        drift = manifest["data"].get("drift", {}).values()
+        return {
+            "version": version,
+            "created": manifest["created"],
+            "run_id": manifest["run_id"],
+            "profile": manifest["parameters"]["profile"],
+            "seed": manifest["parameters"]["seed"],
+            "decision": manifest["verdict"]["decision"],
+            "accuracy": figures["test"]["accuracy"],
+            "f1": figures["test"]["means"]["f1"],
+            "calibration": figures["calibration"]["error"],
+            "novelty": min(families[family]["auroc"] for family in judged),
+            "drift": max((value for value in drift if value is not None), default=None),
+            "bytes": manifest["files"]["model.h5"]["bytes"],
+        }

@@ -1,0 +1,102 @@
+"""The other DAGs in a real Airflow: go back, predict, watch."""
+
+from __future__ import annotations
+
+import io
+import json
+import runpy
+from pathlib import Path
+
+import made
+import pytest
+from airflow_home import Airflow
+from conftest import Line
+from PIL import Image
+
+from fmnist_tasks import service
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.documents import read_document
+from fmnist_tasks.settings import PROJECT
+
+OTHERS = ("fmnist_predict", "fmnist_rollback", "fmnist_watch")
+
+
+def second(line: Line) -> tuple[str, str]:
+    """The champion's version, after another release with the same model has taken its place, and that one's."""
+    first = service.in_service(line.store).version
+    release = service.open_release(line.store, first)
+    facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
+    releases.publish(line.store, "second", release.files, facts)
+    champion.append(line.store, version="second", action="promote", reason="r", write_id="w", after=1)
+    return first, "second"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_graph_has_documents_and_alerts(name: str, line: Line) -> None:
+    dag = runpy.run_path(str(PROJECT / "dags" / f"{name}.py"))[name]()
+    assert dag.dag_id == name
+    assert dag.doc_md
+    assert dag.max_active_runs == 1
+    for task in dag.tasks:
+        assert task.doc_md, task.task_id
+        assert task.on_failure_callback, task.task_id
+    for parameter in dag.params:
+        schema = dag.params.get_param(parameter).schema
+        assert {"title", "type", "section"} <= set(schema), parameter
+
+
+@pytest.mark.slow
+def test_the_form_offers_the_releases_newest_first_and_wants_a_reason(finished: Line) -> None:
+    second(finished)
+    dag = runpy.run_path(str(PROJECT / "dags" / "fmnist_rollback.py"))["fmnist_rollback"]()
+    assert dag.params.get_param("version").schema["examples"] == releases.versions(finished.store)[::-1]
+    for name in ("version", "reason"):
+        with pytest.raises(Exception, match=r"too short|non-empty"):
+            dag.params.get_param(name).resolve("")
+
+
+@pytest.mark.slow
+def test_a_rollback_is_an_entry_of_the_log(migrated: Path, finished: Line) -> None:
+    first, _ = second(finished)
+    airflow = Airflow(migrated, finished)
+    conf = json.dumps({"version": first, "reason": "the second was worse"})
+    code, output = airflow("airflow", "dags", "test", "fmnist_rollback", "--conf", conf)
+    assert code == 0, output
+    entry = service.in_service(finished.store)
+    assert (entry.version, entry.action, entry.reason) == (first, "rollback", "the second was worse")
+    code, output = airflow("airflow", "dags", "test", "fmnist_rollback", "--conf", conf)
+    assert code == 1, output
+    assert "is the champion already" in output
+    assert len(champion.history(finished.store)) == 3
+
+
+@pytest.mark.slow
+def test_images_under_a_prefix_are_answered(migrated: Path, finished: Line) -> None:
+    images, labels = made.images(5, 3)
+    for number, image in enumerate(images):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "png")
+        finished.store.put(f"inbox/{number}.png", buffer.getvalue())
+    airflow = Airflow(migrated, finished)
+    conf = json.dumps({"prefix": "inbox/", "files": 2})
+    code, output = airflow("airflow", "dags", "test", "fmnist_predict", "--conf", conf)
+    assert code == 0, output
+    (key,) = [stat.key for stat in finished.store.list("predictions/") if stat.key.endswith("summary.json")]
+    summary = read_document(finished.store, key)
+    assert (summary["images"], len(summary["files"])) == (5, 3)
+    told = "".join(finished.store.get(file).decode() for file in summary["files"])
+    assert all(f"inbox/{number}.png,pattern {label}" in told for number, label in enumerate(labels))
+
+
+@pytest.mark.slow
+def test_without_a_prefix_there_is_nothing_to_do(migrated: Path, finished: Line) -> None:
+    code, output = Airflow(migrated, finished)("airflow", "dags", "test", "fmnist_predict")
+    assert code == 0, output
+    assert list(finished.store.list("predictions/")) == []
+
+
+@pytest.mark.slow
+def test_the_watch_tells_when_a_run_last_ended_well(migrated: Path, finished: Line) -> None:
+    code, output = Airflow(migrated, finished)("airflow", "dags", "test", "fmnist_watch")
+    assert code == 0, output
+    assert "The last run that ended well did so at" in output

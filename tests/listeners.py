@@ -1,0 +1,81 @@
+"""Real servers that alerts are delivered to: one for mail, one for web hooks. Both listen on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+from aiosmtpd.controller import Controller
+from minio_server import free_port
+
+
+@dataclass
+class Mailbox:
+    """Keeps what a mail server is given."""
+
+    mails: list[EmailMessage] = field(default_factory=list)
+    port: int = field(default_factory=free_port)
+
+    async def handle_DATA(self, server: object, session: object, envelope: object) -> str:  # noqa: N802 - its name
+        self.mails.append(message_from_bytes(envelope.content, policy=policy.default))
+        return "250 kept"
+
+    @contextmanager
+    def running(self) -> Iterator[Mailbox]:
+        controller = Controller(self, hostname="127.0.0.1", port=self.port)
+        controller.start()
+        try:
+            yield self
+        finally:
+            controller.stop()
+
+    @property
+    def connection(self) -> str:
+        """What an Airflow connection of type SMTP says to send mail here."""
+        extra = {"disable_tls": True, "disable_ssl": True, "from_email": "line@example.com", "to": "team@example.com"}
+        return json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": self.port, "extra": extra})
+
+
+@dataclass
+class Hook:
+    """Keeps what is posted to a web address."""
+
+    posts: list[dict] = field(default_factory=list)
+    port: int = 0
+    status: int = 200
+
+    @contextmanager
+    def running(self) -> Iterator[Hook]:
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                hook.posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(hook.status)
+                self.end_headers()
+
+            def log_message(self, *arguments: object) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = server.server_port
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    @property
+    def connection(self) -> str:
+        """What an Airflow connection of type Apprise says to post here."""
+        path = f"json://127.0.0.1:{self.port}/"
+        return json.dumps({"conn_type": "apprise", "extra": {"config": {"path": path, "tag": "all"}}})

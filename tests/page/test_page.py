@@ -1,0 +1,321 @@
+"""The registry page: what a person reads there, who may do what, and what it does with hostile requests."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from urllib.parse import urljoin, urlsplit
+
+import made
+import numpy as np
+import pytest
+from conftest import Line
+from fastapi import FastAPI, HTTPException
+from fastapi.testclient import TestClient
+from made import RUN
+from PIL import Image
+
+from fmnist_tasks import service
+from fmnist_tasks.page.app import create_app
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.documents import unseal
+from fmnist_tasks.registry.runs import read_record
+
+sys.path.append(str(__file__).rpartition("/")[0])
+from hostile_images import HOSTILE, png
+
+HERE = {"sec-fetch-site": "same-origin"}
+
+
+def editor() -> str:
+    return "ann"
+
+
+def refuse(status: int) -> Callable[[], None]:
+    def answer() -> None:
+        raise HTTPException(status)
+
+    return answer
+
+
+def app(may_edit: Callable[[], object] = editor) -> FastAPI:
+    return create_app(signed_in=lambda: None, may_edit=may_edit)
+
+
+def browser(made_app: FastAPI, **options: object) -> TestClient:
+    return TestClient(made_app, headers={"accept": "text/html"}, follow_redirects=False, **options)
+
+
+@pytest.fixture
+def page(finished: Line) -> TestClient:
+    return browser(app())
+
+
+@pytest.fixture
+def version(finished: Line) -> str:
+    return service.in_service(finished.store).version
+
+
+class Links(HTMLParser):
+    """All addresses that a page names."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found |= {value for name, value in attributes if name in {"href", "src"} and value}
+
+
+def test_an_empty_registry_says_what_to_do(line: Line) -> None:
+    page = browser(app())
+    text = page.get("/").text
+    assert "No champion yet" in text
+    assert "fmnist_retrain" in text
+    assert "no champion yet that could be asked" in page.get("/try").text
+    assert page.get("/releases/v1").status_code == 404
+
+
+@pytest.mark.slow
+def test_the_overview_tells_of_the_champion_and_every_release(page: TestClient, finished: Line, version: str) -> None:
+    manifest = releases.read_manifest(finished.store, version)
+    text = page.get("/").text
+    assert f"{manifest['figures']['test']['accuracy']:.2%}" in text
+    assert text.count("<svg") == 2
+    assert text.count(f"/releases/{version}") >= 3  # heading, table, log
+    assert f"run {RUN.id} passed every gate" in text
+
+
+@pytest.mark.slow
+def test_a_release_shows_its_checks_classes_families_data_and_pictures(
+    page: TestClient, finished: Line, version: str
+) -> None:
+    manifest = releases.read_manifest(finished.store, version)
+    text = page.get(f"/releases/{version}").text
+    for row in manifest["verdict"]["checks"]:
+        assert f">{row['name']}</th>" in text
+    for name in (*manifest["classes"], *manifest["figures"]["novelty"]["families"]):
+        assert f">{name}</th>" in text
+    assert manifest["data"]["fingerprint"] in text
+    pictures = re.findall(r'<img src="([^"]+)" alt="[^"]+" loading="lazy">', text)
+    assert len(pictures) >= 4
+    for address in pictures:
+        answer = page.get(address)
+        assert answer.headers["content-type"] == "image/png"
+        again = page.get(address, headers={"if-none-match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("root", ["", "/airflow/fmnist"])
+def test_every_link_leads_somewhere_below_the_root(finished: Line, root: str) -> None:
+    page = browser(app(), root_path=root)
+    seen, waiting = set(), {f"{root}/"}
+    while waiting:
+        address = waiting.pop()
+        seen.add(address)
+        assert address.startswith(root)
+        answer = page.get(address.removeprefix(root))
+        assert answer.status_code == 200, address
+        if "text/html" in answer.headers["content-type"] and "/report.html" not in address and "/runs/" not in address:
+            links = {urljoin(f"http://testserver{address}", link) for link in Links(answer.text).found}
+            assert {urlsplit(link).netloc for link in links} == {"testserver"}  # nothing from elsewhere
+            waiting |= {urlsplit(link).path for link in links} - seen
+    assert len(seen) > 10
+
+
+@pytest.mark.slow
+def test_two_releases_are_compared(page: TestClient, version: str) -> None:
+    text = page.get("/compare", params={"a": version, "b": version}).text
+    assert text.count(version) >= 2
+    assert "+0.00" in text
+    assert page.get("/compare", params={"a": version, "b": "gone"}).status_code == 404
+
+
+@pytest.mark.slow
+def test_a_run_shows_its_report_and_nothing_else_of_the_store(page: TestClient) -> None:
+    answer = page.get(f"/runs/{RUN.id}")
+    assert "Promotion gate: promote" in answer.text
+    assert "sandbox" in answer.headers["content-security-policy"]
+    for foreign in ("gone", "%2e%2e", "%2e%2e%2fchampion"):
+        assert page.get(f"/runs/{foreign}").status_code in {400, 404}
+
+
+@pytest.mark.slow
+def test_only_files_of_the_manifest_are_served(page: TestClient, version: str, finished: Line) -> None:
+    finished.store.put(f"releases/{version}/secret.txt", b"not of this release")
+    for name in ("secret.txt", "../../champion/00000001.json", "manifest.json"):
+        assert page.get(f"/releases/{version}/{name}").status_code == 404
+    assert page.get(f"/releases/{version}/model.h5").content[:4] == b"\x89HDF"
+
+
+def second_release(line: Line, version: str) -> str:
+    """Another release with the same files, made the champion."""
+    release = service.open_release(line.store, version)
+    facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
+    releases.publish(line.store, "second", release.files, facts)
+    champion.append(line.store, version="second", action="promote", reason="r", write_id="w", after=1)
+    return "second"
+
+
+@pytest.mark.slow
+def test_a_person_rolls_back_with_a_reason(page: TestClient, finished: Line, version: str) -> None:
+    second_release(finished, version)
+    form = {"version": version, "reason": "<script>alert('worse')</script>"}
+    answer = page.post("/rollback", data=form, headers=HERE)
+    assert (answer.status_code, urlsplit(answer.headers["location"]).path) == (303, "/")
+    entry = service.in_service(finished.store)
+    assert (entry.version, entry.action) == (version, "rollback")
+    assert entry.reason == "<script>alert('worse')</script> (ann, on the page)"
+    text = page.get("/").text
+    assert "&lt;script&gt;alert(&#39;worse&#39;)&lt;/script&gt;" in text
+    assert "<script>alert" not in text
+    again = page.post("/rollback", data=form, headers=HERE)
+    assert again.status_code == 409
+    assert "is the champion already" in again.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"cookie": "_token=x"}, 403),
+        ({"origin": "http://testserver"}, 303),
+        ({}, 303),
+        (HERE, 303),
+    ],
+)
+def test_another_site_changes_nothing(finished: Line, version: str, headers: dict[str, str], status: int) -> None:
+    second_release(finished, version)
+    answer = browser(app()).post("/rollback", data={"version": version, "reason": "r"}, headers=headers)
+    assert answer.status_code == status
+    assert (service.in_service(finished.store).version == version) == (status == 303)
+
+
+@pytest.mark.slow
+def test_a_viewer_reads_but_changes_nothing(finished: Line, version: str) -> None:
+    second_release(finished, version)
+    page = browser(app(may_edit=refuse(403)))
+    assert page.get("/").status_code == 200
+    assert page.post("/rollback", data={"version": version, "reason": "r"}, headers=HERE).status_code == 403
+    assert service.in_service(finished.store).version == "second"
+    for reason in ("", "   "):
+        answer = browser(app()).post("/rollback", data={"version": version, "reason": reason}, headers=HERE)
+        assert answer.status_code in {409, 422}
+
+
+def test_every_route_refuses_a_stranger(line: Line) -> None:
+    """With Airflow's own check of who is signed in, as the plugin mounts the page."""
+    import runpy
+
+    from airflow.api_fastapi.app import init_auth_manager
+
+    from fmnist_tasks.settings import PROJECT
+
+    init_auth_manager()
+    (mounted,) = runpy.run_path(str(PROJECT / "plugins" / "fmnist_registry.py"))["Registry"]().fastapi_apps
+    page = TestClient(mounted["app"], follow_redirects=False)
+    routes = list(mounted["app"].routes)
+    assert len(routes) >= 10
+    for route in routes:
+        address = re.sub(r"\{[^}]+\}", "x", route.path)
+        for method in route.methods - {"HEAD"}:
+            for headers in ({}, HERE, {"cookie": "_token=forged"}, {"authorization": "Bearer forged"}):
+                answer = page.request(method, address, headers=headers)
+                assert answer.status_code in {401, 403}, (method, address, headers)
+
+
+@pytest.mark.slow
+def test_every_answer_bounds_what_a_browser_does(page: TestClient, version: str) -> None:
+    for address in ("/", f"/releases/{version}", "/try", "/static/style.css", "/static/gone", "/releases/gone"):
+        headers = page.get(address).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def image(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.mark.slow
+def test_an_upload_is_answered(page: TestClient) -> None:
+    images, labels = made.images(50, 2)
+    answer = page.post("/try/image", content=image(images[0]), headers=HERE).json()
+    assert answer["class"] == f"pattern {labels[0]}"
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=0.01)
+    assert answer["picture"].startswith("data:image/png;base64,")
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    answer = page.post("/try/image", content=image(noise), headers=HERE).json()
+    assert answer["answer"] == "not clothing"
+    assert answer["familiarity"] < answer["threshold"]
+    assert page.post("/try/image", content=image(noise), headers={"sec-fetch-site": "cross-site"}).status_code == 403
+
+
+@pytest.mark.slow
+def test_a_sample_of_each_class_is_drawn(page: TestClient) -> None:
+    found = page.get("/try/samples").json()
+    assert [row["truth"] for row in found] == [f"pattern {number}" for number in range(10)]
+    assert sum(row["class"] == row["truth"] for row in found) >= 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_uploads_are_refused_with_a_reason(page: TestClient, name: str) -> None:
+    answer = page.post("/try/image", content=HOSTILE[name], headers={**HERE, "accept": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert "the upload" in answer.json()["detail"]
+
+
+@pytest.mark.slow
+def test_an_image_that_is_a_page_as_well_is_only_an_image(page: TestClient) -> None:
+    import zlib
+
+    both = png(64, 64, zlib.compress(b"\x00" * (64 * 65))) + b"<script>alert(1)</script>"
+    answer = page.post("/try/image", content=both, headers=HERE)
+    assert answer.status_code == 200
+    assert "script" not in answer.text
+
+
+@pytest.mark.slow
+def test_an_upload_that_is_too_large_is_cut_off(page: TestClient) -> None:
+    def endless() -> object:
+        for _ in range(100):
+            yield bytes(1 << 20)
+
+    answer = page.post("/try/image", content=endless(), headers=HERE)
+    assert answer.status_code == 413
+
+
+@pytest.mark.slow
+def test_a_store_that_does_not_answer_is_told(page: TestClient, finished: Line) -> None:
+    (finished.store.root / "champion" / "00000001.json").write_bytes(b"foreign")
+    answer = page.get("/")
+    assert answer.status_code == 500
+    assert "its bytes were changed" in answer.text
+
+
+@pytest.mark.slow
+def test_two_hundred_releases_stay_small(finished: Line, version: str) -> None:
+    data = finished.store.get(f"releases/{version}/manifest.json")
+    manifest = unseal(data, "manifest")
+    for number in range(200):
+        name = f"20270101T000000Z-{number:08d}"
+        files = {"model.h5": b"model"}
+        releases.publish(
+            finished.store, name, files, {k: v for k, v in manifest.items() if k not in {"files", "version"}}
+        )
+    assert read_record(finished.store, RUN.id, "promote")["status"] == "done"
+    answer = browser(app()).get("/")
+    assert len(answer.content) < 500_000
