@@ -14,8 +14,6 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from fmnist_tasks.channels import Kind, Message, deliver
 from fmnist_tasks.errors import FmnistError, RejectedError
 from fmnist_tasks.registry.champion import champion
@@ -23,6 +21,7 @@ from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.runs import run_key
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import DAG_ID, INCLUDE, Settings
+from fmnist_tasks.templates import environment
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +129,4 @@ def _in_service() -> str:
 
 
 def _render(template: str, facts: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(INCLUDE / "templates"),
-        autoescape=template.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(facts)
+    return environment(INCLUDE / "templates").get_template(template).render(facts)

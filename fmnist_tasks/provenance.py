@@ -12,7 +12,16 @@ from typing import Any
 from fmnist_tasks.settings import INCLUDE
 
 _SHAPING = ("tensorflow", "keras", "numpy", "scikit-learn")  # libraries whose version can change a model
-_OUTSIDE = {"alerts.py", "batch.py", "channels.py", "cli.py", "connections.py", "page", "tables.py"}  # what cannot
+_OUTSIDE = {
+    "alerts.py",
+    "batch.py",
+    "channels.py",
+    "cli.py",
+    "connections.py",
+    "page",
+    "tables.py",
+    "templates.py",
+}  # what cannot
 
 
 def code_facts() -> dict[str, Any]:

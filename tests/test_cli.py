@@ -81,9 +81,13 @@ def test_wrong_usage_is_exit_code_2(line: Line, arguments: list[str]) -> None:
 
 def test_a_parameter_without_meaning_begins_no_run(line: Line) -> None:
     assert "profile: 'fast' is unknown" in fmnist("ingest", "--profile", "fast", expect=1).stderr
-    too_much = fmnist("ingest", "--policy", '{"accuracy": {"at_least": 92}}', expect=1).stderr
-    assert "accuracy.at_least: Input should be less than or equal to 1" in too_much
     assert list(line.store.list("")) == []
+
+
+def test_a_policy_without_meaning_ends_the_run_at_its_beginning(line: Line) -> None:
+    too_much = fmnist("ingest", "--policy", '{"accuracy": {"at_least": 92}}', "--run", "r", expect=1).stderr
+    assert "accuracy.at_least: Input should be less than or equal to 1" in too_much
+    assert [stat.key for stat in line.store.list("")] == ["runs/r/ingest.json", "runs/r/report.html"]
 
 
 def test_download_names_the_source(line: Line) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from fmnist_tasks.settings import INCLUDE
+from fmnist_tasks.templates import environment
 
 
 def render_report(title: str, records: dict[str, dict[str, Any]], pictures: dict[str, bytes]) -> bytes:
@@ -23,12 +22,4 @@ def render_card(facts: dict[str, Any]) -> bytes:
 
 
 def _render(template: str, **context: Any) -> bytes:
-    environment = Environment(
-        loader=FileSystemLoader(INCLUDE / "templates"),
-        autoescape=template.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{share:.2%}"
-    return environment.get_template(template).render(**context).encode()
+    return environment(INCLUDE / "templates").get_template(template).render(**context).encode()

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 
 from fmnist_tasks import errors, service
@@ -26,6 +25,7 @@ from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import run_key
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import DAG_ID, INCLUDE, Settings
+from fmnist_tasks.templates import environment
 
 _FOLDER = INCLUDE / "page"
 _STATIC = {"style.css": "text/css", "script.js": "text/javascript"}
@@ -44,7 +44,7 @@ _STATUS = {
 def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> FastAPI:
     """The app; `signed_in` raises 401 or 403 for a stranger, `may_edit` gives the name of who may change things."""
     app = FastAPI(title="Releases", dependencies=[Depends(signed_in)], docs_url=None, redoc_url=None, openapi_url=None)
-    render = _templates()
+    render = Jinja2Templates(env=environment(_FOLDER))
 
     @cache
     def shelf() -> Shelf:
@@ -165,15 +165,3 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         return Response((_FOLDER / name).read_bytes(), media_type=_STATIC[name])
 
     return app
-
-
-def _templates() -> Jinja2Templates:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{share:.2%}"
-    return Jinja2Templates(env=environment)
