@@ -67,18 +67,24 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/")
     def overview(request: Request) -> Response:
-        rows, log = shelf().releases(), shelf().log()
+        (rows, faults), log = shelf().releases(), shelf().log()
         champion = log[-1] if log else None
-        content: dict[str, Any] = {"rows": rows[::-1], "log": log[::-1], "champion": champion, "dag_id": DAG_ID}
-        if champion:
-            content["figures"] = next(row for row in rows if row["version"] == champion.version)
+        content: dict[str, Any] = {
+            "rows": rows[::-1],
+            "faults": faults,
+            "log": log[::-1],
+            "champion": champion,
+            "figures": next((row for row in rows if champion and row["version"] == champion.version), None),
+            "dag_id": DAG_ID,
+        }
+        if rows:
             content["accuracy"] = line_chart(
                 [row["accuracy"] for row in rows],
                 [f"{row['version']}: {row['accuracy']:.2%}" for row in rows],
                 ".2%",
-                releases.read_manifest(shelf().store, champion.version)["policy"]["accuracy"]["at_least"],
+                rows[-1]["accuracy_asked"],
             )
-            drifting = [row for row in rows if row["drift"] is not None]
+        if drifting := [row for row in rows if row["drift"] is not None]:
             content["drift"] = line_chart(
                 [row["drift"] for row in drifting], [f"{row['version']}: {row['drift']:.3f}" for row in drifting], ".3f"
             )
@@ -92,7 +98,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
             "manifest": manifest,
             "in_service": bool(log) and log[-1].version == version,
             "entries": [entry for entry in log if entry.version == version],
-            "others": [row["version"] for row in shelf().releases() if row["version"] != version][::-1],
+            "others": [row["version"] for row in shelf().releases()[0] if row["version"] != version][::-1],
             "pictures": {
                 name.removeprefix("figures/").removesuffix(".png"): name
                 for name in manifest["files"]

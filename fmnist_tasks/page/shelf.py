@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
+from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Entry
 from fmnist_tasks.registry.store import Store
@@ -22,14 +23,17 @@ class Shelf:
         self._log: list[Entry] = []
         self._reading = Lock()
 
-    def releases(self) -> list[Row]:
-        """What the overview tells of every release, oldest first."""
+    def releases(self) -> tuple[list[Row], list[str]]:
+        """What the overview tells of every release, oldest first, and what is wrong with those that are damaged."""
         with self._reading:
             found = releases.versions(self.store)
             new = [version for version in found if version not in self._rows]
             with ThreadPoolExecutor(8) as threads:  # a store across a network answers several at once
-                self._rows |= zip(new, threads.map(self._row, new), strict=True)
-            return [self._rows[version] for version in found]
+                read = list(threads.map(self._read, new))
+            self._rows |= {row["version"]: row for row in read if not isinstance(row, str)}
+            return [self._rows[version] for version in found if version in self._rows], [
+                fault for fault in read if isinstance(fault, str)
+            ]
 
     def log(self) -> list[Entry]:
         """The champion log, oldest first."""
@@ -37,8 +41,12 @@ class Shelf:
             self._log += champion.history(self.store, after=len(self._log))
             return list(self._log)
 
-    def _row(self, version: str) -> Row:
-        manifest = releases.read_manifest(self.store, version)
+    def _read(self, version: str) -> Row | str:
+        """A release's row, or what is wrong with it."""
+        try:
+            manifest = releases.read_manifest(self.store, version)
+        except IntegrityError as error:
+            return str(error)
         figures = manifest["figures"]
         families = figures["novelty"]["families"]
         judged = manifest["policy"]["novelty"]["families"]
@@ -51,6 +59,7 @@ class Shelf:
             "seed": manifest["parameters"]["seed"],
             "decision": manifest["verdict"]["decision"],
             "accuracy": figures["test"]["accuracy"],
+            "accuracy_asked": manifest["policy"]["accuracy"]["at_least"],
             "f1": figures["test"]["means"]["f1"],
             "calibration": figures["calibration"]["error"],
             "novelty": min(families[family]["auroc"] for family in judged),

@@ -298,6 +298,21 @@ def test_a_store_that_does_not_answer_is_told(page: TestClient, finished: Line) 
 
 
 @pytest.mark.slow
+def test_a_damaged_release_hides_no_other(page: TestClient, finished: Line, version: str) -> None:
+    finished.succeeded()
+    key = f"releases/{version}/manifest.json"
+    finished.store.put(key, finished.store.get(key).replace(b"quick", b"quiet", 1))
+    text = page.get("/").text
+    assert f"{key}: its bytes were changed" in text
+    assert "Champion <a href" in text
+    assert page.get(f"/releases/{version}").status_code == 500
+    finished.store.put("releases/second/manifest.json", b"foreign")
+    answer = browser(app()).get("/")
+    assert answer.status_code == 200
+    assert answer.text.count("its bytes were changed") == 2
+
+
+@pytest.mark.slow
 def test_two_hundred_releases_stay_small(finished: Line, version: str) -> None:
     data = finished.store.get(f"releases/{version}/manifest.json")
     manifest = unseal(data, "manifest")
