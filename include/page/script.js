@@ -18,7 +18,8 @@ if (area) {
     const likely = Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]).slice(0, 3);
     for (const [name, share] of likely) list.append(element("li", `${name} ${(100 * share).toFixed(1)} %`));
     const compared = `familiarity ${answer.familiarity.toFixed(4)}, threshold ${answer.threshold.toFixed(4)}`;
-    made.append(image, element("h2", answer.answer, novel ? "bad" : "good"));
+    const wrong = answer.truth && answer.truth !== answer.answer;
+    made.append(image, element("h2", answer.answer, novel || wrong ? "bad" : "good"));
     if (answer.truth) made.append(element("p", `shows: ${answer.truth}`));
     if (novel) made.append(element("p", "Were it clothing, it would be:", "quiet"));
     made.append(list, element("p", compared, "quiet"));
