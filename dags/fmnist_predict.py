@@ -14,9 +14,15 @@ from typing import Any
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 
 from fmnist_tasks.alerts import task_failed
-from fmnist_tasks.settings import TASK_LIMIT, Settings
+from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.settings import CHAMPION_ASSET, TASK_LIMIT, Settings
 
 PREFIX = Settings.from_environment().predict_prefix
+
+
+def store() -> Store:
+    """The store that the images are in, and the answers go to."""
+    return open_store(Settings.from_environment().store)
 
 
 @task.short_circuit
@@ -29,37 +35,31 @@ def wanted() -> bool:
 def plan() -> list[dict[str, Any]]:
     """Divide the files into shards, all for the same champion."""
     from fmnist_tasks import batch
-    from fmnist_tasks.registry.store import open_store
 
     parameters = get_current_context()["params"]
-    store = open_store(Settings.from_environment().store)
-    return batch.plan(store, parameters["prefix"], parameters["files"])
+    return batch.plan(store(), parameters["prefix"], parameters["files"])
 
 
 @task(doc_md="Answer the images of a shard.", map_index_template="shard {{ task.op_kwargs['shard']['number'] }}")
 def predict(shard: dict[str, Any]) -> dict[str, Any]:
     """Answer the images of one shard."""
     from fmnist_tasks import batch
-    from fmnist_tasks.registry.store import open_store
 
-    store = open_store(Settings.from_environment().store)
-    return batch.predict(store, get_current_context()["run_id"], shard)
+    return batch.predict(store(), get_current_context()["run_id"], shard)
 
 
 @task
 def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
     """Write what all shards found."""
     from fmnist_tasks import batch
-    from fmnist_tasks.registry.store import open_store
 
-    store = open_store(Settings.from_environment().store)
-    return batch.summarise(store, get_current_context()["run_id"], shards, list(results))
+    return batch.summarise(store(), get_current_context()["run_id"], shards, list(results))
 
 
 @dag(
     dag_id="fmnist_predict",
     doc_md=__doc__,
-    schedule=[Asset(name="fmnist_champion", uri="fmnist://champion")],
+    schedule=[Asset(**CHAMPION_ASSET)],
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,

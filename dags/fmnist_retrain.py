@@ -26,9 +26,18 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 
 from fmnist_tasks.alerts import run_timed_out, task_failed
 from fmnist_tasks.errors import StoreError
-from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, MOST_CANDIDATES, PROFILES, RUN_LIMIT, TASK_LIMIT, Parameters
+from fmnist_tasks.settings import (
+    APPROVAL_LIMIT,
+    CHAMPION_ASSET,
+    DAG_ID,
+    MOST_CANDIDATES,
+    PROFILES,
+    RUN_LIMIT,
+    TASK_LIMIT,
+    Parameters,
+)
 
-CHAMPION = Asset(name="fmnist_champion", uri="fmnist://champion")
+CHAMPION = Asset(**CHAMPION_ASSET)
 DEFAULT = Parameters()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +73,7 @@ def summarise(store: Store, run_id: str, shards: list[Shard], results: list[dict
     return {**found, "location": store.location(f"predictions/{run_id}/summary.json")}
 
 
-def _read(store: Store, key: str) -> tuple[Iterator[str] | list[str], np.ndarray]:
+def _read(store: Store, key: str) -> tuple[list[str], np.ndarray]:
     """Names and pixels, uint8 (N, 28, 28), of the images in a file."""
     import numpy as np
 

@@ -18,7 +18,6 @@ from fmnist_tasks.connections import find_connection, known_to_hooks
 
 log = logging.getLogger(__name__)
 
-
 Kind = Literal["failure", "warning", "success"]
 
 
@@ -32,9 +31,8 @@ class Message:
     page: str
 
 
-def deliver(message: Message) -> list[str]:
-    """Send the message through every channel there is; the names of those that took it."""
-    taken = []
+def deliver(message: Message) -> None:
+    """Send the message through every channel there is."""
     for name, send in _CHANNELS.items():
         try:
             if (connection := find_connection(name)) is None:
@@ -44,9 +42,7 @@ def deliver(message: Message) -> list[str]:
         except Exception as error:  # noqa: BLE001 - whatever a provider, a server or a network may raise
             log.error("not delivered through %s (%s): %s", name, message.subject, error)
         else:
-            taken.append(name)
             log.info("delivered through %s: %s", name, message.subject)
-    return taken
 
 
 def _mail(connection: Any, message: Message) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from fmnist_tasks.settings import INCLUDE
 
 _SHAPING = ("tensorflow", "keras", "numpy", "scikit-learn")  # libraries whose version can change a model
-_OUTSIDE = {
+_OUTSIDE = {  # modules and rooms that cannot
     "alerts.py",
     "batch.py",
     "channels.py",
@@ -21,7 +21,7 @@ _OUTSIDE = {
     "page",
     "tables.py",
     "templates.py",
-}  # what cannot
+}
 
 
 def code_facts() -> dict[str, Any]:

@@ -6,6 +6,7 @@ authentication, so every route here has the first of the two dependencies, and t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Annotated, Any
@@ -155,8 +156,6 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         upload = await bounded_body(request, _LARGEST_UPLOAD)
 
         def answer() -> dict[str, Any]:
-            import io
-
             from fmnist_tasks.data.pictures import read_picture
 
             image = read_picture(io.BytesIO(upload), "the upload")

@@ -53,8 +53,6 @@ class Shelf:
         drift = manifest["data"].get("drift", {}).values()
         return {
             "version": version,
-            "created": manifest["created"],
-            "run_id": manifest["run_id"],
             "profile": manifest["parameters"]["profile"],
             "seed": manifest["parameters"]["seed"],
             "decision": manifest["verdict"]["decision"],
@@ -64,5 +62,4 @@ class Shelf:
             "calibration": figures["calibration"]["error"],
             "novelty": min(families[family]["auroc"] for family in judged),
             "drift": max((value for value in drift if value is not None), default=None),
-            "bytes": manifest["files"]["model.h5"]["bytes"],
         }

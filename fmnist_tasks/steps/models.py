@@ -133,10 +133,10 @@ def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> 
     load_seconds = time.monotonic() - clock
     threshold = candidate["novelty_threshold"]
     real = novelty.Group.predicted(model, images, [classes[label] for label in labels])
-    fakes = {
-        family: novelty.Group.predicted(model, fake, [family] * len(fake))
-        for family, fake in ((family, fake_images(family, images, _FAKES, seed=0)) for family in FAMILIES)
-    }
+    fakes = {}
+    for family in FAMILIES:
+        fake = fake_images(family, images, _FAKES, seed=0)
+        fakes[family] = novelty.Group.predicted(model, fake, [family] * len(fake))
     examples, pictured = novelty.examples(real, list(fakes.values()), classes, threshold)
     found = measured(store, run, "candidate", validated, candidate, labels, real.probabilities)
     calibrated = calibration.calibration(labels, real.probabilities)

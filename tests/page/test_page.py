@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from urllib.parse import urljoin, urlsplit
@@ -15,6 +14,7 @@ import pytest
 from conftest import Line
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
+from hostile_images import HOSTILE, png
 from made import RUN
 from PIL import Image
 
@@ -23,9 +23,6 @@ from fmnist_tasks.page.app import create_app
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.documents import unseal
 from fmnist_tasks.registry.runs import read_record
-
-sys.path.append(str(__file__).rpartition("/")[0])
-from hostile_images import HOSTILE, png
 
 HERE = {"sec-fetch-site": "same-origin"}
 
