@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Asset, Param, dag, get_current_context, task
+from fmnist_defaults import TASKS
 
-from fmnist_tasks.alerts import task_failed
 from fmnist_tasks.registry.store import Store, open_store
-from fmnist_tasks.settings import CHAMPION_ASSET, TASK_LIMIT, Settings
+from fmnist_tasks.settings import CHAMPION_ASSET, Settings
 
 PREFIX = Settings.from_environment().predict_prefix
 
@@ -64,7 +64,7 @@ def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> di
     catchup=False,
     max_active_runs=1,
     tags=["fmnist"],
-    default_args={"owner": "fmnist", "retries": 2, "on_failure_callback": task_failed, "execution_timeout": TASK_LIMIT},
+    default_args=TASKS,
     params={
         "prefix": Param(
             PREFIX,

@@ -19,13 +19,11 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from airflow.configuration import conf
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, BaseOperatorLink, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
-from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
+from fmnist_defaults import TASKS
 
-from fmnist_tasks.alerts import run_timed_out, task_failed
-from fmnist_tasks.errors import StoreError
+from fmnist_tasks.alerts import airflow_address, run_timed_out
 from fmnist_tasks.settings import (
     APPROVAL_LIMIT,
     CHAMPION_ASSET,
@@ -33,7 +31,6 @@ from fmnist_tasks.settings import (
     MOST_CANDIDATES,
     PROFILES,
     RUN_LIMIT,
-    TASK_LIMIT,
     Parameters,
 )
 
@@ -63,16 +60,7 @@ class ReleaseLink(BaseOperatorLink):
 
 def page() -> str:
     """The address of the registry page."""
-    return conf.get("api", "base_url", fallback="").rstrip("/") + "/fmnist"
-
-
-# What may pass is tried again: an object store or a network that does not answer. Bad data and weak models stay so.
-RETRIES = ExceptionRetryPolicy(
-    rules=[
-        RetryRule(exception=[StoreError, ConnectionError, TimeoutError], action=RetryAction.RETRY),
-        RetryRule(exception=Exception, action=RetryAction.FAIL, reason="trying again cannot help"),
-    ]
-)
+    return f"{airflow_address()}/fmnist"
 
 
 def current_run() -> Any:
@@ -216,14 +204,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
     dagrun_timeout=RUN_LIMIT,
     tags=["fmnist"],
     on_failure_callback=run_timed_out,
-    default_args={
-        "owner": "fmnist",
-        "retries": 2,
-        "retry_exponential_backoff": True,
-        "retry_policy": RETRIES,
-        "on_failure_callback": task_failed,
-        "execution_timeout": TASK_LIMIT,
-    },
+    default_args=TASKS,
     params={
         "profile": Param(
             DEFAULT.profile,

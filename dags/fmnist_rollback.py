@@ -11,8 +11,8 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, dag, get_current_context, task
+from fmnist_defaults import TASKS
 
-from fmnist_tasks.alerts import task_failed
 from fmnist_tasks.errors import FmnistError
 from fmnist_tasks.registry.releases import versions
 from fmnist_tasks.registry.store import open_store
@@ -52,7 +52,7 @@ def rollback() -> dict[str, Any]:
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     max_active_runs=1,
     tags=["fmnist"],
-    default_args={"owner": "fmnist", "retries": 0, "on_failure_callback": task_failed},
+    default_args=TASKS | {"retries": 0},  # a person asked, and sees at once why not
     params={
         "version": Param(
             "",

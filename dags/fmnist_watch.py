@@ -9,8 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from airflow.sdk import CronTriggerTimetable, dag, task
-
-from fmnist_tasks.alerts import task_failed
+from fmnist_defaults import TASKS
 
 
 @task
@@ -29,7 +28,7 @@ def last_success() -> str:
     catchup=False,
     max_active_runs=1,
     tags=["fmnist"],
-    default_args={"owner": "fmnist", "retries": 2, "on_failure_callback": task_failed},
+    default_args=TASKS,
 )
 def fmnist_watch() -> None:
     """One task."""

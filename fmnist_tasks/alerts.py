@@ -96,6 +96,13 @@ def overdue(now: datetime) -> str:
     return text
 
 
+def airflow_address() -> str:
+    """Where people find Airflow's UI, as far as its configuration says."""
+    from airflow.configuration import conf
+
+    return str(conf.get("api", "base_url", fallback="")).rstrip("/")
+
+
 def _first(alert: Alert) -> bool:
     """Whether nobody has been told of this event, as far as the store knows; from now on it does."""
     if alert.run_id is None:
@@ -112,10 +119,8 @@ def _first(alert: Alert) -> bool:
 
 
 def _link(alert: Alert) -> str:
-    """Where the run is in Airflow's UI, or nothing outside Airflow."""
-    from airflow.configuration import conf
-
-    address = str(conf.get("api", "base_url", fallback="")).rstrip("/")
+    """Where the run is in Airflow's UI, or nothing if that does not know its own address."""
+    address = airflow_address()
     run = f"/runs/{quote(alert.run_id)}" if alert.run_id else ""
     return f"{address}/dags/{alert.dag_id}{run}" if address else ""
 

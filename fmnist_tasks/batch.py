@@ -41,6 +41,9 @@ def plan(store: Store, prefix: str, files: int) -> list[Shard]:
 
 def predict(store: Store, run_id: str, shard: Shard) -> dict[str, Any]:
     """Answer all images of a shard and write its file; what cannot be read as an image is a row that says why."""
+    log.info(
+        "shard %s begins: %s files under %s, by %s", *(shard[key] for key in ("number", "files", "prefix", "release"))
+    )
     release = service.open_release(store, shard["release"])
     classes = release.manifest["classes"]
     columns = ["image", "answer", "class", "probability", "familiarity", "release", *classes, "error"]
@@ -61,7 +64,7 @@ def predict(store: Store, run_id: str, shard: Shard) -> dict[str, Any]:
             counts["not_clothing"] += row["answer"] not in classes
     key = f"predictions/{run_id}/shard-{shard['number']:05d}.csv"
     store.put(key, text.getvalue().encode())
-    log.info("%s: %s", key, counts)
+    log.info("shard %s done: %s in %s", shard["number"], counts, key)
     return {"key": key, **counts}
 
 
@@ -70,6 +73,7 @@ def summarise(store: Store, run_id: str, shards: list[Shard], results: list[dict
     sums = {name: sum(result[name] for result in results) for name in ("images", "not_clothing", "unreadable")}
     found = {"run_id": run_id, "release": shards[0]["release"], "prefix": shards[0]["prefix"], **sums}
     store.put(f"predictions/{run_id}/summary.json", seal({**found, "files": [result["key"] for result in results]}))
+    log.info("all shards done: %s", found)
     return {**found, "location": store.location(f"predictions/{run_id}/summary.json")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -15,6 +16,8 @@ from fmnist_tasks.registry.store import Store
 if TYPE_CHECKING:
     import keras
     import numpy as np
+
+log = logging.getLogger(__name__)
 
 # An accuracy may differ from the manifest's by this much: on another processor a last bit can turn an answer.
 _TURNED = 0.001
@@ -72,6 +75,7 @@ def verify(store: Store, version: str) -> dict[str, Any]:
 def rollback(store: Store, version: str, reason: str) -> Entry:
     """Make an earlier release the champion again, once its bytes were checked and its model loaded."""
     current = in_service(store)
+    log.info("rollback begins: from %s to %s, because: %s", current.version, version, reason)
     if not reason.strip():
         raise RejectedError("a rollback needs a reason; it is kept in the champion log")
     if current.version == version:
@@ -80,6 +84,7 @@ def rollback(store: Store, version: str, reason: str) -> Entry:
     entry = champion.append(
         store, version=version, action="rollback", reason=reason.strip(), write_id=str(uuid4()), after=current.sequence
     )
+    log.info("rollback done: %s is the champion, number %d", version, entry.sequence)
     send(Alert("champion changed", None, f"{version} is the champion again, instead of {current.version}: {reason}"))
     return entry
 

@@ -26,6 +26,12 @@ QUICK = {"profile": "quick"}
 T = TypeVar("T")
 
 
+def migrate(home: Path) -> Path:
+    """A new Airflow home with an empty database."""
+    subprocess.run(["airflow", "db", "migrate"], env=os.environ | {"AIRFLOW_HOME": str(home)}, check=True)
+    return home
+
+
 @dataclass(frozen=True)
 class Airflow:
     """An Airflow home of its own, and the line that its DAG works on."""
@@ -111,21 +117,15 @@ class Airflow:
     @contextmanager
     def standalone(self) -> Iterator[str]:
         """Scheduler, dag-processor, triggerer and API server, until the end; the latter's address."""
-        port = str(free_port())
+        port = free_port()
         changes = {
-            "AIRFLOW__API__PORT": port,
+            "AIRFLOW__API__PORT": str(port),
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
             "AIRFLOW__API__HOST": "127.0.0.1",
-            "AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT": str(free_port()),
-            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
         }
         with (self.home / "standalone.log").open("wb") as log:
             process = subprocess.Popen(
-                ["airflow", "standalone"],
-                env=self.environment | changes,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+                ["airflow", "standalone"], env=self._serving | changes, stdout=log, stderr=log, start_new_session=True
             )
         try:
             yield f"http://127.0.0.1:{port}"
@@ -134,6 +134,43 @@ class Airflow:
             process.wait()
             with suppress(ProcessLookupError):  # whatever it left behind
                 os.killpg(process.pid, signal.SIGKILL)
+
+    @contextmanager
+    def ui(self) -> Iterator[str]:
+        """The same by `make ui`, until Ctrl-C; what it prints once all is ready. Nothing of it may be left."""
+        process = subprocess.Popen(
+            [PROJECT / "include" / "ui"],
+            env=self._serving | {"PORT": str(free_port())},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        with process.stdout as said:
+            told = ""
+            while "Ctrl-C stops" not in told:
+                line = said.readline()
+                assert line, told
+                told += line
+            try:
+                yield told
+            finally:
+                os.killpg(process.pid, signal.SIGINT)
+                ended = process.wait()
+        left = [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if self._owns(path)]
+        assert (ended, left) == (0, [])
+
+    @property
+    def _serving(self) -> dict[str, str]:
+        names = ("AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT")
+        return self.environment | {name: str(free_port()) for name in names}
+
+    def _owns(self, environ: Path) -> bool:
+        """Whether a process belongs to this home, by its environment in /proc."""
+        with suppress(OSError):  # another user's, or gone by now
+            return f"AIRFLOW_HOME={self.home}".encode() in environ.read_bytes().split(b"\0")
+        return False
 
 
 def until(condition: Callable[[], T | None], seconds: float = 300) -> T:

@@ -38,8 +38,9 @@ _ENTRIES = (1_000, 10_000, 100_000)  # of the champion log
 
 # What the processes below do; each prints its measurements as one JSON document on the last line.
 _PARSE = """
-import json, runpy, time
+import json, runpy, sys, time
 import airflow.sdk  # the dag-processor has it already
+sys.path.append("dags")  # as that has it
 clock = time.monotonic()
 runpy.run_path("dags/fmnist_retrain.py")
 print(json.dumps(time.monotonic() - clock))
@@ -80,6 +81,61 @@ timed("model load", lambda: h5.load(data, "candidate"))
 for step in ("publish", "verify_release", "promote"):
     timed(step, lambda: run_again(step, run))
 print(json.dumps(seconds))
+"""
+_DETECTION = """
+import json, statistics, time
+import keras, numpy
+from fmnist_tasks import service
+from fmnist_tasks.model import cnn, h5
+from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.settings import Settings
+store = open_store(Settings.from_environment().store)
+whole = service.open_release(store, service.in_service(store).version).model
+models = (keras.Model(whole.input, whole.get_layer(cnn.PROBABILITIES).output), whole)
+images = numpy.random.default_rng(0).integers(0, 256, (10_000, 28, 28), "uint8")
+def milliseconds(times, images):
+    taken = ([], [])
+    for _ in range(times):
+        for model, kept in zip(models, taken):  # by turns: the machine's speed may change
+            clock = time.perf_counter()
+            h5.outputs(model, images)
+            kept.append((time.perf_counter() - clock) * 1e3)
+    return [statistics.median(kept[times // 10:]) for kept in taken]
+alone, detecting = milliseconds(2_000, images[:1])
+batches, detecting_batches = milliseconds(10, images)
+print(json.dumps({
+    "one image without detection, milliseconds": alone,
+    "one image with detection, milliseconds": detecting,
+    "10,000 images without detection, milliseconds": batches,
+    "10,000 images with detection, milliseconds": detecting_batches,
+}))
+"""
+_PAGE = """
+import json, statistics, time
+from fastapi.testclient import TestClient
+from fmnist_tasks import service
+from fmnist_tasks.page.app import create_app
+from fmnist_tasks.registry import releases
+from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.settings import Settings
+store = open_store(Settings.from_environment().store)
+release = service.open_release(store, service.in_service(store).version)
+facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
+for number in range(1, 200):
+    releases.publish(store, f"{release.manifest['version']}-{number}", {"model_card.md": b"a card"}, facts)
+page = TestClient(create_app(signed_in=lambda: None, may_edit=lambda: "bench"), headers={"accept": "text/html"})
+milliseconds = []
+for _ in range(21):
+    clock = time.perf_counter()
+    answer = page.get("/")
+    milliseconds.append((time.perf_counter() - clock) * 1e3)
+    assert answer.status_code == 200
+first, *others = milliseconds
+print(json.dumps({
+    "page with 200 releases on MinIO, first answer, milliseconds": first,
+    "page with 200 releases on MinIO, later answers, milliseconds": statistics.median(others),
+    "page with 200 releases, kB": len(answer.content) / 1e3,
+}))
 """
 _CHAMPION = """
 import json, time
@@ -124,7 +180,10 @@ def whole_run(seed: int, profile: str, server: Server) -> dict[str, float]:
         for stat in (*store.list("runs/"), *store.list("blobs/")):
             minio.put(stat.key, store.get(stat.key))
         home["FMNIST_STORE"] = server.uri(minio.bucket)
-        release = _printed(measured(sys.executable, "-c", _RELEASE, **home, **server.credentials)[1])
+        release, detection, page = (
+            _printed(measured(sys.executable, "-c", program, **home, **server.credentials)[1])
+            for program in (_RELEASE, _DETECTION, _PAGE)
+        )
     figures = manifest["figures"]
     fitting = sum(sum(records[name]["result"]["curves"]["seconds"]) for name in ("choose_base", "fine_tune"))
     return {
@@ -133,6 +192,8 @@ def whole_run(seed: int, profile: str, server: Server) -> dict[str, float]:
         "everything else, seconds": seconds - fitting,
         "peak memory, MiB": max(record["peak_memory_mb"] for record in records.values()),
         "release on MinIO (publish, verify, promote), seconds": sum(release.values()) - 2 * release["model load"],
+        **detection,
+        **page,
         "validation accuracy, base": figures["validation_accuracy"]["base"],
         "validation accuracy, tuned": figures["validation_accuracy"]["tuned"],
         "test accuracy, base": figures["base_test_accuracy"],

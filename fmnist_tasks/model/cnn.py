@@ -16,7 +16,7 @@ from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.model.normalisation import folded
 from fmnist_tasks.settings import Profile
 
-STAGES = ("stage1", "stage2_residual_sum", "stage3_residual_sum")  # the last layer of each, (N, H, W, filters)
+RESPONSES = ("stage2_pool", "stage3_residual_sum")  # of the later stages, each (N, 7, 7, filters)
 PROBABILITIES = "probabilities"
 
 

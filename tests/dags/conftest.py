@@ -1,16 +1,9 @@
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-
-
-def migrate(home: Path) -> Path:
-    """A new Airflow home with an empty database."""
-    subprocess.run(["airflow", "db", "migrate"], env=os.environ | {"AIRFLOW_HOME": str(home)}, check=True)
-    return home
+from airflow_home import migrate
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def hostile(saved: bytes, canary: Path) -> dict[str, tuple[bytes, str]]:
         return lambda layers: layers[layer]["config"].update(values)
 
     def units(layers: dict[str, Any]) -> None:
-        for name in ("logits", "prototypes", "mirror"):
+        for name in ("logits", "probe", "mirror"):
             layers[name]["config"]["units"] = 4096
         layers["image"]["config"]["batch_shape"] = [None, 4096, 4096, 1]
         for name, layer in layers.items():

@@ -205,6 +205,13 @@ def test_the_published_model_keeps_the_answers_and_knows_noise(checkpoints: Chec
     assert novelty.NOT_CLOTHING in answers
 
 
+def test_a_probe_of_all_pixels_says_what_one_of_their_means_does() -> None:
+    random = np.random.default_rng(0)
+    maps, kernel = random.random((5, 7, 7, 3), np.float32), random.random((4 * 4 * 3, 2), np.float32)
+    means = np.asarray(keras.layers.AveragePooling2D(2, padding="same")(maps)).reshape(5, -1)
+    np.testing.assert_allclose(maps.reshape(5, -1) @ novelty.for_pixels(kernel, (7, 7)), means @ kernel, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_over_epochs(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
