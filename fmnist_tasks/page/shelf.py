@@ -28,7 +28,7 @@ class Shelf:
         with self._reading:
             found = releases.versions(self.store)
             new = [version for version in found if version not in self._rows]
-            with ThreadPoolExecutor(8) as threads:  # a store across a network answers several at once
+            with ThreadPoolExecutor(4) as threads:  # a store across a network answers several at once
                 read = list(threads.map(self._read, new))
             self._rows |= {row["version"]: row for row in read if not isinstance(row, str)}
             return [self._rows[version] for version in found if version in self._rows], [
