@@ -15,7 +15,7 @@ OUT ?= var/bench
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
-.PHONY: help setup run ui minio run-minio test check unit shell bench bench-training lock clean
+.PHONY: help setup run ui minio run-minio test check unit shell screenshots bench bench-training lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ unit: setup ## the fast tests only
 
 shell: setup ## a shell in which airflow and fmnist know this project
 	@bash --init-file include/activate -i
+
+screenshots: setup ## docs/images from a journey through the UI over the real images, half an hour
+	@source include/activate && FMNIST_SCREENSHOTS=docs/images pytest tests/page/test_browser.py
 
 bench: setup ## time and memory of the line: make bench RUNS=3 PROFILE=standard
 	@source include/activate && python tests/bench.py --runs $(RUNS) --profile $(PROFILE)

@@ -288,7 +288,8 @@ def fmnist_retrain() -> None:
             task_id="approval",
             doc_md="Asks a person about a candidate that is held, for three days at most: no answer is a no.",
             subject="May the candidate of {{ run_id }} become the champion?",
-            body="{{ ti.xcom_pull(task_ids='tuned_model.promotion_gate')['summary'] }}",
+            body="{{ ti.xcom_pull(task_ids='tuned_model.promotion_gate')['summary'] }}\n\n"
+            f"[Verdict and figures]({page()}/runs/{{{{ run_id | urlencode }}}}#promotion_gate)",
             response_timeout=APPROVAL_LIMIT,
             execution_timeout=None,
             fail_on_reject=True,

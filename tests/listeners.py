@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
 from minio_server import free_port
 
 
@@ -21,14 +23,23 @@ class Mailbox:
 
     mails: list[EmailMessage] = field(default_factory=list)
     port: int = field(default_factory=free_port)
+    password: str = ""  # with one, only `line` may send
 
-    async def handle_DATA(self, server: object, session: object, envelope: object) -> str:  # noqa: N802 - its name
+    async def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
+        if self.password and not session.authenticated:
+            return "530 authentication required"
         self.mails.append(message_from_bytes(envelope.content, policy=policy.default))
         return "250 kept"
 
     @contextmanager
     def running(self) -> Iterator[Mailbox]:
-        controller = Controller(self, hostname="127.0.0.1", port=self.port)
+        def known(
+            server: object, session: object, envelope: object, mechanism: str, given: LoginPassword
+        ) -> AuthResult:
+            return AuthResult(success=(given.login, given.password) == (b"line", self.password.encode()))
+
+        guard = {"authenticator": known, "auth_require_tls": False}  # both are on this machine
+        controller = Controller(self, hostname="127.0.0.1", port=self.port, **guard)
         controller.start()
         try:
             yield self
@@ -39,7 +50,8 @@ class Mailbox:
     def connection(self) -> str:
         """What an Airflow connection of type SMTP says to send mail here."""
         extra = {"disable_tls": True, "disable_ssl": True, "from_email": "line@example.com", "to": "team@example.com"}
-        return json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": self.port, "extra": extra})
+        named = {"login": "line", "password": self.password} if self.password else {}
+        return json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": self.port, "extra": extra, **named})
 
 
 @dataclass
@@ -49,6 +61,7 @@ class Hook:
     posts: list[dict] = field(default_factory=list)
     port: int = 0
     status: int = 200
+    password: str = ""  # with one, only `line` may post
 
     @contextmanager
     def running(self) -> Iterator[Hook]:
@@ -56,8 +69,11 @@ class Hook:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                hook.posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(hook.status)
+                post = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                known = not hook.password or self.headers["Authorization"] == f"Basic {hook.named}"
+                if known:
+                    hook.posts.append(post)
+                self.send_response(hook.status if known else 401)
                 self.end_headers()
 
             def log_message(self, *arguments: object) -> None:
@@ -75,7 +91,12 @@ class Hook:
             thread.join()
 
     @property
+    def named(self) -> str:
+        """Name and password, as HTTP has them."""
+        return b64encode(f"line:{self.password}".encode()).decode()
+
+    @property
     def connection(self) -> str:
         """What an Airflow connection of type Apprise says to post here."""
-        path = f"json://127.0.0.1:{self.port}/"
+        path = f"json://{f'line:{self.password}@' if self.password else ''}127.0.0.1:{self.port}/"
         return json.dumps({"conn_type": "apprise", "extra": {"config": {"path": path, "tag": "all"}}})

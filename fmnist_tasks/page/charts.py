@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 200  # of the drawing, in its own units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 12, 14, 14  # margins, for ticks and labels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 100, 12, 14, 14  # margins, for ticks and labels
 
 
 @dataclass(frozen=True)

@@ -121,11 +121,12 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
     version = published["version"]
     if verified["version"] != version or verified["identical"] is not True:
         raise ConflictError(f"release {version} was not verified ({verified['version']} was); it is not promoted")
+    held = verdict["decision"] == "hold"  # what nobody approved is not published
     entry = champion.append(
         store,
         version=version,
         action="promote",
-        reason=f"run {run.id} passed every gate",
+        reason=f"run {run.id} {'was held, and a person approved' if held else 'passed every gate'}",
         write_id=run.id,
         after=verdict["champion"]["sequence"] if verdict["champion"] else 0,
     )

@@ -1,0 +1,316 @@
+"""As a person would: Chromium against a standalone Airflow, from the login to the champion log.
+
+With FMNIST_SCREENSHOTS=folder (`make screenshots`) the same journey goes over the real images, and its pictures are
+kept there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import made
+import numpy as np
+import pytest
+from airflow_home import QUICK, Airflow, migrate, until
+from chromium import NoBrowserError, launched
+from conftest import Line
+from listeners import Hook, Mailbox
+from minio_server import Server
+from PIL import Image
+from playwright.sync_api import Browser, FrameLocator, Locator, Page, expect
+
+from fmnist_tasks import service
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.settings import DAG_ID, Settings
+
+pytestmark = pytest.mark.slow
+
+PICTURES = os.environ.get("FMNIST_SCREENSHOTS", "")
+SIZE = {"width": 1280, "height": 860}
+PATIENCE = 60_000  # milliseconds for what a page shows
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE)
+    try:
+        with launched() as browser:
+            yield browser
+    except NoBrowserError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+
+
+@dataclass(frozen=True)
+class House:
+    """A running Airflow with its store in MinIO and connections for everything in its own database."""
+
+    airflow: Airflow
+    told_at_start: str
+    store: S3Store
+    mailbox: Mailbox
+    hook: Hook
+    secrets: list[str]
+
+    @property
+    def url(self) -> str:
+        return re.search(r"http://127.0.0.1:[0-9]+", self.told_at_start)[0]
+
+    def password(self, user: str) -> str:
+        if user == "admin":
+            return re.search(r"user admin, password (\S+)", self.told_at_start)[1]
+        passwords = json.loads((self.airflow.home / "simple_auth_manager_passwords.json.generated").read_text())
+        return str(passwords[user])
+
+    def told(self, event: str) -> int:
+        """How often each channel delivered an alert of this event; both the same."""
+        mails = [mail for mail in self.mailbox.mails if mail["Subject"].endswith(f": {event}")]
+        posts = [post for post in self.hook.posts if post["title"].endswith(f": {event}")]
+        assert len(mails) == len(posts)
+        return len(mails)
+
+    def enter(self, browser: Browser, user: str = "admin", **options: object) -> Page:
+        """A window of somebody who has signed in."""
+        page = browser.new_context(**{"base_url": self.url, "viewport": SIZE} | options).new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto("/")
+        page.fill("input[name=username]", user)
+        page.fill("input[type=password]", self.password(user))
+        page.click("button[type=submit]")
+        page.wait_for_url(f"{self.url}/")
+        return page
+
+    def ended(self, run_id: str) -> str | None:
+        """How the run ended; None as long as it goes on."""
+        state = self.airflow.state(run_id)
+        return state if state in {"success", "failed"} else None
+
+    def triggered(self, page: Page) -> str:
+        """Press the button of the open form; the id of the run that this makes."""
+        known = set(self.airflow.query("select run_id from dag_run"))
+        form(page).get_by_role("button", name="Trigger").click()
+        runs = "select run_id from dag_run where run_type = 'manual'"
+        ((run_id,),) = until(lambda: set(self.airflow.query(runs)) - known)
+        return str(run_id)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[House]:
+    line = Line(tmp_path_factory.mktemp("house"))
+    labels = made.images(600, 2)[1]
+    labels[:3] = (labels[:3] + 1) % made.CLASSES  # no model can be right on these
+    made.declare(line.data, test_labels=labels)
+    with pytest.MonkeyPatch.context() as patch:  # Airflow has the connection alone
+        for name, value in server.credentials.items():
+            patch.setenv(name, value)
+        store = server.store(f"test-{uuid4().hex}")
+    changed = {
+        "FMNIST_STORE": f"s3://{store.bucket}?connection=fmnist_store",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
+    }
+    if PICTURES:
+        real = str(Settings.from_environment().cache / "fashion-mnist")
+        changed |= {"FMNIST_DATASET": "", "FMNIST_DATA_DIR": real}
+    airflow = Airflow(migrate(line.home / "airflow"), line, changed)
+    with Mailbox(password=uuid4().hex).running() as mailbox, Hook(password=uuid4().hex).running() as hook:
+        login, secret = server.credentials.values()
+        endpoint = {"endpoint_url": server.endpoint}
+        bucket = json.dumps({"conn_type": "generic", "login": login, "password": secret, "extra": endpoint})
+        connections = {"fmnist_store": bucket, "fmnist_mail": mailbox.connection, "fmnist_apprise": hook.connection}
+        for name, connection in connections.items():
+            code, output = airflow("airflow", "connections", "add", name, "--conn-json", connection)
+            assert code == 0, output
+        with airflow.ui() as told:
+            until(lambda: len(airflow.query("select dag_id from serialized_dag")) == 4)
+            yield House(airflow, told, store, mailbox, hook, [secret, mailbox.password, hook.password])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(PICTURES).resolve() if PICTURES else tmp_path_factory.mktemp("pictures")
+
+
+def form(page: Page) -> Locator:
+    """The form of the DAG whose page is shown, opened if it is not."""
+    return page.get_by_role("dialog").filter(has_text="Trigger Dag")
+
+
+def opened(page: Page, dag_id: str, *sections: str) -> Locator:
+    """The trigger form of a DAG, with these of its sections open."""
+    page.goto(f"/dags/{dag_id}")
+    page.get_by_role("button", name="Trigger").first.click()
+    for section in sections:
+        form(page).get_by_role("button", name=section, exact=True).click()
+    return form(page)
+
+
+def registry(page: Page) -> FrameLocator:
+    """The registry page, by Airflow's navigation."""
+    page.goto("/")
+    page.get_by_role("link", name="Releases").click()
+    return page.frame_locator("iframe")
+
+
+def test_a_person_trains_looks_tries_and_goes_back(house: House, chromium: Browser, pictures: Path) -> None:
+    page = house.enter(chromium)
+    expect(registry(page).get_by_role("heading", name="No champion yet")).to_be_visible()
+
+    training = opened(page, DAG_ID, "Training")
+    training.get_by_role("combobox").first.click()
+    page.get_by_role("option", name="quick").click()
+    page.screenshot(path=pictures / "form.png")
+    run_id = house.triggered(page)
+    until(lambda: house.ended(run_id), seconds=1800)  # after this week's run, which unpausing begins
+    assert house.ended(run_id) == "success"
+    page.goto(f"/dags/{DAG_ID}/runs/{run_id}")
+    expect(page.get_by_text("Success").first).to_be_visible()
+    page.screenshot(path=pictures / "run.png")
+
+    older, newer = releases.versions(house.store)
+    assert service.in_service(house.store).version == newer
+    assert releases.read_manifest(house.store, newer)["parameters"]["profile"] == "quick"
+    shelf = registry(page)
+    expect(shelf.get_by_role("heading", level=1)).to_contain_text(newer)
+    page.screenshot(path=pictures / "releases.png")
+
+    shelf.locator("tbody").get_by_role("link", name=older).first.click()
+    expect(shelf.get_by_role("heading", level=1)).to_contain_text(older)
+    expect(shelf.get_by_role("row", name=re.compile("accuracy.*pass")).first).to_be_visible()
+    page.screenshot(path=pictures / "release.png")
+
+    shelf.get_by_role("link", name="Try it").click()
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(noise, "png")
+    upload = {"name": "noise.png", "mimeType": "image/png", "buffer": noise.getvalue()}
+    shelf.locator("#upload").set_input_files(upload)
+    expect(shelf.get_by_role("heading", name="not clothing")).to_be_visible()
+    shelf.get_by_role("button", name="Draw a sample of each class").click()
+    expect(shelf.locator(".answer")).to_have_count(made.CLASSES)
+    page.screenshot(path=pictures / "try.png")
+
+    shelf.get_by_role("link", name="Releases").click()
+    shelf.locator("tbody").get_by_role("link", name=older).first.click()
+    shelf.get_by_label("Reason for going back").fill("the newer one is <b>odd</b>")
+    shelf.get_by_role("button", name="Make it the champion again").click()
+    expect(shelf.get_by_role("heading", level=1)).to_contain_text(older)
+    entry = shelf.get_by_role("row", name=re.compile("rollback"))
+    expect(entry).to_contain_text("the newer one is <b>odd</b> (admin, on the page)")
+    entry.scroll_into_view_if_needed()
+    page.screenshot(path=pictures / "log.png")
+    assert service.in_service(house.store).version == older
+
+    assert house.told("champion changed") == 3  # by this week's run, by this one, and back
+
+
+def test_a_gate_that_says_no_ends_red_tells_a_person_and_changes_nothing(
+    house: House, chromium: Browser, pictures: Path
+) -> None:
+    before = champion.history(house.store)
+    page = house.enter(chromium)
+    gates = opened(page, DAG_ID, "Gates")
+    threshold = gates.locator("input[name=element_accuracy_threshold]")
+    threshold.fill("1.5")
+    threshold.blur()
+    expect(threshold).to_have_value("1")
+    wrong = {"logical_date": None, "conf": {"accuracy_threshold": 1.5}}
+    refused = page.request.post(f"/api/v2/dags/{DAG_ID}/dagRuns", data=wrong)
+    assert (refused.status, "greater than the maximum of 1" in refused.text()) == (400, True)
+    threshold.fill("0.999")
+    run_id = house.triggered(page)
+    until(lambda: house.ended(run_id), seconds=1800)
+    assert house.ended(run_id) == "failed"
+    page.goto(f"/dags/{DAG_ID}/runs/{run_id}")
+    expect(page.get_by_text("Failed").first).to_be_visible()
+    assert champion.history(house.store) == before
+
+    assert house.told("rejected") == 1
+    (mail,) = (mail for mail in house.mailbox.mails if mail["Subject"].endswith(": rejected"))
+    told = mail.get_body(("html",)).get_content()
+    assert re.search(r"test accuracy is [0-9.]+%, below the bound of 99.90%", told)
+    assert before[-1].version in told
+    letter = page.context.new_page()
+    letter.set_viewport_size({"width": 720, "height": 420})
+    letter.set_content(told)
+    letter.screenshot(path=pictures / "alert.png")
+    letter.get_by_role("link").click()  # to the run, for one who has signed in
+    expect(letter.get_by_text("Failed").first).to_be_visible()
+
+    page.goto(f"/dags/{DAG_ID}/runs/{run_id}/tasks/base_model.accuracy_gate/details")
+    page.get_by_role("link", name="Verdict").click()
+    expect(page.get_by_role("row", name=re.compile("^accuracy reject .*below the bound of 99.90%"))).to_be_visible()
+
+
+def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Browser, pictures: Path) -> None:
+    held = QUICK | {"seed": 5, "approval": True, "policy": {"speed": {"bytes_at_most": 1}}}
+    code, output = house.airflow("airflow", "dags", "trigger", DAG_ID, "--run-id", "held", "--conf", json.dumps(held))
+    assert code == 0, output
+    until(lambda: house.airflow.asks("held"), seconds=1800)
+    before = champion.history(house.store)
+    assert house.told("hold waiting") == 1
+    page = house.enter(chromium)
+    page.goto(f"/dags/{DAG_ID}/runs/held/tasks/tuned_model.approval/required_actions")
+    expect(page.get_by_text("the size in bytes is").first).to_be_visible()
+    page.screenshot(path=pictures / "approval.png")
+    expect(page.get_by_role("link", name="Verdict and figures")).to_have_attribute(
+        "href", f"{house.url}/fmnist/runs/held#promotion_gate"
+    )
+    assert champion.history(house.store) == before
+    page.get_by_role("button", name="Approve").click()
+    until(lambda: house.ended("held"), seconds=600)
+    assert house.ended("held") == "success"
+    manifest = releases.read_manifest(house.store, service.in_service(house.store).version)
+    assert (manifest["run_id"], manifest["verdict"]["approval"]["by"]) == ("held", "admin")
+    *others, last = champion.history(house.store)
+    assert (others, last.reason) == (before, "run held was held, and a person approved")
+
+
+def test_strangers_see_nothing_and_viewers_change_nothing(house: House, chromium: Browser) -> None:
+    before = champion.history(house.store)
+    change = {"form": {"version": before[0].version, "reason": "I should like to"}, "headers": {"origin": house.url}}
+    stranger = chromium.new_context(base_url=house.url).request
+    assert stranger.get("/fmnist/").status == 401
+    assert stranger.post("/fmnist/rollback", **change).status == 401
+    viewer = house.enter(chromium, "viewer")
+    expect(registry(viewer).get_by_role("heading", level=1)).to_contain_text(before[-1].version)
+    assert viewer.request.post("/fmnist/rollback", **change).status == 403
+    assert champion.history(house.store) == before
+
+
+def test_the_page_is_readable_on_a_phone_and_in_the_dark(house: House, chromium: Browser, pictures: Path) -> None:
+    version = service.in_service(house.store).version
+    phone = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "color_scheme": "dark"}
+    page = house.enter(chromium, **phone)
+    for name, address in (("phone", ""), ("phone-release", f"releases/{version}"), ("phone-try", "try")):
+        page.goto(f"/fmnist/{address}")
+        page.screenshot(path=pictures / f"{name}.png")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), address
+        ink, paper = (
+            page.evaluate(f"getComputedStyle(document.body).{name}.match(/[0-9.]+/g).slice(0, 3).map(Number)")
+            for name in ("color", "backgroundColor")
+        )
+        assert min(ink) > max(paper) + 100, address
+    page.goto("/fmnist/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+
+
+def test_no_secret_is_in_any_log_nor_in_the_store(house: House) -> None:
+    """Runs last in this file, over all that the journey left."""
+    logs = [path.read_bytes() for path in house.airflow.home.rglob("*.log")]
+    assert len(logs) > 30
+    told = b"\n".join([*logs, *(house.store.get(stat.key) for stat in house.store.list(""))])
+    assert b"promotion_gate done" in told
+    assert b"delivered through fmnist_mail" in told
+    values = json.dumps(house.airflow.query("select value from xcom"), default=str)
+    for secret in house.secrets:
+        assert secret.encode() not in told
+        assert secret not in values
