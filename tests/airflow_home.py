@@ -16,6 +16,7 @@ from typing import TypeVar
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+import psutil
 from conftest import Line
 from minio_server import free_port
 
@@ -90,12 +91,12 @@ class Airflow:
         ((run_id,),) = until(lambda: self.query("select run_id from dag_run"))
         return str(run_id)
 
-    def asks(self, run_id: str) -> bool:
+    def asks(self, run_id: str, dag_id: str = DAG_ID, task_id: str = "tuned_model.approval") -> bool:
         """Whether the run waits for a person, and the scheduler has seen that it does.
 
         An answer before that is lost: the scheduler takes the task that goes on for one that died, and asks again.
         """
-        seen = f"TaskInstance Finished: dag_id={DAG_ID}, task_id=tuned_model.approval, run_id={run_id},"
+        seen = f"TaskInstance Finished: dag_id={dag_id}, task_id={task_id}, run_id={run_id},"
         waits = self.states(run_id).get("approval") == "awaiting_input"
         return waits and seen in (self.home / "standalone.log").read_text()
 
@@ -157,21 +158,16 @@ class Airflow:
             try:
                 yield told
             finally:
+                started = psutil.Process(process.pid).children(recursive=True)
                 os.killpg(process.pid, signal.SIGINT)
                 ended = process.wait()
-        assert ended == 0
-        until(lambda: not any(map(self._owns, Path("/proc").glob("[0-9]*/environ"))), seconds=10)
+        _, left = psutil.wait_procs(started, timeout=10)
+        assert (ended, left) == (0, [])
 
     @property
     def _serving(self) -> dict[str, str]:
         names = ("AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT")
         return self.environment | {name: str(free_port()) for name in names}
-
-    def _owns(self, environ: Path) -> bool:
-        """Whether a process belongs to this home, by its environment in /proc."""
-        with suppress(OSError):  # another user's, or gone by now
-            return f"AIRFLOW_HOME={self.home}".encode() in environ.read_bytes().split(b"\0")
-        return False
 
 
 def until(condition: Callable[[], T | None], seconds: float = 300) -> T:

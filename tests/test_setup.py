@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -83,3 +84,11 @@ def test_a_machine_without_a_python_that_serves_is_told_what_to_install(copy: Pa
     assert ended.returncode == 1
     assert "no Python 3.11, 3.12 or 3.13 with venv among: /bin/false" in ended.stderr
     assert "make PYTHON=/path/to/python" in ended.stderr
+
+
+def test_the_ui_says_that_its_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        environment = os.environ | {"AIRFLOW_HOME": str(tmp_path), "PORT": port}
+        ended = subprocess.run([PROJECT / "include" / "ui"], env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, f"ui: port {port} is taken; choose another: make ui PORT=8081\n")

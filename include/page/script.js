@@ -42,10 +42,12 @@ if (area) {
     }
   };
 
-  document.getElementById("upload").addEventListener("change", (event) => {
+  const upload = document.getElementById("upload"), draw = document.getElementById("draw");
+  upload.addEventListener("change", (event) => {
     const [file] = event.target.files;
     if (file) ask(area.dataset.image, { method: "POST", body: file });
     event.target.value = "";
   });
-  document.getElementById("draw").addEventListener("click", () => ask(area.dataset.samples));
+  draw.addEventListener("click", () => ask(area.dataset.samples));
+  upload.disabled = draw.disabled = false; // not before somebody listens
 }

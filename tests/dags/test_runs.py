@@ -17,6 +17,7 @@ from conftest import Line
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.settings import DAG_ID, Settings
 
 pytestmark = pytest.mark.slow
@@ -136,10 +137,13 @@ HELD = {"approval": True, "policy": {"speed": {"bytes_at_most": 1}}}
 
 
 def test_a_held_candidate_waits_for_a_person_in_a_scheduler(own_migrated: Path, line: Line) -> None:
-    airflow = Airflow(own_migrated, line)
+    line.store.put("inbox/batch.npz", made.npz(images=made.images(3, 5)[0]))
+    airflow = Airflow(own_migrated, line, {"FMNIST_PREDICT_PREFIX": "inbox/"})
     with airflow.standalone() as url:
         first = airflow.begun()  # this week's run, which holds nothing
         until(lambda: airflow.state(first) == "success")
+        code, output = airflow("airflow", "dags", "unpause", "fmnist_predict")
+        assert code == 0, output
         for run_id, option, ends, seed in (("refused", "Reject", "failed", 1), ("approved", "Approve", "success", 2)):
             conf = json.dumps(QUICK | HELD | {"seed": seed})
             code, output = airflow("airflow", "dags", "trigger", DAG_ID, "--run-id", run_id, "--conf", conf)
@@ -150,6 +154,10 @@ def test_a_held_candidate_waits_for_a_person_in_a_scheduler(own_migrated: Path, 
             airflow.answer(url, run_id, option)
             until(lambda run_id=run_id: airflow.state(run_id) in {"success", "failed"})
             assert airflow.state(run_id) == ends
+        # A new champion answers what lies in the inbox.
+        (stat,) = until(lambda: [one for one in line.store.list("predictions/") if one.key.endswith("summary.json")])
+    summary = read_document(line.store, stat.key)
+    assert (summary["release"], summary["images"]) == (service.in_service(line.store).version, 3)
     assert len(champion.history(line.store)) == 2
     manifest = service.open_release(line.store, service.in_service(line.store).version).manifest
     assert manifest["run_id"] == "approved"

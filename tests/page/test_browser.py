@@ -1,7 +1,8 @@
 """As a person would: Chromium against a standalone Airflow, from the login to the champion log.
 
 With FMNIST_SCREENSHOTS=folder (`make screenshots`) the same journey goes over the real images, and its pictures are
-kept there.
+kept there. Against this week's champion, of profile `standard`, a candidate of profile `quick` would be rejected: so
+that there are two releases a quick one is made before, and the person's run finds that nothing changed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from fmnist_tasks.settings import DAG_ID, Settings
 pytestmark = pytest.mark.slow
 
 PICTURES = os.environ.get("FMNIST_SCREENSHOTS", "")
+PROFILE = "standard" if PICTURES else "quick"
 SIZE = {"width": 1280, "height": 860}
 PATIENCE = 60_000  # milliseconds for what a page shows
 
@@ -129,6 +131,9 @@ def house(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[
         for name, connection in connections.items():
             code, output = airflow("airflow", "connections", "add", name, "--conn-json", connection)
             assert code == 0, output
+        if PICTURES:
+            code, output = airflow.run()
+            assert code == 0, output
         with airflow.ui() as told:
             until(lambda: len(airflow.query("select dag_id from serialized_dag")) == 4)
             yield House(airflow, told, store, mailbox, hook, [secret, mailbox.password, hook.password])
@@ -162,22 +167,33 @@ def registry(page: Page) -> FrameLocator:
 
 def test_a_person_trains_looks_tries_and_goes_back(house: House, chromium: Browser, pictures: Path) -> None:
     page = house.enter(chromium)
-    expect(registry(page).get_by_role("heading", name="No champion yet")).to_be_visible()
+    expect(registry(page).get_by_role("heading", level=1)).to_contain_text(
+        "Champion" if PICTURES else "No champion yet"
+    )
 
     training = opened(page, DAG_ID, "Training")
     training.get_by_role("combobox").first.click()
-    page.get_by_role("option", name="quick").click()
+    page.get_by_role("option", name=PROFILE).click()
     page.screenshot(path=pictures / "form.png")
     run_id = house.triggered(page)
     until(lambda: house.ended(run_id), seconds=1800)  # after this week's run, which unpausing begins
     assert house.ended(run_id) == "success"
     page.goto(f"/dags/{DAG_ID}/runs/{run_id}")
     expect(page.get_by_text("Success").first).to_be_visible()
-    page.screenshot(path=pictures / "run.png")
-
+    wide = house.enter(chromium, viewport={"width": 1500, "height": 560}, device_scale_factor=2)
     older, newer = releases.versions(house.store)
+    made_by = releases.read_manifest(house.store, newer)["run_id"]
+    assert made_by == run_id or PICTURES
+    wide.goto(f"/dags/{DAG_ID}/runs/{made_by}")
+    for button in ("Show Graph", "Expand all task groups", "Collapse Details Panel"):
+        wide.get_by_role("button", name=button).click()
+    wide.mouse.move(700, 30)  # away from the button and its hint
+    expect(wide.locator(".react-flow__node")).to_have_count(15 + 4)  # tasks, and their groups
+    expect(wide.get_by_text("verify_release")).to_be_visible()
+    wide.screenshot(path=pictures / "graph.png", clip={"x": 110, "y": 240, "width": 1350, "height": 170})
+
     assert service.in_service(house.store).version == newer
-    assert releases.read_manifest(house.store, newer)["parameters"]["profile"] == "quick"
+    assert releases.read_manifest(house.store, newer)["parameters"]["profile"] == PROFILE
     shelf = registry(page)
     expect(shelf.get_by_role("heading", level=1)).to_contain_text(newer)
     page.screenshot(path=pictures / "releases.png")
@@ -191,6 +207,7 @@ def test_a_person_trains_looks_tries_and_goes_back(house: House, chromium: Brows
     noise = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(noise, "png")
     upload = {"name": "noise.png", "mimeType": "image/png", "buffer": noise.getvalue()}
+    expect(shelf.locator("#upload")).to_be_enabled()
     shelf.locator("#upload").set_input_files(upload)
     expect(shelf.get_by_role("heading", name="not clothing")).to_be_visible()
     shelf.get_by_role("button", name="Draw a sample of each class").click()
@@ -250,7 +267,8 @@ def test_a_gate_that_says_no_ends_red_tells_a_person_and_changes_nothing(
 
 
 def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Browser, pictures: Path) -> None:
-    held = QUICK | {"seed": 5, "approval": True, "policy": {"speed": {"bytes_at_most": 1}}}
+    policy = {"speed": {"bytes_at_most": 1}, "champion": {"worse": "hold"}}
+    held = QUICK | {"seed": 5, "approval": True, "policy": policy}
     code, output = house.airflow("airflow", "dags", "trigger", DAG_ID, "--run-id", "held", "--conf", json.dumps(held))
     assert code == 0, output
     until(lambda: house.airflow.asks("held"), seconds=1800)
@@ -271,6 +289,26 @@ def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Brow
     assert (manifest["run_id"], manifest["verdict"]["approval"]["by"]) == ("held", "admin")
     *others, last = champion.history(house.store)
     assert (others, last.reason) == (before, "run held was held, and a person approved")
+
+
+def test_a_person_goes_back_by_the_form_and_another_agrees(house: House, chromium: Browser) -> None:
+    before = champion.history(house.store)
+    page = house.enter(chromium)
+    what = opened(page, "fmnist_rollback", "What", "Who")
+    what.locator("[name=element_version]").fill(before[0].version)
+    what.locator("[name=element_reason]").fill("this week was odd")
+    what.get_by_text("A person must agree first").scroll_into_view_if_needed()
+    what.get_by_role("checkbox").last.check(force=True)
+    run_id = house.triggered(page)
+    until(lambda: house.airflow.asks(run_id, "fmnist_rollback", "approval"))
+    assert champion.history(house.store) == before
+    page.goto(f"/dags/fmnist_rollback/runs/{run_id}/tasks/approval/required_actions")
+    expect(page.get_by_text("this week was odd")).to_be_visible()
+    page.get_by_role("button", name="Approve").click()
+    until(lambda: house.ended(run_id))
+    *others, last = champion.history(house.store)
+    assert others == before
+    assert (last.version, last.action, last.reason) == (before[0].version, "rollback", "this week was odd")
 
 
 def test_strangers_see_nothing_and_viewers_change_nothing(house: House, chromium: Browser) -> None:
