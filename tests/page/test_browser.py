@@ -291,26 +291,6 @@ def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Brow
     assert (others, last.reason) == (before, "run held was held, and a person approved")
 
 
-def test_a_person_goes_back_by_the_form_and_another_agrees(house: House, chromium: Browser) -> None:
-    before = champion.history(house.store)
-    page = house.enter(chromium)
-    what = opened(page, "fmnist_rollback", "What", "Who")
-    what.locator("[name=element_version]").fill(before[0].version)
-    what.locator("[name=element_reason]").fill("this week was odd")
-    what.get_by_text("A person must agree first").scroll_into_view_if_needed()
-    what.get_by_role("checkbox").last.check(force=True)
-    run_id = house.triggered(page)
-    until(lambda: house.airflow.asks(run_id, "fmnist_rollback", "approval"))
-    assert champion.history(house.store) == before
-    page.goto(f"/dags/fmnist_rollback/runs/{run_id}/tasks/approval/required_actions")
-    expect(page.get_by_text("this week was odd")).to_be_visible()
-    page.get_by_role("button", name="Approve").click()
-    until(lambda: house.ended(run_id))
-    *others, last = champion.history(house.store)
-    assert others == before
-    assert (last.version, last.action, last.reason) == (before[0].version, "rollback", "this week was odd")
-
-
 def test_strangers_see_nothing_and_viewers_change_nothing(house: House, chromium: Browser) -> None:
     before = champion.history(house.store)
     change = {"form": {"version": before[0].version, "reason": "I should like to"}, "headers": {"origin": house.url}}
