@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 WIDTH, HEIGHT = 640, 200  # of the drawing, in its own units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 100, 12, 14, 14  # margins, for ticks and labels
@@ -22,6 +23,8 @@ class Point:
 class Chart:
     """A line of points, oldest left, with ticks on the left: (y, text)."""
 
+    left: ClassVar[int] = _LEFT  # where the points begin and end
+    right: ClassVar[int] = WIDTH - _RIGHT
     points: list[Point]
     ticks: list[tuple[float, str]]
     bound: float | None  # y of a line across, if one is asked for and in sight
