@@ -12,10 +12,11 @@ RUNS ?= 3
 SEEDS ?= $(if $(QUICK),1,5)
 RECIPES ?= $(if $(QUICK),quick standard)
 OUT ?= var/bench
+WORKERS ?= 2
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
-.PHONY: help setup run ui minio run-minio test check unit shell screenshots bench bench-training lock clean
+.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test check unit drills shell screenshots bench bench-training lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +36,18 @@ minio: setup ## a MinIO server for development, until Ctrl-C; prints address, us
 run-minio: setup ## the same DAG with MinIO as its store: the one in FMNIST_STORE, or the one for development
 	@include/minio run '$(PARAMETERS)'
 
+secrets: ## fill in the secrets of .env, for docker-compose.yaml
+	@include/cluster/secrets
+
+cluster: setup ## Postgres, Redis, MinIO and Airflow with Celery as processes here: make cluster WORKERS=2 PORT=8080
+	@source include/activate && python include/cluster/cluster.py up --workers $(WORKERS) --port $${PORT:-8080}
+
+run-cluster: setup ## the same DAG on the cluster that runs
+	@source include/activate && python include/cluster/cluster.py run '$(PARAMETERS)'
+
+cluster-down: setup ## stop the cluster; what it stored stays
+	@source include/activate && python include/cluster/cluster.py down
+
 test: check ## formatting, lint, types and all tests
 	@source include/activate && pytest
 
@@ -46,6 +59,9 @@ unit: setup ## the fast tests only
 
 shell: setup ## a shell in which airflow and fmnist know this project
 	@bash --init-file include/activate -i
+
+drills: setup ## what happens to runs on a cluster when parts of it fail: all drills, 45 minutes, as root
+	@source include/activate && pytest -m 'drill or not drill' tests/drills
 
 screenshots: setup ## docs/images from a journey through the UI over the real images, half an hour
 	@source include/activate && FMNIST_SCREENSHOTS=docs/images pytest tests/page/test_browser.py

@@ -15,6 +15,7 @@ _SHAPING = ("tensorflow", "keras", "numpy", "scikit-learn")  # libraries whose v
 _OUTSIDE = {  # modules and rooms that cannot
     "alerts.py",
     "batch.py",
+    "broker.py",
     "channels.py",
     "cli.py",
     "connections.py",

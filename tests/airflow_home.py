@@ -170,10 +170,10 @@ class Airflow:
         return self.environment | {name: str(free_port()) for name in names}
 
 
-def until(condition: Callable[[], T | None], seconds: float = 300) -> T:
-    """Wait for something true; fails when the time is over."""
+def until(condition: Callable[[], T | None], seconds: float = 300, every: float = 0.2) -> T:
+    """Wait for something true, looked for every so many seconds; fails when the time is over."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"nothing after {seconds} seconds"
-        time.sleep(0.2)
+        time.sleep(every)
     return found

@@ -41,16 +41,16 @@ class Harm:
 
 
 class Proxy:
-    """Listens on a loopback port; `harm` decides for each request."""
+    """Listens on a free port; `harm` decides for each request."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, address: str = "127.0.0.1") -> None:
         self.target = urlsplit(target).netloc
         self.harm: Callable[[Request], Harm | None] = lambda _: None
         self.requests: list[Request] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer((address, 0), self._handler())
         self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.endpoint = f"http://{address}:{self._server.server_port}"
 
     @contextmanager
     def running(self) -> Iterator[Proxy]:

@@ -81,13 +81,13 @@ class S3Store:
         """Write an object, replacing what was there; large ones in parts, which appear at once when all are there."""
         check_key(key)
         file = io.BytesIO(data) if isinstance(data, bytes) else data
-        self._prepare()
+        self.prepare()
         self._done("write", key, lambda: self._upload(key, file))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object only if the key is free: the server accepts or refuses a single request."""
         check_key(key)
-        self._prepare()
+        self.prepare()
         if not self._keeps_conditions:
             raise AccessError(
                 f"{self.endpoint} overwrites what it should create only if absent (If-None-Match): two writers could "
@@ -190,7 +190,8 @@ class S3Store:
             raise
         return _stat(key, found.size, found.last_modified)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """See that the bucket is there and keeps earlier versions; the first write does it too."""
         if not self._prepared:
             self._done("prepare", "", self._make_bucket)
             self._prepared = True

@@ -1,0 +1,25 @@
+# Airflow with this project: the locked requirements, the line itself, and the dataset from Debian's package.
+FROM apache/airflow:slim-3.3.2-python3.12
+
+USER root
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends curl dataset-fashion-mnist \
+    && rm -rf /var/lib/apt/lists/* \
+    && install --directory --owner airflow --group root /opt/fmnist /var/lib/fmnist
+USER airflow
+
+WORKDIR /opt/fmnist
+COPY --chown=airflow:root pyproject.toml requirements.txt README.md LICENSE ./
+# The lock as constraints: what the project needs at the locked versions, without the tools of its developers.
+RUN uv pip install --no-cache --constraints requirements.txt --requirements pyproject.toml
+COPY --chown=airflow:root fmnist_tasks fmnist_tasks
+COPY --chown=airflow:root dags dags
+COPY --chown=airflow:root plugins plugins
+COPY --chown=airflow:root include include
+RUN uv pip install --no-cache --no-deps --build-constraints requirements.txt --editable .
+
+ENV AIRFLOW__CORE__DAGS_FOLDER=/opt/fmnist/dags \
+    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/fmnist/plugins \
+    FMNIST_HOME=/var/lib/fmnist
+# The commands of docker-compose.yaml are whole; `init: true` there reaps what they leave.
+ENTRYPOINT []

@@ -1,0 +1,192 @@
+"""The services of docker-compose.yaml as processes of this machine: `make cluster`, `run-cluster`, `cluster-down`.
+
+Everything lies below `$FMNIST_HOME/cluster` and listens on loopback. Postgres and Redis come from Debian's packages,
+MinIO from where `include/minio` finds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_api import AirflowApi
+from declaration import DeclarationError, Service, read_services, read_settings
+from programs import PROJECT, Place, Program, write_program
+from supervision import ClusterError, Supervisor
+
+PORTS = (
+    ("postgres", 5432),
+    ("redis", 6379),
+    ("minio", 9000),
+    ("minio", 9001),
+    ("api-server", 8080),
+    ("scheduler", 8974),
+    ("triggerer", 8794),
+    ("worker", 8793),
+)
+DAG_ID = "fmnist_retrain"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster below a folder."""
+
+    folder: Path
+
+    def settings(self) -> dict[str, str]:
+        """What .env holds; the first call makes it, secrets and all."""
+        file = self.folder / ".env"
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o711)  # Postgres, another user, has to pass
+            shutil.copy(PROJECT / ".env.example", file)
+            subprocess.run([PROJECT / "include" / "cluster" / "secrets", file], check=True, stdout=subprocess.DEVNULL)
+        return read_settings(file)
+
+    def services(self, place: Place) -> dict[str, Service]:
+        """What docker-compose.yaml declares, with this cluster's settings; those of the environment go before."""
+        settings = self.settings()
+        given = {name: os.environ[name] for name in settings if os.environ.get(name)}
+        url = f"http://{place.address}:{place.port('api-server', 8080)}"
+        return read_services(PROJECT / "docker-compose.yaml", {**settings, **given, "AIRFLOW_URL": url})
+
+    def programs(self, place: Place, changes: Mapping[str, str]) -> list[Program]:
+        """The programs of all services but the workers, each after those that it needs."""
+        services = self.services(place)
+        return [
+            write_program(service, place, changes=changes) for name, service in services.items() if name != "worker"
+        ]
+
+    def worker(self, place: Place, name: str, changes: Mapping[str, str]) -> Program:
+        """The program of one worker."""
+        return write_program(self.services(place)["worker"], place, name, changes)
+
+    def api(self, address: str) -> AirflowApi:
+        """Airflow's API for the administrator."""
+        return AirflowApi(address, "admin", self.settings()["ADMIN_PASSWORD"])
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def install_stores() -> None:
+    """See that Postgres, Redis and MinIO are on this machine; raises :class:`ClusterError`."""
+    present = shutil.which("redis-server") and (
+        shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    )
+    if not present:
+        if os.getuid() or not shutil.which("apt-get"):
+            raise ClusterError("no Postgres or Redis; install them, on Debian: apt-get install postgresql redis-server")
+        configuration = Path("/etc/postgresql-common/createcluster.d/fmnist.conf")
+        configuration.parent.mkdir(parents=True, exist_ok=True)
+        configuration.write_text("create_main_cluster = false\n")  # the package would start a server of its own
+        quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # and so would Redis
+        for words in (["update"], ["install", "--yes", "--no-install-recommends", "postgresql", "redis-server"]):
+            subprocess.run(
+                ["apt-get", "-qq", *words], env={**os.environ, **quiet}, check=True, stdout=subprocess.DEVNULL
+            )
+    subprocess.run([PROJECT / "include" / "minio", "find_server"], check=True)
+
+
+def up(folder: Path, workers: int, port: int) -> None:
+    """Start everything and tell where it is."""
+    cluster, supervisor = Cluster(folder), Supervisor(folder)
+    if supervisor.process():
+        raise ClusterError("the cluster runs; `make cluster-down` stops it")
+    with socket.socket() as probe:
+        if not probe.connect_ex(("127.0.0.1", port)):
+            raise ClusterError(f"port {port} is taken; choose another: make cluster PORT=8081")
+    install_stores()
+    began = time.monotonic()
+    place = Place(folder, ports={name: free_port() for name in PORTS} | {("api-server", 8080): port})
+    programs = cluster.programs(place, {})
+    for number in range(1, workers + 1):  # on one machine each needs a port of its own
+        serves = {"AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port())}
+        programs.append(cluster.worker(place, f"worker-{number}", serves))
+    supervisor.begin(programs)
+    try:
+        supervisor.start_all(programs)
+    except BaseException:
+        supervisor.end()
+        raise
+    (folder / "address").write_text(f"http://127.0.0.1:{port}\n")
+    print(f"""
+  http://127.0.0.1:{port}    user admin, password ADMIN_PASSWORD in {folder / ".env"}
+
+  {workers} workers, ready in {time.monotonic() - began:.0f} seconds; logs in {folder / "logs"}
+  Train:  make run-cluster, or in the UI
+  Stop:   make cluster-down; data stays
+""")
+
+
+def down(folder: Path) -> None:
+    """Stop everything; what was stored stays."""
+    print("the cluster is stopped" if Supervisor(folder).end() else "no cluster runs")
+
+
+def run(folder: Path, parameters: str) -> None:
+    """Run the main DAG on the cluster, tell which worker does what, and end as it ends."""
+    if not Supervisor(folder).process():
+        raise ClusterError("no cluster runs; `make cluster` starts one")
+    api = Cluster(folder).api((folder / "address").read_text().strip())
+    run_id = api.trigger(DAG_ID, json.loads(parameters))
+    api.unpause(DAG_ID)
+    print(f"run {run_id}; runs go one after the other, and the first one of a new cluster is this week's", flush=True)
+    told: set[tuple[str, ...]] = set()
+    while (state := api.state(DAG_ID, run_id)) in {"queued", "running"}:
+        for running in api.running(DAG_ID):
+            _tell(api, running, told)
+        time.sleep(1)
+    _tell(api, run_id, told)
+    print(f"run {run_id}: {state}")
+    ended = subprocess.run([folder / "programs" / "api-server", "fmnist", "summary", "--run", run_id]).returncode
+    sys.exit(state != "success" or ended)
+
+
+def _tell(api: AirflowApi, run_id: str, told: set[tuple[str, ...]]) -> None:
+    """Print what has become of each task of a run, once, and on which worker."""
+    for task in api.tasks(DAG_ID, run_id):
+        fact = (run_id, *(str(task[name]) for name in ("task_id", "map_index", "state", "try_number")))
+        if task["state"] in {"running", "success", "failed", "up_for_retry"} and fact not in told:
+            told.add(fact)
+            where = f"{run_id[:32]:<32}  {task['task_id']:<28}  {task['state']:<12}  {task['hostname']}"
+            print(f"{time.strftime('%H:%M:%S')}  {where}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(os.environ["FMNIST_HOME"]).resolve() / "cluster")
+    commands = parser.add_subparsers(required=True)
+    starting = commands.add_parser("up")
+    starting.add_argument("--workers", type=int, default=2)
+    starting.add_argument("--port", type=int, default=8080)
+    starting.set_defaults(does=lambda given: up(given.folder, given.workers, given.port))
+    commands.add_parser("down").set_defaults(does=lambda given: down(given.folder))
+    running = commands.add_parser("run")
+    running.add_argument("parameters")
+    running.set_defaults(does=lambda given: run(given.folder, given.parameters))
+    given = parser.parse_args()
+    with suppress(KeyboardInterrupt):
+        try:
+            given.does(given)
+        except (ClusterError, DeclarationError) as error:
+            sys.exit(f"cluster: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What docker-compose.yaml declares, as far as it can be done without containers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?::([-?])([^}]*))?\})")
+
+
+class DeclarationError(ValueError):
+    """The declaration asks for a variable that is not set."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service. Addresses in it are still `service:port`."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    health: tuple[str, ...]  # ends with 0 once the service is of use; empty for a job, which ends by itself
+    needs: tuple[str, ...]  # what has to be healthy, or done, before
+    stop_signal: str
+    ours: bool  # whether it runs Airflow with this project
+
+
+def interpolated(text: str, variables: Mapping[str, str]) -> str:
+    """`${NAME}`, `${NAME:-default}`, `${NAME:?why}` and `$$` replaced, as Compose does; :class:`DeclarationError`."""
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, text = found.groups()
+        if name is None:
+            return "$"
+        if variables.get(name):
+            return variables[name]
+        if kind == "?":
+            raise DeclarationError(f"{name} is not set: {text}")
+        return text or ""
+
+    return _VARIABLE.sub(value, text)
+
+
+def read_settings(file: Path) -> dict[str, str]:
+    """The lines `NAME=value` of a file, without comments."""
+    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def read_services(file: Path, variables: Mapping[str, str]) -> dict[str, Service]:
+    """The services of a compose file, each after those that it needs."""
+    declared = yaml.safe_load(file.read_text())["services"]
+    services = {name: _service(name, content, file.parent, variables) for name, content in declared.items()}
+    order = TopologicalSorter({name: service.needs for name, service in services.items()}).static_order()
+    return {name: services[name] for name in order}
+
+
+def _service(name: str, content: Mapping[str, Any], folder: Path, variables: Mapping[str, str]) -> Service:
+    environment: dict[str, str] = {}
+    for file in content.get("env_file", ()):
+        environment |= read_settings(folder / file)
+    environment |= {key: interpolated(str(value), variables) for key, value in content["environment"].items()}
+    return Service(
+        name,
+        _words(content.get("x-process") or content["command"], variables),
+        environment,
+        _check(content.get("healthcheck", {}).get("test", ()), variables),
+        tuple(content.get("depends_on", ())),
+        content.get("stop_signal", "SIGTERM").removeprefix("SIG"),
+        "env_file" in content,
+    )
+
+
+def _words(command: list[str], variables: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(interpolated(word, variables) for word in command)
+
+
+def _check(test: list[str], variables: Mapping[str, str]) -> tuple[str, ...]:
+    if not test:
+        return ()
+    return ("sh", "-c", *_words(test[1:], variables)) if test[0] == "CMD-SHELL" else _words(test[1:], variables)

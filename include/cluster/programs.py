@@ -1,0 +1,102 @@
+"""The services of docker-compose.yaml as programs of one machine: a script each, and one that tells whether it is well.
+
+A script holds the whole environment of its program, secrets among it, and only its owner may read it; with arguments it
+runs these instead: `programs/worker-1 fmnist champion`. What a container would find by a service's name is replaced by
+an address.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from declaration import Service
+
+PROJECT = Path(__file__).resolve().parents[2]
+_PORTS = {  # ports that Airflow listens on are told by the environment
+    "AIRFLOW__API__PORT": ("api-server", 8080),
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": ("scheduler", 8974),
+    "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": ("triggerer", 8794),
+    "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": ("worker", 8793),
+}
+_ADDRESS = re.compile(r"\b(postgres|redis|minio|api-server|scheduler|triggerer|worker):(\d{4,5})\b")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A script that becomes a service, and one that ends with 0 when it is of use."""
+
+    name: str
+    script: Path
+    health: Path | None  # None for a job
+    needs: tuple[str, ...]
+    stop_signal: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where programs run: folder, address, and the port that stands for each port of the declaration."""
+
+    folder: Path
+    address: str = "127.0.0.1"
+    ports: Mapping[tuple[str, int], int] | None = None  # None: those of the declaration
+
+    def port(self, service: str, port: int) -> int:
+        """The port on which a service listens here."""
+        return self.ports[service, port] if self.ports else port
+
+    def resolved(self, text: str) -> str:
+        """A text with the address of each service in place of its name, and our own files where they are."""
+        text = _ADDRESS.sub(lambda found: f"{self.address}:{self.port(found[1], int(found[2]))}", text)
+        return str(PROJECT / text) if text.startswith("include/") else text
+
+
+def write_program(service: Service, place: Place, name: str = "", changes: Mapping[str, str] | None = None) -> Program:
+    """Write the scripts of a service; one of several workers has a name of its own. Changes are of its environment."""
+    name = name or service.name
+    environment = {key: place.resolved(value) for key, value in service.environment.items()}
+    if service.ours:
+        environment |= _of_the_image(place, name) | dict(changes or {})
+    (place.folder / "programs").mkdir(parents=True, exist_ok=True)
+    script = _write(place, name, environment, service.command)
+    health = _write(place, f"{name}.health", environment, service.health) if service.health else None
+    return Program(name, script, health, service.needs, service.stop_signal)
+
+
+def _of_the_image(place: Place, name: str) -> dict[str, str]:
+    """What airflow.Dockerfile and the container itself say there."""
+    return {
+        "AIRFLOW_HOME": str(place.folder / "airflow"),
+        "FMNIST_HOME": str(place.folder / "fmnist"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+        "AIRFLOW__API__HOST": place.address,
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_HOST": place.address,
+        "HOSTNAME": name,
+        **{variable: str(place.port(*port)) for variable, port in _PORTS.items()},
+    }
+
+
+def _write(place: Place, name: str, environment: Mapping[str, str], command: Sequence[str]) -> Path:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "SSL_CERT_FILE") if name in os.environ}
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in {**kept, **environment}.items()]
+    words = shlex.join([place.resolved(word) for word in command])
+    script = place.folder / "programs" / name
+    script.touch(0o700)
+    script.write_text(
+        "\n".join(
+            [
+                "#!/bin/sh",
+                f"cd {shlex.quote(str(place.folder))} || exit",
+                *exports,
+                '[ $# = 0 ] || exec "$@"',
+                f"exec {words}",
+                "",
+            ]
+        )
+    )
+    return script

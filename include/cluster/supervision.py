@@ -1,0 +1,150 @@
+"""Programs held up by supervisord: started in the order of their needs, started again when they die."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import ServerProxy
+
+import psutil
+from programs import Program
+from supervisor.xmlrpc import SupervisorTransport
+
+_CONFIGURATION = """\
+[unix_http_server]
+file={folder}/supervisor.sock
+chmod=0700
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix://{folder}/supervisor.sock
+[supervisord]
+logfile={folder}/logs/supervisord.log
+pidfile={folder}/supervisord.pid
+directory={folder}
+"""
+_PROGRAM = """\
+[program:{name}]
+command={script}
+autostart=false
+autorestart=true
+startsecs=10
+startretries=1000
+stopsignal={signal}
+stopwaitsecs={patience}
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={folder}/logs/{name}.log
+stdout_logfile_maxbytes=10MB
+stdout_logfile_backups=4
+"""
+PATIENCE = 20  # seconds to stop in, before a program is killed
+READY = 180  # seconds in which a program has to become healthy
+
+
+class ClusterError(Exception):
+    """A program that does not start, with the end of what it said."""
+
+
+class Supervisor:
+    """The supervisord of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _ask(self, what: str, *words: str | bool) -> Any:
+        transport = SupervisorTransport(None, None, f"unix://{self.folder}/supervisor.sock")
+        with ServerProxy("http://unix", transport=transport) as server:
+            return getattr(server.supervisor, what)(*words)
+
+    def process(self) -> psutil.Process | None:
+        """The running supervisord."""
+        file = self.folder / "supervisord.pid"
+        try:
+            process = psutil.Process(int(file.read_text()))
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            return None
+        return process if any("supervisord" in word for word in process.cmdline()) else None
+
+    def begin(self, programs: Sequence[Program]) -> None:
+        """Start supervisord with these programs, none of which it starts yet."""
+        (self.folder / "logs").mkdir(exist_ok=True)
+        sections = [
+            _PROGRAM.format(
+                name=program.name,
+                script=program.script,
+                signal=program.stop_signal,
+                patience=PATIENCE,
+                folder=self.folder,
+            )
+            for program in programs
+            if program.health
+        ]
+        configuration = self.folder / "supervisord.conf"
+        configuration.write_text("".join([_CONFIGURATION.format(folder=self.folder), *sections]))
+        subprocess.run(["supervisord", "--configuration", configuration], check=True)
+
+    def start_all(self, programs: Sequence[Program]) -> None:
+        """Start each program once what it needs is healthy or done, and wait until all are."""
+        known = {program.name: program for program in programs}
+        well: set[str] = set()
+        for program in programs:
+            for name in program.needs:
+                if name not in well:
+                    self.wait(known[name])
+                    well.add(name)
+            if program.health:
+                self._ask("startProcess", program.name, False)
+            else:
+                self._finish(program)
+                well.add(program.name)
+        for program in programs:
+            if program.name not in well:
+                self.wait(program)
+
+    def wait(self, program: Program) -> None:
+        """Wait until a program is healthy; raises :class:`ClusterError`."""
+        end = time.monotonic() + READY
+        while subprocess.run([str(program.health)], capture_output=True).returncode:
+            if time.monotonic() > end:
+                raise self._error(program, f"is not healthy after {READY} seconds")
+            time.sleep(0.5)
+
+    def stop(self, name: str) -> None:
+        """Stop a program, which stays so until it is started."""
+        self._ask("stopProcess", name)
+
+    def start(self, name: str) -> None:
+        """Start a program that was stopped."""
+        self._ask("startProcess", name, False)
+
+    def pid(self, name: str) -> int:
+        """The process that a program is at present; 0 if it is none."""
+        return int(self._ask("getProcessInfo", name)["pid"])
+
+    def end(self) -> bool:
+        """Stop everything; False if nothing ran."""
+        if (process := self.process()) is None:
+            return False
+        everything = [process, *process.children(recursive=True)]
+        process.terminate()
+        _, left = psutil.wait_procs(everything, timeout=2 * PATIENCE)
+        for survivor in left:
+            survivor.kill()
+        psutil.wait_procs(left)
+        return True
+
+    def _finish(self, job: Program) -> None:
+        log = self.folder / "logs" / f"{job.name}.log"
+        with log.open("wb") as output:
+            ended = subprocess.run([job.script], stdout=output, stderr=output).returncode
+        if ended:
+            raise self._error(job, f"ended with {ended}")
+
+    def _error(self, program: Program, what: str) -> ClusterError:
+        log = self.folder / "logs" / f"{program.name}.log"
+        said = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+        return ClusterError(f"{program.name} {what}; {log}:\n{said}")

@@ -1,0 +1,106 @@
+"""`make cluster`, `make run-cluster` and `make cluster-down` as a user has them, on made data."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Line
+from declaration import read_settings
+from minio_server import free_port
+
+from fmnist_tasks.settings import PROJECT
+
+pytestmark = pytest.mark.slow
+SECRETS = ("PASSWORD", "KEY", "SECRET")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where Postgres, another user, can pass, as in pytest's own folders it cannot."""
+    made = Path(tempfile.mkdtemp(prefix="fmnist-cluster-"))
+    yield made
+    shutil.rmtree(made)
+
+
+def command(folder: Path, line: Line, *words: str) -> subprocess.CompletedProcess[str]:
+    given = {"FMNIST_DATASET": str(line.data / "made.toml"), "FMNIST_DATA_DIR": str(line.data)}
+    program = [sys.executable, PROJECT / "include" / "cluster" / "cluster.py", "--folder", folder, *words]
+    return subprocess.run(program, env=os.environ | given, capture_output=True, text=True)
+
+
+def of_cluster(folder: Path) -> list[psutil.Process]:
+    """The processes that have the cluster's folder in their command, environment or working folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if process.pid != os.getpid() and any(str(folder) in text for text in told):
+            found.append(process)
+    return found
+
+
+def listening(folder: Path) -> set[tuple[str, int]]:
+    return {
+        tuple(connection.laddr)
+        for process in of_cluster(folder)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def scripts(folder: Path) -> list[str]:
+    return [script.read_text() for script in (folder / "programs").iterdir()]
+
+
+def test_a_cluster_starts_runs_to_a_champion_and_leaves_nothing_behind(folder: Path, line: Line) -> None:
+    assert "no cluster runs" in command(folder, line, "run", "{}").stderr
+    port = str(free_port())
+    up = command(folder, line, "up", "--port", port)
+    try:
+        assert up.returncode == 0, up.stderr
+        assert f"http://127.0.0.1:{port} " in up.stdout
+        assert len(of_cluster(folder)) >= 9
+        # Logs are served on every interface, Airflow has no other way, to who signs with the cluster's secret.
+        logs = {setting for text in scripts(folder) for setting in re.findall(r"LOG_SERVER_PORT=(\d+)", text)}
+        assert {str(port) for ip, port in listening(folder) if ip not in {"127.0.0.1", "::1"}} <= logs
+        assert int(port) in {port for _, port in listening(folder)}
+        assert "the cluster runs" in command(folder, line, "up", "--port", port).stderr
+
+        ran = command(folder, line, "run", '{"profile": "quick"}')
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert "release.promote" in ran.stdout
+        champion = subprocess.run(
+            [folder / "programs" / "worker-2", "fmnist", "champion", "--json"], capture_output=True
+        )
+        assert b'"action": "promote"' in champion.stdout
+    finally:
+        down = command(folder, line, "down")
+    assert "stopped" in down.stdout
+    assert of_cluster(folder) == []
+    assert "no cluster runs" in command(folder, line, "down").stdout
+
+    secrets = [value for name, value in read_settings(folder / ".env").items() if name.endswith(SECRETS)]
+    told = [path for part in ("logs", "airflow", "minio") for path in (folder / part).rglob("*") if path.is_file()]
+    logs = b"\n".join(path.read_bytes() for path in told)
+    assert b"Executing workload in Celery" in logs
+    assert [secret for secret in secrets if secret.encode() in logs or secret in up.stdout + ran.stdout] == []
+
+
+def test_a_port_that_is_taken_is_named(folder: Path, line: Line) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        up = command(folder, line, "up", "--port", port)
+    assert (up.returncode, of_cluster(folder)) == (1, [])
+    assert f"port {port} is taken" in up.stderr

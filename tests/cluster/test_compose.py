@@ -1,0 +1,196 @@
+"""docker-compose.yaml, proven without containers: by the parser of `docker compose`, and by what it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import yaml
+from declaration import DeclarationError, read_services, read_settings
+
+from fmnist_tasks.settings import INCLUDE, PROJECT, TASK_LIMIT
+
+COMPOSE = PROJECT / "docker-compose.yaml"
+DOCKERFILES = {name: (INCLUDE / "cluster" / f"{name}.Dockerfile").read_text() for name in ("airflow", "minio")}
+DECLARED = yaml.safe_load(COMPOSE.read_text())
+SERVICES = DECLARED["services"]
+JOBS = {"bucket", "database"}
+STORES = {"postgres", "redis", "minio"}
+OF_CONTAINERS = {"AIRFLOW_LISTEN", "MINIO_IMAGE", "WORKER_CPUS", "WORKER_MEMORY"}  # settings that processes ignore
+OURS = SERVICES.keys() - STORES
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A .env as the README has people make it."""
+    file = tmp_path_factory.mktemp("settings") / ".env"
+    shutil.copy(PROJECT / ".env.example", file)
+    subprocess.run([INCLUDE / "cluster" / "secrets", file], check=True)
+    assert file.stat().st_mode & 0o077 == 0
+    return read_settings(file)
+
+
+@pytest.fixture(scope="session")
+def parser(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+    """A command that prints what a compose file declares."""
+    if shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        return ["docker", "compose", "--file", COMPOSE, "config", "--format", "json"]
+    if shutil.which("go"):
+        built = tmp_path_factory.mktemp("compose") / "compose"
+        subprocess.run(["go", "build", "-o", built, "."], cwd=Path(__file__).parent / "compose", check=True)
+        return [built, COMPOSE]
+    if os.environ.get("CI") == "true":
+        raise RuntimeError("neither docker compose nor Go to build its parser with")
+    pytest.skip("neither docker compose nor Go to build its parser with")
+
+
+def parsed(parser: list[str | Path], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    needed = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(parser, env=needed | variables, capture_output=True, text=True)
+
+
+def test_the_parser_of_docker_compose_reads_what_make_cluster_reads(
+    parser: list[str | Path], settings: dict[str, str]
+) -> None:
+    answer = parsed(parser, settings)
+    assert answer.returncode == 0, answer.stderr
+    theirs = json.loads(answer.stdout)["services"]
+    ours = read_services(COMPOSE, settings)
+    assert set(theirs) == set(ours)
+    for name, service in ours.items():
+        # `config` writes a dollar that stays one as two
+        environment = {key: value.replace("$$", "$") for key, value in theirs[name]["environment"].items()}
+        declared = read_settings(INCLUDE / "cluster" / "airflow.env") if name in OURS else {}
+        assert declared | environment == service.environment
+        assert set(theirs[name].get("depends_on", {})) == set(service.needs)
+        if not SERVICES[name].get("x-process"):
+            assert [word.replace("$$", "$") for word in theirs[name]["command"]] == list(service.command)
+        kind, *words = theirs[name].get("healthcheck", {}).get("test", [""])
+        words = [word.replace("$$", "$") for word in words]
+        assert [*(["sh", "-c"] if kind == "CMD-SHELL" else []), *words] == list(service.health)
+
+
+@pytest.mark.parametrize("missing", sorted(read_settings(PROJECT / ".env.example")))
+def test_without_a_setting_that_it_needs_nothing_starts(
+    parser: list[str | Path], settings: dict[str, str], missing: str
+) -> None:
+    optional = missing.startswith("FMNIST_")
+    without = settings | {missing: ""}
+    assert (parsed(parser, without).returncode == 0) == optional
+    if not optional and missing not in OF_CONTAINERS:
+        with pytest.raises(DeclarationError, match=missing):
+            read_services(COMPOSE, without)
+
+
+def test_every_variable_has_its_place_in_the_example() -> None:
+    used = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text()))
+    assert used == set(read_settings(PROJECT / ".env.example"))
+
+
+def test_no_secret_has_a_default() -> None:
+    example = read_settings(PROJECT / ".env.example")
+    secrets = {name for name in example if re.search("PASSWORD|SECRET|KEY", name)}
+    assert len(secrets) >= 11
+    assert {example[name] for name in secrets} == {""}
+    for name in secrets:
+        assert set(re.findall(rf"\$\{{{name}\W+", COMPOSE.read_text())) == {f"${{{name}:?"}
+
+
+def test_a_secret_that_is_there_stays(settings: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("ADMIN_PASSWORD=mine\nFERNET_KEY=\n# a word\nFMNIST_DATASET=\n")
+    subprocess.run([INCLUDE / "cluster" / "secrets", file], check=True)
+    lines = file.read_text().splitlines()
+    assert (lines[0], *lines[2:]) == ("ADMIN_PASSWORD=mine", "# a word", "FMNIST_DATASET=")
+    assert re.fullmatch(r"FERNET_KEY=[\w-]{43}=", lines[1])
+    assert len(set(settings.values())) > 11  # no two secrets are alike
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_every_service_is_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}
+    assert service["restart"] == ("no" if name in JOBS else "unless-stopped")
+    assert ("healthcheck" in service) == (name not in JOBS)
+    assert all("condition" in need for need in service.get("depends_on", {}).values())
+    assert service.get("ports", []) == (
+        ["${AIRFLOW_LISTEN:?cp .env.example .env}:8080"] if name == "api-server" else []
+    )
+
+
+def test_nobody_is_root() -> None:
+    for name in STORES - {"minio"}:
+        assert SERVICES[name]["user"] == name
+    last = {name: re.findall(r"^USER (\w+)", text, re.MULTILINE)[-1] for name, text in DOCKERFILES.items()}
+    assert last == {"airflow": "airflow", "minio": "nobody"}
+
+
+def test_the_stores_are_reached_from_inside_only_and_the_ui_from_this_machine() -> None:
+    assert DECLARED["networks"]["stores"] == {"internal": True}
+    for name in STORES | JOBS:
+        assert SERVICES[name]["networks"] == ["stores"]
+    assert read_settings(PROJECT / ".env.example")["AIRFLOW_LISTEN"].startswith("127.0.0.1:")
+
+
+def test_what_it_names_is_there() -> None:
+    named = {
+        word for service in SERVICES.values() for word in [*service.get("x-process", []), *service.get("command", [])]
+    }
+    named |= {service["build"]["dockerfile"] for service in SERVICES.values() if "build" in service}
+    named |= {file for service in SERVICES.values() for file in service.get("env_file", [])}
+    files = {word for word in named if word.startswith("include/")}
+    assert len(files) >= 7
+    assert [file for file in files if not (PROJECT / file).exists()] == []
+
+
+def test_the_image_gets_what_it_copies() -> None:
+    copied = re.findall(r"^COPY --chown=\S+ (.+) \S+$", DOCKERFILES["airflow"], re.MULTILINE)
+    sources = [word for line in copied for word in line.split()]
+    kept = {line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(sources) == kept
+    assert all((PROJECT / source).exists() for source in sources)
+
+
+def test_every_health_check_is_a_command_of_its_image() -> None:
+    installed = {
+        command.name for name in ("apache-airflow-core", "celery") for command in distribution(name).entry_points
+    }
+    assert {"airflow", "celery"} <= installed
+    for name in ("airflow", "minio"):
+        assert re.search(r"(install|add) .*\bcurl\b", DOCKERFILES[name])
+    known = {"postgres": {"pg_isready"}, "redis": {"redis-cli"}, "minio": {"curl"}}
+    for name, service in SERVICES.items():
+        if name not in JOBS:
+            kind, *words = service["healthcheck"]["test"]
+            command = words[0].split()[0] if kind == "CMD-SHELL" else words[0]
+            assert command in known.get(name, {"curl", *installed})
+
+
+def test_versions_are_those_of_the_lock() -> None:
+    lock = (PROJECT / "requirements.txt").read_text()
+    (locked,) = re.findall(r"^apache-airflow==(\S+)", lock, re.MULTILINE)
+    assert f"FROM apache/airflow:slim-{locked}-python3." in DOCKERFILES["airflow"]
+    (source,) = re.findall(r"^version=(\S+)", (INCLUDE / "minio").read_text(), re.MULTILINE)
+    assert f"minio@{source}" in DOCKERFILES["minio"]
+
+
+def test_every_setting_of_airflow_is_one_that_airflow_has() -> None:
+    from airflow.configuration import conf
+
+    known = {section: options["options"].keys() for section, options in conf.configuration_description.items()}
+    shared = read_settings(INCLUDE / "cluster" / "airflow.env")
+    declared = {key for service in SERVICES.values() for key in service["environment"]}
+    for name in {*shared, *(key for key in declared if key.startswith("AIRFLOW__"))}:
+        _, section, option = name.lower().split("__")
+        assert option in known[section], name
+    assert int(shared["AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT"]) > TASK_LIMIT.total_seconds()

@@ -1,0 +1,169 @@
+"""A whole cluster for the drills: stores and Airflow on a hub, workers on hosts of their own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import made
+from airflow_api import AirflowApi
+from airflow_home import until
+from cluster import Cluster
+from hosts import HUB, Host, hub
+from minio import Minio
+from minio.credentials.providers import StaticProvider
+from programs import Place, Program
+from supervision import Supervisor
+
+from fmnist_tasks.registry import champion
+from fmnist_tasks.registry.access import Bucket
+from fmnist_tasks.registry.documents import read_document
+from fmnist_tasks.registry.releases import versions
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.settings import DAG_ID
+
+ENDED = {"success", "failed"}
+INSIDE = {  # where a host has what is its own
+    "HOME": "/tmp/home",  # noqa: S108 - a host's own
+    "AIRFLOW_HOME": "/tmp/airflow",  # noqa: S108
+    "FMNIST_HOME": "/tmp/fmnist",  # noqa: S108
+    "FMNIST_DATASET": "/tmp/data/made.toml",  # noqa: S108
+    "FMNIST_DATA_DIR": "/tmp/data",  # noqa: S108
+    "AIRFLOW__OPERATORS__DEFAULT_QUEUE": "default,even,odd",  # what a worker listens to
+}
+HASTY = {  # what takes minutes in service and would take hours in drills
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
+}
+
+
+@dataclass
+class Drill:
+    """The cluster, its store as an administrator sees it, and its workers."""
+
+    folder: Path
+    cluster: Cluster
+    supervisor: Supervisor
+    api: AirflowApi
+    store: S3Store
+    hub: str
+    programs: list[Program]
+    workers: list[Host] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def worker(self, changes: dict[str, str] | None = None, store: str = "", **traits: str) -> Host:
+        """A new worker on a host of its own."""
+        number = next(self.numbers)
+        host = Host(self.hub, number, self.folder / "hosts" / str(number), **traits)
+        self.workers.append(host)
+        host.plug_in()
+        shutil.copytree(self.folder / "given", host.folder, dirs_exist_ok=True)
+        named = {"FMNIST_STORE": store} if store else {}
+        program = self.cluster.worker(Place(host.folder, HUB), host.name, INSIDE | HASTY | named | (changes or {}))
+        for script in (program.script, program.health):
+            assert script is not None
+            script.write_text(script.read_text().replace(str(host.folder), "/tmp"))  # noqa: S108
+        self.start(host)
+        return host
+
+    def take_away(self, host: Host) -> None:
+        """A worker's host is gone for good."""
+        self.workers.remove(host)
+        host.unplug()
+
+    def start(self, host: Host) -> None:
+        host.start(f"/tmp/programs/{host.name}", self.log(host))  # noqa: S108
+
+    def log(self, host: Host) -> Path:
+        return self.folder / "logs" / f"{host.name}.log"
+
+    def skip_this_week(self) -> None:
+        """Unpausing the DAG begins this week's run, which no drill wants."""
+        until(lambda: DAG_ID in [dag["dag_id"] for dag in self.api.ask("GET", "/api/v2/dags")["dags"]])
+        self.api.unpause(DAG_ID)
+        (run_id,) = until(lambda: self.api.running(DAG_ID))
+        self.api.ask("PATCH", self.api.run_path(DAG_ID, run_id), state="success")
+
+    def begin(self, **conf: Any) -> str:
+        return self.api.trigger(DAG_ID, {"profile": "quick", **conf})
+
+    def ended(self, run_id: str, seconds: float = 600) -> str:
+        """How the run ended."""
+        until(lambda: self.api.state(DAG_ID, run_id) in ENDED, seconds)
+        return self.api.state(DAG_ID, run_id)
+
+    def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
+        """The run's tasks by the last part of their names."""
+        return {task["task_id"].rpartition(".")[2]: task for task in self.api.tasks(DAG_ID, run_id)}
+
+    def ran(self, run_id: str) -> list[dict[str, Any]]:
+        """The tasks of a run that a worker has done."""
+        return [task for task in self.api.tasks(DAG_ID, run_id) if task["state"] == "success" and task["hostname"]]
+
+    def epochs(self, run_id: str, step: str) -> int:
+        """The epochs of a step's training that the store has the latest checkpoint of."""
+        prefix = f"checkpoints/{run_id}/{'tuned' if step == 'fine_tune' else 'base'}"
+        return max((int(stat.key.rpartition("/")[2]) for stat in self.store.list(prefix)), default=0)
+
+    def alerts(self, run_id: str) -> list[str]:
+        """The events of a run that a person was told of."""
+        keys = [stat.key for stat in self.store.list(f"runs/{run_id}/alerts/")]
+        return sorted(read_document(self.store, key)["event"] for key in keys)
+
+    def task_log(self, run_id: str, step: str, attempt: int) -> str:
+        """What a task wrote, as Airflow shows it: from the object store, whichever worker it was on."""
+        task = self.tasks(run_id)[step]
+        where = f"{self.api.run_path(DAG_ID, run_id)}/taskInstances/{task['task_id']}/logs/{attempt}"
+        return json.dumps(self.api.ask("GET", f"{where}?map_index={task['map_index']}&full_content=true"))
+
+    def well(self, name: str) -> None:
+        """Wait until a program is healthy."""
+        (program,) = (program for program in self.programs if program.name == name)
+        self.supervisor.wait(program)
+
+    def clear(self) -> None:
+        """Empty the store."""
+        for stat in list(self.store.list("")):
+            self.store.delete(stat.key)
+
+    def outcome(self) -> tuple[list[str], list[str]]:
+        """Releases, and the champion log's versions in its order."""
+        return versions(self.store), [entry.version for entry in champion.history(self.store)]
+
+
+@contextmanager
+def running() -> Iterator[Drill]:
+    """Everything but the workers."""
+    folder = Path(tempfile.mkdtemp(prefix="fmnist-cluster-"))  # Postgres, another user, cannot pass through pytest's
+    made.declare(folder / "given" / "data", train=12_000, test=2_000)
+    policy = Path(__file__).parent / "drills" / "airflow_local_settings.py"
+    for home in (folder / "airflow", folder / "given" / "airflow"):
+        (home / "config").mkdir(parents=True)
+        shutil.copy(policy, home / "config")
+    inside = {
+        "FMNIST_DATASET": str(folder / "given" / "data" / "made.toml"),
+        "FMNIST_DATA_DIR": str(folder / "given" / "data"),
+    }
+    it, supervisor, name = Cluster(folder), Supervisor(folder), f"fmnist{os.getpid()}"
+    with hub(name) as address:
+        programs = it.programs(Place(folder, address), HASTY | inside)
+        supervisor.begin(programs)
+        try:
+            supervisor.start_all(programs)
+            root = StaticProvider("fmnist-root", it.settings()["MINIO_ROOT_PASSWORD"])
+            endpoint = f"http://{address}:9000"
+            bucket = Bucket("fmnist", endpoint, Minio(f"{address}:9000", secure=False, credentials=root))
+            drill = Drill(folder, it, supervisor, it.api(f"http://{address}:8080"), S3Store(bucket), name, programs)
+            drill.skip_this_week()
+            yield drill
+        finally:
+            supervisor.end()
+    shutil.rmtree(folder)

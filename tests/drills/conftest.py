@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+from cluster import install_stores
+from drill import Drill, running
+from hosts import can_make_hosts
+
+SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome, seconds, what it showed
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Drill]:
+    """Stores and Airflow without a worker."""
+    if not can_make_hosts():
+        if os.environ.get("CI") == "true":
+            raise RuntimeError("hosts of their own need root and the right to make namespaces")
+        pytest.skip("hosts of their own need root and the right to make namespaces")
+    install_stores()
+    with running() as made:
+        yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Keep what each drill showed, for the table at the end."""
+    report = yield
+    shown = dict(report.user_properties).get("shown")
+    if report.when == "call":
+        SHOWN.append((item.name, report.outcome, report.duration, shown or ""))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if SHOWN:
+        terminalreporter.section("drills")
+        for name, outcome, seconds, shown in SHOWN:
+            terminalreporter.write_line(f"{outcome:<7} {seconds:4.0f} s  {name}: {shown}")
+
+
+@pytest.fixture
+def drill(cluster: Drill) -> Iterator[Drill]:
+    """The cluster with an empty store and no worker."""
+    cluster.clear()
+    yield cluster
+    for host in list(cluster.workers):
+        cluster.take_away(host)
