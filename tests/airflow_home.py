@@ -91,12 +91,12 @@ class Airflow:
         ((run_id,),) = until(lambda: self.query("select run_id from dag_run"))
         return str(run_id)
 
-    def asks(self, run_id: str) -> bool:
+    def asks(self, run_id: str, dag_id: str = DAG_ID, task_id: str = "tuned_model.approval") -> bool:
         """Whether the run waits for a person, and the scheduler has seen that it does.
 
         An answer before that is lost: the scheduler takes the task that goes on for one that died, and asks again.
         """
-        seen = f"TaskInstance Finished: dag_id={DAG_ID}, task_id=tuned_model.approval, run_id={run_id},"
+        seen = f"TaskInstance Finished: dag_id={dag_id}, task_id={task_id}, run_id={run_id},"
         waits = self.states(run_id).get("approval") == "awaiting_input"
         return waits and seen in (self.home / "standalone.log").read_text()
 

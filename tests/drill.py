@@ -41,6 +41,8 @@ INSIDE = {  # where a host has what is its own
 }
 HASTY = {  # what takes minutes in service and would take hours in drills
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
     "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
 }
 
@@ -58,6 +60,11 @@ class Drill:
     programs: list[Program]
     workers: list[Host] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def address(self) -> str:
+        """Where stores and Airflow are."""
+        return HUB
 
     def worker(self, changes: dict[str, str] | None = None, store: str = "", **traits: str) -> Host:
         """A new worker on a host of its own."""
@@ -140,10 +147,10 @@ class Drill:
 
 
 @contextmanager
-def running() -> Iterator[Drill]:
-    """Everything but the workers."""
+def running(train: int, test: int) -> Iterator[Drill]:
+    """Everything but the workers, with so many made images to train and to test on."""
     folder = Path(tempfile.mkdtemp(prefix="fmnist-cluster-"))  # Postgres, another user, cannot pass through pytest's
-    made.declare(folder / "given" / "data", train=12_000, test=2_000)
+    made.declare(folder / "given" / "data", train=train, test=test)
     policy = Path(__file__).parent / "drills" / "airflow_local_settings.py"
     for home in (folder / "airflow", folder / "given" / "airflow"):
         (home / "config").mkdir(parents=True)

@@ -13,14 +13,14 @@ SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Drill]:
-    """Stores and Airflow without a worker."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[Drill]:
+    """Stores and Airflow without a worker; the module says how many made images it wants."""
     if not can_make_hosts():
         if os.environ.get("CI") == "true":
             raise RuntimeError("hosts of their own need root and the right to make namespaces")
         pytest.skip("hosts of their own need root and the right to make namespaces")
     install_stores()
-    with running() as made:
+    with running(*request.module.IMAGES) as made:
         yield made
 
 
