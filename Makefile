@@ -16,7 +16,7 @@ WORKERS ?= 2
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
-.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test check unit drills shell screenshots bench bench-cluster bench-training lock clean
+.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test check unit drills shell screenshots bench bench-training lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,9 +68,6 @@ screenshots: setup ## docs/images from a journey through the UI over the real im
 
 bench: setup ## time and memory of the line: make bench RUNS=3 PROFILE=standard
 	@source include/activate && python tests/bench.py --runs $(RUNS) --profile $(PROFILE)
-
-bench-cluster: setup ## what a cluster costs and gives; as root, an hour
-	@source include/activate && python tests/bench_cluster.py --out docs/bench/cluster.json
 
 bench-training: setup ## our recipes against the usual one, hours; make bench-training QUICK=1 takes minutes
 	@source include/activate && python tests/bench_training.py --runs $(SEEDS) --recipes '$(RECIPES)' --out $(OUT)

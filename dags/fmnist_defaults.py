@@ -10,10 +10,11 @@ from fmnist_tasks.alerts import task_failed
 from fmnist_tasks.errors import StoreError
 from fmnist_tasks.settings import TASK_LIMIT
 
-# What may pass is tried again: an object store or a network that does not answer. Bad data and weak models stay so.
+# What may pass is tried again: an object store or a network that does not answer, a machine whose disk is full (another
+# worker may have room). Bad data and weak models stay so.
 RETRIES = ExceptionRetryPolicy(
     rules=[
-        RetryRule(exception=[StoreError, ConnectionError, TimeoutError], action=RetryAction.RETRY),
+        RetryRule(exception=[StoreError, OSError], action=RetryAction.RETRY),
         RetryRule(exception=Exception, action=RetryAction.FAIL, reason="trying again cannot help"),
     ]
 )

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cluster import install_stores
 from conftest import Line
 from declaration import read_settings
 from minio_server import free_port
+from supervision import ClusterError
 
 from fmnist_tasks.settings import PROJECT
 
@@ -30,6 +32,17 @@ def folder() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="fmnist-cluster-"))
     yield made
     shutil.rmtree(made)
+
+
+@pytest.fixture
+def stores() -> None:
+    """Postgres, Redis and MinIO are on this machine."""
+    try:
+        install_stores()
+    except ClusterError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
 
 
 def command(folder: Path, line: Line, *words: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +77,7 @@ def scripts(folder: Path) -> list[str]:
     return [script.read_text() for script in (folder / "programs").iterdir()]
 
 
+@pytest.mark.usefixtures("stores")
 def test_a_cluster_starts_runs_to_a_champion_and_leaves_nothing_behind(folder: Path, line: Line) -> None:
     assert "no cluster runs" in command(folder, line, "run", "{}").stderr
     port = str(free_port())

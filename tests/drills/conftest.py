@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -20,6 +22,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Drill]:
             raise RuntimeError("hosts of their own need root and the right to make namespaces")
         pytest.skip("hosts of their own need root and the right to make namespaces")
     install_stores()
+    if not shutil.which("faketime"):  # inside there is no way to packages
+        subprocess.run(["apt-get", "-qq", "install", "--yes", "faketime"], check=True, stdout=subprocess.DEVNULL)
     with running(*request.module.IMAGES) as made:
         yield made
 
