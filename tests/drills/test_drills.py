@@ -210,10 +210,11 @@ def test_a_worker_whose_disk_is_full_says_so_and_another_does_it(drill: Drill, r
     begun(drill, run_id, "validate_data")
     full.fill()
     failed = until(lambda: [task for task in drill.tasks(run_id).values() if task["state"] == "up_for_retry"])[0]
-    assert "No space left on device" in drill.log(full).read_text() + drill.task_log(run_id, failed["task_id"].rpartition(".")[2], 1)
+    step = failed["task_id"].rpartition(".")[2]
+    assert "No space left on device" in drill.log(full).read_text() + drill.task_log(run_id, step, 1)
     drill.take_away(full)
     drill.worker()
     assert drill.ended(run_id) == "success"
     one_release(drill, run_id)
     assert drill.alerts(run_id) == ["champion changed"]
-    record_property("shown", f"{failed['task_id']} failed on it, said why, and was done by another")
+    record_property("shown", f"{step} failed on it, said why, and was done by another")
