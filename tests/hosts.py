@@ -140,7 +140,7 @@ class Host:
         assert "No space left" in ended.stderr
 
     def kill(self) -> None:
-        """Pull the plug: every process of the host dies at once, by SIGKILL to the first of its namespace."""
+        """Pull the plug: every process of the host dies by SIGKILL."""
         assert self.process is not None
         for process in self._family():
             with suppress(psutil.NoSuchProcess):
