@@ -22,6 +22,8 @@ class Registry(AirflowPlugin):
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:
         """The app; whoever may see Airflow's plugins may read, whoever may edit the DAG may change the champion."""
+        from threading import Thread
+
         from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
         from airflow.api_fastapi.core_api.security import get_user, requires_access_dag, requires_access_view
         from fastapi import Depends
@@ -36,4 +38,5 @@ class Registry(AirflowPlugin):
             return str(user.get_name())
 
         app = create_app(signed_in=requires_access_view(AccessView.PLUGINS), may_edit=editor)
+        Thread(target=app.state.read_ahead, name="fmnist-read-ahead", daemon=True).start()
         return [{"app": app, "url_prefix": "/fmnist", "name": "Releases"}]

@@ -123,7 +123,11 @@ release = service.open_release(store, service.in_service(store).version)
 facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
 for number in range(1, 200):
     releases.publish(store, f"{release.manifest['version']}-{number}", {"model_card.md": b"a card"}, facts)
-page = TestClient(create_app(signed_in=lambda: None, may_edit=lambda: "bench"), headers={"accept": "text/html"})
+app = create_app(signed_in=lambda: None, may_edit=lambda: "bench")
+page = TestClient(app, headers={"accept": "text/html"})
+clock = time.perf_counter()
+app.state.read_ahead()
+ahead = (time.perf_counter() - clock) * 1e3
 milliseconds = []
 for _ in range(21):
     clock = time.perf_counter()
@@ -132,6 +136,7 @@ for _ in range(21):
     assert answer.status_code == 200
 first, *others = milliseconds
 print(json.dumps({
+    "page with 200 releases on MinIO, read ahead, milliseconds": ahead,
     "page with 200 releases on MinIO, first answer, milliseconds": first,
     "page with 200 releases on MinIO, later answers, milliseconds": statistics.median(others),
     "page with 200 releases, kB": len(answer.content) / 1e3,

@@ -7,6 +7,7 @@ authentication, so every route here has the first of the two dependencies, and t
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Annotated, Any
@@ -28,6 +29,8 @@ from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import DAG_ID, INCLUDE, Settings
 from fmnist_tasks.templates import environment
 
+log = logging.getLogger(__name__)
+
 _FOLDER = INCLUDE / "page"
 _STATIC = {"style.css": "text/css", "script.js": "text/javascript"}
 _LARGEST_UPLOAD = 5 << 20  # bytes of an image
@@ -43,7 +46,10 @@ _STATUS = {
 
 
 def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> FastAPI:
-    """The app; `signed_in` raises 401 or 403 for a stranger, `may_edit` gives the name of who may change things."""
+    """The app; `signed_in` raises 401 or 403 for a stranger, `may_edit` gives the name of who may change things.
+
+    Its `state.read_ahead()` reads what the first answer would otherwise have to wait for.
+    """
     app = FastAPI(title="Releases", dependencies=[Depends(signed_in)], docs_url=None, redoc_url=None, openapi_url=None)
     render = Jinja2Templates(env=environment(_FOLDER))
 
@@ -54,6 +60,15 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     @cache
     def oracle() -> Oracle:
         return Oracle(shelf().store)
+
+    def read_ahead() -> None:
+        try:
+            shelf().releases()
+            shelf().log()
+        except errors.FmnistError as error:
+            log.warning("the releases are read when somebody asks for them, not ahead: %s", error)
+
+    app.state.read_ahead = read_ahead
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -68,12 +83,12 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/")
     def overview(request: Request) -> Response:
-        (rows, faults), log = shelf().releases(), shelf().log()
-        champion = log[-1] if log else None
+        (rows, faults), history = shelf().releases(), shelf().log()
+        champion = history[-1] if history else None
         content: dict[str, Any] = {
             "rows": rows[::-1],
             "faults": faults,
-            "log": log[::-1],
+            "log": history[::-1],
             "champion": champion,
             "figures": next((row for row in rows if champion and row["version"] == champion.version), None),
             "dag_id": DAG_ID,
@@ -94,11 +109,11 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     @app.get("/releases/{version}")
     def release(request: Request, version: str) -> Response:
         manifest = releases.read_manifest(shelf().store, version)
-        log = shelf().log()
+        history = shelf().log()
         content = {
             "manifest": manifest,
-            "in_service": bool(log) and log[-1].version == version,
-            "entries": [entry for entry in log if entry.version == version],
+            "in_service": bool(history) and history[-1].version == version,
+            "entries": [entry for entry in history if entry.version == version],
             "others": [row["version"] for row in shelf().releases()[0] if row["version"] != version][::-1],
             "pictures": {
                 name.removeprefix("figures/").removesuffix(".png"): name
@@ -144,8 +159,8 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/try")
     def attempt(request: Request) -> Response:
-        log = shelf().log()
-        return render.TemplateResponse(request, "try.html", {"champion": log[-1] if log else None})
+        history = shelf().log()
+        return render.TemplateResponse(request, "try.html", {"champion": history[-1] if history else None})
 
     @app.get("/try/samples")
     def samples() -> list[dict[str, Any]]:

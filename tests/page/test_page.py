@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+import runpy
 from collections.abc import Callable
 from html.parser import HTMLParser
+from threading import Event
 from urllib.parse import urljoin, urlsplit
 
 import made
 import numpy as np
 import pytest
+from airflow.api_fastapi.app import init_auth_manager
 from conftest import Line
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
@@ -20,9 +23,11 @@ from PIL import Image
 
 from fmnist_tasks import service
 from fmnist_tasks.page.app import create_app
+from fmnist_tasks.page.shelf import Shelf
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.documents import unseal
 from fmnist_tasks.registry.runs import read_record
+from fmnist_tasks.settings import PROJECT
 
 HERE = {"sec-fetch-site": "same-origin"}
 
@@ -44,6 +49,14 @@ def app(may_edit: Callable[[], object] = editor) -> FastAPI:
 
 def browser(made_app: FastAPI, **options: object) -> TestClient:
     return TestClient(made_app, headers={"accept": "text/html"}, follow_redirects=False, **options)
+
+
+def plugin_app() -> FastAPI:
+    """The app as the plugin mounts it, with Airflow's own checks of who is signed in and who may edit."""
+    init_auth_manager()
+    (mounted,) = runpy.run_path(str(PROJECT / "plugins" / "fmnist_registry.py"))["Registry"]().fastapi_apps
+    made_app: FastAPI = mounted["app"]
+    return made_app
 
 
 @pytest.fixture
@@ -201,17 +214,9 @@ def test_a_viewer_reads_but_changes_nothing(finished: Line, version: str) -> Non
 
 
 def test_every_route_refuses_a_stranger(line: Line) -> None:
-    """With Airflow's own check of who is signed in, as the plugin mounts the page."""
-    import runpy
-
-    from airflow.api_fastapi.app import init_auth_manager
-
-    from fmnist_tasks.settings import PROJECT
-
-    init_auth_manager()
-    (mounted,) = runpy.run_path(str(PROJECT / "plugins" / "fmnist_registry.py"))["Registry"]().fastapi_apps
-    page = TestClient(mounted["app"], follow_redirects=False)
-    routes = list(mounted["app"].routes)
+    mounted = plugin_app()
+    page = TestClient(mounted, follow_redirects=False)
+    routes = list(mounted.routes)
     assert len(routes) >= 10
     for route in routes:
         address = re.sub(r"\{[^}]+\}", "x", route.path)
@@ -322,3 +327,27 @@ def test_two_hundred_releases_stay_small(finished: Line, version: str) -> None:
     assert read_record(finished.store, RUN.id, "promote")["status"] == "done"
     answer = browser(app()).get("/")
     assert len(answer.content) < 500_000
+
+
+@pytest.mark.slow
+def test_what_was_read_ahead_is_not_read_again(finished: Line, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_app = app()
+    made_app.state.read_ahead()
+    monkeypatch.setattr(releases, "read_manifest", refuse(500))
+    assert version in browser(made_app).get("/").text
+
+
+def test_a_store_that_cannot_be_read_ahead_is_told(
+    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FMNIST_STORE", "ftp://nowhere")
+    app().state.read_ahead()
+    assert "not ahead" in caplog.text
+    assert "FMNIST_STORE" in caplog.text
+
+
+def test_the_plugin_reads_ahead(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Event()
+    monkeypatch.setattr(Shelf, "log", lambda _: begun.set())
+    plugin_app()
+    assert begun.wait(30)
