@@ -1,6 +1,6 @@
 """The line on workers that share nothing but the network, and what happens when parts of it are taken away.
 
-All runs are of profile `quick` on 4,000 made images. The store is empty at the beginning of each drill.
+All runs are of profile `quick` on 800 made images. The store is empty at the beginning of each drill.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fmnist_tasks.registry.releases import read_manifest
 from fmnist_tasks.settings import DAG_ID
 
 pytestmark = pytest.mark.slow
-IMAGES = (4_000, 1_000)  # to train and to test on
+IMAGES = (800, 300)  # to train and to test on
 
 Record = Callable[[str, object], None]
 

@@ -1,0 +1,96 @@
+"""Thirty weeks in a row, a small batch each: nothing grows but what is meant to be kept."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import made
+import psutil
+import pytest
+from drill import Drill
+
+from fmnist_tasks.registry import pruning
+from fmnist_tasks.registry.releases import versions
+
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
+IMAGES = (400, 200)
+WEEKS, A_WEEK = 30, 40  # runs, and new images before each
+KEPT = 5  # releases
+LASTING = ("scheduler", "dag-processor", "triggerer", "api-server")
+
+
+def processes(drill: Drill) -> list[psutil.Process]:
+    """What stays between two runs: Airflow's services and the worker, with their children."""
+    first = [psutil.Process(drill.supervisor.pid(name)) for name in LASTING]
+    first += [psutil.Process(host.process.pid) for host in drill.workers if host.process]
+    return [one for process in first for one in (process, *process.children(recursive=True))]
+
+
+def rows(drill: Drill, table: str) -> int:
+    """How many rows a table of Airflow's database has."""
+    secret = {"PGPASSWORD": drill.cluster.settings()["POSTGRES_PASSWORD"]}
+    question = f"select count(*) from {table}"  # noqa: S608 - names of our own
+    command = ["psql", "-h", drill.address, "-U", "airflow", "-d", "airflow", "-Atc", question]
+    return int(subprocess.run(command, env=os.environ | secret, capture_output=True, text=True, check=True).stdout)
+
+
+def folders(drill: Drill, kind: str) -> set[str]:
+    """What lies in the store under that kind: names of runs, of releases."""
+    return {stat.key.split("/")[1] for stat in drill.store.list(f"{kind}/")}
+
+
+def week(drill: Drill, number: int) -> dict[str, float]:
+    """One run with a new batch, and what there is after it."""
+    pixels, labels = made.images(A_WEEK, 100 + number)
+    drill.store.put(f"incoming/week-{number:02d}.npz", made.npz(images=pixels, labels=labels))
+    began = time.monotonic()
+    assert drill.ended(drill.begin()) == "success"
+    seconds, lasting = time.monotonic() - began, processes(drill)
+    return {
+        "seconds": round(seconds, 1),
+        "MiB": sum(process.memory_full_info().pss for process in lasting) >> 20,
+        "processes": len(lasting),
+        "XCom rows": rows(drill, "xcom"),
+        "releases": len(versions(drill.store)),
+        "runs": len(folders(drill, "runs")),
+        "checkpoints": len(folders(drill, "checkpoints")),
+        "incoming": len(list(drill.store.list("incoming/"))),
+    }
+
+
+def test_thirty_weeks_in_a_row(drill: Drill, record_property: Callable[[str, object], None]) -> None:
+    drill.worker()
+    table = []
+    for number in range(1, WEEKS + 1):
+        table.append(week(drill, number))
+        print(number, table[-1], flush=True)
+    early, late = table[5:10], table[-5:]
+
+    def grown(name: str) -> float:
+        return statistics.mean(row[name] for row in late) / statistics.mean(row[name] for row in early) - 1
+
+    assert grown("MiB") < 0.1
+    assert {row["processes"] for row in late} <= {row["processes"] for row in early}
+    assert {(row["checkpoints"], row["incoming"]) for row in table} == {(0, 0)}
+    # Every run leaves the same rows, until `airflow db clean`, a folder and one release at most, until `fmnist prune`.
+    assert len({after["XCom rows"] - before["XCom rows"] for before, after in itertools.pairwise(table)}) == 1
+    assert [row["runs"] for row in table] == list(range(1, WEEKS + 1))
+    assert table[-1]["releases"] <= WEEKS
+
+    everything = timedelta(0)
+    pruning.carry_out(drill.store, pruning.plan(drill.store, keep=KEPT, older_than=everything, now=datetime.now(UTC)))
+    left = folders(drill, "releases"), folders(drill, "runs")
+    assert KEPT <= len(left[0]) <= KEPT + 2  # the newest, the champion, and the one before it
+    assert len(left[1]) == len(left[0])
+    record_property(
+        "shown",
+        f"memory {table[0]['MiB']}, {early[0]['MiB']}, {late[-1]['MiB']} MiB after the first, sixth, last run; "
+        f"{table[0]['processes']}, {late[-1]['processes']} processes; seconds of a run {grown('seconds'):+.0%}; "
+        f"{table[-1]['releases']} releases, {len(left[0])} after pruning",
+    )

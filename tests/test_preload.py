@@ -1,0 +1,39 @@
+"""A worker that has imported the libraries forks tasks that can use them, and that read the project's code anew."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from fmnist_tasks.settings import INCLUDE
+
+_WORKER = """
+import json, os, sys
+import fmnist_tasks.preload
+print(json.dumps(sorted(sys.modules)), flush=True)
+task = os.fork()
+if task == 0:
+    import keras, numpy as np
+    layers = [keras.Input((28, 28, 1)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential(layers)
+    model.compile("adam", "mse")
+    model.fit(np.ones((256, 28, 28, 1)), np.ones((256, 10)), batch_size=32, verbose=0)
+    os._exit(7)
+print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(task, 0)[1])))
+"""
+
+
+def test_a_forked_task_trains_with_what_its_worker_imported() -> None:
+    worker = subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, timeout=300)
+    assert worker.returncode == 0, worker.stderr
+    modules, ended = (json.loads(line) for line in worker.stdout.splitlines())
+    assert ended == 7
+    assert {"tensorflow", "great_expectations", "sklearn.metrics", "scipy.stats", "matplotlib.figure"} <= set(modules)
+    own = {name for name in modules if name.startswith("fmnist_tasks")}
+    assert own == {f"fmnist_tasks{name}" for name in ("", ".preload", ".data", ".model")}
+
+
+def test_workers_of_the_cluster_import_it() -> None:
+    settings = (INCLUDE / "cluster" / "airflow.env").read_text()
+    assert '"imports": ["fmnist_tasks.preload"]' in settings
