@@ -21,6 +21,7 @@ from keras import layers
 
 from fmnist_tasks.data.dataset import Arrays, split
 from fmnist_tasks.data.declaration import read_declaration
+from fmnist_tasks.data.shards import Training
 from fmnist_tasks.data.sources import load_base
 from fmnist_tasks.evaluation.metrics import accuracy_and_loss
 from fmnist_tasks.model import cnn, h5, novelty, training, tuning
@@ -59,7 +60,7 @@ def arrays() -> Arrays:
     images, labels = base["train_images"], base["train_labels"]
     train, validation = split(labels)
     return Arrays(
-        *(images[train], labels[train]),
+        Training.of(images[train], labels[train]),
         *(images[validation], labels[validation]),
         base["test_images"],
         base["test_labels"],
@@ -92,9 +93,10 @@ def reference(data: Arrays, seed: int) -> dict[str, Any]:
         losses.append(logs["val_loss"])
         weights.append(model.get_weights())
 
+    images, labels = next(data.training.windows(seed, 0))
     model.fit(
-        data.train_images[..., None],
-        data.train_labels,
+        images[..., None],
+        labels,
         batch_size=64,
         epochs=100,
         validation_data=(data.validation_images[..., None], data.validation_labels),
@@ -130,7 +132,7 @@ def ours(data: Arrays, profile: Profile, seed: int) -> dict[str, Any]:
         tests.append(
             _accuracy(data.test_images, data.test_labels, lambda images, model=model: h5.classify(model, images))
         )
-    published = novelty.publishable(cnn.published(profile, 10, tuned, temperature=1.0), data.train_images)
+    published = novelty.publishable(cnn.published(profile, 10, tuned, temperature=1.0), data.training)
     work = _operations(cnn.build(profile, 10)) * len(recorder.states)
     return {
         "seconds": recorder.seconds,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from fmnist_tasks.settings import INCLUDE
 from fmnist_tasks.verdict import Check
 
 _PAGES = {".html", ".css", ".svg"}  # of the Data Docs; the rest is 4 MB of fonts and tutorial films
+_SHOWN = 20  # images of a pair of classes whose labels look swapped
 _FEWEST = 20  # images of each class in a reference
 
 
@@ -57,27 +60,28 @@ class Findings:
     checks: list[Check]
     drift: float | None  # from its reference, 0 to 1; None if it could not be told
     pairs: list[Pair] = field(default_factory=list)  # of classes whose labels look swapped
+    shown: list[np.ndarray] = field(default_factory=list)  # of each pair, its most suspicious images
 
 
 def check_samples(
-    training: Sample, test: Sample, batches: list[Sample], classes: int
+    training: Sample, test: Sample, batches: Iterable[Sample], classes: int
 ) -> tuple[dict[str, Findings], dict[str, bytes]]:
     """What was found in each sample, by its name, and the Data Docs of all as files by relative path.
 
-    A base split (with a declared count) is asked for class balance too; a batch may hold few classes.
+    A base split (with a declared count) is asked for class balance too; a batch may hold few classes. Of the batches
+    one is held at a time.
     """
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     suites = _Suites(context, context.data_sources.add_pandas("memory"))
-    copies = {sample.name: digests(sample.images) for sample in (training, test, *batches)}
-    in_training, in_test = set(copies[training.name]), set(copies[test.name])
+    in_training, in_test = (set(digests(sample.images)) for sample in (training, test))
     references = {sample.name: _Reference.of(sample, classes) for sample in (training, test)}
     found: dict[str, Findings] = {}
-    for sample in (training, test, *batches):
-        count = sample.count
+    for sample in chain((training, test), batches):
+        count, copies = sample.count, digests(sample.images)
         frame = image_frame(sample)
-        frame["copy"] = repeated(copies[sample.name], in_training if count is None else set())
-        frame["in_test"] = False if sample is test else [digest in in_test for digest in copies[sample.name]]
+        frame["copy"] = repeated(copies, in_training if count is None else set())
+        frame["in_test"] = False if sample is test else [digest in in_test for digest in copies]
         asked = {"fewest": count or 1, "most": count or 2**40, "labels": list(range(classes))}
         rows = suites.ask(f"{sample.name} images", "images", frame, asked)
         if count is not None:
@@ -126,7 +130,8 @@ def _compared(
         *suites.ask(f"{sample.name} features", "features", feature_frame(found, negative), {}),
         *suites.ask(f"{sample.name} labels", "labels", pair_frame(pairs), {}),
     ]
-    return Findings(rows, drift(found), [pair for pair in pairs if pair.swapped])
+    swapped = [pair for pair in pairs if pair.swapped]
+    return Findings(rows, drift(found), swapped, [sample.images[pair.images[:_SHOWN]] for pair in swapped])
 
 
 def image_frame(sample: Sample) -> pd.DataFrame:

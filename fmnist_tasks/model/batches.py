@@ -1,4 +1,4 @@
-"""Batches for training and prediction; those for training a whole epoch at a time in numpy.
+"""Batches for training and prediction; those for training a whole window of images at a time in numpy.
 
 Flip, shift: the usual augmentations of CIFAR training; cut-out: DeVries and Taylor 2017, arXiv:1708.04552.
 """
@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fmnist_tasks.data.shards import Training
 from fmnist_tasks.settings import Stage
 
 PREDICTION_BATCH = 500  # images; fixed, since another batch size may change the last bit of a prediction
 
 
 def training_batches(
-    images: np.ndarray, labels: np.ndarray, stage: Stage, seed: int, epoch: int
+    training: Training, stage: Stage, seed: int, epoch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of uint8 images (B, 28, 28, 1) and labels (B,), in an order and in variants of this epoch's own.
 
@@ -23,12 +24,19 @@ def training_batches(
     have seen.
     """
     random = np.random.default_rng((seed, epoch))
-    order = random.permutation(len(labels))
-    variants, labels = augmented(images[order], stage, random)[..., None], labels[order]
-    # The last part batch is left out: its statistics would be those of a handful of images.
-    size = batch_size(len(labels), stage)
-    for start in range(0, len(labels) // size * size, size):
-        yield variants[start : start + size], labels[start : start + size]
+    size = batch_size(len(training), stage)
+    for images, labels in training.windows(seed, epoch):
+        order = random.permutation(len(labels))
+        variants, labels = augmented(images[order], stage, random)[..., None], labels[order]
+        # The last part batch is left out: its statistics would be those of a handful of images.
+        for start in range(0, len(labels) // size * size, size):
+            yield variants[start : start + size], labels[start : start + size]
+
+
+def batch_count(training: Training, stage: Stage) -> int:
+    """Batches of an epoch."""
+    size = batch_size(len(training), stage)
+    return sum(window // size for window in training.sizes)
 
 
 def batch_size(images: int, stage: Stage) -> int:

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from fmnist_tasks.data.shards import Training
 from fmnist_tasks.model import probe
 from fmnist_tasks.model.cnn import RESPONSES
 from fmnist_tasks.model.fakes import SHOWN, fake_images
@@ -28,13 +29,13 @@ _PLACE = 2  # pixels of a side that are one place in fitting
 _HIDDEN = 48  # units of the probe: with more, its weights leave the processor's cache and an image takes longer
 
 
-def publishable(classifier: keras.Model, train_images: np.ndarray) -> keras.Model:
+def publishable(classifier: keras.Model, training: Training) -> keras.Model:
     """The model to publish: the classifier with a second output, its familiarity with an image."""
     image = classifier.input
     maps = [classifier.get_layer(name).output for name in RESPONSES]
     responses = layers.Concatenate(name="responses")(maps)  # (N, H, W, F)
     places = layers.AveragePooling2D(_PLACE, padding="same")(responses)
-    shown, clothing = _shown(train_images)
+    shown, clothing = _shown(training)
     (features,) = outputs(keras.Model(image, layers.Flatten()(places)), shown)
     (kernel, bias), last = probe.fitted(features, clothing, _HIDDEN)
 
@@ -108,9 +109,9 @@ def answer(probabilities: np.ndarray, familiarity: float, classes: list[str], bo
     return classes[int(probabilities.argmax())] if familiarity >= bound else NOT_CLOTHING
 
 
-def _shown(train_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shown(training: Training) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 28, 28), training images and their mirror images and then fake ones, and which are clothing, (N,)."""
-    real = train_images[np.random.default_rng(0).permutation(len(train_images))[:_SHOWN]]
+    real = training.images(np.random.default_rng(0).permutation(len(training))[:_SHOWN])
     fakes = [fake_images(family, real, _FAKES, seed=0) for family in SHOWN]
     images = np.concatenate([real, real[:, :, ::-1], *fakes])
     return images, np.arange(len(images)) < 2 * len(real)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
-from fmnist_tasks.model.batches import batch_size, training_batches
+from fmnist_tasks.model.batches import batch_count, training_batches
 from fmnist_tasks.model.cnn import build
 from fmnist_tasks.model.h5 import outputs
 from fmnist_tasks.model.muon import Muon
@@ -62,12 +62,11 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
     optimizer.build(model.trainable_variables)
     state = checkpoints.latest()
     progress = unpack(state, model, optimizer) if state else Progress()
-    images = len(arrays.train_labels)
-    count = images // batch_size(images, stage)
+    count = batch_count(arrays.training, stage)
     step = _training_step(model, optimizer)
     while progress.epochs < min(stage.epochs, progress.best_epoch + stage.patience):
         epoch, clock = progress.epochs, time.monotonic()
-        batches = training_batches(arrays.train_images, arrays.train_labels, stage, seed, epoch)
+        batches = training_batches(arrays.training, stage, seed, epoch)
         rates = [stage.learning_rate * rate((epoch + done / count) / stage.epochs) for done in range(count)]
         loss, accuracy = _epoch(step, optimizer, batches, rates, f"epoch {epoch + 1}")
         logits = outputs(model, arrays.validation_images)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tasks.alerts import Alert, send
@@ -16,9 +17,7 @@ from fmnist_tasks.settings import Parameters, Settings
 from fmnist_tasks.steps.step import Result, Run, step
 
 if TYPE_CHECKING:
-    from fmnist_tasks.data.checks import Findings, Sample
-
-_SHOWN = 20  # suspicious images of each pair of classes
+    from fmnist_tasks.data.checks import Findings
 
 
 @step()
@@ -74,7 +73,7 @@ def validate_data(store: Store, run: Run, ingested: Result) -> Result:
     dataset = ingested["dataset"]
     train, test = (load_part(store, part) for part in dataset["parts"][:2])
     training = Sample("training", *train, len(train[0]))
-    batches = [Sample(_named(batch), *load_part(store, batch["part"]), None) for batch in ingested["batches"]]
+    batches = (Sample(_named(batch), *load_part(store, batch["part"]), None) for batch in ingested["batches"])
     found, pages = check_samples(training, Sample("test", *test, len(test[0])), batches, len(dataset["classes"]))
     for path, page in pages.items():
         store.put(run_key(run.id, f"data_docs/{path}"), page)
@@ -82,7 +81,7 @@ def validate_data(store: Store, run: Run, ingested: Result) -> Result:
     failures = {name: [check.reason for check in part.checks if not check.passed] for name, part in found.items()}
     accepted, quarantined = _sorted_batches(store, run, ingested, failures)
     base, earlier = dataset["parts"][:2], dataset["parts"][2:]
-    pictures = _suspicious_images(store, [training, *batches], found, dataset["classes"])
+    pictures = _suspicious_images(store, found.values(), dataset["classes"])
     result = {
         "dataset": make_dataset(dataset["name"], dataset["classes"], base, [*earlier, *accepted]),
         "checks": {name: [check.as_json() for check in part.checks] for name, part in found.items()},
@@ -131,18 +130,15 @@ def _named(batch: Result) -> str:
     return f"batch {batch['name']}"
 
 
-def _suspicious_images(
-    store: Store, samples: list[Sample], found: dict[str, Findings], classes: list[str]
-) -> dict[str, Reference]:
+def _suspicious_images(store: Store, found: Iterable[Findings], classes: list[str]) -> dict[str, Reference]:
     """A picture, if there are any, of images whose labels look swapped: the label, and what they look like."""
     from fmnist_tasks.evaluation import figures
 
     rows, images = [], []
-    for sample in samples:
-        for pair in found[sample.name].pairs:
-            shown = pair.images[:_SHOWN]
+    for findings in found:
+        for pair, shown in zip(findings.pairs, findings.shown, strict=True):
             rows += [{"truth": classes[pair.label], "answer": classes[pair.looks_like]}] * len(shown)
-            images += list(sample.images[shown])
+            images += list(shown)
     return {"suspicious": put_blob(store, figures.predictions(rows, images))} if rows else {}
 
 

@@ -99,7 +99,7 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
     chosen, better = ("tuned", tuned) if _merit(tuned) > _merit(trained) else ("base", trained)
     classifier = h5.load(get_verified(store, better["model"]), f"{chosen} model")
     divisor = temperature(arrays.validation_labels, h5.classify(classifier, arrays.validation_images))
-    candidate = novelty.publishable(cnn.published(profile, classes, classifier, divisor), arrays.train_images)
+    candidate = novelty.publishable(cnn.published(profile, classes, classifier, divisor), arrays.training)
     _, familiarity = h5.predict(candidate, arrays.validation_images)
     gain = tuned["validation_accuracy"] - trained["validation_accuracy"]
     return {

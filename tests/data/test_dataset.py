@@ -28,11 +28,13 @@ def test_batches_join_training_and_nothing_else(store: FolderStore) -> None:
     images, labels = made.images(30, 5)
     batch = make_part(store, "train", "incoming/b.npz", images, labels.astype(np.int64))
     without, arrays = (load(store, make_dataset("made", CLASSES, base, batches)) for batches in ([], [batch]))
-    assert len(arrays.train_labels) == len(without.train_labels) + 30 == 110
-    np.testing.assert_array_equal(arrays.train_images[80:], images)
+    assert len(arrays.training) == len(without.training) + 30 == 110
+    (window,) = arrays.training.windows(seed=0, epoch=0)
+    np.testing.assert_array_equal(window[0][80:], images)
+    np.testing.assert_array_equal(window[1][80:], labels)
     np.testing.assert_array_equal(arrays.validation_images, without.validation_images)
     np.testing.assert_array_equal(arrays.test_labels, without.test_labels)
-    assert arrays.train_labels.dtype == np.uint8
+    assert window[1].dtype == np.uint8
 
 
 def test_the_fingerprint_follows_content_not_origin(store: FolderStore) -> None:

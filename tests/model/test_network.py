@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fmnist_tasks.data.dataset import Arrays
+from fmnist_tasks.data.shards import Training
 from fmnist_tasks.errors import TrainingError
 from fmnist_tasks.model import h5, novelty, training, tuning
 from fmnist_tasks.model.batches import augmented, training_batches
@@ -33,12 +34,12 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
 def small(count: int = 320) -> Arrays:
     images, labels = made.images(count, 1)
     held = made.images(100, 2)
-    return Arrays(images, labels, *held, *held)
+    return Arrays(Training.of(images, labels), *held, *held)
 
 
 def candidate(network: keras.Model, arrays: Arrays, temperature: float = 1.0) -> keras.Model:
     classifier = published(PROFILE, 10, trained(PROFILE, 10, network), temperature)
-    return novelty.publishable(classifier, arrays.train_images)
+    return novelty.publishable(classifier, arrays.training)
 
 
 def base(**changed: object) -> Profile:
@@ -99,7 +100,7 @@ def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
     images, labels = made.images(325, 1)
 
     def epoch(number: int) -> list[np.ndarray]:
-        batches = training_batches(images, labels, STAGE, seed=0, epoch=number)
+        batches = training_batches(Training.of(images, labels), STAGE, seed=0, epoch=number)
         return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
 
     first, second = epoch(0), epoch(1)

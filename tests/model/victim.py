@@ -16,6 +16,7 @@ from pathlib import Path
 import made
 
 from fmnist_tasks.data.dataset import Arrays
+from fmnist_tasks.data.shards import Training
 from fmnist_tasks.model import batches, training
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.local import FolderStore
@@ -46,12 +47,12 @@ def mortal_put(self, key, data, put=FolderStore.put):
     moment()
 
 
-def mortal_batches(images, labels, stage, seed, epoch):
+def mortal_batches(images, stage, seed, epoch):
     global begun
     if not begun:
         print("begins with epoch", epoch, flush=True)
         begun = True
-    for batch in batches.training_batches(images, labels, stage, seed, epoch):
+    for batch in batches.training_batches(images, stage, seed, epoch):
         moment()
         yield batch
 
@@ -59,7 +60,9 @@ def mortal_batches(images, labels, stage, seed, epoch):
 FolderStore.put = mortal_put
 training.training_batches = mortal_batches
 images, labels = made.images(16 * BATCHES, 1)
-arrays = Arrays(images, labels, *made.images(40, 2), *made.images(40, 2))
+parts = [(images[start : start + 16], labels[start : start + 16]) for start in range(0, len(labels), 16)]
+shards = Training([(16, lambda part=part: iter([part])) for part in parts], window=32)  # so that there are several
+arrays = Arrays(shards, *made.images(40, 2), *made.images(40, 2))
 checkpoints = Checkpoints(FolderStore(Path(sys.argv[1])), "run", "base-0", {"made": True})
 fit = training.train(arrays, 10, PROFILE, 0, checkpoints)
 weights = b"".join(weight.tobytes() for weight in fit.model.get_weights())
