@@ -16,7 +16,7 @@ WORKERS ?= 2
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
-.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test check unit drills shell screenshots bench bench-training lock clean
+.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test check unit drills shell screenshots bench bench-training bench-cluster lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,10 +67,13 @@ screenshots: setup ## docs/images from a journey through the UI over the real im
 	@source include/activate && FMNIST_SCREENSHOTS=docs/images pytest tests/page/test_browser.py
 
 bench: setup ## time and memory of the line: make bench RUNS=3 PROFILE=standard
-	@source include/activate && python tests/bench.py --runs $(RUNS) --profile $(PROFILE)
+	@source include/activate && PYTHONPATH=include/cluster python tests/bench.py --runs $(RUNS) --profile $(PROFILE)
 
 bench-training: setup ## our recipes against the usual one, hours; make bench-training QUICK=1 takes minutes
 	@source include/activate && python tests/bench_training.py --runs $(SEEDS) --recipes '$(RECIPES)' --out $(OUT)
+
+bench-cluster: setup ## Airflow's share, candidates over workers, a million images, two million to train on; an hour, as root
+	@source include/activate && PYTHONPATH=include/cluster python tests/bench_cluster.py
 
 lock: ## resolve pyproject.toml into requirements.txt again
 	@source include/activate && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -13,12 +13,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import psutil
+from airflow_api import AirflowApi
+from cluster import free_port
 from conftest import Line
-from minio_server import free_port
 
 from fmnist_tasks.settings import DAG_ID, PROJECT
 
@@ -102,18 +101,13 @@ class Airflow:
 
     def answer(self, url: str, run_id: str, option: str) -> None:
         """Decide on the run's candidate as a person does in the UI at that address."""
-        passwords = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
-        credentials = {"username": "admin", "password": passwords["admin"]}
-        token = self._send(f"{url}/auth/token", "POST", credentials)["access_token"]
-        task = f"{url}/api/v2/dags/{DAG_ID}/dagRuns/{quote(run_id)}/taskInstances/tuned_model.approval/-1/hitlDetails"
-        self._send(task, "PATCH", {"chosen_options": [option], "params_input": {}}, token)
+        task = f"{AirflowApi.run_path(DAG_ID, run_id)}/taskInstances/tuned_model.approval/-1/hitlDetails"
+        self.api(url).ask("PATCH", task, chosen_options=[option], params_input={})
 
-    @staticmethod
-    def _send(url: str, method: str, content: dict, token: str = "") -> dict:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-        request = Request(url, json.dumps(content).encode(), headers, method=method)  # noqa: S310 - loopback
-        with urlopen(request, timeout=60) as response:  # noqa: S310
-            return json.load(response)
+    def api(self, url: str) -> AirflowApi:
+        """The API of what `standalone` started, for its administrator."""
+        passwords = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
+        return AirflowApi(url, "admin", passwords["admin"])
 
     @contextmanager
     def standalone(self) -> Iterator[str]:

@@ -14,7 +14,7 @@ from threading import Thread
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
-from minio_server import free_port
+from cluster import free_port
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -12,8 +11,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import urllib3
+from cluster import free_port
 from minio import MinioAdmin
 from minio.credentials import StaticProvider
+from prepare_store import add_user
 
 from fmnist_tasks.registry.access import reach
 from fmnist_tasks.registry.s3 import S3Store
@@ -24,12 +25,6 @@ ROOT = "tests-root"
 
 class NoServerError(Exception):
     """This machine has no way to a MinIO server."""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @dataclass
@@ -94,8 +89,5 @@ class Server:
             endpoint=f"127.0.0.1:{self.port}", credentials=StaticProvider(ROOT, self.secret), secure=False
         )
         name, secret = f"{policy}-{uuid4().hex[:8]}", uuid4().hex
-        text = (INCLUDE / "policies" / f"{policy}.json").read_text().replace("BUCKET", bucket)
-        admin.policy_add(name, policy=json.loads(text))
-        admin.user_add(name, secret)
-        admin.policy_set(name, user=name)
+        add_user(admin, name, secret, policy, bucket)
         return {"MINIO_ACCESS_KEY": name, "MINIO_SECRET_KEY": secret}

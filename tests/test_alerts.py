@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cluster import free_port
 from conftest import Line
 from listeners import Hook, Mailbox
 from made import RUN
-from minio_server import free_port
 
 from fmnist_tasks import alerts, service
 from fmnist_tasks.alerts import Alert

@@ -11,8 +11,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cluster import free_port
 from conftest import Line
-from minio_server import Server, free_port
+from minio_server import Server
 
 from fmnist_tasks.settings import INCLUDE
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import install_stores
+from cluster import free_port, install_stores
 from conftest import Line
 from declaration import read_settings
-from minio_server import free_port
 from supervision import ClusterError
 
 from fmnist_tasks.settings import PROJECT

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 import pytest
 import urllib3
-from minio_server import free_port
+from cluster import free_port
 from processes import promote_many
 from proxy import Harm, Proxy, Request
 
