@@ -105,6 +105,7 @@ class Host:
             f"mount -t tmpfs -o size={self.disk} tmpfs /tmp && cp -r /mnt/. /tmp"
             if self.disk
             else "mount --bind /mnt /tmp",
+            "mount -t tmpfs tmpfs /dev/shm",  # names of shared memory are its own, like process numbers
             "mkdir -p /tmp/home",
             f"exec {self.wrapper} {script}",
         ]
