@@ -26,7 +26,7 @@ from supervision import Supervisor
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.documents import read_document
-from fmnist_tasks.registry.releases import versions
+from fmnist_tasks.registry.releases import read_manifest, versions
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID
 
@@ -130,6 +130,20 @@ class Drill:
         task = self.tasks(run_id)[step]
         where = f"{self.api.run_path(DAG_ID, run_id)}/taskInstances/{task['task_id']}/logs/{attempt}"
         return json.dumps(self.api.ask("GET", f"{where}?map_index={task['map_index']}&full_content=true"))
+
+    def one_release(self, run_id: str) -> dict[str, Any]:
+        """The manifest of the only release, which the run made and promoted once."""
+        releases, log = self.outcome()
+        assert len(releases) == 1
+        assert log == releases
+        manifest = read_manifest(self.store, releases[0])
+        assert manifest["run_id"] == run_id
+        return manifest
+
+    def begun(self, run_id: str, step: str = "train") -> str:
+        """Wait until a step is under way; the worker that it is on."""
+        until(lambda: self.tasks(run_id).get(step, {}).get("state") == "running")
+        return str(self.tasks(run_id)[step]["hostname"])
 
     def well(self, name: str) -> None:
         """Wait until a program is healthy."""

@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,20 +13,24 @@ from cluster import install_stores
 from drill import Drill, running
 from hosts import can_make_hosts
 
+from fmnist_tasks.turns import one_at_a_time
+
+IMAGES = (800, 300)  # made ones to train and to test on, unless a module wants others
 SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome, seconds, what it showed
 
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Drill]:
-    """Stores and Airflow without a worker; the module says how many made images it wants."""
+    """Stores and Airflow without a worker."""
     if not can_make_hosts():
         if os.environ.get("CI") == "true":
             raise RuntimeError("hosts of their own need root and the right to make namespaces")
         pytest.skip("hosts of their own need root and the right to make namespaces")
-    install_stores()
-    if not shutil.which("faketime"):  # inside there is no way to packages
-        subprocess.run(["apt-get", "-qq", "install", "--yes", "faketime"], check=True, stdout=subprocess.DEVNULL)
-    with running(*request.module.IMAGES) as made:
+    with one_at_a_time(Path(tempfile.gettempdir()) / "fmnist-drills.lock"):  # inside there is no way to packages
+        install_stores()
+        if not shutil.which("faketime"):
+            subprocess.run(["apt-get", "-qq", "install", "--yes", "faketime"], check=True, stdout=subprocess.DEVNULL)
+    with running(*getattr(request.module, "IMAGES", IMAGES)) as made:
         yield made
 
 

@@ -1,0 +1,70 @@
+"""A slow store, a wrong clock, a long queue."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+from drill import Drill
+from proxy import Harm, Proxy, Request
+
+from fmnist_tasks.registry import champion
+from fmnist_tasks.settings import DAG_ID
+
+pytestmark = pytest.mark.slow
+
+Record = Callable[[str, object], None]
+
+
+@pytest.mark.drill
+def test_a_store_that_is_slow_and_fails_every_tenth_time(drill: Drill, record_property: Record) -> None:
+    chance = random.Random(0)  # noqa: S311 - no secret
+
+    def harm(request: Request) -> Harm:
+        return Harm(status=503) if chance.random() < 0.1 else Harm(delay=0.5)
+
+    with Proxy(drill.store.endpoint, drill.address).running() as proxy:
+        proxy.harm = harm
+        drill.worker(store=f"s3://fmnist?endpoint={proxy.endpoint}")
+        began = time.monotonic()
+        run_id = drill.begin()
+        assert drill.ended(run_id, 1200) == "success"
+        took, asked = time.monotonic() - began, len(proxy.requests)
+    drill.one_release(run_id)
+    record_property("shown", f"{asked} requests of half a second, one in ten answered 503: {took:.0f} s")
+
+
+@pytest.mark.drill
+def test_a_clock_that_is_ten_minutes_ahead_never_puts_champions_into_a_wrong_order(
+    drill: Drill, record_property: Record
+) -> None:
+    early = drill.worker(wrapper="faketime -f +10m")
+    first = drill.begin()
+    state = drill.ended(first)
+    drill.take_away(early)
+    drill.worker()
+    second = drill.begin(seed=1, force=True)
+    assert drill.ended(second) == "success"
+    history = champion.history(drill.store)
+    assert [entry.write_id for entry in history] == ([first, second] if state == "success" else [second])
+    assert champion.champion(drill.store) == history[-1]
+    record_property("shown", f"the run on it ended {state}; {len(history)} champions in the order of their runs")
+
+
+@pytest.mark.drill
+def test_two_runs_at_once_and_twenty_more_go_one_after_the_other(drill: Drill, record_property: Record) -> None:
+    drill.worker()
+    drill.worker()
+    runs = [drill.begin(), drill.begin(seed=1, force=True), *(drill.begin(seed=1) for _ in range(20))]
+    at_once = 0
+    while (states := [drill.api.state(DAG_ID, run_id) for run_id in runs]).count("success") < len(runs):
+        assert "failed" not in states
+        at_once = max(at_once, len(drill.api.running(DAG_ID)))
+        time.sleep(0.5)
+    assert at_once == 1
+    history = champion.history(drill.store)
+    assert [entry.sequence for entry in history] == list(range(1, len(history) + 1))
+    assert {entry.write_id for entry in history} <= set(runs)
+    record_property("shown", f"{len(runs)} runs, one at a time, {len(history)} champions without a gap")

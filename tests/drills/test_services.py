@@ -1,0 +1,49 @@
+"""Parts of Airflow and stores that are away for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from airflow_home import until
+from drill import Drill
+
+pytestmark = pytest.mark.slow
+
+Record = Callable[[str, object], None]
+
+
+def test_every_part_of_airflow_may_die_in_a_run(drill: Drill, record_property: Record) -> None:
+    drill.worker()
+    run_id = drill.begin()
+    drill.begun(run_id, "ingest")
+    back = {}
+    for name in ("scheduler", "dag-processor", "api-server", "triggerer"):
+        began = time.monotonic()
+        killed = drill.supervisor.pid(name)
+        for process in [*psutil.Process(killed).children(recursive=True), psutil.Process(killed)]:
+            process.kill()
+        until(lambda name=name, killed=killed: drill.supervisor.pid(name) not in {0, killed})
+        drill.well(name)
+        back[name] = f"{name} back after {time.monotonic() - began:.0f} s"
+    assert drill.ended(run_id) == "success"
+    drill.one_release(run_id)
+    record_property("shown", ", ".join(back.values()))
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(("store", "seconds"), [("postgres", 60), ("redis", 60), ("minio", 120)])
+def test_a_store_may_be_away_for_a_while(drill: Drill, store: str, seconds: int, record_property: Record) -> None:
+    drill.worker()
+    run_id = drill.begin()
+    drill.begun(run_id)
+    drill.supervisor.stop(store)
+    time.sleep(seconds)  # the drill asks for so many
+    drill.supervisor.start(store)
+    drill.well(store)
+    assert drill.ended(run_id) == "success"
+    drill.one_release(run_id)
+    tries = {name: task["try_number"] for name, task in drill.tasks(run_id).items() if task["try_number"] > 1}
+    record_property("shown", f"{store} away for {seconds} s while training; tried again: {tries or 'nothing'}")
