@@ -61,7 +61,7 @@ shell: setup ## a shell in which airflow and fmnist know this project
 	@bash --init-file include/activate -i
 
 drills: setup ## what happens to runs on a cluster when parts of it fail: all drills, 45 minutes, as root
-	@source include/activate && pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'drill or not drill' tests/drills
+	@source include/activate && pytest -n 2 --dist loadgroup -m 'drill or not drill' tests/drills
 
 screenshots: setup ## docs/images from a journey through the UI over the real images, half an hour
 	@source include/activate && FMNIST_SCREENSHOTS=docs/images pytest tests/page/test_browser.py
