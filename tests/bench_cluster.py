@@ -38,7 +38,7 @@ from fmnist_tasks.registry.store import Stat, Store
 from fmnist_tasks.settings import DAG_ID
 
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-TRAIN, TEST = 12_000, 2_000  # made images for the runs of the whole DAG
+TRAIN, TEST = 6_000, 1_000  # made images for the runs of the whole DAG
 CANDIDATES = 8
 WORKERS = (1, 2, 4)
 PREDICTED, A_FILE, A_SHARD = 1_000_000, 10_000, 5  # images, images a file, files a shard
@@ -111,9 +111,9 @@ def on_sqlite() -> list[dict[str, float]]:
         airflow = Airflow(migrate(Path(folder) / "airflow"), line)
         found = []
         with airflow.standalone() as url:
-            first = airflow.begun()
-            until(lambda: airflow.state(first) in {"success", "failed"}, 900)  # this week's, of the profile standard
+            this_week = airflow.begun()
             api = airflow.api(url)
+            api.ask("PATCH", api.run_path(DAG_ID, this_week), state="success")
             for seed in range(1, 4):
                 run_id = api.trigger(DAG_ID, {"profile": "quick", "seed": seed})
                 until(lambda run_id=run_id: airflow.state(run_id) in {"success", "failed"}, 900)
