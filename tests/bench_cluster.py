@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import made
 import psutil
@@ -112,6 +114,7 @@ def on_sqlite() -> list[dict[str, float]]:
         found = []
         with airflow.standalone() as url:
             this_week = airflow.begun()
+            until(lambda: answers(url))
             api = airflow.api(url)
             api.ask("PATCH", api.run_path(DAG_ID, this_week), state="success")
             for seed in range(1, 4):
@@ -119,6 +122,13 @@ def on_sqlite() -> list[dict[str, float]]:
                 until(lambda run_id=run_id: airflow.state(run_id) in {"success", "failed"}, 900)
                 found.append(share_of_airflow(api, line.store, run_id) | largest_xcom(airflow, run_id))
     return found
+
+
+def answers(url: str) -> bool:
+    """Whether somebody listens at an address."""
+    where = urlsplit(url)
+    with socket.socket() as probe:
+        return not probe.connect_ex((where.hostname, where.port))
 
 
 def largest_xcom(airflow: Airflow, run_id: str) -> dict[str, float]:
