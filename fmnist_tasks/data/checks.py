@@ -68,8 +68,8 @@ def check_samples(
 ) -> tuple[dict[str, Findings], dict[str, bytes]]:
     """What was found in each sample, by its name, and the Data Docs of all as files by relative path.
 
-    A base split (with a declared count) is asked for class balance too; a batch may hold few classes. Of the batches
-    one is held at a time.
+    A base split (with a declared count) is asked for class balance too; a batch may hold few classes. Batches
+    are taken one after the other, so that an iterator need not hold all of them.
     """
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]

@@ -15,22 +15,22 @@ from fmnist_tasks.data.declaration import SIDE
 Chunk = tuple[np.ndarray, np.ndarray]  # images uint8 (n, 28, 28) and labels uint8 (n,)
 Source = Callable[[], Iterator[Chunk]]  # reads a part from its beginning, a chunk at a time
 
-WINDOW = 100_000  # images that are shuffled together
-ROOM = 500_000  # images that stay in memory
+_WINDOW = 100_000  # images that are shuffled together
+_ROOM = 500_000  # images that stay in memory
 
 
 class Training:
     """Images to train on in parts: how many each has, and how to read it."""
 
-    def __init__(self, parts: Sequence[tuple[int, Source]], window: int = WINDOW, room: int = ROOM) -> None:
+    def __init__(self, parts: Sequence[tuple[int, Source]], window: int = _WINDOW, room: int = _ROOM) -> None:
         self._counts, self._sources = [count for count, _ in parts], [source for _, source in parts]
         self._window, self._room = window, room
         self._kept: dict[int, list[Chunk]] = {}
 
     @classmethod
-    def of(cls, images: np.ndarray, labels: np.ndarray, window: int = WINDOW) -> Training:
+    def of(cls, images: np.ndarray, labels: np.ndarray) -> Training:
         """Those of two arrays."""
-        return cls([(len(labels), lambda: iter([(images, labels)]))], window)
+        return cls([(len(labels), lambda: iter([(images, labels)]))])
 
     def __len__(self) -> int:
         return sum(self._counts)
