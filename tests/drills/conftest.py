@@ -34,6 +34,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Drill]:
         yield made
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes, each with one cluster at a time, take half of the minutes each."""
     for item in items:

@@ -1,4 +1,4 @@
-"""A slow store, a wrong clock, a long queue."""
+"""A slow store, a long queue."""
 
 from __future__ import annotations
 
@@ -34,23 +34,6 @@ def test_a_store_that_is_slow_and_fails_every_tenth_time(drill: Drill, record_pr
         took, asked = time.monotonic() - began, len(proxy.requests)
     drill.one_release(run_id)
     record_property("shown", f"{asked} requests of half a second, one in ten answered 503: {took:.0f} s")
-
-
-@pytest.mark.drill
-def test_a_clock_that_is_ten_minutes_ahead_never_puts_champions_into_a_wrong_order(
-    drill: Drill, record_property: Record
-) -> None:
-    early = drill.worker(wrapper="faketime -f +10m")
-    first = drill.begin()
-    state = drill.ended(first)
-    drill.take_away(early)
-    drill.worker()
-    second = drill.begin(seed=1, force=True)
-    assert drill.ended(second) == "success"
-    history = champion.history(drill.store)
-    assert [entry.write_id for entry in history] == ([first, second] if state == "success" else [second])
-    assert champion.champion(drill.store) == history[-1]
-    record_property("shown", f"the run on it ended {state}; {len(history)} champions in the order of their runs")
 
 
 @pytest.mark.drill

@@ -1,4 +1,4 @@
-"""Workers that share nothing but the network, and one that loses its network or its disk."""
+"""Workers that share nothing but the network; one that loses it, or its disk; one whose clock is wrong."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 from airflow_home import until
 from drill import Drill
+
+from fmnist_tasks.registry import champion
 
 pytestmark = pytest.mark.slow
 
@@ -75,3 +77,20 @@ def test_a_worker_whose_disk_is_full_says_so_and_another_does_it(drill: Drill, r
     drill.one_release(run_id)
     assert drill.alerts(run_id) == ["champion changed"]
     record_property("shown", f"{step} failed on it, said why, and was done by another")
+
+
+@pytest.mark.drill
+def test_a_clock_that_is_ten_minutes_ahead_never_puts_champions_into_a_wrong_order(
+    drill: Drill, record_property: Record
+) -> None:
+    early = drill.worker(wrapper="faketime -f +10m")
+    first = drill.begin()
+    state = drill.ended(first)
+    drill.take_away(early)
+    drill.worker()
+    second = drill.begin(seed=1, force=True)
+    assert drill.ended(second) == "success"
+    history = champion.history(drill.store)
+    assert [entry.write_id for entry in history] == ([first, second] if state == "success" else [second])
+    assert champion.champion(drill.store) == history[-1]
+    record_property("shown", f"the run on it ended {state}; {len(history)} champions in the order of their runs")
