@@ -39,6 +39,7 @@ from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Stat, Store
 from fmnist_tasks.settings import DAG_ID
 
+PARTS = ("airflow", "candidates", "predicted", "trained")
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 TRAIN, TEST = 6_000, 1_000  # made images for the runs of the whole DAG
 CANDIDATES = 8
@@ -259,7 +260,7 @@ def trained() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/bench/cluster.json"))
-    parser.add_argument("--parts", nargs="*", default=["airflow", "candidates", "predicted", "trained"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     asked = parser.parse_args()
     found: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
 
