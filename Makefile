@@ -16,7 +16,7 @@ WORKERS ?= 2
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
-.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test check unit drills shell screenshots bench bench-training bench-cluster lock clean
+.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test check unit drills drills-weeks drills-parts shell screenshots bench bench-training bench-cluster lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,7 +61,12 @@ shell: setup ## a shell in which airflow and fmnist know this project
 	@bash --init-file include/activate -i
 
 drills: setup ## what happens to runs on a cluster when parts of it fail: all drills, 45 minutes, as root
-	@source include/activate && pytest -n 2 --dist loadgroup -m 'drill or not drill' tests/drills
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line drills-weeks drills-parts
+
+drills-weeks drills-parts: # side by side, each with a cluster of its own and about half of the minutes
+	@source include/activate && pytest -v -m 'drill or not drill' $(DRILLS)
+drills-weeks: DRILLS := tests/drills/test_weeks.py tests/drills/test_workers.py
+drills-parts: DRILLS = $(filter-out tests/drills/test_w%.py,$(wildcard tests/drills/test_*.py))
 
 screenshots: setup ## docs/images from a journey through the UI over the real images, half an hour
 	@source include/activate && FMNIST_SCREENSHOTS=docs/images pytest tests/page/test_browser.py

@@ -34,16 +34,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Drill]:
         yield made
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes, each with one cluster at a time, take half of the minutes each."""
-    for item in items:
-        one = item.path.name in {"test_weeks.py", "test_workers.py"}
-        item.add_marker(pytest.mark.xdist_group("one" if one else "other"))
-
-
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keep what each drill showed, for the table at the end; two processes may have done them."""
+    """Keep what each drill showed, for the table at the end."""
     if report.when == "call" and "/drills/" in report.nodeid:
         shown = dict(report.user_properties).get("shown", "")
         SHOWN.append((report.nodeid.rpartition("::")[2], report.outcome, report.duration, shown))
