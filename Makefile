@@ -60,13 +60,14 @@ unit: setup ## the fast tests only
 shell: setup ## a shell in which airflow and fmnist know this project
 	@bash --init-file include/activate -i
 
-drills: setup ## what happens to runs on a cluster when parts of it fail: all drills, 45 minutes, as root
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line drills-weeks drills-parts
+drills: setup ## what happens to runs on a cluster when parts of it fail: all drills, most of an hour, as root
+	@echo "Two halves side by side, each with a cluster of its own; each prints when it has ended."
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync drills-weeks drills-parts
 
-drills-weeks drills-parts: # side by side, each with a cluster of its own and about half of the minutes
-	@source include/activate && pytest -v -m 'drill or not drill' $(DRILLS)
-drills-weeks: DRILLS := tests/drills/test_weeks.py tests/drills/test_workers.py
-drills-parts: DRILLS = $(filter-out tests/drills/test_w%.py,$(wildcard tests/drills/test_*.py))
+DRILLS = tests/drills/test_weeks.py tests/drills/test_workers.py # about half of the minutes
+drills-parts: DRILLS := $(filter-out $(DRILLS),$(wildcard tests/drills/test_*.py))
+drills-weeks drills-parts:
+	@source include/activate && pytest -m 'drill or not drill' $(DRILLS)
 
 screenshots: setup ## docs/images from a journey through the UI over the real images, half an hour
 	@source include/activate && FMNIST_SCREENSHOTS=docs/images pytest tests/page/test_browser.py
