@@ -7,26 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 _SAMPLES = 8  # images of each class
+_COLUMNS = 10  # images in a row of predictions
+_HEAD = 0.3  # of an image's height, for two lines of text above it
 _BLUE, _ORANGE, _GREY = "#3465a4", "#ce5c00", "#888a85"
 
 
 def class_samples(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> bytes:
     """The first images of every class, one row a class."""
-    figure = Figure(figsize=(6.2, 0.62 * len(classes)))
-    grid = figure.subplots(len(classes), _SAMPLES, squeeze=False)
-    for label, row in enumerate(grid):
-        members = np.flatnonzero(labels == label)[:_SAMPLES]
-        for axes in row:
-            axes.axis("off")
-        for axes, member in zip(row, members, strict=False):
-            axes.imshow(images[member], cmap="gray", vmin=0, vmax=255)
-        row[0].text(-0.15, 0.5, classes[label], transform=row[0].transAxes, ha="right", va="center", fontsize=9)
-    figure.subplots_adjust(left=0.2, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.05)
+    rows = [images[np.flatnonzero(labels == label)[:_SAMPLES]] for label in range(len(classes))]
+    figure = Figure(figsize=(5.8, 0.6 * len(classes)), layout="constrained")
+    axes = figure.subplots()
+    _sheet(axes, rows, _SAMPLES)
+    axes.set_yticks(np.arange(len(classes)) + 0.5, classes, fontsize=9)
     return _png(figure)
 
 
@@ -90,17 +88,38 @@ def reliability(found: dict[str, Any], abstaining: dict[str, Any]) -> bytes:
 
 def predictions(rows: list[dict[str, Any]], images: Sequence[np.ndarray] | np.ndarray) -> bytes:
     """Images with what each is said to be, `truth`, and what is made of it, `answer`; one row an image."""
-    columns = 10
-    lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(10, 1.55 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, row, image in zip(grid, rows, images, strict=False):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    lines = [images[first : first + _COLUMNS] for first in range(0, len(rows), _COLUMNS)]
+    figure = Figure(figsize=(10, 1.35 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    head = _sheet(axes, lines, _COLUMNS, _HEAD)
+    axes.set_yticks([])
+    for number, row in enumerate(rows):
+        line, column = divmod(number, _COLUMNS)
         colour = _GREY if row["answer"] == "not clothing" else _BLUE if row["answer"] == row["truth"] else _ORANGE
-        axes.set_title(f"{row['truth']}\n→ {row['answer']}", fontsize=6, color=colour)
+        text = f"{row['truth']}\n→ {row['answer']}"
+        axes.text(column + 0.5, line + head, text, ha="center", va="bottom", fontsize=6, color=colour)
     return _png(figure)
+
+
+def _sheet(axes: Axes, rows: Sequence[Sequence[np.ndarray] | np.ndarray], columns: int, head: float = 0.0) -> float:
+    """Draw rows of images as one picture, in which each has a field of 1 x 1; axes for each would take seconds.
+
+    `head` is the height to leave free above an image as a share of its own; returned as a share of the field.
+    """
+    side = next(len(image) for images in rows for image in images)
+    above, gap = round(head * side), 2
+    sheet = np.full((len(rows), above + side + gap, columns, side + gap), 255, np.uint8)
+    for line, images in enumerate(rows):
+        for column, image in enumerate(images):
+            sheet[line, above : above + side, column, :side] = image
+    height, width = sheet.shape[1], sheet.shape[3]
+    extent = (0, columns, len(rows), 0)
+    pixels = sheet.reshape(len(rows) * height, columns * width)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=extent, aspect=height / width)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return above / height
 
 
 def _png(figure: Figure) -> bytes:

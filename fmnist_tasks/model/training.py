@@ -51,7 +51,8 @@ def train(arrays: Arrays, classes: int, profile: Profile, seed: int, checkpoints
     keras.utils.set_random_seed(seed)
     model = build(profile, classes, profile.base.l2, FusedBatchNormalization)
     first = model.get_layer(FIRST)
-    first.set_weights([whitened(*first.get_weights(), arrays.training)])
+    (kernel,) = first.get_weights()
+    first.set_weights([whitened(kernel, arrays.training)])
     return fit(model, arrays, profile.base, seed, one_cycle, checkpoints)
 
 
