@@ -104,7 +104,7 @@ class Drill:
 
     def ended(self, run_id: str, seconds: float = 600) -> str:
         """How the run ended."""
-        until(lambda: self.api.state(DAG_ID, run_id) in ENDED, seconds)
+        until(lambda: self.api.state(DAG_ID, run_id) in ENDED, seconds, every=1)  # an answer takes a core's time too
         return self.api.state(DAG_ID, run_id)
 
     def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
