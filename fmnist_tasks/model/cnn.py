@@ -17,7 +17,7 @@ from fmnist_tasks.model.normalisation import folded
 from fmnist_tasks.settings import Profile
 
 RESPONSES = ("stage2_pool", "stage3")  # of the two stages in the middle, each (N, 7, 7, filters)
-FIRST = "stage1_convolution"
+FIRST = "stage1_convolution"  # the layer that sees pixels
 PROBABILITIES = "probabilities"
 
 
