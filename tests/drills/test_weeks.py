@@ -32,7 +32,7 @@ def memory(drill: Drill) -> list[int]:
     first += [psutil.Process(host.process.pid) for host in drill.workers if host.process]
     found = []
     for one in (one for process in first for one in (process, *process.children(recursive=True))):
-        with suppress(psutil.NoSuchProcess):  # reading a DAG file takes one for a moment
+        with suppress(psutil.NoSuchProcess):  # one that read a DAG file, and is done
             found.append(one.memory_full_info().pss)
     return found
 
@@ -80,6 +80,7 @@ def test_thirty_weeks_in_a_row(drill: Drill, record_property: Callable[[str, obj
         return statistics.mean(row[name] for row in late) / statistics.mean(row[name] for row in early) - 1
 
     assert grown("MiB") < 0.1
+    # Reading a DAG file takes one more for a moment.
     assert min(row["processes"] for row in late) <= min(row["processes"] for row in early)
     assert {(row["checkpoints"], row["incoming"]) for row in table} == {(0, 0)}
     # Every run leaves the same rows, until `airflow db clean`, a folder and one release at most, until `fmnist prune`.
