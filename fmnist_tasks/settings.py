@@ -75,6 +75,7 @@ class Stage:
     learning_rate: float  # peak of the schedule
     shift: int = 0  # training images move by up to this many pixels in each direction
     cut_out: int = 0  # side of the square blanked out of each training image, in pixels
+    smoothing: float = 0.0  # share of each label that is spread over all classes (Szegedy 2016, arXiv:1512.00567)
     l2: float = 0.0  # factor of the L2 penalty on every kernel
     batch_size: int = 256  # at most; see `model/batches.py` for small datasets
     patience: int = 5  # epochs without a better validation loss before early stopping
@@ -86,19 +87,22 @@ class Profile:
 
     base: Stage
     tuning: Stage
-    filters: tuple[int, int, int] = (24, 32, 64)  # of the three stages of the network
+    filters: tuple[int, int, int, int] = (16, 32, 64, 96)  # of the four stages of the network
     dropout: float = 0.05
 
 
 PROFILES = {
-    "quick": Profile(base=Stage(epochs=5, learning_rate=0.05), tuning=Stage(epochs=3, learning_rate=0.02, l2=5e-5)),
+    "quick": Profile(
+        base=Stage(epochs=4, learning_rate=0.05, smoothing=0.1), tuning=Stage(epochs=4, learning_rate=0.015, l2=5e-5)
+    ),
     "standard": Profile(
-        base=Stage(epochs=9, learning_rate=0.05, shift=1), tuning=Stage(epochs=8, learning_rate=0.02, l2=5e-5)
+        base=Stage(epochs=11, learning_rate=0.05, shift=1, smoothing=0.1),
+        tuning=Stage(epochs=7, learning_rate=0.015, l2=5e-5),
     ),
     "thorough": Profile(
-        base=Stage(epochs=20, learning_rate=0.05, shift=1, cut_out=5),
-        tuning=Stage(epochs=12, learning_rate=0.02, l2=5e-5, shift=1),
-        filters=(32, 64, 128),
+        base=Stage(epochs=20, learning_rate=0.05, shift=1, cut_out=5, smoothing=0.1),
+        tuning=Stage(epochs=12, learning_rate=0.015, shift=1, l2=5e-5),
+        filters=(32, 64, 128, 192),
     ),
 }
 

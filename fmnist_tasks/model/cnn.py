@@ -1,4 +1,4 @@
-"""The architecture: three stages of convolution and pooling, residual blocks, dropout and a dense output.
+"""The architecture: four stages of convolution and pooling, residual blocks, dropout and a dense output.
 
 For use, an image and its mirror image are looked at, and the features of both are averaged. Built-in Keras layers only,
 float32, each with a name of its own: automatic names differ from build to build.
@@ -16,7 +16,8 @@ from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.model.normalisation import folded
 from fmnist_tasks.settings import Profile
 
-RESPONSES = ("stage2_pool", "stage3_residual_sum")  # of the later stages, each (N, 7, 7, filters)
+RESPONSES = ("stage2_pool", "stage3")  # of the two stages in the middle, each (N, 7, 7, filters)
+FIRST = "stage1_convolution"  # the layer that sees pixels
 PROBABILITIES = "probabilities"
 
 
@@ -62,14 +63,16 @@ def build(
         return shared(layers.Add(name=f"{name}_sum"))([x, convolution(x, filters, name)])
 
     def described(x: Any) -> Any:
-        first, second, third = profile.filters
+        first, second, third, fourth = profile.filters
         x = convolution(x, first, "stage1", pool=True)  # (N, 14, 14, first)
         x = convolution(x, second, "stage2")
         x = residual(x, second, "stage2_residual")
         x = shared(layers.MaxPooling2D(name="stage2_pool"))(x)  # (N, 7, 7, second)
         x = convolution(x, third, "stage3")
-        x = residual(x, third, "stage3_residual")
-        return shared(layers.GlobalMaxPooling2D(name="description"))(x)  # (N, third)
+        x = shared(layers.MaxPooling2D(name="stage3_pool"))(x)  # (N, 3, 3, third)
+        x = convolution(x, fourth, "stage4")
+        x = residual(x, fourth, "stage4_residual")
+        return shared(layers.GlobalMaxPooling2D(name="description"))(x)  # (N, fourth)
 
     image = keras.Input((SIDE, SIDE, 1), name="image")
     x = layers.Rescaling(1 / 255, name="scaling")(image)  # (N, 28, 28, 1) in 0..1

@@ -49,7 +49,7 @@ _LARGEST_FILE = 64 << 20  # bytes
 _LARGEST_CONFIGURATION = 1 << 20  # bytes
 _LARGEST_NUMBER = 16_384  # in the configuration
 _LARGEST_KERNEL = 3  # pixels
-_MOST_UNITS, _MOST_FILTERS = 4_096, 512  # of all layers; with the above they bound what Keras makes by 600 MB
+_MOST_UNITS, _MOST_FILTERS = 4_096, 1_024  # of all layers; with the above they bound what Keras makes by 900 MB
 _MOST_OBJECTS = 2_000  # groups, arrays and names in a list
 
 

@@ -57,7 +57,12 @@ def orthogonal(matrix: tf.Tensor) -> tf.Tensor:
     x = tf.transpose(matrix) if tall else matrix
     x = x / (tf.norm(x) + 1e-7)  # singular values of at most 1, as the iteration asks
     linear, cubic, quintic = _COEFFICIENTS
+    # Each iteration multiplies x by a polynomial of x xᵀ, which changes by that polynomial alone: so the long side of
+    # x takes part in two products, not in two an iteration.
+    square, factor = tf.matmul(x, x, transpose_b=True), tf.eye(x.shape[0])
     for _ in range(_ITERATIONS):
-        square = tf.matmul(x, x, transpose_b=True)
-        x = linear * x + tf.matmul(cubic * square + quintic * tf.matmul(square, square), x)
+        polynomial = linear * tf.eye(x.shape[0]) + cubic * square + quintic * tf.matmul(square, square)
+        factor = tf.matmul(polynomial, factor)
+        square = tf.matmul(tf.matmul(polynomial, square), polynomial)
+    x = tf.matmul(factor, x)
     return tf.transpose(x) if tall else x

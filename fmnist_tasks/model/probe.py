@@ -36,14 +36,15 @@ def fitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[Weight
             layers.Dense(1),
         ]
     )
-    steps = -(-len(features) // _BATCH)
+    size = min(_BATCH, len(features))
+    steps = len(features) // size
     rate = keras.optimizers.schedules.CosineDecay(_RATE, _EPOCHS * steps)
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=_SMOOTHING)
     network.compile(optimizer=keras.optimizers.Adam(rate), loss=loss)
     random = np.random.default_rng(0)
     for _ in range(_EPOCHS):
         # Not by `fit`, whose pipeline waits longer between epochs than these take.
-        for rows in np.array_split(random.permutation(len(features)), steps):
+        for rows in random.permutation(len(features))[: steps * size].reshape(steps, size):
             network.train_on_batch(features[rows], wanted[rows].astype(np.float32)[:, None])
     (kernel, bias), last = (layer.get_weights() for layer in network.layers if layer.weights)
     kernel /= deviation[:, None]

@@ -16,11 +16,12 @@ import tensorflow as tf
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
 from fmnist_tasks.model.batches import batch_count, training_batches
-from fmnist_tasks.model.cnn import build
+from fmnist_tasks.model.cnn import FIRST, build
 from fmnist_tasks.model.h5 import outputs
 from fmnist_tasks.model.muon import Muon
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.state import Checkpoints, Curves, Progress, pack, unpack
+from fmnist_tasks.model.whitening import whitened
 from fmnist_tasks.settings import Profile, Stage
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ def train(arrays: Arrays, classes: int, profile: Profile, seed: int, checkpoints
     """Train a network from scratch; the same arrays, profile, seed and machine give the same weights."""
     keras.utils.set_random_seed(seed)
     model = build(profile, classes, profile.base.l2, FusedBatchNormalization)
+    first = model.get_layer(FIRST)
+    (kernel,) = first.get_weights()
+    first.set_weights([whitened(kernel, arrays.training)])
     return fit(model, arrays, profile.base, seed, one_cycle, checkpoints)
 
 
@@ -63,7 +67,7 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
     state = checkpoints.latest()
     progress = unpack(state, model, optimizer) if state else Progress()
     count = batch_count(arrays.training, stage)
-    step = _training_step(model, optimizer)
+    step = _training_step(model, optimizer, stage.smoothing)
     while progress.epochs < min(stage.epochs, progress.best_epoch + stage.patience):
         epoch, clock = progress.epochs, time.monotonic()
         batches = training_batches(arrays.training, stage, seed, epoch)
@@ -111,15 +115,17 @@ def _epoch(step: Step, optimizer: keras.Optimizer, batches: Iterable[Batch], rat
     return losses / len(rates), shares / len(rates)
 
 
-def _training_step(model: keras.Model, optimizer: keras.Optimizer) -> Step:
-    """A function that takes the model one step on."""
+def _training_step(model: keras.Model, optimizer: keras.Optimizer, smoothing: float) -> Step:
+    """A function that takes the model one step on; what it minimises has smoothed labels, what it returns has not."""
     variables = model.trainable_variables
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            loss, accuracy = _figures(model(images, training=True), labels)
-            total = tf.add_n([loss, *model.losses])
+            logits = model(images, training=True)
+            loss, accuracy = _figures(logits, labels)
+            others = -tf.reduce_mean(tf.nn.log_softmax(logits))  # cross-entropy of labels that know nothing
+            total = tf.add_n([(1 - smoothing) * loss + smoothing * others, *model.losses])
         optimizer.apply(tape.gradient(total, [variable.value for variable in variables]), variables)
         return loss, accuracy
 

@@ -15,9 +15,10 @@ from fmnist_tasks.data.shards import Training
 from fmnist_tasks.errors import TrainingError
 from fmnist_tasks.model import h5, novelty, training, tuning
 from fmnist_tasks.model.batches import augmented, training_batches
-from fmnist_tasks.model.cnn import build, published, trained
+from fmnist_tasks.model.cnn import FIRST, build, published, trained
 from fmnist_tasks.model.fakes import fake_images
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
+from fmnist_tasks.model.whitening import whitened
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.settings import PROFILES, Profile
@@ -124,6 +125,29 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     assert first != other
     models = [candidate(fit.model, arrays) for fit in fits[:2]]
     assert h5.save(models[0]) == h5.save(models[1])
+
+
+def test_the_first_convolution_begins_at_whitening_filters(checkpoints: Checkpoints) -> None:
+    arrays = small()
+    motionless = training.train(arrays, 10, base(epochs=1, learning_rate=0.0), 0, checkpoints).model
+    (kernel,) = motionless.get_layer(FIRST).get_weights()
+    np.testing.assert_array_equal(kernel, whitened(kernel, arrays.training))
+
+
+@pytest.mark.slow
+def test_smoothed_labels_make_answers_less_sure_and_figures_no_different(tmp_path: Path) -> None:
+    def fitted(**changed: object) -> training.Fit:
+        kept = Checkpoints(FolderStore(tmp_path / repr(changed)), "run", "base", {})
+        return training.train(small(), 10, base(**changed), 0, kept)
+
+    plain, smoothed = (fitted(epochs=1, learning_rate=0.0, smoothing=share).curves["loss"] for share in (0.0, 0.5))
+    assert plain == smoothed
+    surest = []
+    for share in (0.0, 0.5):
+        model = trained(PROFILE, 10, fitted(epochs=8, smoothing=share).model)
+        surest.append(np.median(h5.classify(model, small().validation_images).max(axis=1)))
+    assert surest[0] > 0.9
+    assert surest[1] == pytest.approx(0.55, abs=0.1)  # what such labels say: 0.5 + 0.5 / 10
 
 
 @pytest.mark.slow
