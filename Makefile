@@ -49,7 +49,7 @@ cluster-down: setup ## stop the cluster; what it stored stays
 	@source include/activate && python include/cluster/cluster.py down
 
 test: check ## formatting, lint, types and all tests
-	@source include/activate && pytest
+	@source include/activate && pytest --numprocesses 2 --dist loadfile
 
 check: setup
 	@source include/activate && ruff format --check . && ruff check . && mypy

@@ -62,7 +62,7 @@ class Airflow:
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)
-        output, _ = process.communicate(timeout=580)
+        output, _ = process.communicate(timeout=1200)
         return process.returncode, output
 
     def run(self, **conf: object) -> tuple[int, str]:
@@ -164,7 +164,7 @@ class Airflow:
         return self.environment | {name: str(free_port()) for name in names}
 
 
-def until(condition: Callable[[], T | None], seconds: float = 300, every: float = 0.2) -> T:
+def until(condition: Callable[[], T | None], seconds: float = 900, every: float = 0.2) -> T:
     """Wait for something true, looked for every so many seconds; fails when the time is over."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from installing import installing
 from playwright.sync_api import Browser, sync_playwright
 
 _QUIET = ("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync")
@@ -32,7 +33,8 @@ def executable() -> str:
 def launched() -> Iterator[Browser]:
     """The browser, without a window, until the end."""
     sandbox = os.geteuid() != 0  # Chromium refuses to start one as root
-    path = executable()
+    with installing():
+        path = executable()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, chromium_sandbox=sandbox, args=_QUIET)
         yield browser

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import urllib3
 from cluster import free_port
+from installing import installing
 from minio import MinioAdmin
 from minio.credentials import StaticProvider
 from prepare_store import add_user
@@ -55,13 +56,18 @@ class Server:
             arguments += ["--certs-dir", str(self.certificate.parent)]
         secrets = {"MINIO_ROOT_USER": ROOT, "MINIO_ROOT_PASSWORD": self.secret}
         environment = {**os.environ, **secrets, "FMNIST_HOME": str(PROJECT / "var")}  # where the built server is kept
+        script = str(INCLUDE / "minio")
         with log.open("ab") as output:
+            with installing():
+                found = subprocess.run([script, "find_server"], env=environment, stdout=output, stderr=output)
+            if found.returncode:
+                raise NoServerError(log.read_text()) if found.returncode == 3 else RuntimeError(log.read_text())
             self.process = subprocess.Popen(
-                [str(INCLUDE / "minio"), "server", *arguments], env=environment, stdout=output, stderr=output
+                [script, "server", *arguments], env=environment, stdout=output, stderr=output
             )
         while not self.answers():
-            if (code := self.process.poll()) is not None:
-                raise NoServerError(log.read_text()) if code == 3 else RuntimeError(log.read_text())
+            if self.process.poll() is not None:
+                raise RuntimeError(log.read_text())
             time.sleep(0.05)
 
     def answers(self) -> bool:

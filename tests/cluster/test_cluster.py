@@ -17,6 +17,7 @@ import pytest
 from cluster import free_port, install_stores
 from conftest import Line
 from declaration import read_settings
+from installing import installing
 from supervision import ClusterError
 
 from fmnist_tasks.settings import PROJECT
@@ -37,7 +38,8 @@ def folder() -> Iterator[Path]:
 def stores() -> None:
     """Postgres, Redis and MinIO are on this machine."""
     try:
-        install_stores()
+        with installing():
+            install_stores()
     except ClusterError as error:
         if os.environ.get("CI") == "true":
             raise

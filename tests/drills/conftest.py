@@ -3,17 +3,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import install_stores
 from drill import Drill, running
 from hosts import can_make_hosts
-
-from fmnist_tasks.turns import one_at_a_time
+from installing import installing
 
 IMAGES = (800, 300)  # made ones to train and to test on, unless a module wants others
 SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome, seconds, what it showed
@@ -26,7 +23,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Drill]:
         if os.environ.get("CI") == "true":
             raise RuntimeError("hosts of their own need root and the right to make namespaces")
         pytest.skip("hosts of their own need root and the right to make namespaces")
-    with one_at_a_time(Path(tempfile.gettempdir()) / "fmnist-drills.lock"):  # inside there is no way to packages
+    with installing():  # now: inside there is no way to packages
         install_stores()
         if not shutil.which("faketime"):
             subprocess.run(["apt-get", "-qq", "install", "--yes", "faketime"], check=True, stdout=subprocess.DEVNULL)

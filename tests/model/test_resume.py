@@ -26,7 +26,7 @@ def live(store: Path, moment: int) -> tuple[int | None, str]:
         env=os.environ | {"PYTHONPATH": str(HERE.parent)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert ended.returncode == (-signal.SIGKILL if moment else 0), ended.stderr
     lines = ended.stdout.splitlines()

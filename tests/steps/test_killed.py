@@ -30,7 +30,7 @@ def killed(line: Line, step: str, moment: int) -> bool:
         env=os.environ | line.environment | {"PYTHONPATH": str(HERE.parent)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert ended.returncode in {0, -signal.SIGKILL}, ended.stderr
     return ended.returncode != 0
