@@ -13,6 +13,7 @@ _EPOCHS = 16
 _BATCH = 256
 _RATE = 1e-3  # of Adam, at the beginning
 _DROPOUT = 0.05
+_LEAST_DEVIATION = np.float32(0.3)  # by which a feature is divided, as a share of the mean one
 _SMOOTHING = 0.05  # of the labels: logits stay small, so that a kind never seen is not mistaken with great certainty
 
 Weights = tuple[np.ndarray, np.ndarray]  # kernel (inputs, outputs) and bias (outputs,) of a dense layer
@@ -23,7 +24,9 @@ def fitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[Weight
 
     `features`, float32 (N, F), are scaled in place; `wanted` (N,) is true or false.
     """
-    mean, deviation = features.mean(axis=0), features.std(axis=0) + np.float32(1e-6)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    # What hardly varies here would be blown up in an input that is unlike all of these, and decide alone.
+    deviation = np.maximum(deviation, _LEAST_DEVIATION * deviation.mean()) + np.float32(1e-6)
     features -= mean
     features /= deviation
     keras.utils.set_random_seed(0)

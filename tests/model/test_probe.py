@@ -8,11 +8,11 @@ from sklearn.linear_model import LogisticRegression
 
 from fmnist_tasks.model import probe
 
-_SCALES = np.logspace(-3, 2, 10)
+_SCALES = np.linspace(40, 200, 10)
 
 
 def shells(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points of ten features on very different scales, and which lie near the centre: no straight line tells."""
+    """Points of ten features on scales of their own, and which lie near the centre: no straight line tells."""
     points = np.random.default_rng(seed).normal(size=(count, 10))
     near = np.linalg.norm(points, axis=1) < 3
     return (points * _SCALES + 7 * _SCALES).astype(np.float32), near
@@ -34,3 +34,12 @@ def test_it_tells_what_no_straight_line_could() -> None:
     for one, other in zip(weights, again, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_feature_that_hardly_varied_does_not_decide_alone() -> None:
+    features = np.random.default_rng(0).normal(size=(1_000, 10)).astype(np.float32)
+    features[:, 0] *= 1e-5
+    weights = probe.fitted(features.copy(), features[:, 1] > 0, hidden=8)
+    strange = features[:100].copy()
+    strange[:, 0] = 1  # a hundred thousand times as far out as any before
+    assert np.abs(logits(weights, strange) - logits(weights, features[:100])).max() < 5
