@@ -106,11 +106,13 @@ class House:
         return self.airflow.state(run_id)
 
     def triggered(self, page: Page) -> str:
-        """Press the button of the open form; the id of the run that this makes."""
+        """Press the button of the open form; the id of the run that this makes, and its DAG is switched on."""
         known = set(self.airflow.query("select run_id from dag_run"))
         form(page).get_by_role("button", name="Trigger").click()
         runs = "select run_id from dag_run where run_type = 'manual'"
         ((run_id,),) = until(lambda: set(self.airflow.query(runs)) - known)
+        off = f"select dag_id from dag join dag_run using (dag_id) where is_paused and run_id = '{run_id}'"  # noqa: S608
+        until(lambda: not self.airflow.query(off))  # the form does it after it has made the run
         return str(run_id)
 
 
