@@ -223,7 +223,7 @@ def test_the_published_model_keeps_the_answers_and_knows_noise(checkpoints: Chec
     bound = novelty.threshold(familiarity)
     assert (familiarity >= bound).mean() == pytest.approx(novelty.LET_THROUGH, abs=0.01)
     _, mirrored = h5.predict(model, arrays.test_images[:, :, ::-1])
-    assert (mirrored >= bound).mean() > 0.9  # mirror images are clothing
+    assert (mirrored >= bound).mean() > 0.85  # mirror images are clothing; of 100, 95 or a few less are let through
     _, noise_familiarity = h5.predict(model, fake_images("Gaussian noise", arrays.test_images, 50, seed=0))
     assert (noise_familiarity < bound).mean() > 0.9
     answers = {novelty.answer(p, f, ["c"] * 10, bound) for p, f in zip(probabilities, noise_familiarity, strict=False)}
