@@ -33,7 +33,7 @@ def fitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[Weight
     network = keras.Sequential(
         [
             keras.Input(features.shape[1:]),
-            layers.Dropout(_DROPOUT),
+            layers.Dropout(_DROPOUT, noise_shape=(1, None)),  # of a whole batch: each of its own takes long
             layers.Dense(hidden, "relu"),
             layers.Dropout(_DROPOUT),
             layers.Dense(1),
