@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import airflow  # noqa: F401 - its first import closes what log handlers write to, which inside a command is the output of pytest
 import made
 import numpy as np
 import pytest
