@@ -19,6 +19,6 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("waiting for another training on this machine (%s)", lock)
+            log.info("waiting for another process of this machine (%s)", lock)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

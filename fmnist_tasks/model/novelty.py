@@ -1,4 +1,4 @@
-"""What is not clothing: how like the training images an image is, as the network's later stages respond to it.
+"""What is not clothing: how like the training images an image is, as the network's middle stages respond to it.
 
 The published model has two outputs. `probabilities` (N, classes) come from the logits; `familiarity` (N, 1), the
 greater the more like clothing, is the logit of a probe of the responses at each place, fitted to tell training images

@@ -22,7 +22,8 @@ Weights = tuple[np.ndarray, np.ndarray]  # kernel (inputs, outputs) and bias (ou
 def fitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[Weights]:
     """Weights of a hidden layer with ReLU and of one that gives the logit of `wanted`, for features as they are.
 
-    `features`, float32 (N, F), are scaled in place; `wanted` (N,) is true or false.
+    `features`, float32 (N, F), are scaled in place; `wanted` (N,) is true or false. Features on a much smaller
+    scale than most count for less.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     # What hardly varies here would be blown up in an input that is unlike all of these, and decide alone.
