@@ -236,17 +236,3 @@ def test_a_probe_of_all_pixels_says_what_one_of_their_means_does() -> None:
     maps, kernel = random.random((5, 7, 7, 3), np.float32), random.random((4 * 4 * 3, 2), np.float32)
     means = np.asarray(keras.layers.AveragePooling2D(2, padding="same")(maps)).reshape(5, -1)
     np.testing.assert_allclose(maps.reshape(5, -1) @ novelty.for_pixels(kernel, (7, 7)), means @ kernel, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_over_epochs(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = []
-
-    def save(self: Checkpoints, number: int, state: bytes) -> None:
-        status = Path("/proc/self/status").read_text()
-        held.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
-
-    monkeypatch.setattr(Checkpoints, "save", save)
-    training.train(small(), 10, base(epochs=60, patience=60), 0, checkpoints)
-    early, late = np.median(held[10:20]), np.median(held[-10:])
-    assert late < early + 10  # MiB; one state has 3

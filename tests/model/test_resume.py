@@ -19,8 +19,8 @@ KILLS = 20
 pytestmark = pytest.mark.slow
 
 
-def live(store: Path, moment: int) -> tuple[int | None, str]:
-    """One life of the training: the epoch it began with, if it came so far, and its last line if it was not killed."""
+def live(store: Path, moment: int) -> list[str]:
+    """What the training prints in one life, which a kill at `moment` ends unless that is 0."""
     ended = subprocess.run(
         [sys.executable, str(HERE / "victim.py"), str(store), str(moment)],
         env=os.environ | {"PYTHONPATH": str(HERE.parent)},
@@ -29,32 +29,46 @@ def live(store: Path, moment: int) -> tuple[int | None, str]:
         timeout=900,
     )
     assert ended.returncode == (-signal.SIGKILL if moment else 0), ended.stderr
-    lines = ended.stdout.splitlines()
-    begun = [int(line.split()[-1]) for line in lines if line.startswith("begins")]
-    return (begun[0] if begun else None), ("" if moment else lines[-1])
+    return ended.stdout.splitlines()
 
 
-def test_killed_at_20_random_moments_the_weights_are_those_of_an_undisturbed_training(tmp_path: Path) -> None:
-    _, expected = live(tmp_path / "undisturbed", 0)
+def figures(name: str, lines: list[str]) -> list[int]:
+    return [int(line.split()[-1]) for line in lines if line.startswith(name)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    store = tmp_path_factory.mktemp("undisturbed")
+    return store, live(store, 0)
+
+
+def test_killed_at_20_random_moments_the_weights_are_those_of_an_undisturbed_training(
+    undisturbed: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     # The three moments of the writing of a checkpoint are among them.
     moments = [5, 6, 7, *np.random.default_rng(4).integers(1, 2 * MOMENTS, KILLS - 3, endpoint=True).tolist()]
     done = 0  # epochs whose checkpoint was written
     store = tmp_path / "worker-0"
     store.mkdir()
     for number, moment in enumerate(moments, start=1):
-        begun, _ = live(store, moment)
-        assert begun == done
+        assert figures("begins", live(store, moment)) == [done]
         done += moment // MOMENTS
         # The next worker shares nothing with this one but the content of the store.
         store = Path(shutil.move(store, tmp_path / f"worker-{number}"))
     assert 0 < done < 30
-    begun, weights = live(store, 0)
-    assert begun == done
-    assert weights == expected
+    lines = live(store, 0)
+    assert figures("begins", lines) == [done]
+    assert lines[-1] == undisturbed[1][-1]
 
 
-def test_a_training_that_had_ended_ends_again_alike_without_an_epoch(tmp_path: Path) -> None:
-    _, first = live(tmp_path / "store", 0)
-    begun, second = live(tmp_path / "store", 0)
-    assert begun is None
-    assert second == first
+def test_a_training_that_had_ended_ends_again_alike_without_an_epoch(undisturbed: tuple[Path, list[str]]) -> None:
+    store, first = undisturbed
+    second = live(store, 0)
+    assert figures("begins", second) == []
+    assert second[-1] == first[-1]
+
+
+def test_memory_does_not_grow_over_epochs(undisturbed: tuple[Path, list[str]]) -> None:
+    held = figures("holds", undisturbed[1])
+    assert len(held) == 30
+    assert np.median(held[-10:]) < np.median(held[10:20]) + 10  # MiB; ten states have 30

@@ -1,7 +1,8 @@
 """Train a small network and be killed (SIGKILL) at a given moment: `victim.py FOLDER MOMENT`; 0 for never.
 
 Moments are the steps of training and, for each checkpoint, before it is written, when half of it lies beside its
-place, and after. Prints the epoch it begins with and, at the end, a digest of the weights.
+place, and after. Prints the epoch it begins with, the memory it holds after each checkpoint, in MiB, and, at the
+end, a digest of the weights.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def mortal_put(self, key, data, put=FolderStore.put):
     moment()
     put(self, key, data)
     moment()
+    print("holds", int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) >> 10)
 
 
 def mortal_batches(images, stage, seed, epoch):
