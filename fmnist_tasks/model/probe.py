@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 _EPOCHS = 16
@@ -42,14 +43,22 @@ def fitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[Weight
     )
     size = min(_BATCH, len(features))
     steps = len(features) // size
-    rate = keras.optimizers.schedules.CosineDecay(_RATE, _EPOCHS * steps)
-    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=_SMOOTHING)
-    network.compile(optimizer=keras.optimizers.Adam(rate), loss=loss)
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(_RATE, _EPOCHS * steps))
+    optimizer.build(network.trainable_variables)
+    labels = (wanted * (1 - _SMOOTHING) + _SMOOTHING / 2).astype(np.float32)[:, None]
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def step(features: tf.Tensor, labels: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, network(features, training=True))
+            loss = tf.reduce_mean(losses)
+        optimizer.apply(tape.gradient(loss, network.trainable_weights))
+
     random = np.random.default_rng(0)
     for _ in range(_EPOCHS):
-        # Not by `fit`, whose pipeline waits longer between epochs than these take.
+        # Not by Keras's `fit` or `train_on_batch`, which take longer between steps than these take.
         for rows in random.permutation(len(features))[: steps * size].reshape(steps, size):
-            network.train_on_batch(features[rows], wanted[rows].astype(np.float32)[:, None])
+            step(tf.constant(features[rows]), tf.constant(labels[rows]))
     (kernel, bias), last = (layer.get_weights() for layer in network.layers if layer.weights)
     kernel /= deviation[:, None]
     return [(kernel, bias - mean @ kernel), last]

@@ -12,12 +12,12 @@ from drill import Drill, running
 from hosts import can_make_hosts
 from installing import installing
 
-IMAGES = (800, 300)  # made ones to train and to test on, unless a module wants others
+IMAGES = (400, 200)  # made ones to train and to test on
 SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome, seconds, what it showed
 
 
-@pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Drill]:
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Drill]:
     """Stores and Airflow without a worker."""
     if not can_make_hosts():
         if os.environ.get("CI") == "true":
@@ -27,7 +27,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Drill]:
         install_stores()
         if not shutil.which("faketime"):
             subprocess.run(["apt-get", "-qq", "install", "--yes", "faketime"], check=True, stdout=subprocess.DEVNULL)
-    with running(*getattr(request.module, "IMAGES", IMAGES)) as made:
+    with running(*IMAGES) as made:
         yield made
 
 
