@@ -143,8 +143,8 @@ class Drill:
         return manifest
 
     def begun(self, run_id: str, step: str = "train") -> str:
-        """Wait until a step is under way; the worker that it is on."""
-        until(lambda: self.tasks(run_id).get(step, {}).get("state") == "running")
+        """Wait until a step has begun; the worker that it is on."""
+        until(lambda: self.tasks(run_id).get(step, {}).get("state") in {"running", "success"}, every=0.5)
         return str(self.tasks(run_id)[step]["hostname"])
 
     def well(self, name: str) -> None:

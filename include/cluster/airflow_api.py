@@ -36,10 +36,14 @@ class AirflowApi:
         """How a run stands."""
         return str(self.ask("GET", self.run_path(dag_id, run_id))["state"])
 
+    def states(self, dag_id: str) -> dict[str, str]:
+        """How the latest hundred runs of a DAG stand."""
+        runs = self.ask("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100&order_by=-id")["dag_runs"]
+        return {str(run["dag_run_id"]): str(run["state"]) for run in runs}
+
     def running(self, dag_id: str) -> list[str]:
-        """The runs of a DAG that are under way."""
-        runs = self.ask("GET", f"/api/v2/dags/{dag_id}/dagRuns?state=running")["dag_runs"]
-        return [str(run["dag_run_id"]) for run in runs]
+        """Those of them that are under way."""
+        return [run_id for run_id, state in self.states(dag_id).items() if state == "running"]
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's tasks as they stand, each with the worker it is on."""
