@@ -7,7 +7,7 @@ Importing TensorFlow starts none of its threads, which a fork would lose; tests/
 from fmnist_tasks import data, model  # noqa: F401, I001 - set what the libraries read when they are imported
 import great_expectations  # noqa: F401
 import keras  # noqa: F401
-import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import minio  # noqa: F401
 import scipy.stats  # noqa: F401
