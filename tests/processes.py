@@ -1,8 +1,14 @@
-"""What processes of their own do in the tests; in a module that they can import."""
+"""Processes of their own for the tests: each forks from one that has imported the libraries and the project."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 from made import RUN
@@ -13,16 +19,36 @@ from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps import run_again
 
+CONTEXT = multiprocessing.get_context("forkserver")
+# No module of the tests: the server does not find them, says nothing, and each process would import everything itself.
+CONTEXT.set_forkserver_preload(
+    ["fmnist_tasks.preload", "fmnist_tasks.steps", "fmnist_tasks.registry.s3", "fmnist_tasks.evaluation.report"]
+)
 
-def run_step(environment: dict[str, str], name: str) -> None:
-    """Run one step of the run again."""
+
+def apart(said: Path, function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Call a function of a module in a process of its own; what it prints, and its errors, are added to a file."""
+    process = CONTEXT.Process(target=_call, args=(dict(os.environ), said, function, arguments))
+    process.start()
+    return process
+
+
+def _call(environment: dict[str, str], said: Path, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()
     os.environ.update(environment)
+    with said.open("ab") as output:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+    function(*arguments)
+
+
+def run_step(name: str) -> None:
+    """Run one step of the run again."""
     run_again(name, RUN)
 
 
-def promote_many(environment: dict[str, str], writer: int, promotions: int, told: Any) -> None:
+def promote_many(writer: int, promotions: int, told: Queue[Any]) -> None:
     """Promote different releases; report what each call said: its sequence, or 0 for a conflict."""
-    os.environ.update(environment)
     store, outcomes = open_store(Settings.from_environment().store), []
     for number in range(promotions):
         version, sequence = f"writer-{writer}-release-{number}", 0

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import apart
+from victim import EPOCHS, MOMENTS, train
 
-HERE = Path(__file__).parent
-MOMENTS = 4 + 3  # of one epoch, see victim.py
 KILLS = 20
 
 pytestmark = pytest.mark.slow
@@ -21,15 +18,12 @@ pytestmark = pytest.mark.slow
 
 def live(store: Path, moment: int) -> list[str]:
     """What the training prints in one life, which a kill at `moment` ends unless that is 0."""
-    ended = subprocess.run(
-        [sys.executable, str(HERE / "victim.py"), str(store), str(moment)],
-        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert ended.returncode == (-signal.SIGKILL if moment else 0), ended.stderr
-    return ended.stdout.splitlines()
+    said = store.with_suffix(".txt")
+    said.unlink(missing_ok=True)
+    process = apart(said, train, store, moment)
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if moment else 0), said.read_text()
+    return said.read_text().splitlines()
 
 
 def figures(name: str, lines: list[str]) -> list[int]:
@@ -55,7 +49,7 @@ def test_killed_at_20_random_moments_the_weights_are_those_of_an_undisturbed_tra
         done += moment // MOMENTS
         # The next worker shares nothing with this one but the content of the store.
         store = Path(shutil.move(store, tmp_path / f"worker-{number}"))
-    assert 0 < done < 30
+    assert 0 < done < EPOCHS
     lines = live(store, 0)
     assert figures("begins", lines) == [done]
     assert lines[-1] == undisturbed[1][-1]
@@ -70,5 +64,5 @@ def test_a_training_that_had_ended_ends_again_alike_without_an_epoch(undisturbed
 
 def test_memory_does_not_grow_over_epochs(undisturbed: tuple[Path, list[str]]) -> None:
     held = figures("holds", undisturbed[1])
-    assert len(held) == 30
+    assert len(held) == EPOCHS
     assert np.median(held[-10:]) < np.median(held[10:20]) + 10  # MiB; ten states have 30

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import urllib3
 from cluster import free_port
-from processes import promote_many
+from processes import CONTEXT, apart, promote_many
 from proxy import Harm, Proxy, Request
 
 from fmnist_tasks.errors import StoreError
@@ -63,16 +62,12 @@ def test_a_lost_answer_is_no_conflict(minio: S3Store, proxy: Proxy) -> None:
 
 
 @pytest.mark.slow
-def test_one_of_many_simultaneous_promotions_wins_and_each_writer_is_told_the_truth(minio: S3Store) -> None:
+def test_one_of_many_simultaneous_promotions_wins_and_each_writer_is_told_the_truth(
+    minio: S3Store, tmp_path: Path
+) -> None:
     writers, promotions = 8, 50
-    context = multiprocessing.get_context("forkserver")
-    told = context.Queue()
-    processes = [
-        context.Process(target=promote_many, args=(dict(os.environ), writer, promotions, told))
-        for writer in range(writers)
-    ]
-    for process in processes:
-        process.start()
+    told = CONTEXT.Queue()
+    processes = [apart(tmp_path / f"{writer}.txt", promote_many, writer, promotions, told) for writer in range(writers)]
     outcomes = [outcome for _ in processes for outcome in told.get(timeout=200)]
     for process in processes:
         process.join()

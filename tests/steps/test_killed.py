@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import Line
+from killer import run_mortal
 from made import RUN
+from processes import apart
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
@@ -19,21 +18,16 @@ from fmnist_tasks.steps import STEPS, run_again
 from fmnist_tasks.steps.step import result_of
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent
 ORDER = list(STEPS)
 
 
 def killed(line: Line, step: str, moment: int) -> bool:
     """Run the step in a process of its own; True if it was killed at that moment, False if it ended before."""
-    ended = subprocess.run(
-        [sys.executable, str(HERE / "killer.py"), step, str(moment)],
-        env=os.environ | line.environment | {"PYTHONPATH": str(HERE.parent)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert ended.returncode in {0, -signal.SIGKILL}, ended.stderr
-    return ended.returncode != 0
+    said = line.home / "said.txt"
+    process = apart(said, run_mortal, step, moment)
+    process.join()
+    assert process.exitcode in {0, -signal.SIGKILL}, said.read_text()
+    return process.exitcode != 0
 
 
 def rewound(finished: Line, step: str) -> None:

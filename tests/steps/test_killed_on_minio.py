@@ -5,18 +5,15 @@ At every moment readers see the old champion or the new one whole, and a second 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 from concurrent.futures import Future
 from functools import partial
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 from conftest import Line
 from made import RUN
-from processes import run_step
+from processes import apart, run_step
 from proxy import Harm, Proxy, Request
 
 from fmnist_tasks import service
@@ -60,14 +57,6 @@ def ready(judged: tuple[FolderStore, str], line: Line, minio: S3Store) -> str:
     return version
 
 
-def started(step: str) -> ForkServerProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["processes", "fmnist_tasks.registry.s3", "fmnist_tasks.evaluation.report"])
-    process = context.Process(target=run_step, args=(dict(os.environ), step))
-    process.start()
-    return process
-
-
 def whole(store: S3Store, *allowed: str) -> None:
     """What a reader finds: a champion that is one of these, and every release complete."""
     assert service.in_service(store).version in allowed
@@ -83,7 +72,9 @@ def kill_at(number: int, moment: str, victim: Future[int], request: Request) -> 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("step", ["publish", "promote"])
-def test_killed_at_every_request(ready: str, minio: S3Store, proxy: Proxy, step: str, moment: str) -> None:
+def test_killed_at_every_request(
+    ready: str, minio: S3Store, proxy: Proxy, step: str, moment: str, tmp_path: Path
+) -> None:
     if step == "promote":
         run_again("publish", RUN)
     kills, number, finished = 0, 0, False
@@ -91,10 +82,10 @@ def test_killed_at_every_request(ready: str, minio: S3Store, proxy: Proxy, step:
         number += 1
         victim: Future[int] = Future()
         proxy.reset(partial(kill_at, number, moment, victim))
-        process = started(step)
+        process = apart(tmp_path / "said.txt", run_step, step)
         victim.set_result(process.pid or 0)
         process.join()
-        assert process.exitcode in {0, -signal.SIGKILL}
+        assert process.exitcode in {0, -signal.SIGKILL}, (tmp_path / "said.txt").read_text()
         finished = process.exitcode == 0
         kills += not finished
         whole(minio, OLD, *([ready] if step == "promote" else []))

@@ -1,0 +1,74 @@
+"""A training of a small network that is killed (SIGKILL) at a given moment.
+
+Moments are the steps of training and, for each checkpoint, before it is written, when half of it lies beside its
+place, and after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import made
+
+from fmnist_tasks.data.dataset import Arrays
+from fmnist_tasks.data.shards import Training
+from fmnist_tasks.model import batches, training
+from fmnist_tasks.registry.checkpoints import Checkpoints
+from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.settings import PROFILES
+
+EPOCHS, BATCHES = 30, 4
+MOMENTS = BATCHES + 3  # of one epoch
+PROFILE = replace(
+    PROFILES["quick"],
+    base=replace(PROFILES["quick"].base, epochs=EPOCHS, batch_size=16, shift=1, cut_out=4, patience=EPOCHS),
+    dropout=0.5,
+)
+
+
+def train(folder: Path, fatal: int) -> None:
+    """Train until that moment, 0 for to the end, with checkpoints in a store in the folder.
+
+    Prints the epoch it begins with, the memory it holds after each checkpoint, in MiB, and, at the end, a digest of the
+    weights.
+    """
+    moments, begun = 0, False
+
+    def moment() -> None:
+        nonlocal moments
+        moments += 1
+        if moments == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def mortal_put(self, key, data, put=FolderStore.put):
+        moment()
+        (self.root / ".scratch").mkdir(parents=True, exist_ok=True)
+        (self.root / ".scratch" / "half").write_bytes(data[: len(data) // 2])
+        moment()
+        put(self, key, data)
+        moment()
+        print("holds", int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) >> 10)
+
+    def mortal_batches(images, stage, seed, epoch):
+        nonlocal begun
+        if not begun:
+            print("begins with epoch", epoch, flush=True)
+            begun = True
+        for batch in batches.training_batches(images, stage, seed, epoch):
+            moment()
+            yield batch
+
+    FolderStore.put = mortal_put
+    training.training_batches = mortal_batches
+    images, labels = made.images(16 * BATCHES, 1)
+    parts = [(images[start : start + 16], labels[start : start + 16]) for start in range(0, len(labels), 16)]
+    shards = Training([(16, lambda part=part: iter([part])) for part in parts], window=32)  # so that there are several
+    arrays = Arrays(shards, *made.images(40, 2), *made.images(40, 2))
+    checkpoints = Checkpoints(FolderStore(folder), "run", "base-0", {"made": True})
+    fit = training.train(arrays, 10, PROFILE, 0, checkpoints)
+    weights = b"".join(weight.tobytes() for weight in fit.model.get_weights())
+    print(len(fit.curves["loss"]), fit.best_epoch, hashlib.sha256(weights).hexdigest())
