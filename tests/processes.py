@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -28,9 +29,17 @@ CONTEXT.set_forkserver_preload(
 
 def apart(said: Path, function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     """Call a function of a module in a process of its own; what it prints, and its errors, are added to a file."""
-    process = CONTEXT.Process(target=_call, args=(dict(os.environ), said, function, arguments))
+    # A daemon, so that one that hangs does not outlive the tests.
+    process = CONTEXT.Process(target=_call, args=(dict(os.environ), said, function, arguments), daemon=True)
     process.start()
     return process
+
+
+def survived(process: ForkServerProcess, said: Path) -> bool:
+    """How it ended, once it has: well, or killed. Anything else is an error, with what it said."""
+    process.join(900)
+    assert process.exitcode in {0, -signal.SIGKILL}, said.read_text()
+    return process.exitcode == 0
 
 
 def _call(environment: dict[str, str], said: Path, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -23,14 +23,10 @@ from fmnist_tasks.settings import PROFILES
 
 EPOCHS, BATCHES = 30, 4
 MOMENTS = BATCHES + 3  # of one epoch
-PROFILE = replace(
-    PROFILES["quick"],
-    base=replace(PROFILES["quick"].base, epochs=EPOCHS, batch_size=16, shift=1, cut_out=4, patience=EPOCHS),
-    dropout=0.5,
-)
+STAGE = replace(PROFILES["quick"].base, batch_size=16, shift=1, cut_out=4)
 
 
-def train(folder: Path, fatal: int) -> None:
+def train(folder: Path, fatal: int, epochs: int) -> None:
     """Train until that moment, 0 for to the end, with checkpoints in a store in the folder.
 
     Prints the epoch it begins with, the memory it holds after each checkpoint, in MiB, and, at the end, a digest of the
@@ -69,6 +65,7 @@ def train(folder: Path, fatal: int) -> None:
     shards = Training([(16, lambda part=part: iter([part])) for part in parts], window=32)  # so that there are several
     arrays = Arrays(shards, *made.images(40, 2), *made.images(40, 2))
     checkpoints = Checkpoints(FolderStore(folder), "run", "base-0", {"made": True})
-    fit = training.train(arrays, 10, PROFILE, 0, checkpoints)
+    stage = replace(STAGE, epochs=epochs, patience=epochs)
+    fit = training.train(arrays, 10, replace(PROFILES["quick"], base=stage, dropout=0.5), 0, checkpoints)
     weights = b"".join(weight.tobytes() for weight in fit.model.get_weights())
     print(len(fit.curves["loss"]), fit.best_epoch, hashlib.sha256(weights).hexdigest())

@@ -44,21 +44,22 @@ def fitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[Weight
     size = min(_BATCH, len(features))
     steps = len(features) // size
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(_RATE, _EPOCHS * steps))
-    optimizer.build(network.trainable_variables)
+    variables = network.trainable_variables
+    optimizer.build(variables)
     labels = (wanted * (1 - _SMOOTHING) + _SMOOTHING / 2).astype(np.float32)[:, None]
 
     @tf.function  # type: ignore[untyped-decorator]
-    def step(features: tf.Tensor, labels: tf.Tensor) -> None:
+    def step(inputs: tf.Tensor, targets: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, network(features, training=True))
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, network(inputs, training=True))
             loss = tf.reduce_mean(losses)
-        optimizer.apply(tape.gradient(loss, network.trainable_weights))
+        optimizer.apply(tape.gradient(loss, variables), variables)
 
     random = np.random.default_rng(0)
     for _ in range(_EPOCHS):
         # Not by Keras's `fit` or `train_on_batch`, which take longer between steps than these take.
         for rows in random.permutation(len(features))[: steps * size].reshape(steps, size):
-            step(tf.constant(features[rows]), tf.constant(labels[rows]))
+            step(features[rows], labels[rows])
     (kernel, bias), last = (layer.get_weights() for layer in network.layers if layer.weights)
     kernel /= deviation[:, None]
     return [(kernel, bias - mean @ kernel), last]

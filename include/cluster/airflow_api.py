@@ -42,8 +42,9 @@ class AirflowApi:
         return {str(run["dag_run_id"]): str(run["state"]) for run in runs}
 
     def running(self, dag_id: str) -> list[str]:
-        """Those of them that are under way."""
-        return [run_id for run_id, state in self.states(dag_id).items() if state == "running"]
+        """The runs of a DAG that are under way."""
+        runs = self.ask("GET", f"/api/v2/dags/{dag_id}/dagRuns?state=running")["dag_runs"]
+        return [str(run["dag_run_id"]) for run in runs]
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's tasks as they stand, each with the worker it is on."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import urllib3
 from cluster import free_port
-from processes import CONTEXT, apart, promote_many
+from processes import CONTEXT, apart, promote_many, survived
 from proxy import Harm, Proxy, Request
 
 from fmnist_tasks.errors import StoreError
@@ -66,12 +66,11 @@ def test_one_of_many_simultaneous_promotions_wins_and_each_writer_is_told_the_tr
     minio: S3Store, tmp_path: Path
 ) -> None:
     writers, promotions = 8, 50
-    told = CONTEXT.Queue()
-    processes = [apart(tmp_path / f"{writer}.txt", promote_many, writer, promotions, told) for writer in range(writers)]
+    said, told = tmp_path / "said.txt", CONTEXT.Queue()
+    processes = [apart(said, promote_many, writer, promotions, told) for writer in range(writers)]
     outcomes = [outcome for _ in processes for outcome in told.get(timeout=200)]
     for process in processes:
-        process.join()
-        assert process.exitcode == 0
+        assert survived(process, said)
     history = champion.history(minio)
     assert [entry.sequence for entry in history] == list(range(1, writers * promotions + 1))
     assert Counter((entry.sequence, entry.version) for entry in history) == Counter(

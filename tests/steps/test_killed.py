@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 from conftest import Line
 from killer import run_mortal
 from made import RUN
-from processes import apart
+from processes import apart, survived
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
@@ -24,10 +23,7 @@ ORDER = list(STEPS)
 def killed(line: Line, step: str, moment: int) -> bool:
     """Run the step in a process of its own; True if it was killed at that moment, False if it ended before."""
     said = line.home / "said.txt"
-    process = apart(said, run_mortal, step, moment)
-    process.join()
-    assert process.exitcode in {0, -signal.SIGKILL}, said.read_text()
-    return process.exitcode != 0
+    return not survived(apart(said, run_mortal, step, moment), said)
 
 
 def rewound(finished: Line, step: str) -> None:
