@@ -66,8 +66,8 @@ def time_to(result: Result, accuracy: float) -> float:
 
 def accuracy_after(result: Result, limit: float) -> float:
     """Test accuracy of the last epoch that had ended after so many seconds of fitting; NaN if none had."""
-    ended = zip(result["seconds"], result["test_accuracy"], strict=True)
-    return max((pair for pair in ended if pair[0] <= limit), default=(0.0, math.nan))[1]
+    ended = sum(seconds <= limit for seconds in result["seconds"])
+    return float(result["test_accuracy"][ended - 1]) if ended else math.nan
 
 
 def table(results: list[Result]) -> Table:
