@@ -1,9 +1,11 @@
-"""What the tasks of all DAGs here have in common: who is told of a failure, and what is tried again."""
+"""What the tasks of all DAGs here have in common: who is told of a failure, what is tried again, what is handed on."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from airflow.sdk import task
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from fmnist_tasks.alerts import task_failed
@@ -26,3 +28,5 @@ TASKS: dict[str, Any] = {
     "on_failure_callback": task_failed,
     "execution_timeout": TASK_LIMIT,
 }
+# A task whose answer is one row of XCom: TaskFlow would keep each key of a dict once more, by a request of its own.
+step = partial(task, multiple_outputs=False)

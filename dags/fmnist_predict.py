@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Asset, Param, dag, get_current_context, task
-from fmnist_defaults import TASKS
+from fmnist_defaults import TASKS, step
 
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import CHAMPION_ASSET, Settings
@@ -31,7 +31,7 @@ def wanted() -> bool:
     return bool(get_current_context()["params"]["prefix"])
 
 
-@task
+@step
 def plan() -> list[dict[str, Any]]:
     """Divide the files into shards, all for the same champion."""
     from fmnist_tasks import batch
@@ -40,7 +40,7 @@ def plan() -> list[dict[str, Any]]:
     return batch.plan(store(), parameters["prefix"], parameters["files"])
 
 
-@task(doc_md="Answer the images of a shard.", map_index_template="shard {{ task.op_kwargs['shard']['number'] }}")
+@step(doc_md="Answer the images of a shard.", map_index_template="shard {{ task.op_kwargs['shard']['number'] }}")
 def predict(shard: dict[str, Any]) -> dict[str, Any]:
     """Answer the images of one shard."""
     from fmnist_tasks import batch
@@ -48,7 +48,7 @@ def predict(shard: dict[str, Any]) -> dict[str, Any]:
     return batch.predict(store(), get_current_context()["run_id"], shard)
 
 
-@task
+@step
 def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
     """Write what all shards found."""
     from fmnist_tasks import batch

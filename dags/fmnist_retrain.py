@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, BaseOperatorLink, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
-from fmnist_defaults import TASKS
+from fmnist_defaults import TASKS, step
 
 from fmnist_tasks.alerts import airflow_address, run_timed_out
 from fmnist_tasks.settings import (
@@ -75,7 +75,7 @@ def current_run() -> Any:
     return Run(context["run_id"], created, parameters)
 
 
-@task
+@step
 def ingest() -> dict[str, Any]:
     """Find the dataset, check size and digest of each file, pick up new batches, and keep all as blobs."""
     from fmnist_tasks import steps
@@ -83,7 +83,7 @@ def ingest() -> dict[str, Any]:
     return steps.ingest(current_run())
 
 
-@task
+@step
 def validate_data(ingested: dict[str, Any]) -> dict[str, Any]:
     """Ask Great Expectations about every image; bad batches go to quarantine, a bad dataset stops the run."""
     from fmnist_tasks import steps
@@ -100,7 +100,7 @@ def detect_change(ingested: dict[str, Any], validated: dict[str, Any]) -> list[i
     return seeds
 
 
-@task(
+@step(
     doc_md="Train a candidate; early stopping on validation loss restores the best weights, a killed training goes on.",
     map_index_template="seed {{ task.op_kwargs['seed'] }}",
 )
@@ -111,7 +111,7 @@ def train(validated: dict[str, Any], seed: int) -> dict[str, Any]:
     return steps.train(current_run(), validated, seed)
 
 
-@task
+@step
 def choose_base(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The candidate that is best on the validation images becomes the base model."""
     from fmnist_tasks import steps
@@ -119,7 +119,7 @@ def choose_base(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return steps.choose_base(current_run(), list(candidates))
 
 
-@task
+@step
 def evaluate_base(validated: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
     """Confusion matrix, precision, recall and F1 of the base model on the test images."""
     from fmnist_tasks import steps
@@ -127,7 +127,7 @@ def evaluate_base(validated: dict[str, Any], trained: dict[str, Any]) -> dict[st
     return steps.evaluate_base(current_run(), validated, trained)
 
 
-@task
+@step
 def accuracy_gate(validated: dict[str, Any], trained: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
     """Stop the run, red, unless the base model reaches the accuracy threshold on the test images."""
     from fmnist_tasks import steps
@@ -135,7 +135,7 @@ def accuracy_gate(validated: dict[str, Any], trained: dict[str, Any], evaluated:
     return steps.accuracy_gate(current_run(), validated, trained, evaluated)
 
 
-@task
+@step
 def fine_tune(validated: dict[str, Any], trained: dict[str, Any], accepted: dict[str, Any]) -> dict[str, Any]:
     """Go on from the base model with L2 and a learning-rate schedule; the better of both on validation goes on."""
     from fmnist_tasks import steps
@@ -143,7 +143,7 @@ def fine_tune(validated: dict[str, Any], trained: dict[str, Any], accepted: dict
     return steps.fine_tune(current_run(), validated, trained, accepted)
 
 
-@task
+@step
 def evaluate_tuned(validated: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
     """Figures of the candidate on the test images and on fake ones."""
     from fmnist_tasks import steps
@@ -151,7 +151,7 @@ def evaluate_tuned(validated: dict[str, Any], tuned: dict[str, Any]) -> dict[str
     return steps.evaluate_tuned(current_run(), validated, tuned)
 
 
-@task
+@step
 def promotion_gate(validated: dict[str, Any], tuned: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
     """Decide from the figures whether the candidate may become the champion."""
     from fmnist_tasks import steps
@@ -165,7 +165,7 @@ def ask_person(verdict: dict[str, Any]) -> str:
     return "tuned_model.approval" if verdict["decision"] == "hold" else "release.publish"
 
 
-@task(trigger_rule="none_failed_min_one_success")
+@step(trigger_rule="none_failed_min_one_success")
 def publish(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Write the release to the object store, its manifest last."""
     from fmnist_tasks import steps
@@ -175,7 +175,7 @@ def publish(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return steps.publish(current_run(), **results, approval=answer)
 
 
-@task
+@step
 def verify_release(validated: dict[str, Any], evaluated: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
     """Read the release back from the store; its predictions must equal, bit for bit, those that were judged."""
     from fmnist_tasks import steps
@@ -183,7 +183,7 @@ def verify_release(validated: dict[str, Any], evaluated: dict[str, Any], publish
     return steps.verify_release(current_run(), validated, evaluated, published)
 
 
-@task(outlets=[CHAMPION])
+@step(outlets=[CHAMPION])
 def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[str, Any]) -> dict[str, Any]:
     """Append the release to the champion log and emit the champion's asset event."""
     from fmnist_tasks import steps

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, dag, get_current_context, task
-from fmnist_defaults import TASKS
+from fmnist_defaults import TASKS, step
 
 from fmnist_tasks.errors import FmnistError
 from fmnist_tasks.registry.releases import versions
@@ -35,7 +35,7 @@ def ask_person() -> str:
     return "approval" if get_current_context()["params"]["approval"] else "rollback"
 
 
-@task(trigger_rule="none_failed_min_one_success")
+@step(trigger_rule="none_failed_min_one_success")
 def rollback() -> dict[str, Any]:
     """Check the release, load its model, and append it to the champion log."""
     from fmnist_tasks import service

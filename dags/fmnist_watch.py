@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from airflow.sdk import CronTriggerTimetable, dag, task
-from fmnist_defaults import TASKS
+from airflow.sdk import CronTriggerTimetable, dag
+from fmnist_defaults import TASKS, step
 
 
-@task
+@step
 def last_success() -> str:
     """When a run last ended well; an alert if that was too long ago."""
     from fmnist_tasks.alerts import overdue

@@ -10,6 +10,11 @@ import keras  # noqa: F401
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import minio  # noqa: F401
+import PIL.Image  # noqa: F401
 import scipy.stats  # noqa: F401
 import sklearn.datasets
-import sklearn.metrics  # noqa: F401
+import sklearn.decomposition
+import sklearn.discriminant_analysis
+import sklearn.metrics
+import sklearn.model_selection
+import sklearn.pipeline  # noqa: F401

@@ -61,6 +61,9 @@ class Drill:
     hub: str
     programs: list[Program]
     workers: list[Host] = field(default_factory=list)
+    usual: list[Host] = field(default_factory=list)  # those that were asked for without anything of their own
+    spare: Host | None = None  # left by the drill before: to start one takes longer than most tasks
+    on_one: str = ""  # digest of the model of a usual run that one worker did
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -69,7 +72,14 @@ class Drill:
         return HUB
 
     def worker(self, changes: dict[str, str] | None = None, store: str = "", **traits: str) -> Host:
-        """A new worker on a host of its own."""
+        """A worker on a host of its own: a new one, or the spare one if there is one and it may be like any."""
+        usual = not (changes or store or traits)
+        spare, self.spare = self.spare, None
+        if spare and usual:
+            self.workers.append(spare)
+            return spare
+        if spare:  # it would take tasks that are meant for the other
+            spare.unplug()
         number = next(self.numbers)
         host = Host(self.hub, number, self.folder / "hosts" / str(number), **traits)
         self.workers.append(host)
@@ -81,7 +91,18 @@ class Drill:
             assert script is not None
             script.write_text(script.read_text().replace(str(host.folder), "/tmp"))  # noqa: S108
         self.start(host)
+        if usual:
+            self.usual.append(host)
         return host
+
+    def rest(self) -> None:
+        """Between two drills: every worker goes, but one that lives and has nothing to do stays as the spare one."""
+        for host in list(self.workers):
+            if self.spare is None and host in self.usual and host.alive() and not host.tasks():
+                self.workers.remove(host)
+                self.spare = host
+            else:
+                self.take_away(host)
 
     def take_away(self, host: Host) -> None:
         """A worker's host is gone for good."""
@@ -106,7 +127,7 @@ class Drill:
 
     def ended(self, run_id: str, seconds: float = 600) -> str:
         """How the run ended."""
-        until(lambda: self.api.state(DAG_ID, run_id) in ENDED, seconds, every=1)  # an answer takes a core's time too
+        until(lambda: self.api.state(DAG_ID, run_id) in ENDED, seconds, every=2)  # an answer takes a core's time too
         return self.api.state(DAG_ID, run_id)
 
     def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
@@ -134,18 +155,30 @@ class Drill:
         return json.dumps(self.api.ask("GET", f"{where}?map_index={task['map_index']}&full_content=true"))
 
     def one_release(self, run_id: str) -> dict[str, Any]:
-        """The manifest of the only release, which the run made and promoted once."""
+        """The manifest of the only release, which the run made and promoted once.
+
+        Its model is that of every usual run, whatever became of it and its workers.
+        """
         releases, log = self.outcome()
         assert len(releases) == 1
         assert log == releases
         manifest = read_manifest(self.store, releases[0])
         assert manifest["run_id"] == run_id
+        model = manifest["files"]["model.h5"]["sha256"]
+        if len({task["hostname"] for task in self.ran(run_id)}) == 1:
+            self.on_one = self.on_one or model
+        assert model == (self.on_one or model)
         return manifest
 
-    def begun(self, run_id: str, step: str = "train") -> str:
-        """Wait until a step has begun; the worker that it is on."""
-        until(lambda: self.tasks(run_id).get(step, {}).get("state") in {"running", "success"}, every=0.5)
-        return str(self.tasks(run_id)[step]["hostname"])
+    def begun(self, run_id: str, step: str = "train", attempt: int = 1) -> str:
+        """Wait until a step has begun, for the first time or again; the worker that it is on."""
+
+        def worker() -> str | None:
+            task = self.tasks(run_id).get(step)
+            on_it = task and task["try_number"] >= attempt and task["state"] in {"running", "success"}
+            return str(task["hostname"]) if task and on_it else None
+
+        return until(worker, every=1)
 
     def well(self, name: str) -> None:
         """Wait until a program is healthy."""

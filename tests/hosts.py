@@ -118,6 +118,10 @@ class Host:
                 start_new_session=True,
             )
 
+    def alive(self) -> bool:
+        """Whether its program runs."""
+        return self.process is not None and self.process.poll() is None
+
     def _family(self) -> list[psutil.Process]:
         assert self.process is not None
         with suppress(psutil.NoSuchProcess):
@@ -151,6 +155,6 @@ class Host:
 
     def unplug(self) -> None:
         """Kill what runs, and take the host away."""
-        if self.process is not None and self.process.poll() is None:
+        if self.alive():
             self.kill()
         ip("netns", "delete", self.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -36,10 +37,10 @@ class AirflowApi:
         """How a run stands."""
         return str(self.ask("GET", self.run_path(dag_id, run_id))["state"])
 
-    def states(self, dag_id: str) -> dict[str, str]:
-        """How the latest hundred runs of a DAG stand."""
-        runs = self.ask("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100&order_by=-id")["dag_runs"]
-        return {str(run["dag_run_id"]): str(run["state"]) for run in runs}
+    def times(self, dag_id: str, run_id: str) -> tuple[datetime, datetime]:
+        """When a run that is over began and ended."""
+        run = self.ask("GET", self.run_path(dag_id, run_id))
+        return datetime.fromisoformat(run["start_date"]), datetime.fromisoformat(run["end_date"])
 
     def running(self, dag_id: str) -> list[str]:
         """The runs of a DAG that are under way."""

@@ -61,6 +61,10 @@ def test_schedule_limits_and_documents(dag) -> None:
     assert all(task.doc_md for task in dag.tasks)
 
 
+def test_what_a_task_hands_on_is_kept_once(dag) -> None:
+    assert [task.task_id for task in dag.tasks if getattr(task, "multiple_outputs", False)] == []
+
+
 def test_only_what_can_pass_is_tried_again(dag) -> None:
     from fmnist_tasks.errors import DataError, RejectedError, StoreError
 

@@ -29,6 +29,8 @@ def cluster() -> Iterator[Drill]:
             subprocess.run(["apt-get", "-qq", "install", "--yes", "faketime"], check=True, stdout=subprocess.DEVNULL)
     with running(*IMAGES) as made:
         yield made
+        if made.spare:
+            made.spare.unplug()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -47,8 +49,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture
 def drill(cluster: Drill) -> Iterator[Drill]:
-    """The cluster with an empty store and no worker."""
+    """The cluster with an empty store and no worker but a spare one."""
     cluster.clear()
     yield cluster
-    for host in list(cluster.workers):
-        cluster.take_away(host)
+    cluster.rest()

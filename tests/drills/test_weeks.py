@@ -20,7 +20,7 @@ from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry.releases import versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.drill]
-WEEKS, A_WEEK = 30, 40  # runs, and new images before each
+WEEKS, A_WEEK = 30, 10  # runs, and new images before each
 KEPT = 5  # releases
 LASTING = ("scheduler", "dag-processor", "triggerer", "api-server")
 

