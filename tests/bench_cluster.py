@@ -85,7 +85,7 @@ def took(began: str, ended: str) -> float:
 
 def share_of_airflow(api: AirflowApi, store: Store, run_id: str) -> dict[str, float]:
     """How long a run took, and how much of that was not inside its steps."""
-    run = api.ask("GET", api.run_path(DAG_ID, run_id))
+    run = api.run(DAG_ID, run_id)
     assert run["state"] == "success", run
     tasks = [task for task in api.tasks(DAG_ID, run_id) if task["state"] == "success"]
     inside = sum(record["seconds"] for record in read_records(store, run_id).values())
@@ -207,7 +207,7 @@ def predicted(drill: Drill) -> dict[str, Any]:
         until(lambda: len(shards()) >= 5, 900)
         hosts[1].kill()
         until(lambda: drill.api.state("fmnist_predict", run_id) in {"success", "failed"}, 3600)
-    run = drill.api.ask("GET", drill.api.run_path("fmnist_predict", run_id))
+    run = drill.api.run("fmnist_predict", run_id)
     assert run["state"] == "success", run
     rows = Counter(row.split(",", 1)[0] for stat in shards() for row in read_rows(drill.store, stat))
     assert (len(rows), sum(rows.values())) == (PREDICTED, PREDICTED), "an image is lost or doubled"

@@ -63,7 +63,8 @@ class Drill:
     workers: list[Host] = field(default_factory=list)
     usual: list[Host] = field(default_factory=list)  # those that were asked for without anything of their own
     spare: Host | None = None  # left by the drill before: to start one takes longer than most tasks
-    on_one: str = ""  # digest of the model of a usual run that one worker did
+    model: str = ""  # digest of the model of every run that `one_release` was asked of
+    on_one: bool = False  # whether one of these had one worker only
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -75,11 +76,11 @@ class Drill:
         """A worker on a host of its own: a new one, or the spare one if there is one and it may be like any."""
         usual = not (changes or store or traits)
         spare, self.spare = self.spare, None
-        if spare and usual:
-            self.workers.append(spare)
-            return spare
-        if spare:  # it would take tasks that are meant for the other
-            spare.unplug()
+        if spare:
+            if usual:
+                self.workers.append(spare)
+                return spare
+            spare.unplug()  # it would take tasks that are meant for the other
         number = next(self.numbers)
         host = Host(self.hub, number, self.folder / "hosts" / str(number), **traits)
         self.workers.append(host)
@@ -157,7 +158,7 @@ class Drill:
     def one_release(self, run_id: str) -> dict[str, Any]:
         """The manifest of the only release, which the run made and promoted once.
 
-        Its model is that of every usual run, whatever became of it and its workers.
+        Its model is that of all other such runs of this cluster, whatever becomes of them and their workers.
         """
         releases, log = self.outcome()
         assert len(releases) == 1
@@ -165,9 +166,9 @@ class Drill:
         manifest = read_manifest(self.store, releases[0])
         assert manifest["run_id"] == run_id
         model = manifest["files"]["model.h5"]["sha256"]
-        if len({task["hostname"] for task in self.ran(run_id)}) == 1:
-            self.on_one = self.on_one or model
-        assert model == (self.on_one or model)
+        self.model = self.model or model
+        assert model == self.model
+        self.on_one = self.on_one or len({task["hostname"] for task in self.ran(run_id)}) == 1
         return manifest
 
     def begun(self, run_id: str, step: str = "train", attempt: int = 1) -> str:

@@ -29,9 +29,10 @@ def test_a_forked_task_trains_with_what_its_worker_imported() -> None:
     assert worker.returncode == 0, worker.stderr
     modules, ended = (json.loads(line) for line in worker.stdout.splitlines())
     assert ended == 7
-    assert {"tensorflow", "great_expectations", "sklearn.metrics", "scipy.stats", "matplotlib.figure", "minio"} <= set(
+    assert {"tensorflow", "great_expectations", "scipy.stats", "matplotlib.figure", "minio", "PIL.Image"} <= set(
         modules
     )
+    assert {f"sklearn.{name}" for name in ("decomposition", "metrics", "model_selection", "pipeline")} <= set(modules)
     own = {name for name in modules if name.startswith("fmnist_tasks")}
     assert own == {f"fmnist_tasks{name}" for name in ("", ".preload", ".data", ".model")}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -33,14 +32,13 @@ class AirflowApi:
         run = self.ask("POST", f"/api/v2/dags/{dag_id}/dagRuns", logical_date=None, conf=conf)
         return str(run["dag_run_id"])
 
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """A run as it stands: among others its `state`, `start_date` and `end_date`."""
+        return self.ask("GET", self.run_path(dag_id, run_id))
+
     def state(self, dag_id: str, run_id: str) -> str:
         """How a run stands."""
-        return str(self.ask("GET", self.run_path(dag_id, run_id))["state"])
-
-    def times(self, dag_id: str, run_id: str) -> tuple[datetime, datetime]:
-        """When a run that is over began and ended."""
-        run = self.ask("GET", self.run_path(dag_id, run_id))
-        return datetime.fromisoformat(run["start_date"]), datetime.fromisoformat(run["end_date"])
+        return str(self.run(dag_id, run_id)["state"])
 
     def running(self, dag_id: str) -> list[str]:
         """The runs of a DAG that are under way."""

@@ -35,6 +35,7 @@ def test_workers_that_die_in_training_cost_one_epoch_each_at_most(
         again = drill.begun(run_id, step, attempt + 1)
         assert again != dead
     assert drill.ended(run_id) == "success"
+    assert drill.tasks(run_id)[step]["try_number"] == len(deaths) + 1
     for attempt, epochs in enumerate(kept, start=2):
         log = drill.task_log(run_id, step, attempt)
         resumed = f"{epochs:06d}" in log if epochs else "going on from" not in log
