@@ -129,12 +129,16 @@ class Supervisor:
         """Stop everything; False if nothing ran."""
         if (process := self.process()) is None:
             return False
-        everything = [process, *process.children(recursive=True)]
+        everything = {process}
         process.terminate()
-        _, left = psutil.wait_procs(everything, timeout=2 * PATIENCE)
-        for survivor in left:
+        end = time.monotonic() + 2 * PATIENCE
+        # A worker may begin a task while it stops, in a process that outlives it: those before are not all.
+        while process.is_running() and time.monotonic() < end:
+            everything.update(process.children(recursive=True))
+            psutil.wait_procs([process], timeout=0.2)
+        for survivor in psutil.wait_procs(everything, timeout=0)[1]:
             survivor.kill()
-        psutil.wait_procs(left)
+        psutil.wait_procs(everything)
         return True
 
     def _finish(self, job: Program) -> None:
