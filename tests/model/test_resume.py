@@ -60,6 +60,7 @@ def test_a_training_that_had_ended_ends_again_alike_without_an_epoch(undisturbed
 
 
 def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
-    held = figures("holds", live(tmp_path / "store", 0, epochs=60))
-    assert len(held) == 60
-    assert np.median(held[-10:]) < np.median(held[10:20]) + 10  # MiB; one state has 3
+    held = figures("holds", live(tmp_path / "store", 0, epochs=120))
+    assert len(held) == 120
+    # The allocator's own arenas fill over the first fifty epochs, by some 25 MiB, and then stay.
+    assert np.median(held[-10:]) < np.median(held[60:70]) + 10  # MiB; one state has 3
