@@ -60,7 +60,7 @@ unit: setup ## the fast tests only
 shell: setup ## a shell in which airflow and fmnist know this project
 	@bash --init-file include/activate -i
 
-drills: setup ## what happens to runs on a cluster when parts of it fail: all drills, most of an hour, as root
+drills: setup ## what happens to runs on a cluster when parts of it fail: all drills, three quarters of an hour, as root
 	@echo "Two halves side by side, each with a cluster of its own; each prints when it has ended."
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync drills-weeks drills-parts
 

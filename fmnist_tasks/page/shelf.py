@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Entry
-from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.store import Store, side_by_side
 
 Row = dict[str, Any]
 
@@ -28,8 +27,7 @@ class Shelf:
         with self._reading:
             found = releases.versions(self.store)
             new = [version for version in found if version not in self._rows]
-            with ThreadPoolExecutor(4) as threads:  # a store across a network answers several at once
-                read = list(threads.map(self._read, new))
+            read = side_by_side(self._read, new)
             self._rows |= {row["version"]: row for row in read if not isinstance(row, str)}
             return [self._rows[version] for version in found if version in self._rows], [
                 fault for fault in read if isinstance(fault, str)

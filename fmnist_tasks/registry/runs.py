@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry.documents import read_document, seal
-from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.store import Store, side_by_side
 
 
 def run_key(run_id: str, name: str) -> str:
@@ -30,9 +31,7 @@ def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:
 def read_records(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
     """All records of a run by step name, in the order in which the steps began."""
     depth = run_key(run_id, "").count("/")
-    records = [
-        read_document(store, stat.key)
-        for stat in store.list(run_key(run_id, ""))
-        if stat.key.endswith(".json") and stat.key.count("/") == depth
-    ]
+    found = (stat.key for stat in store.list(run_key(run_id, "")))
+    keys = [key for key in found if key.endswith(".json") and key.count("/") == depth]
+    records = side_by_side(partial(read_document, store), keys)
     return {record["step"]: record for record in sorted(records, key=lambda record: record["started"])}

@@ -6,14 +6,18 @@ old object, the new one or none, never a part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from fmnist_tasks.errors import SettingsError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,15 @@ class Store(Protocol):
 
     def location(self, key: str) -> str:
         """Where a person finds the object: a path or an address without credentials."""
+
+
+def side_by_side(read: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """What `read` gives for each item, in their order; raises what it raised for the first that failed.
+
+    A store across a network answers several at once in the time of one.
+    """
+    with ThreadPoolExecutor(8) as threads:
+        return list(threads.map(read, items))
 
 
 def check_key(key: str) -> str:

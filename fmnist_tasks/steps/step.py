@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any, Concatenate, ParamSpec
 
 from fmnist_tasks.errors import FmnistError, RejectedError, StoreError
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_record, read_records, run_key, write_record
-from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.registry.store import Store, open_store, side_by_side
 from fmnist_tasks.settings import Parameters, Settings
 
 log = logging.getLogger(__name__)
@@ -135,8 +135,10 @@ def build_report(store: Store, run_id: str, records: dict[str, dict[str, Any]]) 
 
 def read_pictures(store: Store, records: dict[str, dict[str, Any]]) -> dict[str, bytes]:
     """All pictures that the steps made, as PNG bytes by name."""
-    references = [record.get("result", {}).get("pictures", {}) for record in records.values()]
-    return {name: get_verified(store, blob) for pictures in references for name, blob in pictures.items()}
+    blobs: dict[str, dict[str, Any]] = {}
+    for record in records.values():
+        blobs |= record.get("result", {}).get("pictures", {})
+    return dict(zip(blobs, side_by_side(partial(get_verified, store), blobs.values()), strict=True))
 
 
 def _peak_memory() -> int:

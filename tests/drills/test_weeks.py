@@ -96,5 +96,6 @@ def test_thirty_weeks_in_a_row(drill: Drill, record_property: Callable[[str, obj
         "shown",
         f"memory {table[0]['MiB']}, {early[0]['MiB']}, {late[-1]['MiB']} MiB after the first, sixth, last run; "
         f"{table[0]['processes']}, {late[-1]['processes']} processes; seconds of a run {grown('seconds'):+.0%}; "
-        f"{table[-1]['releases']} releases, {len(left[0])} after pruning",
+        f"{table[-1]['releases']} releases, {len(left[0])} after pruning"
+        + "".join(f"\n{number:4} {table[number - 1]}" for number in (1, *range(5, WEEKS + 1, 5))),
     )
