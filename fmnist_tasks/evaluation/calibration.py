@@ -1,6 +1,6 @@
 """Whether stated probabilities can be taken at their word: of images given 80 %, 80 % should be right.
 
-Temperature scaling and the expected calibration error: Guo et al. 2017, arXiv:1706.04599.
+The expected calibration error: Guo et al. 2017, arXiv:1706.04599.
 """
 
 from __future__ import annotations
@@ -8,23 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 BINS = 15
 _DRAWS = 1000  # of the bootstrap
-
-
-def temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """What to divide the logits by so that the cross-entropy of labels (N,) is least; probabilities (N, classes)."""
-    logits = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
-    rows = np.arange(len(labels))
-
-    def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, labels]).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded").x))
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> dict[str, Any]:

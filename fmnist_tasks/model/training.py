@@ -21,6 +21,7 @@ from fmnist_tasks.model.h5 import outputs
 from fmnist_tasks.model.muon import Muon
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.state import Checkpoints, Curves, Progress, pack, unpack
+from fmnist_tasks.model.temperature import best_temperature
 from fmnist_tasks.model.whitening import whitened
 from fmnist_tasks.settings import Profile, Stage
 
@@ -37,7 +38,7 @@ class Fit:
     """A trained network and how it came about."""
 
     model: keras.Model
-    curves: Curves  # by epoch: loss and val_loss (cross-entropy), accuracy, val_accuracy, learning_rate, seconds
+    curves: Curves  # by epoch: loss and val_loss (see `fit`), accuracy, val_accuracy, learning_rate, seconds
     best_epoch: int  # counted from 1; its weights are the model's
     train_accuracy: float  # running figure of that epoch, on augmented images with dropout
 
@@ -59,8 +60,10 @@ def train(arrays: Arrays, classes: int, profile: Profile, seed: int, checkpoints
 def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate, checkpoints: Checkpoints) -> Fit:
     """Minimise cross-entropy and give the model the weights of its best validation loss.
 
-    Goes on from the newest checkpoint, and ends with the weights of a training that was never interrupted. Raises
-    :class:`TrainingError` as soon as a loss is not a finite number.
+    That loss is what is left at the temperature that suits the model best, since it is published with one: a model that
+    has learnt more, and is too sure of it, is the better one. Goes on from the newest checkpoint, and ends with the
+    weights of a training that was never interrupted. Raises :class:`TrainingError` as soon as a loss is not a finite
+    number.
     """
     optimizer = Muon(stage.learning_rate)
     optimizer.build(model.trainable_variables)
@@ -73,8 +76,9 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
         batches = training_batches(arrays.training, stage, seed, epoch)
         rates = [stage.learning_rate * rate((epoch + done / count) / stage.epochs) for done in range(count)]
         loss, accuracy = _epoch(step, optimizer, batches, rates, f"epoch {epoch + 1}")
-        logits = outputs(model, arrays.validation_images)[0]
-        val_loss, val_accuracy = (float(figure) for figure in _figures(logits, arrays.validation_labels))
+        probabilities = tf.nn.softmax(outputs(model, arrays.validation_images)[0]).numpy()
+        _, val_loss = best_temperature(arrays.validation_labels, probabilities)
+        val_accuracy = float((probabilities.argmax(axis=1) == arrays.validation_labels).mean())
         figures = {
             "loss": loss,
             "val_loss": val_loss,

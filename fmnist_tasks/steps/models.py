@@ -83,8 +83,8 @@ def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, ev
 def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accepted: Result) -> Result:
     """Fine-tune the accepted base model; whichever of the two is better on the validation images is the candidate."""
     from fmnist_tasks.data.dataset import load
-    from fmnist_tasks.evaluation.calibration import temperature
     from fmnist_tasks.model import cnn, h5, novelty, tuning
+    from fmnist_tasks.model.temperature import best_temperature
 
     arrays, classes, profile = load(store, validated["dataset"]), _classes(validated), run.parameters.training
     if accepted["model_sha256"] != trained["model"]["sha256"]:
@@ -98,7 +98,7 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
 
     chosen, better = ("tuned", tuned) if _merit(tuned) > _merit(trained) else ("base", trained)
     classifier = h5.load(get_verified(store, better["model"]), f"{chosen} model")
-    divisor = temperature(arrays.validation_labels, h5.classify(classifier, arrays.validation_images))
+    divisor, _ = best_temperature(arrays.validation_labels, h5.classify(classifier, arrays.validation_images))
     candidate = novelty.publishable(cnn.published(profile, classes, classifier, divisor), arrays.training)
     _, familiarity = h5.predict(candidate, arrays.validation_images)
     gain = tuned["validation_accuracy"] - trained["validation_accuracy"]

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fmnist_tasks.evaluation.calibration import abstention, calibration, temperature
+from fmnist_tasks.evaluation.calibration import abstention, calibration
+from fmnist_tasks.model.temperature import best_temperature
 
 
 def predictions(count: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +19,9 @@ def predictions(count: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0])
 def test_the_temperature_undoes_what_made_them_too_sure(sharpness: float) -> None:
-    assert temperature(*predictions(20_000, sharpness)) == pytest.approx(sharpness, rel=0.05)
+    temperature, loss = best_temperature(*predictions(20_000, sharpness))
+    assert temperature == pytest.approx(sharpness, rel=0.05)
+    assert loss == pytest.approx(best_temperature(*predictions(20_000, 1.0))[1])
 
 
 def test_the_error_is_small_for_true_probabilities_and_large_for_sharpened_ones() -> None:
