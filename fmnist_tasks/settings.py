@@ -97,7 +97,7 @@ PROFILES = {
     ),
     "standard": Profile(
         base=Stage(epochs=11, learning_rate=0.05, shift=1, smoothing=0.1),
-        tuning=Stage(epochs=7, learning_rate=0.015, l2=5e-5),
+        tuning=Stage(epochs=7, learning_rate=0.015, shift=1, l2=5e-5),
     ),
     "thorough": Profile(
         base=Stage(epochs=20, learning_rate=0.05, shift=1, cut_out=5, smoothing=0.1),
