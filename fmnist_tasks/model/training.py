@@ -137,7 +137,7 @@ def _training_step(model: keras.Model, optimizer: keras.Optimizer, smoothing: fl
 
 
 def _figures(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cross-entropy, without the penalty so that all models compare, and accuracy."""
+    """Cross-entropy, without the penalty, and accuracy."""
     labels = tf.cast(labels, tf.int64)
     entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     return tf.reduce_mean(entropy), tf.reduce_mean(tf.cast(tf.argmax(logits, axis=1) == labels, tf.float32))

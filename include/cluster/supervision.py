@@ -132,7 +132,7 @@ class Supervisor:
         everything = {process}
         process.terminate()
         end = time.monotonic() + 2 * PATIENCE
-        # A worker may begin a task while it stops, in a process that outlives it: those before are not all.
+        # A worker that stops may still begin a task, in a process that outlives it.
         while process.is_running() and time.monotonic() < end:
             everything.update(process.children(recursive=True))
             psutil.wait_procs([process], timeout=0.2)

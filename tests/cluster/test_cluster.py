@@ -18,12 +18,21 @@ from cluster import free_port, install_stores
 from conftest import Line
 from declaration import read_settings
 from installing import installing
-from supervision import ClusterError
+from programs import Program
+from supervision import ClusterError, Supervisor
 
 from fmnist_tasks.settings import PROJECT
 
 pytestmark = pytest.mark.slow
 SECRETS = ("PASSWORD", "KEY", "SECRET")
+
+# As a worker of Celery that is told to end while a task is on its way to it: the task is a session of its own.
+BEGINS_AS_IT_ENDS = """\
+#!/usr/bin/env bash
+trap 'setsid sleep 987 & sleep 1; exit' TERM
+touch {folder}/ready
+while true; do sleep 0.1; done
+"""
 
 
 @pytest.fixture
@@ -121,3 +130,18 @@ def test_a_port_that_is_taken_is_named(folder: Path, line: Line) -> None:
         up = command(folder, line, "up", "--port", port)
     assert (up.returncode, of_cluster(folder)) == (1, [])
     assert f"port {port} is taken" in up.stderr
+
+
+def test_a_process_that_is_begun_while_everything_stops_is_stopped_too(folder: Path) -> None:
+    script, health = folder / "program", folder / "health"
+    script.write_text(BEGINS_AS_IT_ENDS.format(folder=folder))
+    health.write_text(f"#!/usr/bin/env bash\ntest -e {folder}/ready\n")
+    for file in (script, health):
+        file.chmod(0o755)
+    supervisor = Supervisor(folder)
+    program = Program("late", script, health, (), "TERM")
+    supervisor.begin([program])
+    supervisor.start_all([program])
+    assert supervisor.end()
+    assert of_cluster(folder) == []
+    assert not supervisor.end()
