@@ -84,11 +84,19 @@ class Airflow:
 
     def begun(self) -> str:
         """Let the scheduler of a new home begin this week's run; its id."""
-        until(lambda: self.query("select dag_id from serialized_dag"))
-        code, output = self("airflow", "dags", "unpause", DAG_ID)
-        assert code == 0, output
+        self.unpause(DAG_ID)
         ((run_id,),) = until(lambda: self.query("select run_id from dag_run"))
         return str(run_id)
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler begin the runs of one of the DAGs.
+
+        The command finds nothing, and ends well, before the dag-processor has read that DAG.
+        """
+        until(lambda: self.query(f"select dag_id from serialized_dag where dag_id = '{dag_id}'"))  # noqa: S608
+        code, output = self("airflow", "dags", "unpause", dag_id)
+        assert code == 0, output
+        assert self.query(f"select is_paused from dag where dag_id = '{dag_id}'") == [(0,)], output  # noqa: S608
 
     def asks(self, run_id: str, dag_id: str = DAG_ID, task_id: str = "tuned_model.approval") -> bool:
         """Whether the run waits for a person, and the scheduler has seen that it does.
@@ -124,6 +132,9 @@ class Airflow:
             )
         try:
             yield f"http://127.0.0.1:{port}"
+        except Exception as error:
+            error.add_note("\n".join((self.home / "standalone.log").read_text().splitlines()[-200:]))
+            raise
         finally:
             process.terminate()
             process.wait()
