@@ -1,7 +1,4 @@
-"""What tasks import for seconds, imported once by the process that forks them.
-
-That is a worker of Celery, whose setting `imports` names this (`include/cluster/airflow.env`), or the server that forks
-for the scheduler of `make ui` (`include/activate`).
+"""What tasks import for seconds, imported once by a worker that forks its tasks: Celery's setting `imports` names this.
 
 The libraries alone: the project's own modules are read anew by each task, so that its code is what its record says.
 Importing TensorFlow starts none of its threads, which a fork would lose; tests/test_preload.py holds it to that.

@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import made
-import psutil
 import pytest
 from airflow_home import QUICK, Airflow, until
 from conftest import Line
@@ -126,9 +125,6 @@ def test_a_training_that_is_killed_in_a_scheduler_goes_on_from_its_checkpoint(ow
         run_id = airflow.begun()
         until(lambda: list(line.store.list(f"checkpoints/{run_id}/base-0/")))
         ((process,),) = airflow.query("select pid from task_instance where task_id = 'base_model.train'")
-        parents = psutil.Process(process).parents()
-        server = next(parent for parent in parents if "multiprocessing.forkserver" in str(parent.cmdline()))
-        assert any("tensorflow" in part.path for part in server.memory_maps())  # imported for all tasks
         os.kill(process, signal.SIGKILL)
         until(lambda: airflow.state(run_id) in {"success", "failed"})
         assert airflow.state(run_id) == "success"
