@@ -10,7 +10,7 @@ POLICY ?= {}
 FORCE ?= false
 RUNS ?= 3
 SEEDS ?= $(if $(QUICK),1,5)
-RECIPES ?= $(if $(QUICK),quick standard)
+RECIPES ?= $(if $(QUICK),quick)
 OUT ?= var/bench
 WORKERS ?= 2
 

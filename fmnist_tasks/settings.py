@@ -96,8 +96,8 @@ PROFILES = {
         base=Stage(epochs=4, learning_rate=0.05, smoothing=0.1), tuning=Stage(epochs=4, learning_rate=0.015, l2=5e-5)
     ),
     "standard": Profile(
-        base=Stage(epochs=11, learning_rate=0.05, shift=1, smoothing=0.1),
-        tuning=Stage(epochs=7, learning_rate=0.015, shift=1, l2=5e-5),
+        base=Stage(epochs=8, learning_rate=0.05, shift=1, smoothing=0.1),
+        tuning=Stage(epochs=10, learning_rate=0.015, shift=1, l2=5e-5),
     ),
     "thorough": Profile(
         base=Stage(epochs=20, learning_rate=0.05, shift=1, cut_out=5, smoothing=0.1),
