@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import ServerProxy
@@ -134,7 +135,8 @@ class Supervisor:
         end = time.monotonic() + 2 * PATIENCE
         # A worker that stops may still begin a task, in a process that outlives it.
         while process.is_running() and time.monotonic() < end:
-            everything.update(process.children(recursive=True))
+            with suppress(psutil.NoSuchProcess):  # it may end as it is asked
+                everything.update(process.children(recursive=True))
             psutil.wait_procs([process], timeout=0.2)
         for survivor in psutil.wait_procs(everything, timeout=0)[1]:
             survivor.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import runpy
@@ -75,8 +76,9 @@ def test_images_under_a_prefix_are_answered(migrated: Path, finished: Line) -> N
     (key,) = [stat.key for stat in finished.store.list("predictions/") if stat.key.endswith("summary.json")]
     summary = read_document(finished.store, key)
     assert (summary["images"], len(summary["files"])) == (5, 3)
-    told = "".join(finished.store.get(file).decode() for file in summary["files"])
-    assert all(f"inbox/{number}.png,pattern {label}" in told for number, label in enumerate(labels))
+    tables = [io.StringIO(finished.store.get(file).decode()) for file in summary["files"]]
+    told = {row["image"]: row["class"] for table in tables for row in csv.DictReader(table)}
+    assert told == {f"inbox/{number}.png": f"pattern {label}" for number, label in enumerate(labels)}
 
 
 @pytest.mark.slow
