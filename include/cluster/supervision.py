@@ -139,7 +139,8 @@ class Supervisor:
                 everything.update(process.children(recursive=True))
             psutil.wait_procs([process], timeout=0.2)
         for survivor in psutil.wait_procs(everything, timeout=0)[1]:
-            survivor.kill()
+            with suppress(psutil.NoSuchProcess):
+                survivor.kill()
         psutil.wait_procs(everything)
         return True
 
