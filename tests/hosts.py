@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from fmnist_tasks.settings import PROJECT
+
 HUB = "10.77.0.1"
 _CLONE_NEWNET = 0x40000000
 
@@ -101,10 +103,14 @@ class Host:
         """Run a script of /tmp, which is this host's folder there. Its home is below, its name is the host's."""
         inside = [
             f"hostname {self.name}",
+            f"cd {shlex.quote(str(PROJECT))}",
             f"mount --bind {shlex.quote(str(self.folder))} /mnt",
             f"mount -t tmpfs -o size={self.disk} tmpfs /tmp && cp -r /mnt/. /tmp"
             if self.disk
             else "mount --bind /mnt /tmp",
+            # The project may lie below the /tmp that is hidden now; the working folder still leads there.
+            f"mkdir -p {shlex.quote(str(PROJECT))}",
+            f"mount --no-canonicalize --bind . {shlex.quote(str(PROJECT))}",
             "mount -t tmpfs tmpfs /dev/shm",  # names of shared memory are its own, like process numbers
             "mkdir -p /tmp/home",
             f"exec {self.wrapper} {script}",
