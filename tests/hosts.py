@@ -103,12 +103,12 @@ class Host:
         """Run a script of /tmp, which is this host's folder there. Its home is below, its name is the host's."""
         inside = [
             f"hostname {self.name}",
+            # The project may lie below the /tmp that is hidden next; this folder still leads there then.
             f"cd {shlex.quote(str(PROJECT))}",
             f"mount --bind {shlex.quote(str(self.folder))} /mnt",
             f"mount -t tmpfs -o size={self.disk} tmpfs /tmp && cp -r /mnt/. /tmp"
             if self.disk
             else "mount --bind /mnt /tmp",
-            # The project may lie below the /tmp that is hidden now; the working folder still leads there.
             f"mkdir -p {shlex.quote(str(PROJECT))}",
             f"mount --no-canonicalize --bind . {shlex.quote(str(PROJECT))}",
             "mount -t tmpfs tmpfs /dev/shm",  # names of shared memory are its own, like process numbers

@@ -66,9 +66,9 @@ class Supervisor:
         file = self.folder / "supervisord.pid"
         try:
             process = psutil.Process(int(file.read_text()))
+            return process if any("supervisord" in word for word in process.cmdline()) else None
         except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
             return None
-        return process if any("supervisord" in word for word in process.cmdline()) else None
 
     def begin(self, programs: Sequence[Program]) -> None:
         """Start supervisord with these programs, none of which it starts yet."""
