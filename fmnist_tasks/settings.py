@@ -74,7 +74,7 @@ class Stage:
     epochs: int  # at most; early stopping may end sooner
     learning_rate: float  # peak of the schedule
     shift: int = 0  # training images move by up to this many pixels in each direction
-    cut_out: int = 0  # side of the square blanked out of each training image, in pixels
+    cut_mix: float = 0.0  # share of training images that get a square of another, and its share of the target
     smoothing: float = 0.0  # share of each label that is spread over all classes (Szegedy 2016, arXiv:1512.00567)
     l2: float = 0.0  # factor of the L2 penalty on every kernel
     batch_size: int = 256  # at most; see `model/batches.py` for small datasets
@@ -88,6 +88,8 @@ class Profile:
     base: Stage
     tuning: Stage
     filters: tuple[int, int, int, int] = (16, 32, 64, 96)  # of the four stages of the network
+    stem: int = 0  # filters of a convolution before them, of all places of the image; 0: there is none
+    residual: tuple[int, ...] = (2, 4)  # stages that have a second, residual convolution
     dropout: float = 0.05
 
 
@@ -100,9 +102,11 @@ PROFILES = {
         tuning=Stage(epochs=10, learning_rate=0.015, shift=1, l2=5e-5),
     ),
     "thorough": Profile(
-        base=Stage(epochs=20, learning_rate=0.05, shift=1, cut_out=5, smoothing=0.1),
-        tuning=Stage(epochs=12, learning_rate=0.015, shift=1, l2=5e-5),
+        base=Stage(epochs=24, learning_rate=0.05, shift=1, cut_mix=0.5, smoothing=0.1),
+        tuning=Stage(epochs=17, learning_rate=0.015, shift=1, cut_mix=0.5, l2=5e-5),
         filters=(32, 64, 128, 192),
+        stem=16,
+        residual=(3,),
     ),
 }
 

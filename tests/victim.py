@@ -23,7 +23,7 @@ from fmnist_tasks.settings import PROFILES
 
 EPOCHS, BATCHES = 30, 4
 MOMENTS = BATCHES + 3  # of one epoch
-STAGE = replace(PROFILES["quick"].base, batch_size=16, shift=1, cut_out=4)
+STAGE = replace(PROFILES["quick"].base, batch_size=16, shift=1, cut_mix=0.5)
 
 
 def train(folder: Path, fatal: int, epochs: int) -> None:
@@ -49,12 +49,12 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
         moment()
         print("holds", int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) >> 10)
 
-    def mortal_batches(images, stage, seed, epoch):
+    def mortal_batches(images, stage, classes, seed, epoch):
         nonlocal begun
         if not begun:
             print("begins with epoch", epoch, flush=True)
             begun = True
-        for batch in batches.training_batches(images, stage, seed, epoch):
+        for batch in batches.training_batches(images, stage, classes, seed, epoch):
             moment()
             yield batch
 

@@ -17,7 +17,6 @@ from fmnist_tasks.model.normalisation import folded
 from fmnist_tasks.settings import Profile
 
 RESPONSES = ("stage2_pool", "stage3")  # of the two stages in the middle, each (N, 7, 7, filters)
-FIRST = "stage1_convolution"  # the layer that sees pixels
 PROBABILITIES = "probabilities"
 
 
@@ -63,16 +62,15 @@ def build(
         return shared(layers.Add(name=f"{name}_sum"))([x, convolution(x, filters, name)])
 
     def described(x: Any) -> Any:
-        first, second, third, fourth = profile.filters
-        x = convolution(x, first, "stage1", pool=True)  # (N, 14, 14, first)
-        x = convolution(x, second, "stage2")
-        x = residual(x, second, "stage2_residual")
-        x = shared(layers.MaxPooling2D(name="stage2_pool"))(x)  # (N, 7, 7, second)
-        x = convolution(x, third, "stage3")
-        x = shared(layers.MaxPooling2D(name="stage3_pool"))(x)  # (N, 3, 3, third)
-        x = convolution(x, fourth, "stage4")
-        x = residual(x, fourth, "stage4_residual")
-        return shared(layers.GlobalMaxPooling2D(name="description"))(x)  # (N, fourth)
+        if profile.stem:
+            x = convolution(x, profile.stem, "stem")  # (N, 28, 28, stem)
+        for stage, filters in enumerate(profile.filters, start=1):  # of 14 x 14, 14 x 14, 7 x 7 and 3 x 3 places
+            x = convolution(x, filters, f"stage{stage}", pool=stage == 1)
+            if stage in profile.residual:
+                x = residual(x, filters, f"stage{stage}_residual")
+            if stage in {2, 3}:
+                x = shared(layers.MaxPooling2D(name=f"stage{stage}_pool"))(x)
+        return shared(layers.GlobalMaxPooling2D(name="description"))(x)  # (N, filters)
 
     image = keras.Input((SIDE, SIDE, 1), name="image")
     x = layers.Rescaling(1 / 255, name="scaling")(image)  # (N, 28, 28, 1) in 0..1
@@ -88,6 +86,11 @@ def build(
     if mirrored:
         network.get_layer("mirror").set_weights([np.eye(SIDE)[::-1]])
     return network
+
+
+def first_convolution(network: keras.Model) -> keras.Layer:
+    """The layer that sees pixels."""
+    return next(layer for layer in network.layers if isinstance(layer, layers.Conv2D))
 
 
 def take_weights(target: keras.Model, source: keras.Model) -> None:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
 from fmnist_tasks.model.batches import batch_count, training_batches
-from fmnist_tasks.model.cnn import FIRST, build
+from fmnist_tasks.model.cnn import build, first_convolution
 from fmnist_tasks.model.h5 import outputs
 from fmnist_tasks.model.muon import Muon
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Rate = Callable[[float], float]  # from the share of training done, 0..1, to the share of the peak learning rate
 Figures = tuple[float, float]  # cross-entropy and accuracy
-Batch = tuple[np.ndarray, np.ndarray]  # images (B, 28, 28, 1) and labels (B,), both uint8
+Batch = tuple[np.ndarray, np.ndarray]  # images, uint8 (B, 28, 28, 1), and targets, float32 (B, classes)
 Step = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]  # a batch to cross-entropy and accuracy
 
 
@@ -51,7 +51,7 @@ def train(arrays: Arrays, classes: int, profile: Profile, seed: int, checkpoints
     """Train a network from scratch; the same arrays, profile, seed and machine give the same weights."""
     keras.utils.set_random_seed(seed)
     model = build(profile, classes, profile.base.l2, FusedBatchNormalization)
-    first = model.get_layer(FIRST)
+    first = first_convolution(model)
     (kernel,) = first.get_weights()
     first.set_weights([whitened(kernel, arrays.training)])
     return fit(model, arrays, profile.base, seed, one_cycle, checkpoints)
@@ -73,7 +73,7 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
     step = _training_step(model, optimizer, stage.smoothing)
     while progress.epochs < min(stage.epochs, progress.best_epoch + stage.patience):
         epoch, clock = progress.epochs, time.monotonic()
-        batches = training_batches(arrays.training, stage, seed, epoch)
+        batches = training_batches(arrays.training, stage, model.output.shape[-1], seed, epoch)
         rates = [stage.learning_rate * rate((epoch + done / count) / stage.epochs) for done in range(count)]
         loss, accuracy = _epoch(step, optimizer, batches, rates, f"epoch {epoch + 1}")
         probabilities = tf.nn.softmax(outputs(model, arrays.validation_images)[0]).numpy()
@@ -107,9 +107,9 @@ def one_cycle(done: float) -> float:
 def _epoch(step: Step, optimizer: keras.Optimizer, batches: Iterable[Batch], rates: list[float], name: str) -> Figures:
     """One pass over the training images; the figures are running ones, on augmented images with dropout."""
     losses, shares = 0.0, 0.0
-    for number, (rate, (images, labels)) in enumerate(zip(rates, batches, strict=True), start=1):
+    for number, (rate, (images, targets)) in enumerate(zip(rates, batches, strict=True), start=1):
         optimizer.learning_rate.assign(rate)
-        loss, right = (float(figure) for figure in step(images, labels))
+        loss, right = (float(figure) for figure in step(images, targets))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"loss is {loss} at step {number} of {name}; training stopped, nothing was kept. "
@@ -120,24 +120,18 @@ def _epoch(step: Step, optimizer: keras.Optimizer, batches: Iterable[Batch], rat
 
 
 def _training_step(model: keras.Model, optimizer: keras.Optimizer, smoothing: float) -> Step:
-    """A function that takes the model one step on; what it minimises has smoothed labels, what it returns has not."""
+    """A function that takes the model one step on; what it minimises has smoothed targets, what it returns has not."""
     variables = model.trainable_variables
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
-            loss, accuracy = _figures(logits, labels)
-            others = -tf.reduce_mean(tf.nn.log_softmax(logits))  # cross-entropy of labels that know nothing
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            others = -tf.reduce_mean(tf.nn.log_softmax(logits))  # cross-entropy of targets that know nothing
             total = tf.add_n([(1 - smoothing) * loss + smoothing * others, *model.losses])
         optimizer.apply(tape.gradient(total, [variable.value for variable in variables]), variables)
-        return loss, accuracy
+        right = tf.argmax(logits, axis=1) == tf.argmax(targets, axis=1)
+        return loss, tf.reduce_mean(tf.cast(right, tf.float32))
 
     return cast(Step, step)
-
-
-def _figures(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cross-entropy, without the penalty, and accuracy."""
-    labels = tf.cast(labels, tf.int64)
-    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    return tf.reduce_mean(entropy), tf.reduce_mean(tf.cast(tf.argmax(logits, axis=1) == labels, tf.float32))

@@ -14,8 +14,8 @@ from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.data.shards import Training
 from fmnist_tasks.errors import TrainingError
 from fmnist_tasks.model import h5, novelty, training, tuning
-from fmnist_tasks.model.batches import augmented, training_batches
-from fmnist_tasks.model.cnn import FIRST, build, published, trained
+from fmnist_tasks.model.batches import augmented, mixed, training_batches
+from fmnist_tasks.model.cnn import build, first_convolution, published, trained
 from fmnist_tasks.model.fakes import fake_images
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.temperature import best_temperature
@@ -80,7 +80,7 @@ def test_fused_normalisation_equals_the_built_in_layer() -> None:
     np.testing.assert_allclose(fused(x), plain(x), rtol=1e-2, atol=1e-2)
 
 
-def test_augmentation_moves_mirrors_and_cuts_but_invents_nothing() -> None:
+def test_augmentation_moves_and_mirrors_but_invents_nothing() -> None:
     image = np.zeros((28, 28), np.uint8)
     image[10:14, 5:8] = 200
     batch = np.broadcast_to(image, (400, 28, 28)).copy()
@@ -93,16 +93,33 @@ def test_augmentation_moves_mirrors_and_cuts_but_invents_nothing() -> None:
         for right in (-1, 0, 1)
     }
     assert variants == expected
-    white = np.full((50, 28, 28), 255, np.uint8)
-    cut = augmented(white, replace(STAGE, cut_out=6), np.random.default_rng(0))
-    assert set((cut == 0).sum(axis=(1, 2))) == {36}
+
+
+def test_cut_mix_takes_a_square_of_the_image_before_and_its_part_of_the_target() -> None:
+    count = 2_000
+    images = np.broadcast_to(np.arange(count)[:, None, None] % 10, (count, 28, 28)).astype(np.uint8)
+    targets = np.eye(10, dtype=np.float32)[images[:, 0, 0]]
+    out, shown = mixed(images, targets, 0.5, np.random.default_rng(0))
+    for number in range(count):
+        other = out[number] != number % 10
+        assert set(out[number][other]) <= {(number - 1) % 10}
+        expected = np.zeros(10)
+        expected[number % 10], expected[(number - 1) % 10] = 1 - other.mean(), other.mean()
+        np.testing.assert_allclose(shown[number], expected, atol=1e-6)
+        rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
+        assert other.sum() == len(rows) * len(columns)  # one rectangle, without holes
+        if len(rows):
+            assert np.ptp(rows) + 1 == len(rows)
+    touched = (out != images).any(axis=(1, 2)).mean()
+    assert 0.45 < touched < 0.55
+    assert mixed(images, targets, 0.0, np.random.default_rng(0)) == (images, targets)
 
 
 def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
     images, labels = made.images(325, 1)
 
     def epoch(number: int) -> list[np.ndarray]:
-        batches = training_batches(Training.of(images, labels), STAGE, seed=0, epoch=number)
+        batches = training_batches(Training.of(images, labels), STAGE, classes=10, seed=0, epoch=number)
         return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
 
     first, second = epoch(0), epoch(1)
@@ -111,8 +128,8 @@ def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
     assert (first[1] != second[1]).any()
     known = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     known |= {image[:, ::-1].tobytes(): label for image, label in zip(images, labels, strict=True)}
-    for variants, answers in (first, second):
-        assert [known[variant.tobytes()] for variant in variants] == answers.tolist()
+    for variants, targets in (first, second):
+        assert (targets == np.eye(10)[[known[variant.tobytes()] for variant in variants]]).all()
         assert len({min(v.tobytes(), v[:, ::-1].tobytes()) for v in variants}) == 320
 
 
@@ -131,7 +148,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
 def test_the_first_convolution_begins_at_whitening_filters(checkpoints: Checkpoints) -> None:
     arrays = small()
     motionless = training.train(arrays, 10, base(epochs=1, learning_rate=0.0), 0, checkpoints).model
-    (kernel,) = motionless.get_layer(FIRST).get_weights()
+    (kernel,) = first_convolution(motionless).get_weights()
     np.testing.assert_array_equal(kernel, whitened(kernel, arrays.training))
 
 
