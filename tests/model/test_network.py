@@ -61,6 +61,19 @@ def test_the_network_is_what_the_design_says(name: str) -> None:
     assert [layer.name for layer in model.layers] == [layer.name for layer in again.layers]
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_published_form_of_every_profile_keeps_the_answers(name: str) -> None:
+    keras.utils.set_random_seed(0)
+    network, random = build(PROFILES[name], 10), np.random.default_rng(0)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([random.uniform(0.5, 2, weight.shape) for weight in layer.get_weights()])
+    classifier, (images, _) = trained(PROFILES[name], 10, network), made.images(20, 1)
+    answers = np.log(h5.classify(published(PROFILES[name], 10, classifier, temperature=1.0), images))
+    np.testing.assert_allclose(answers, np.log(h5.classify(classifier, images)), atol=1e-3)
+    assert np.ptp(answers, axis=0).max() > 1  # they are not all alike
+
+
 def test_an_image_and_its_mirror_image_get_the_same_answer() -> None:
     images, _ = made.images(50, 1)
     classifier = trained(PROFILE, 10, build(PROFILE, 10))
