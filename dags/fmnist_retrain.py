@@ -113,7 +113,7 @@ def train(validated: dict[str, Any], seed: int) -> dict[str, Any]:
 
 @step
 def choose_base(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The candidate that is best on the validation images becomes the base model."""
+    """The candidate with the least validation loss becomes the base model."""
     from fmnist_tasks import steps
 
     return steps.choose_base(current_run(), list(candidates))
@@ -137,7 +137,7 @@ def accuracy_gate(validated: dict[str, Any], trained: dict[str, Any], evaluated:
 
 @step
 def fine_tune(validated: dict[str, Any], trained: dict[str, Any], accepted: dict[str, Any]) -> dict[str, Any]:
-    """Go on from the base model with L2 and a learning-rate schedule; the better of both on validation goes on."""
+    """Go on from the base model with L2 and a learning-rate schedule; the one with less validation loss goes on."""
     from fmnist_tasks import steps
 
     return steps.fine_tune(current_run(), validated, trained, accepted)

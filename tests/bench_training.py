@@ -70,6 +70,11 @@ def accuracy_after(result: Result, limit: float) -> float:
     return float(result["test_accuracy"][ended - 1]) if ended else math.nan
 
 
+def gain(result: Result, figure: str) -> float:
+    """By how much the tuned model has more of a figure on validation than its base model."""
+    return float(result["validation"]["tuned"][figure] - result["validation"]["base"][figure])
+
+
 def table(results: list[Result]) -> Table:
     """What was reached, by recipe, with the reference's fitting time T as the unit of time."""
     by_recipe = {name: [result for result in results if result["recipe"] == name] for name in _COLOURS}
@@ -103,8 +108,8 @@ def table(results: list[Result]) -> Table:
         if limit := _ASKED_AFTER.get(recipe):
             name = f"test accuracy after {limit} T, %"
             row(recipe, name, lambda result, limit=limit: 100 * accuracy_after(result, limit * unit), 2)
-        gain = "gain of fine-tuning on validation, points"
-        row(recipe, gain, lambda run: 100 * (run["tuned_validation_accuracy"] - run["base_validation_accuracy"]), 2)
+        row(recipe, "gain of fine-tuning on validation, points", lambda run: 100 * gain(run, "accuracy"), 2)
+        row(recipe, "validation loss that it takes away, nats", lambda run: -gain(run, "loss"), 4)
         row(
             recipe,
             "test accuracy of the base model, %",

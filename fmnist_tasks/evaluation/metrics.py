@@ -49,11 +49,9 @@ def classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[
     }
 
 
-def accuracy_and_loss(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy (nats) of probabilities (N, classes) for labels (N,)."""
-    given = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    loss = -np.log(np.maximum(given, np.finfo(np.float32).tiny)).mean()
-    return float((probabilities.argmax(axis=1) == labels).mean()), float(loss)
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The share of labels (N,) whose class is the most probable of probabilities (N, classes)."""
+    return float((probabilities.argmax(axis=1) == labels).mean())
 
 
 def compared(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, classes: list[str]) -> dict[str, Any]:

@@ -20,10 +20,8 @@ def training_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of images, uint8 (B, 28, 28, 1), in an order and in variants of this epoch's own, and their targets.
 
-    Targets are float32 (B, classes): how much of an image shows each class.
-
-    They follow from seed and epoch alone, so that a training which goes on after an interruption sees what it would
-    have seen.
+    Targets are float32 (B, classes): how much of an image shows each class. Both follow from seed and epoch alone, so
+    that a training which goes on after an interruption sees what it would have seen.
     """
     random = np.random.default_rng((seed, epoch))
     size = batch_size(len(training), stage)

@@ -97,7 +97,7 @@ def against_champion(
     return {
         **facts,
         **metrics.compared(arrays.test_labels, probabilities, theirs, classes),
-        "validation_accuracy": metrics.accuracy_and_loss(arrays.validation_labels, on_validation)[0],
+        "validation_accuracy": metrics.accuracy(arrays.validation_labels, on_validation),
         "candidate_validation_accuracy": validation_accuracy,
     }
 

@@ -43,8 +43,8 @@ def train(store: Store, run: Run, validated: Result, seed: int) -> Result:
 
 @step("train")
 def choose_base(store: Store, run: Run, candidates: list[Result]) -> Result:
-    """The candidate that is best on the validation images becomes the base model."""
-    best = max(candidates, key=_merit)
+    """The candidate with the least validation loss becomes the base model."""
+    best = min(candidates, key=_validation_loss)
     rows = [
         {
             "seed": candidate["seed"],
@@ -81,10 +81,9 @@ def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, ev
 
 @step("validate_data", "choose_base", "accuracy_gate")
 def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accepted: Result) -> Result:
-    """Fine-tune the accepted base model; whichever of the two is better on the validation images is the candidate."""
+    """Fine-tune the accepted base model; whichever of the two has less validation loss is the candidate."""
     from fmnist_tasks.data.dataset import load
     from fmnist_tasks.model import cnn, h5, novelty, tuning
-    from fmnist_tasks.model.temperature import best_temperature
 
     arrays, classes, profile = load(store, validated["dataset"]), _classes(validated), run.parameters.training
     if accepted["model_sha256"] != trained["model"]["sha256"]:
@@ -96,10 +95,11 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
         fit = tuning.tune(base, arrays, classes, profile, seed, states)
     tuned = _kept(store, run, "tuned", fit, arrays, classes)
 
-    chosen, better = ("tuned", tuned) if _merit(tuned) > _merit(trained) else ("base", trained)
+    better = min(trained, tuned, key=_validation_loss)
+    chosen = "tuned" if better is tuned else "base"
     classifier = h5.load(get_verified(store, better["model"]), f"{chosen} model")
-    divisor, _ = best_temperature(arrays.validation_labels, h5.classify(classifier, arrays.validation_images))
-    candidate = novelty.publishable(cnn.published(profile, classes, classifier, divisor), arrays.training)
+    published = cnn.published(profile, classes, classifier, better["temperature"])
+    candidate = novelty.publishable(published, arrays.training)
     _, familiarity = h5.predict(candidate, arrays.validation_images)
     gain = tuned["validation_accuracy"] - trained["validation_accuracy"]
     return {
@@ -109,9 +109,12 @@ def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accept
             "model": put_blob(store, h5.save(candidate)),
             "novelty_threshold": novelty.threshold(familiarity),
             "validation_accuracy": better["validation_accuracy"],
-            "temperature": divisor,
+            "temperature": better["temperature"],
         },
-        "summary": f"{tuned['summary']}, {gain * 100:+.2f} points against the base; the {chosen} model goes on",
+        "summary": (
+            f"{tuned['summary']}; against the base {gain * 100:+.2f} points, and a validation loss of "
+            f"{tuned['validation_loss']:.4f} for {trained['validation_loss']:.4f}; the {chosen} model goes on"
+        ),
     }
 
 
@@ -199,9 +202,9 @@ def _classes(validated: Result) -> int:
     return len(validated["dataset"]["classes"])
 
 
-def _merit(figures: Result) -> tuple[float, float]:
-    """The better of two models is the one with the greater: validation accuracy, then less validation loss."""
-    return figures["validation_accuracy"], -figures["validation_loss"]
+def _validation_loss(figures: Result) -> float:
+    """What the better of two models has less of; of accuracies that are close, chance decides which is greater."""
+    return float(figures["validation_loss"])
 
 
 def _checkpoints(store: Store, run: Run, name: str, validated: Result, **recipe: Any) -> Checkpoints:
@@ -211,19 +214,25 @@ def _checkpoints(store: Store, run: Run, name: str, validated: Result, **recipe:
 
 
 def _kept(store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, classes: int) -> Result:
-    """Keep a trained network as a classifier, with its learning curves and what it scores on validation."""
+    """Keep a trained network as a classifier, with its learning curves and what it scores on validation.
+
+    The validation loss is what is left at the temperature that the model would be published with.
+    """
     from fmnist_tasks.evaluation import figures, metrics
     from fmnist_tasks.model import h5
     from fmnist_tasks.model.cnn import trained
+    from fmnist_tasks.model.temperature import best_temperature
 
     model = trained(run.parameters.training, classes, fit.model)
     curves = figures.learning_curves(fit.curves, f"{name} model")
     probabilities = h5.classify(model, arrays.validation_images)
-    accuracy, loss = metrics.accuracy_and_loss(arrays.validation_labels, probabilities)
+    accuracy = metrics.accuracy(arrays.validation_labels, probabilities)
+    temperature, loss = best_temperature(arrays.validation_labels, probabilities)
     return {
         **fit.as_json(),
         "validation_accuracy": accuracy,
         "validation_loss": loss,
+        "temperature": temperature,
         "model": put_blob(store, h5.save(model)),
         "weights": model.count_params(),
         "pictures": {f"{name}_learning_curves": put_blob(store, curves)},

@@ -7,11 +7,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import made
+import numpy as np
 import pytest
 from conftest import Line
 from made import RUN
 
 from fmnist_tasks import service, steps
+from fmnist_tasks.model import h5
+from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.steps import run_again
 from fmnist_tasks.steps.step import result_of
@@ -27,7 +31,7 @@ def test_the_best_of_three_on_validation_becomes_the_champion(line: Line) -> Non
     assert {"train-5", "train-6", "train-7"} <= set(records)
     trained, base = result_of(line.store, THREE, "train"), result_of(line.store, THREE, "choose_base")
     assert len({candidate["model"]["sha256"] for candidate in trained}) == 3
-    best = max(trained, key=lambda candidate: (candidate["validation_accuracy"], -candidate["validation_loss"]))
+    best = min(trained, key=lambda candidate: candidate["validation_loss"])
     assert (base["seed"], base["model"]) == (best["seed"], best["model"])
     assert [row["chosen"] for row in base["candidates"]] == [candidate is best for candidate in trained]
     assert "goes on" in line.store.get(f"runs/{THREE.id}/report.html").decode()
@@ -36,11 +40,31 @@ def test_the_best_of_three_on_validation_becomes_the_champion(line: Line) -> Non
     assert list(line.store.list("checkpoints/")) == []
 
 
-def test_equal_accuracy_is_decided_by_loss(finished: Line) -> None:
+def test_less_loss_decides_even_against_accuracy(finished: Line) -> None:
     (one,) = result_of(finished.store, RUN, "train")
-    other = {**one, "seed": 1, "validation_loss": one["validation_loss"] / 2}
+    other = {**one, "seed": 1, "validation_loss": one["validation_loss"] / 2, "validation_accuracy": 0.5}
     assert steps.choose_base(RUN, [one, other])["seed"] == 1
     assert run_again("choose_base", RUN)["seed"] == 0
+
+
+@pytest.mark.parametrize(("factor", "chosen"), [(0.0, "base"), (10.0, "tuned")])
+def test_the_candidate_is_the_one_of_base_and_tuned_model_with_less_loss(
+    finished: Line, factor: float, chosen: str
+) -> None:
+    validated, base, accepted = (result_of(finished.store, RUN, name) for name in steps.INPUTS["fine_tune"])
+    base |= {"validation_loss": base["validation_loss"] * factor, "validation_accuracy": 1 - factor / 10}
+    tuned = steps.fine_tune(RUN, validated, base, accepted)
+    better = {"base": base, "tuned": tuned}[chosen]
+    assert tuned["chosen"] == chosen
+    assert tuned["summary"].endswith(f"the {chosen} model goes on")
+    assert {name: tuned["candidate"][name] for name in ("validation_accuracy", "temperature")} == {
+        name: better[name] for name in ("validation_accuracy", "temperature")
+    }
+    candidate = h5.load(get_verified(finished.store, tuned["candidate"]["model"]), "candidate model")
+    classifier = h5.load(get_verified(finished.store, better["model"]), f"{chosen} model")
+    images, _ = made.images(200, 3)
+    scaled = h5.classify(classifier, images) ** (1 / better["temperature"])
+    np.testing.assert_allclose(h5.classify(candidate, images), scaled / scaled.sum(axis=1, keepdims=True), atol=1e-5)
 
 
 def inside(lock: Path, diary: Path, number: int) -> None:
