@@ -47,12 +47,12 @@ def test_less_loss_decides_even_against_accuracy(finished: Line) -> None:
     assert run_again("choose_base", RUN)["seed"] == 0
 
 
-@pytest.mark.parametrize(("factor", "chosen"), [(0.0, "base"), (10.0, "tuned")])
+@pytest.mark.parametrize(("loss", "chosen"), [(0.0, "base"), (10.0, "tuned")])
 def test_the_candidate_is_the_one_of_base_and_tuned_model_with_less_loss(
-    finished: Line, factor: float, chosen: str
+    finished: Line, loss: float, chosen: str
 ) -> None:
     validated, base, accepted = (result_of(finished.store, RUN, name) for name in steps.INPUTS["fine_tune"])
-    base |= {"validation_loss": base["validation_loss"] * factor, "validation_accuracy": 1 - factor / 10}
+    base |= {"validation_loss": loss, "validation_accuracy": loss / 10}
     tuned = steps.fine_tune(RUN, validated, base, accepted)
     better = {"base": base, "tuned": tuned}[chosen]
     assert tuned["chosen"] == chosen
