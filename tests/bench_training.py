@@ -90,10 +90,10 @@ def table(results: list[Result]) -> Table:
             told = "never" if missed == len(values) else f"not in {missed}"
             rows.add_row(recipe, what, told, "", "", "", str(len(values)))
             return
-        spread = statistics.stdev(values) if len(values) > 1 else math.nan
         mean = statistics.mean(values)
-        figures = [f"{value:.{digits}f}" for value in (statistics.median(values), mean, spread)]
-        rows.add_row(recipe, what, *figures, f"{mean / unit:.2f}" if ratio else "", str(len(values)))
+        figures = [f"{value:.{digits}f}" for value in (statistics.median(values), mean)]
+        spread = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        rows.add_row(recipe, what, *figures, spread, f"{mean / unit:.2f}" if ratio else "", str(len(values)))
 
     for recipe, runs in by_recipe.items():
         if not runs:
