@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tasks.alerts import Alert, send
@@ -23,6 +24,8 @@ from fmnist_tasks.turns import one_at_a_time
 if TYPE_CHECKING:
     from fmnist_tasks.data.dataset import Arrays
     from fmnist_tasks.model.training import Fit
+
+_validation_loss = itemgetter("validation_loss")  # chooses: of close accuracies chance decides which is greater
 
 _FAKES = 1_000  # images of each family of fake ones
 _ANSWERED_RIGHTLY = 0.99  # accuracy of a model that may abstain, for which the report says how much it answers
@@ -200,11 +203,6 @@ def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, eva
 
 def _classes(validated: Result) -> int:
     return len(validated["dataset"]["classes"])
-
-
-def _validation_loss(figures: Result) -> float:
-    """What the better of two models has less of; of accuracies that are close, chance decides which is greater."""
-    return float(figures["validation_loss"])
 
 
 def _checkpoints(store: Store, run: Run, name: str, validated: Result, **recipe: Any) -> Checkpoints:
