@@ -59,7 +59,7 @@ def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> di
 @dag(
     dag_id="fmnist_predict",
     doc_md=__doc__,
-    schedule=[Asset(**CHAMPION_ASSET)],
+    schedule=[Asset(CHAMPION_ASSET)],
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,

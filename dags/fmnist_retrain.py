@@ -34,7 +34,7 @@ from fmnist_tasks.settings import (
     Parameters,
 )
 
-CHAMPION = Asset(**CHAMPION_ASSET)
+CHAMPION = Asset(CHAMPION_ASSET)
 DEFAULT = Parameters()
 
 

@@ -78,6 +78,7 @@ def fit(model: keras.Model, arrays: Arrays, stage: Stage, seed: int, rate: Rate,
         loss, accuracy = _epoch(step, optimizer, batches, rates, f"epoch {epoch + 1}")
         probabilities = tf.nn.softmax(outputs(model, arrays.validation_images)[0]).numpy()
         _, val_loss = best_temperature(arrays.validation_labels, probabilities)
+        _require_finite(val_loss, f"on the validation images after epoch {epoch + 1}")
         val_accuracy = float((probabilities.argmax(axis=1) == arrays.validation_labels).mean())
         figures = {
             "loss": loss,
@@ -110,13 +111,18 @@ def _epoch(step: Step, optimizer: keras.Optimizer, batches: Iterable[Batch], rat
     for number, (rate, (images, targets)) in enumerate(zip(rates, batches, strict=True), start=1):
         optimizer.learning_rate.assign(rate)
         loss, right = (float(figure) for figure in step(images, targets))
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"loss is {loss} at step {number} of {name}; training stopped, nothing was kept. "
-                "Look for extreme pixels in the data, or lower the learning rate of the profile in settings.py"
-            )
+        _require_finite(loss, f"at step {number} of {name}")
         losses, shares = losses + loss, shares + right
     return losses / len(rates), shares / len(rates)
+
+
+def _require_finite(loss: float, where: str) -> None:
+    """End a training whose weights are spoilt."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"loss is {loss} {where}; training stopped, nothing was kept. "
+            "Look for extreme pixels in the data, or lower the learning rate of the profile in settings.py"
+        )
 
 
 def _training_step(model: keras.Model, optimizer: keras.Optimizer, smoothing: float) -> Step:

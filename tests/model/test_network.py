@@ -210,6 +210,13 @@ def test_a_loss_that_is_no_number_stops_training_at_once(checkpoints: Checkpoint
         training.train(small(), 10, base(learning_rate=float("inf")), 0, checkpoints)
 
 
+def test_weights_that_the_last_step_of_all_spoils_stop_training_too(checkpoints: Checkpoints) -> None:
+    only_step = base(epochs=1, learning_rate=float("inf"))  # its own loss is that of the weights before it
+    with pytest.raises(TrainingError, match=r"loss is nan on the validation images after epoch 1; training stopped"):
+        training.train(small(16), 10, only_step, 0, checkpoints)
+    assert checkpoints.latest() is None
+
+
 @pytest.mark.slow
 def test_fine_tuning_goes_on_from_the_base_and_leaves_it_alone(tmp_path: Path) -> None:
     arrays = small()
