@@ -17,7 +17,7 @@ from fmnist_tasks.errors import SettingsError
 PROJECT = Path(__file__).resolve().parents[1]
 INCLUDE = PROJECT / "include"
 DAG_ID = "fmnist_retrain"
-CHAMPION_ASSET = "fmnist_champion"  # its event is a new champion; for a URI, Airflow would load every provider's handlers
+CHAMPION_ASSET = "fmnist_champion"  # its event is a new champion; a URI would make Airflow load all providers' handlers
 TASK_LIMIT = timedelta(hours=6)  # a task that takes longer is stopped
 APPROVAL_LIMIT = timedelta(days=3)  # a person who has not decided by then has rejected
 RUN_LIMIT = APPROVAL_LIMIT + 2 * TASK_LIMIT  # a run that takes longer is stopped
