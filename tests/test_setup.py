@@ -59,8 +59,9 @@ def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) ->
         assert stage in said
     assert (copy / "var" / "airflow" / "airflow.db").is_file()
     subprocess.run([copy / ".venv" / "bin" / "fmnist", "--help"], check=True, stdout=subprocess.DEVNULL)
+    made = copy / ".venv"
     to_be_exact = subprocess.run(
-        [copy / ".venv" / "bin" / "uv", "pip", "sync", "--dry-run", "--python", copy / ".venv", "requirements.txt"],
+        [made / "bin" / "uv", "pip", "sync", "--system-certs", "--dry-run", "--python", made, "requirements.txt"],
         cwd=copy,
         capture_output=True,
         text=True,
