@@ -17,7 +17,8 @@ from fmnist_tasks.errors import SettingsError
 PROJECT = Path(__file__).resolve().parents[1]
 INCLUDE = PROJECT / "include"
 DAG_ID = "fmnist_retrain"
-CHAMPION_ASSET = "fmnist_champion"  # its event is a new champion; a URI would make Airflow load all providers' handlers
+# Its event is a new champion. A name alone: for a URI, Airflow would load every provider's handlers with a DAG file.
+CHAMPION_ASSET = "fmnist_champion_model"
 TASK_LIMIT = timedelta(hours=6)  # a task that takes longer is stopped
 APPROVAL_LIMIT = timedelta(days=3)  # a person who has not decided by then has rejected
 RUN_LIMIT = APPROVAL_LIMIT + 2 * TASK_LIMIT  # a run that takes longer is stopped
