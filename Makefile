@@ -40,13 +40,13 @@ secrets: ## fill in the secrets of .env, for docker-compose.yaml
 	@include/cluster/secrets
 
 cluster: setup ## Postgres, Redis, MinIO and Airflow with Celery as processes here: make cluster WORKERS=2 PORT=8080
-	@source include/activate && python include/cluster/cluster.py up --workers $(WORKERS) --port $${PORT:-8080}
+	@source include/activate && python -m tests.support.cluster up --workers $(WORKERS) --port $${PORT:-8080}
 
 run-cluster: setup ## the same DAG on the cluster that runs
-	@source include/activate && python include/cluster/cluster.py run '$(PARAMETERS)'
+	@source include/activate && python -m tests.support.cluster run '$(PARAMETERS)'
 
 cluster-down: setup ## stop the cluster; what it stored stays
-	@source include/activate && python include/cluster/cluster.py down
+	@source include/activate && python -m tests.support.cluster down
 
 test: check ## formatting, lint, types and all tests
 	@source include/activate && pytest --numprocesses 2 --dist loadfile
@@ -64,8 +64,8 @@ drills: setup ## what happens to runs on a cluster when parts of it fail: all dr
 	@echo "Two halves side by side, each with a cluster of its own; each prints when it has ended."
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync drills-weeks drills-parts
 
-DRILLS = tests/drills/test_weeks.py # about half of the minutes
-drills-parts: DRILLS := $(filter-out $(DRILLS),$(wildcard tests/drills/test_*.py))
+DRILLS = tests/faults/test_weeks.py # about half of the minutes
+drills-parts: DRILLS := $(filter-out $(DRILLS),$(wildcard tests/faults/test_*.py))
 # Threads that wait for each other take time from the other half.
 drills-weeks drills-parts: export TF_NUM_INTRAOP_THREADS = 1
 drills-weeks drills-parts: export OMP_NUM_THREADS = 1
@@ -76,13 +76,13 @@ screenshots: setup ## docs/images from a journey through the UI over the real im
 	@source include/activate && FMNIST_SCREENSHOTS=docs/images pytest tests/page/test_browser.py
 
 bench: setup ## time and memory of the line: make bench RUNS=3 PROFILE=standard
-	@source include/activate && PYTHONPATH=include/cluster python tests/bench.py --runs $(RUNS) --profile $(PROFILE)
+	@source include/activate && python -m bench.pipeline --runs $(RUNS) --profile $(PROFILE)
 
 bench-training: setup ## our recipes against the usual one, hours; make bench-training QUICK=1 takes minutes
-	@source include/activate && python tests/bench_training.py --runs $(SEEDS) --recipes '$(RECIPES)' --out $(OUT)
+	@source include/activate && python -m bench.training --runs $(SEEDS) --recipes '$(RECIPES)' --out $(OUT)
 
 bench-cluster: setup ## Airflow's share, candidates over workers, a million images, two million to train on; an hour, as root
-	@source include/activate && PYTHONPATH=include/cluster python tests/bench_cluster.py
+	@source include/activate && python -m bench.cluster
 
 lock: ## resolve pyproject.toml into requirements.txt again
 	@source include/activate && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

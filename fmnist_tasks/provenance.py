@@ -20,6 +20,7 @@ _OUTSIDE = {  # modules and rooms that cannot
     "cli.py",
     "connections.py",
     "page",
+    "provision.py",
     "tables.py",
     "templates.py",
 }

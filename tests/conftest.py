@@ -5,72 +5,29 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 # Airflow reads its home at the first import, wherever that happens.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
 
-import made
 import pytest
-from made import RUN
-from minio_server import NoServerError, Server
-from proxy import Proxy
 
-from fmnist_tasks import service
-from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.steps import STEPS, Run, run_again
+from tests.support import synthetic
+from tests.support.minio_server import NoServerError, Server
+from tests.support.pipeline import Line
+from tests.support.proxy import Proxy
 
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A retraining line of its own in a temporary folder, on made data."""
-
-    home: Path
-
-    @property
-    def data(self) -> Path:
-        return self.home / "data"
-
-    @property
-    def store(self) -> FolderStore:
-        return FolderStore(self.home / "store")
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "FMNIST_HOME": str(self.home),
-            "FMNIST_STORE": (self.home / "store").as_uri(),
-            "FMNIST_DATASET": str(self.data / "made.toml"),
-            "FMNIST_DATA_DIR": str(self.data),
-        }
-
-    def upto(self, last: str, run: Run = RUN) -> None:
-        """Run the steps of a run, in their order, up to one of them."""
-        for name in STEPS:
-            run_again(name, run)
-            if name == last:
-                return
-
-    def succeeded(self) -> str:
-        """The version of another release, with the champion's files, that has taken the champion's place."""
-        release = service.open_release(self.store, service.in_service(self.store).version)
-        facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
-        releases.publish(self.store, "second", release.files, facts)
-        champion.append(self.store, version="second", action="promote", reason="r", write_id="w", after=1)
-        return "second"
 
 
 @pytest.fixture(scope="session")
 def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    made.declare(folder)
+    synthetic.declare(folder)
     return folder
 
 

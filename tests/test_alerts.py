@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cluster import free_port
-from conftest import Line
-from listeners import Hook, Mailbox
-from made import RUN
 
 from fmnist_tasks import alerts, service
 from fmnist_tasks.alerts import Alert
 from fmnist_tasks.errors import RejectedError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.runs import write_record
+from tests.support.listeners import Hook, Mailbox
+from tests.support.pipeline import Line
+from tests.support.ports import free_port
+from tests.support.synthetic import RUN
 
 MISSED = Alert("rejected", "run-1", "Task accuracy_gate: test accuracy is 91.99%, below the bound of 92.00%")
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import io
 
-import made
 import numpy as np
 import pytest
-from conftest import Line
 from PIL import Image
 
 from fmnist_tasks import batch, service
 from fmnist_tasks.errors import MissingError, RejectedError
 from fmnist_tasks.registry.documents import read_document
+from tests.support import synthetic
+from tests.support.pipeline import Line
 
 pytestmark = pytest.mark.slow
 
-IMAGES, LABELS = made.images(40, 5)
+IMAGES, LABELS = synthetic.images(40, 5)
 
 
 def put_pictures(line: Line, count: int) -> None:
@@ -34,7 +34,7 @@ def rows(line: Line, key: str) -> list[dict[str, str]]:
 def test_pictures_and_arrays_are_answered_in_shards(finished: Line) -> None:
     put_pictures(finished, 7)
     noise = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
-    finished.store.put("inbox/many.npz", made.npz(images=np.concatenate([IMAGES[7:], noise])))
+    finished.store.put("inbox/many.npz", synthetic.npz(images=np.concatenate([IMAGES[7:], noise])))
     finished.store.put("inbox/notes.txt", b"no image")
     finished.store.put("inboxes/other.png", b"under another prefix")
     shards = batch.plan(finished.store, "inbox/", files=4)
@@ -68,8 +68,8 @@ def test_a_shard_that_runs_again_writes_the_same(finished: Line) -> None:
 
 
 def test_arrays_that_are_no_images_are_rows_that_say_so(finished: Line) -> None:
-    finished.store.put("inbox/floats.npz", made.npz(images=IMAGES / 255))
-    finished.store.put("inbox/nothing.npz", made.npz(labels=LABELS))
+    finished.store.put("inbox/floats.npz", synthetic.npz(images=IMAGES / 255))
+    finished.store.put("inbox/nothing.npz", synthetic.npz(labels=LABELS))
     (shard,) = batch.plan(finished.store, "inbox/", files=10)
     result = batch.predict(finished.store, "r", shard)
     assert (result["images"], result["unreadable"]) == (0, 2)

@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import airflow  # noqa: F401 - its first import closes what log handlers write to, which inside a command is the output of pytest
-import made
 import numpy as np
 import pytest
-from conftest import Line
-from made import RUN
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -23,6 +20,9 @@ from fmnist_tasks.cli import app
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.settings import PROFILES
+from tests.support import synthetic
+from tests.support.pipeline import Line
+from tests.support.synthetic import RUN
 
 BAD_POLICY = ["ingest", "--policy", "strict"]
 COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
@@ -118,9 +118,11 @@ def test_a_whole_run_step_by_step(line: Line) -> None:
 
 @pytest.mark.slow
 def test_a_rejected_model_is_exit_code_1(line: Line) -> None:
-    labels = made.images(600, 2)[1]
-    labels[:3] = (labels[:3] + 1) % made.CLASSES  # no model can be right on these; the checks would see more of them
-    made.declare(line.data, test_labels=labels)
+    labels = synthetic.images(600, 2)[1]
+    labels[:3] = (
+        labels[:3] + 1
+    ) % synthetic.CLASSES  # no model can be right on these; the checks would see more of them
+    synthetic.declare(line.data, test_labels=labels)
     for command in (["ingest", "--profile", "quick", "--accuracy-threshold", "0.999"], ["validate"], ["train"]):
         fmnist(*command)
     assert "base model rejected: test accuracy is" in fmnist("evaluate", expect=1).stderr
@@ -196,7 +198,7 @@ def test_prune_shows_first_and_then_deletes(line: Line) -> None:
 
 @pytest.mark.slow
 def test_predict_names_the_class_or_that_it_is_no_clothing(finished: Line, tmp_path: Path) -> None:
-    images, labels = made.images(20, 5)
+    images, labels = synthetic.images(20, 5)
     noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     paths = [tmp_path / f"{index}.png" for index in range(21)]
     for path, pixels in zip(paths, [*images, noise], strict=True):

@@ -11,11 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cluster import free_port
-from conftest import Line
-from minio_server import Server
 
 from fmnist_tasks.settings import INCLUDE
+from tests.support.minio_server import Server
+from tests.support.pipeline import Line
+from tests.support.ports import free_port
 
 SERVE = ("server", "127.0.0.1:9", "127.0.0.1:8")
 TOOLS = ("bash", "dirname", "mkdir", "mv", "rm", "cat", "id", "chmod")  # what the script needs, and no server

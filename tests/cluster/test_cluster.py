@@ -14,14 +14,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import free_port, install_stores
-from conftest import Line
-from declaration import read_settings
-from installing import installing
-from programs import Program
-from supervision import ClusterError, Supervisor
 
 from fmnist_tasks.settings import PROJECT
+from tests.support.cluster.cluster import require_stores
+from tests.support.cluster.declaration import read_settings
+from tests.support.cluster.programs import Program
+from tests.support.cluster.supervision import ClusterError, Supervisor
+from tests.support.installing import installing
+from tests.support.pipeline import Line
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 SECRETS = ("PASSWORD", "KEY", "SECRET")
@@ -48,7 +49,7 @@ def stores() -> None:
     """Postgres, Redis and MinIO are on this machine."""
     try:
         with installing():
-            install_stores()
+            require_stores()
     except ClusterError as error:
         if os.environ.get("CI") == "true":
             raise
@@ -57,8 +58,8 @@ def stores() -> None:
 
 def command(folder: Path, line: Line, *words: str) -> subprocess.CompletedProcess[str]:
     given = {"FMNIST_DATASET": str(line.data / "made.toml"), "FMNIST_DATA_DIR": str(line.data)}
-    program = [sys.executable, PROJECT / "include" / "cluster" / "cluster.py", "--folder", folder, *words]
-    return subprocess.run(program, env=os.environ | given, capture_output=True, text=True)
+    program = [sys.executable, "-m", "tests.support.cluster", "--folder", folder, *words]
+    return subprocess.run(program, cwd=PROJECT, env=os.environ | given, capture_output=True, text=True)
 
 
 def of_cluster(folder: Path) -> list[psutil.Process]:

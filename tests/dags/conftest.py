@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from airflow_home import migrate
+
+from tests.support.airflow_home import migrate
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,16 @@ import json
 import runpy
 from pathlib import Path
 
-import made
 import pytest
-from airflow_home import Airflow
-from conftest import Line
 from PIL import Image
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.settings import PROJECT
+from tests.support import synthetic
+from tests.support.airflow_home import Airflow
+from tests.support.pipeline import Line
 
 OTHERS = ("fmnist_predict", "fmnist_rollback", "fmnist_watch")
 
@@ -64,7 +64,7 @@ def test_a_rollback_is_an_entry_of_the_log(migrated: Path, finished: Line) -> No
 
 @pytest.mark.slow
 def test_images_under_a_prefix_are_answered(migrated: Path, finished: Line) -> None:
-    images, labels = made.images(5, 3)
+    images, labels = synthetic.images(5, 3)
     for number, image in enumerate(images):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "png")

@@ -11,15 +11,15 @@ import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import made
 import pytest
-from airflow_home import QUICK, Airflow, until
-from conftest import Line
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, Settings
+from tests.support import synthetic
+from tests.support.airflow_home import QUICK, Airflow, until
+from tests.support.pipeline import Line
 
 pytestmark = pytest.mark.slow
 
@@ -66,9 +66,11 @@ def test_nothing_changed_ends_green_without_training(migrated: Path, finished: L
 
 def test_a_weak_model_ends_red_with_an_alert_and_the_champion_stays(migrated: Path, finished: Line) -> None:
     airflow = Airflow(migrated, finished)
-    labels = made.images(600, 2)[1]
-    labels[:3] = (labels[:3] + 1) % made.CLASSES  # no model can be right on these; the checks would see more of them
-    made.declare(finished.data, test_labels=labels)
+    labels = synthetic.images(600, 2)[1]
+    labels[:3] = (
+        labels[:3] + 1
+    ) % synthetic.CLASSES  # no model can be right on these; the checks would see more of them
+    synthetic.declare(finished.data, test_labels=labels)
     before = champion.history(finished.store)
     code, output = airflow.run(accuracy_threshold=0.999)
     assert code == 1, output
@@ -147,7 +149,7 @@ def three_days_pass(airflow: Airflow, run_id: str) -> None:
 
 
 def test_a_held_candidate_waits_for_a_person_in_a_scheduler(own_migrated: Path, line: Line) -> None:
-    line.store.put("inbox/batch.npz", made.npz(images=made.images(3, 5)[0]))
+    line.store.put("inbox/batch.npz", synthetic.npz(images=synthetic.images(3, 5)[0]))
     airflow = Airflow(own_migrated, line, {"FMNIST_PREDICT_PREFIX": "inbox/"})
     with airflow.standalone() as url:
         first = airflow.begun()  # this week's run, which holds nothing

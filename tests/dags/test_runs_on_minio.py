@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from airflow_home import QUICK, Airflow, until
-from conftest import Line
-from minio_server import Server
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID
+from tests.support.airflow_home import QUICK, Airflow, until
+from tests.support.minio_server import Server
+from tests.support.pipeline import Line
 
 pytestmark = pytest.mark.slow
 

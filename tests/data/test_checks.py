@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-import made
 import numpy as np
 import pytest
 
 from fmnist_tasks.data.checks import Sample, check_samples
+from tests.support import synthetic
 
-IMAGES, LABELS = made.images(400, 3)
-TRAINING, TEST = Sample("training", *made.images(1600, 1), 1600), Sample("test", *made.images(600, 2), 600)
+IMAGES, LABELS = synthetic.images(400, 3)
+TRAINING, TEST = Sample("training", *synthetic.images(1600, 1), 1600), Sample("test", *synthetic.images(600, 2), 600)
 
 
 def failed(images: np.ndarray, labels: np.ndarray = LABELS, count: int | None = None) -> dict[str, str]:
     """Names and reasons of the checks that a batch, or with a count a training part, does not pass."""
     sample = Sample("it", images, labels, count)
     parts = (TRAINING, TEST, [sample]) if count is None else (sample, TEST, [])
-    found, _ = check_samples(*parts, made.CLASSES)
+    found, _ = check_samples(*parts, synthetic.CLASSES)
     return {check.name: check.reason for check in found["it"].checks if not check.passed}
 
 
@@ -88,7 +88,7 @@ def test_a_reason_tells_how_many_rows_are_wrong_and_shows_one() -> None:
 
 
 def test_the_data_docs_name_every_sample() -> None:
-    _, pages = check_samples(TRAINING, TEST, [Sample("week 12.npz", IMAGES, LABELS, None)], made.CLASSES)
+    _, pages = check_samples(TRAINING, TEST, [Sample("week 12.npz", IMAGES, LABELS, None)], synthetic.CLASSES)
     index = pages["index.html"].decode()
     assert "training images" in index
     assert any("week 12.npz images" in path for path in pages)

@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import io
 
-import made
 import numpy as np
 import pytest
 
 from fmnist_tasks.data.dataset import SPLIT_SEED, load, make_dataset, make_part, packed, split, unpack
 from fmnist_tasks.errors import DataError, IntegrityError
 from fmnist_tasks.registry.local import FolderStore
+from tests.support import synthetic
 
-CLASSES = [f"pattern {i}" for i in range(made.CLASSES)]
+CLASSES = [f"pattern {i}" for i in range(synthetic.CLASSES)]
 
 
 def test_the_split_is_stratified_disjoint_complete_and_always_the_same() -> None:
-    labels = made.images(1000, 1)[1]
+    labels = synthetic.images(1000, 1)[1]
     training, validation = split(labels)
     assert len(validation) == 200
     np.testing.assert_array_equal(np.bincount(labels[validation]), np.full(10, 20))
@@ -24,8 +24,10 @@ def test_the_split_is_stratified_disjoint_complete_and_always_the_same() -> None
 
 
 def test_batches_join_training_and_nothing_else(store: FolderStore) -> None:
-    base = [make_part(store, name, "base", *made.images(count, 1)) for name, count in (("train", 100), ("test", 40))]
-    images, labels = made.images(30, 5)
+    base = [
+        make_part(store, name, "base", *synthetic.images(count, 1)) for name, count in (("train", 100), ("test", 40))
+    ]
+    images, labels = synthetic.images(30, 5)
     batch = make_part(store, "train", "incoming/b.npz", images, labels.astype(np.int64))
     without, arrays = (load(store, make_dataset("made", CLASSES, base, batches)) for batches in ([], [batch]))
     assert len(arrays.training) == len(without.training) + 30 == 110
@@ -38,7 +40,7 @@ def test_batches_join_training_and_nothing_else(store: FolderStore) -> None:
 
 
 def test_the_fingerprint_follows_content_not_origin(store: FolderStore) -> None:
-    images, labels = made.images(50, 1)
+    images, labels = synthetic.images(50, 1)
     here = make_dataset("made", CLASSES, [make_part(store, "train", "here", images, labels)], [])
     there = make_dataset("made", CLASSES, [make_part(store, "train", "there", images, labels)], [])
     assert here["fingerprint"] == there["fingerprint"]
@@ -49,15 +51,15 @@ def test_the_fingerprint_follows_content_not_origin(store: FolderStore) -> None:
 
 
 def test_batches_count_once_and_in_any_order(store: FolderStore) -> None:
-    base = [make_part(store, "train", "base", *made.images(100, 1))]
-    one, two = (make_part(store, "train", f"batch {seed}", *made.images(20, seed)) for seed in (2, 3))
+    base = [make_part(store, "train", "base", *synthetic.images(100, 1))]
+    one, two = (make_part(store, "train", f"batch {seed}", *synthetic.images(20, seed)) for seed in (2, 3))
     first, second = (make_dataset("made", CLASSES, base, batches) for batches in ([one, two], [two, *base, one, two]))
     assert first == second
     assert len(first["parts"]) == 3
 
 
 def test_packing_gives_the_same_bytes_every_time() -> None:
-    images, labels = made.images(50, 1)
+    images, labels = synthetic.images(50, 1)
     with packed(images=images, labels=labels) as one, packed(images=images, labels=labels) as other:
         one.seek(0)
         other.seek(0)
@@ -69,9 +71,9 @@ def test_packing_gives_the_same_bytes_every_time() -> None:
     [
         (b"", "is no .npz"),
         (b"\x80\x04pickle", "is no .npz"),
-        (made.npz(images=np.zeros(3))[:-30], "is no .npz"),
-        (made.npz(images=np.zeros(3)), "arrays images and labels is expected"),
-        (made.npz(images=np.array([{"a": 1}], dtype=object), labels=np.zeros(1)), "is no .npz with plain arrays"),
+        (synthetic.npz(images=np.zeros(3))[:-30], "is no .npz"),
+        (synthetic.npz(images=np.zeros(3)), "arrays images and labels is expected"),
+        (synthetic.npz(images=np.array([{"a": 1}], dtype=object), labels=np.zeros(1)), "is no .npz with plain arrays"),
     ],
 )
 def test_what_is_no_plain_npz_is_refused(data: bytes, message: str) -> None:
@@ -80,7 +82,7 @@ def test_what_is_no_plain_npz_is_refused(data: bytes, message: str) -> None:
 
 
 def test_one_changed_byte_in_a_stored_part_is_noticed(store: FolderStore) -> None:
-    part = make_part(store, "train", "base", *made.images(100, 1))
+    part = make_part(store, "train", "base", *synthetic.images(100, 1))
     key = part["blob"]["uri"]
     data = bytearray(store.get(key))
     data[5000] ^= 1

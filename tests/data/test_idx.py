@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import gzip
 
-import made
 import numpy as np
 import pytest
 
 from fmnist_tasks.data.idx import gunzip, parse_idx
 from fmnist_tasks.errors import DataError
+from tests.support import synthetic
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 
 
 def test_what_was_written_is_read() -> None:
-    np.testing.assert_array_equal(parse_idx(made.idx(IMAGES), "f"), IMAGES)
+    np.testing.assert_array_equal(parse_idx(synthetic.idx(IMAGES), "f"), IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ def test_what_was_written_is_read() -> None:
         (b"", "is no IDX file"),
         (b"PK\x03\x04", "is no IDX file"),
         (b"\0\0\x0d\x01" + bytes(8), "is no IDX file"),  # floats
-        (made.idx(IMAGES)[:9], "header is cut short"),
-        (made.idx(IMAGES)[:-1], "header says 2 x 3 x 4, 40 bytes; has 39"),
-        (made.idx(IMAGES) + b"x", "has 41"),
+        (synthetic.idx(IMAGES)[:9], "header is cut short"),
+        (synthetic.idx(IMAGES)[:-1], "header says 2 x 3 x 4, 40 bytes; has 39"),
+        (synthetic.idx(IMAGES) + b"x", "has 41"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "has 16"),  # a header that promises 2^96 bytes
     ],
 )

@@ -3,18 +3,18 @@ from __future__ import annotations
 import gzip
 import logging
 
-import made
 import numpy as np
 import pytest
-from conftest import Line
-from made import RUN, npz
 
 from fmnist_tasks import steps
 from fmnist_tasks.data import incoming
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.steps import Run
+from tests.support import synthetic
+from tests.support.pipeline import Line
+from tests.support.synthetic import RUN, npz
 
-IMAGES, LABELS = made.images(200, 9)
+IMAGES, LABELS = synthetic.images(200, 9)
 GOOD = npz(images=IMAGES, labels=LABELS)
 
 
@@ -33,8 +33,8 @@ def left(store: FolderStore, prefix: str) -> list[str]:
 @pytest.mark.parametrize("packed", [True, False])
 def test_an_idx_pair_is_one_batch(line: Line, packed: bool) -> None:
     wrap, suffix = (gzip.compress, ".gz") if packed else (bytes, "")
-    line.store.put(f"incoming/week-12-images-idx3-ubyte{suffix}", wrap(made.idx(IMAGES)))
-    line.store.put(f"incoming/week-12-labels-idx1-ubyte{suffix}", wrap(made.idx(LABELS)))
+    line.store.put(f"incoming/week-12-images-idx3-ubyte{suffix}", wrap(synthetic.idx(IMAGES)))
+    line.store.put(f"incoming/week-12-labels-idx1-ubyte{suffix}", wrap(synthetic.idx(LABELS)))
     assert training_images(validated(line)) == 1800
     assert left(line.store, "incoming/") == []
 
@@ -69,7 +69,7 @@ def test_two_runs_at_the_same_time_share_a_batch(line: Line) -> None:
 
 
 def test_half_a_pair_waits_for_the_other_half(line: Line) -> None:
-    line.store.put("incoming/w-images-idx3-ubyte", made.idx(IMAGES))
+    line.store.put("incoming/w-images-idx3-ubyte", synthetic.idx(IMAGES))
     ingested = steps.ingest(RUN)
     assert ingested["waiting"] == ["incoming/w-images-idx3-ubyte"]
     assert training_images(steps.validate_data(RUN, ingested)) == 1600

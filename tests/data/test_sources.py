@@ -11,11 +11,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import made
 import numpy as np
 import pytest
-from certificate import make_certificate
-from conftest import Line
 from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
@@ -24,6 +21,9 @@ from fmnist_tasks.data.declaration import Declaration, read_declaration
 from fmnist_tasks.data.sources import load_base
 from fmnist_tasks.errors import DataError, SettingsError
 from fmnist_tasks.settings import Settings
+from tests.support import synthetic
+from tests.support.certificate import make_certificate
+from tests.support.pipeline import Line
 
 
 def declared(line: Line, **changes: object) -> tuple[Declaration, Settings]:
@@ -209,6 +209,6 @@ def test_a_declaration_without_encryption_or_with_one_class(line: Line) -> None:
     path.write_text('url = "http://example.org/"\n' + original)
     with pytest.raises(SettingsError, match="must begin with https"):
         read_declaration(path)
-    path.write_text(original.replace(str([f"pattern {i}" for i in range(made.CLASSES)]), '["one"]'))
+    path.write_text(original.replace(str([f"pattern {i}" for i in range(synthetic.CLASSES)]), '["one"]'))
     with pytest.raises(SettingsError, match="1 classes; labels hold 2 to 256"):
         read_declaration(path)

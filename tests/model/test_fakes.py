@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import made
 import numpy as np
 import pytest
 
 from fmnist_tasks.model.fakes import FAMILIES, SHOWN, fake_images
+from tests.support import synthetic
 
-REAL = made.images(200, 1)[0]
+REAL = synthetic.images(200, 1)[0]
 
 
 def fakes(family: str, count: int = 100, seed: int = 0) -> np.ndarray:

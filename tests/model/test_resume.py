@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import apart, survived
-from victim import EPOCHS, MOMENTS, train
+
+from tests.support.killed_training import EPOCHS, MOMENTS, train
+from tests.support.processes import apart, survived
 
 KILLS = 20
 

@@ -16,14 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import made
 import numpy as np
 import pytest
-from airflow_home import QUICK, Airflow, migrate, until
-from chromium import NoBrowserError, launched
-from conftest import Line
-from listeners import Hook, Mailbox
-from minio_server import Server
 from PIL import Image
 from playwright.sync_api import Browser, FrameLocator, Locator, Page, expect
 
@@ -31,6 +25,12 @@ from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID, Settings
+from tests.support import synthetic
+from tests.support.airflow_home import QUICK, Airflow, migrate, until
+from tests.support.chromium import NoBrowserError, launched
+from tests.support.listeners import Hook, Mailbox
+from tests.support.minio_server import Server
+from tests.support.pipeline import Line
 
 pytestmark = pytest.mark.slow
 
@@ -119,9 +119,9 @@ class House:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[House]:
     line = Line(tmp_path_factory.mktemp("house"))
-    labels = made.images(600, 2)[1]
-    labels[:3] = (labels[:3] + 1) % made.CLASSES  # no model can be right on these
-    made.declare(line.data, test_labels=labels)
+    labels = synthetic.images(600, 2)[1]
+    labels[:3] = (labels[:3] + 1) % synthetic.CLASSES  # no model can be right on these
+    synthetic.declare(line.data, test_labels=labels)
     with pytest.MonkeyPatch.context() as patch:  # Airflow has the connection alone
         for name, value in server.credentials.items():
             patch.setenv(name, value)
@@ -232,7 +232,7 @@ def test_a_person_trains_looks_tries_and_goes_back(house: House, chromium: Brows
     shelf.locator("#upload").set_input_files(upload)
     expect(shelf.get_by_role("heading", name="not clothing")).to_be_visible()
     shelf.get_by_role("button", name="Draw a sample of each class").click()
-    expect(shelf.locator(".answer")).to_have_count(made.CLASSES)
+    expect(shelf.locator(".answer")).to_have_count(synthetic.CLASSES)
     page.screenshot(path=pictures / "try.png")
 
     shelf.get_by_role("link", name="Releases").click()

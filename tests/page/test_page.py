@@ -10,15 +10,11 @@ from html.parser import HTMLParser
 from threading import Event
 from urllib.parse import urljoin, urlsplit
 
-import made
 import numpy as np
 import pytest
 from airflow.api_fastapi.app import init_auth_manager
-from conftest import Line
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
-from hostile_images import HOSTILE, png
-from made import RUN
 from PIL import Image
 
 from fmnist_tasks import service
@@ -28,6 +24,10 @@ from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.documents import unseal
 from fmnist_tasks.registry.runs import read_record
 from fmnist_tasks.settings import PROJECT
+from tests.support import synthetic
+from tests.support.hostile_images import HOSTILE, png
+from tests.support.pipeline import Line
+from tests.support.synthetic import RUN
 
 HERE = {"sec-fetch-site": "same-origin"}
 
@@ -244,7 +244,7 @@ def image(pixels: np.ndarray) -> bytes:
 
 @pytest.mark.slow
 def test_an_upload_is_answered(page: TestClient) -> None:
-    images, labels = made.images(50, 2)
+    images, labels = synthetic.images(50, 2)
     answer = page.post("/try/image", content=image(images[0]), headers=HERE).json()
     assert answer["class"] == f"pattern {labels[0]}"
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=0.01)

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from cluster import free_port
-from processes import CONTEXT, apart, promote_many, survived
-from proxy import Harm, Proxy, Request
 
 from fmnist_tasks.errors import StoreError
 from fmnist_tasks.registry import champion, releases, tries
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
+from tests.support.ports import free_port
+from tests.support.processes import CONTEXT, apart, promote_many, survived
+from tests.support.proxy import Harm, Proxy, Request
 
 
 def fresh() -> Store:

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import minio as client
 import pytest
-from certificate import make_certificate
 from minio.commonconfig import ENABLED, Filter
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
-from minio_server import Server
-from proxy import Harm, Proxy
 
 from fmnist_tasks.errors import AccessError, SettingsError
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
+from tests.support.certificate import make_certificate
+from tests.support.minio_server import Server
+from tests.support.proxy import Harm, Proxy
 
 NO_CREDENTIALS = {"MINIO_ACCESS_KEY": "", "MINIO_SECRET_KEY": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
 

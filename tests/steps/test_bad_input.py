@@ -9,11 +9,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import made
 import numpy as np
 import pytest
-from conftest import Line
-from made import RUN
 
 from fmnist_tasks import service, steps
 from fmnist_tasks.errors import ConflictError, DataError, IntegrityError, ModelError, RejectedError, StoreError
@@ -22,6 +19,9 @@ from fmnist_tasks.registry.documents import seal, unseal
 from fmnist_tasks.registry.runs import read_record
 from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import Run, run_again
+from tests.support import synthetic
+from tests.support.pipeline import Line
+from tests.support.synthetic import RUN
 
 NEXT = Run("run-2", "2026-11-30T02:00:00+00:00", Parameters(profile="quick", seed=1))
 
@@ -40,12 +40,12 @@ def changed(line: Line, step: str, run: Run = RUN, **values: object) -> dict:
     [
         ("train_labels", np.full(1600, 10, np.uint8), "training: every label is one of the declared classes"),
         ("train_images", np.zeros((1600, 28, 28), np.uint8), "training: at most one image in 1,000 is a single shade"),
-        ("test_images", made.images(600, 2)[0][:, :20], "test: 28 rows of pixels: not so for 600 of 600 rows"),
+        ("test_images", synthetic.images(600, 2)[0][:, :20], "test: 28 rows of pixels: not so for 600 of 600 rows"),
         ("train_labels", np.zeros(1600, np.uint8), "training: each class has between half and twice its even share"),
     ],
 )
 def test_a_bad_dataset_stops_the_run_before_training(line: Line, role: str, array: np.ndarray, reason: str) -> None:
-    made.declare(line.data, **{role: array})
+    synthetic.declare(line.data, **{role: array})
     ingested = steps.ingest(RUN)
     with pytest.raises(RejectedError, match=rf"data rejected, training does not start: .*{reason}"):
         steps.validate_data(RUN, ingested)
@@ -57,7 +57,7 @@ def test_a_bad_dataset_stops_the_run_before_training(line: Line, role: str, arra
 
 
 def test_images_and_labels_of_different_length(line: Line) -> None:
-    made.declare(line.data, train_labels=made.images(1599, 1)[1])
+    synthetic.declare(line.data, train_labels=synthetic.images(1599, 1)[1])
     with pytest.raises(DataError, match=r"1,600 images but 1,599 labels"):
         steps.ingest(RUN)
 

@@ -7,11 +7,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import made
 import numpy as np
 import pytest
-from conftest import Line
-from made import RUN
 
 from fmnist_tasks import service, steps
 from fmnist_tasks.model import h5
@@ -20,6 +17,9 @@ from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.steps import run_again
 from fmnist_tasks.steps.step import result_of
 from fmnist_tasks.turns import one_at_a_time
+from tests.support import synthetic
+from tests.support.pipeline import Line
+from tests.support.synthetic import RUN
 
 THREE = replace(RUN, id="run-3", parameters=replace(RUN.parameters, seed=5, candidates=3))
 
@@ -62,7 +62,7 @@ def test_the_candidate_is_the_one_of_base_and_tuned_model_with_less_loss(
     }
     candidate = h5.load(get_verified(finished.store, tuned["candidate"]["model"]), "candidate model")
     classifier = h5.load(get_verified(finished.store, better["model"]), f"{chosen} model")
-    images, _ = made.images(200, 3)
+    images, _ = synthetic.images(200, 3)
     scaled = h5.classify(classifier, images) ** (1 / better["temperature"])
     np.testing.assert_allclose(h5.classify(candidate, images), scaled / scaled.sum(axis=1, keepdims=True), atol=1e-5)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from conftest import Line
-from made import RUN
 
 from fmnist_tasks import service, steps
 from fmnist_tasks.errors import ConflictError, RejectedError, SettingsError, TrainingError
@@ -16,6 +14,8 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.runs import read_record, run_key
 from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import Run, run_again
+from tests.support.pipeline import Line
+from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.slow
 

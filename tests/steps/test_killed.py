@@ -6,15 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Line
-from killer import run_mortal
-from made import RUN
-from processes import apart, survived
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.steps import STEPS, run_again
 from fmnist_tasks.steps.step import result_of
+from tests.support.killed_step import run_mortal
+from tests.support.pipeline import Line
+from tests.support.processes import apart, survived
+from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.slow
 ORDER = list(STEPS)

@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Line
-from made import RUN
-from processes import apart, run_step, survived
-from proxy import Harm, Proxy, Request
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.steps import run_again
+from tests.support.pipeline import Line
+from tests.support.processes import apart, run_step, survived
+from tests.support.proxy import Harm, Proxy, Request
+from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.slow
 OLD = "20260101T000000Z-0ld"

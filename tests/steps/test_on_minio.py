@@ -8,11 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import made
 import minio as client
 import pytest
-from made import RUN
-from minio_server import Server
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -25,6 +22,9 @@ from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps import run_again
+from tests.support import synthetic
+from tests.support.minio_server import Server
+from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def test_a_reader_can_read_and_nothing_else(
     version = service.in_service(finished_minio).version
     store = be(monkeypatch, server.user("reader", finished_minio.bucket))
     picture = tmp_path / "garment.png"
-    Image.fromarray(made.images(1, 5)[0][0]).save(picture)
+    Image.fromarray(synthetic.images(1, 5)[0][0]).save(picture)
     assert version in fmnist("champion")
     assert version in fmnist("history")
     assert version in fmnist("history", "--at", "2999-01-01")

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-import made
 import pytest
-from conftest import Line
 
 from fmnist_tasks import service
+from tests.support import synthetic
+from tests.support.pipeline import Line
 
 
 @pytest.mark.slow
 def test_a_dataset_of_other_classes_goes_all_the_way(line: Line) -> None:
     arrays = {}
     for split, count, seed in (("train", 3000, 1), ("test", 1000, 2)):
-        images, labels = made.images(count, seed)
+        images, labels = synthetic.images(count, seed)
         arrays |= {f"{split}_images": images[labels < 3], f"{split}_labels": labels[labels < 3]}
-    made.declare(line.data, classes=3, **arrays)
+    synthetic.declare(line.data, classes=3, **arrays)
     line.upto("promote")
     release = service.open_release(line.store, service.in_service(line.store).version)
     assert release.manifest["classes"] == ["pattern 0", "pattern 1", "pattern 2"]

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cluster import install_stores
-from drill import Drill, running
-from hosts import can_make_hosts
-from installing import installing
+
+from tests.support.cluster.cluster import require_stores
+from tests.support.fault_cluster import Drill, running
+from tests.support.hosts import can_make_hosts
+from tests.support.installing import installing
 
 IMAGES = (400, 200)  # made ones to train and to test on
 SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome, seconds, what it showed
@@ -24,7 +25,7 @@ def cluster() -> Iterator[Drill]:
             raise RuntimeError("hosts of their own need root and the right to make namespaces")
         pytest.skip("hosts of their own need root and the right to make namespaces")
     with installing():  # now: inside there is no way to packages
-        install_stores()
+        require_stores()
         if not shutil.which("faketime"):
             subprocess.run(["apt-get", "-qq", "install", "--yes", "faketime"], check=True, stdout=subprocess.DEVNULL)
     with running(*IMAGES) as made:

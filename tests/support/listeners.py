@@ -14,7 +14,8 @@ from threading import Thread
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
-from cluster import free_port
+
+from tests.support.ports import free_port
 
 
 @dataclass

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-import made
 import psutil
 import pytest
-from drill import Drill
 
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry.releases import versions
+from tests.support import synthetic
+from tests.support.fault_cluster import Drill
 
 pytestmark = [pytest.mark.slow, pytest.mark.drill]
 WEEKS, A_WEEK = 30, 10  # runs, and new images before each
@@ -50,8 +50,8 @@ def folders(drill: Drill, kind: str) -> set[str]:
 
 def week(drill: Drill, number: int) -> dict[str, float]:
     """One run with a new batch, and what there is after it."""
-    pixels, labels = made.images(A_WEEK, 100 + number)
-    drill.store.put(f"incoming/week-{number:02d}.npz", made.npz(images=pixels, labels=labels))
+    pixels, labels = synthetic.images(A_WEEK, 100 + number)
+    drill.store.put(f"incoming/week-{number:02d}.npz", synthetic.npz(images=pixels, labels=labels))
     began = time.monotonic()
     assert drill.ended(drill.begin()) == "success"
     seconds, lasting = time.monotonic() - began, memory(drill)

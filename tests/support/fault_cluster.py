@@ -13,15 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import made
-from airflow_api import AirflowApi
-from airflow_home import until
-from cluster import Cluster
-from hosts import HUB, Host, hub
 from minio import Minio
 from minio.credentials.providers import StaticProvider
-from programs import Place, Program
-from supervision import Supervisor
 
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.access import Bucket
@@ -29,6 +22,13 @@ from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.registry.releases import read_manifest, versions
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID
+from tests.support import synthetic
+from tests.support.airflow_api import AirflowApi
+from tests.support.airflow_home import until
+from tests.support.cluster.cluster import Cluster
+from tests.support.cluster.programs import Place, Program
+from tests.support.cluster.supervision import Supervisor
+from tests.support.hosts import HUB, Host, hub
 
 ENDED = {"success", "failed"}
 INSIDE = {  # where a host has what is its own
@@ -200,8 +200,8 @@ class Drill:
 def running(train: int, test: int) -> Iterator[Drill]:
     """Everything but the workers, with so many made images to train and to test on."""
     folder = Path(tempfile.mkdtemp(prefix="fmnist-cluster-"))  # Postgres, another user, cannot pass through pytest's
-    made.declare(folder / "given" / "data", train=train, test=test)
-    policy = Path(__file__).parent / "drills" / "airflow_local_settings.py"
+    synthetic.declare(folder / "given" / "data", train=train, test=test)
+    policy = Path(__file__).with_name("airflow_local_settings.py")
     for home in (folder / "airflow", folder / "given" / "airflow"):
         (home / "config").mkdir(parents=True)
         shutil.copy(policy, home / "config")

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from declaration import Service
+from fmnist_tasks.settings import PROJECT
+from tests.support.cluster.declaration import Service
 
-PROJECT = Path(__file__).resolve().parents[2]
 _PORTS = {  # ports that Airflow listens on are told by the environment
     "AIRFLOW__API__PORT": ("api-server", 8080),
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": ("scheduler", 8974),
@@ -52,7 +52,7 @@ class Place:
     def resolved(self, text: str) -> str:
         """A text with the address of each service in place of its name, and our own files where they are."""
         text = _ADDRESS.sub(lambda found: f"{self.address}:{self.port(found[1], int(found[2]))}", text)
-        return str(PROJECT / text) if text.startswith("include/") else text
+        return str(PROJECT / text) if text.startswith(("include/", "tests/")) else text
 
 
 def write_program(service: Service, place: Place, name: str = "", changes: Mapping[str, str] | None = None) -> Program:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
-from airflow_api import AirflowApi
-from cluster import free_port
-from conftest import Line
 
 from fmnist_tasks.settings import DAG_ID, PROJECT
+from tests.support.airflow_api import AirflowApi
+from tests.support.pipeline import Line
+from tests.support.ports import free_port
 
 QUICK = {"profile": "quick"}
 

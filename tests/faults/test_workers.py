@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from airflow_home import until
-from drill import Drill
 
 from fmnist_tasks.registry import champion
+from tests.support.airflow_home import until
+from tests.support.fault_cluster import Drill
 
 pytestmark = pytest.mark.slow
 

@@ -11,6 +11,12 @@ from typing import Any
 
 import yaml
 
+# What stands for the command of an image that is not ours.
+STORE_COMMANDS = {
+    "postgres": ["tests/support/cluster/postgres", "postgres:5432"],
+    "redis": ["tests/support/cluster/redis", "redis:6379"],
+    "minio": ["include/minio", "server", "minio:9000", "minio:9001", "minio"],
+}
 _VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?::([-?])([^}]*))?\})")
 
 
@@ -68,7 +74,7 @@ def _service(name: str, content: Mapping[str, Any], folder: Path, variables: Map
     environment |= {key: interpolated(str(value), variables) for key, value in content["environment"].items()}
     return Service(
         name,
-        _words(content.get("x-process") or content["command"], variables),
+        _words(STORE_COMMANDS.get(name) or content["command"], variables),
         environment,
         _check(content.get("healthcheck", {}).get("test", ()), variables),
         tuple(content.get("depends_on", ())),

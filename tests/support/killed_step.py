@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
-from made import RUN
-
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.steps import run_again
+from tests.support.synthetic import RUN
 
 
 def run_mortal(step: str, fatal: int) -> None:

@@ -1,7 +1,7 @@
-"""The services of docker-compose.yaml as processes of this machine: `make cluster`, `run-cluster`, `cluster-down`.
+"""`make cluster`, `make run-cluster`, `make cluster-down`: the services of docker-compose.yaml without containers.
 
-Everything lies below `$FMNIST_HOME/cluster` and listens on loopback. Postgres and Redis come from Debian's packages,
-MinIO from where `include/minio` finds it.
+Everything lies below `$FMNIST_HOME/cluster` and listens on loopback. Postgres and Redis are those of the machine,
+MinIO is the one that `include/minio` finds.
 """
 
 from __future__ import annotations
@@ -9,97 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_api import AirflowApi
-from declaration import DeclarationError, Service, read_services, read_settings
-from programs import PROJECT, Place, Program, write_program
-from supervision import ClusterError, Supervisor
-
-PORTS = (
-    ("postgres", 5432),
-    ("redis", 6379),
-    ("minio", 9000),
-    ("minio", 9001),
-    ("api-server", 8080),
-    ("scheduler", 8974),
-    ("triggerer", 8794),
-    ("worker", 8793),
-)
-DAG_ID = "fmnist_retrain"
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster below a folder."""
-
-    folder: Path
-
-    def settings(self) -> dict[str, str]:
-        """What .env holds; the first call makes it, secrets and all."""
-        file = self.folder / ".env"
-        if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.folder.chmod(0o711)  # Postgres, another user, has to pass
-            shutil.copy(PROJECT / ".env.example", file)
-            subprocess.run([PROJECT / "include" / "cluster" / "secrets", file], check=True, stdout=subprocess.DEVNULL)
-        return read_settings(file)
-
-    def services(self, place: Place) -> dict[str, Service]:
-        """What docker-compose.yaml declares, with this cluster's settings; those of the environment go before."""
-        settings = self.settings()
-        given = {name: os.environ[name] for name in settings if os.environ.get(name)}
-        url = f"http://{place.address}:{place.port('api-server', 8080)}"
-        return read_services(PROJECT / "docker-compose.yaml", {**settings, **given, "AIRFLOW_URL": url})
-
-    def programs(self, place: Place, changes: Mapping[str, str]) -> list[Program]:
-        """The programs of all services but the workers, each after those that it needs."""
-        services = self.services(place)
-        return [
-            write_program(service, place, changes=changes) for name, service in services.items() if name != "worker"
-        ]
-
-    def worker(self, place: Place, name: str, changes: Mapping[str, str]) -> Program:
-        """The program of one worker."""
-        return write_program(self.services(place)["worker"], place, name, changes)
-
-    def api(self, address: str) -> AirflowApi:
-        """Airflow's API for the administrator."""
-        return AirflowApi(address, "admin", self.settings()["ADMIN_PASSWORD"])
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def install_stores() -> None:
-    """See that Postgres, Redis and MinIO are on this machine; raises :class:`ClusterError`."""
-    present = shutil.which("redis-server") and (
-        shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    )
-    if not present:
-        if os.getuid() or not shutil.which("apt-get"):
-            raise ClusterError("no Postgres or Redis; install them, on Debian: apt-get install postgresql redis-server")
-        configuration = Path("/etc/postgresql-common/createcluster.d/fmnist.conf")
-        configuration.parent.mkdir(parents=True, exist_ok=True)
-        configuration.write_text("create_main_cluster = false\n")  # the package would start a server of its own
-        quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # and so would Redis
-        for words in (["update"], ["install", "--yes", "--no-install-recommends", "postgresql", "redis-server"]):
-            subprocess.run(
-                ["apt-get", "-qq", *words], env={**os.environ, **quiet}, check=True, stdout=subprocess.DEVNULL
-            )
-    subprocess.run([PROJECT / "include" / "minio", "find_server"], check=True)
+from tests.support.airflow_api import AirflowApi
+from tests.support.cluster.cluster import DAG_ID, PORTS, Cluster, require_stores
+from tests.support.cluster.declaration import DeclarationError
+from tests.support.cluster.programs import Place
+from tests.support.cluster.supervision import ClusterError, Supervisor
+from tests.support.ports import free_port
 
 
 def up(folder: Path, workers: int, port: int) -> None:
@@ -110,7 +32,7 @@ def up(folder: Path, workers: int, port: int) -> None:
     with socket.socket() as probe:
         if not probe.connect_ex(("127.0.0.1", port)):
             raise ClusterError(f"port {port} is taken; choose another: make cluster PORT=8081")
-    install_stores()
+    require_stores()
     began = time.monotonic()
     place = Place(folder, ports={name: free_port() for name in PORTS} | {("api-server", 8080): port})
     programs = cluster.programs(place, {})

@@ -8,8 +8,9 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from installing import installing
 from playwright.sync_api import Browser, sync_playwright
+
+from tests.support.installing import installing
 
 _QUIET = ("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync")
 

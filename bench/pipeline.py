@@ -18,10 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import made
 import numpy as np
 import typer
-from minio_server import Server
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +29,8 @@ from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import PROJECT, Parameters, Settings
+from tests.support import synthetic
+from tests.support.minio_server import Server
 
 _SYNTHETIC = (70_000, 350_000, 700_000)  # images, a seventh of them for testing
 _CHUNK = 10_000
@@ -218,12 +218,12 @@ def whole_run(seed: int, profile: str, server: Server) -> dict[str, float]:
 def synthetic(count: int) -> dict[str, float]:
     """Ingest and checks of that many made images."""
     with tempfile.TemporaryDirectory() as folder:
-        chunks = [made.images(_CHUNK, seed) for seed in range(count // _CHUNK)]
+        chunks = [synthetic.images(_CHUNK, seed) for seed in range(count // _CHUNK)]
         images, labels = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
         test = count // 7
         arrays = {"train_images": images[test:], "train_labels": labels[test:]}
         arrays |= {"test_images": images[:test], "test_labels": labels[:test]}
-        declaration = made.declare(Path(folder), **arrays)
+        declaration = synthetic.declare(Path(folder), **arrays)
         home = {"FMNIST_HOME": folder, "FMNIST_STORE": "", "FMNIST_DATASET": str(declaration)}
         _, output = measured(sys.executable, "-c", _INGEST_AND_CHECK, **home, FMNIST_DATA_DIR=folder)
     figures: dict[str, float] = _printed(output)

@@ -8,8 +8,9 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from airflow_home import until
-from drill import Drill
+
+from tests.support.airflow_home import until
+from tests.support.fault_cluster import Drill
 
 pytestmark = pytest.mark.slow
 

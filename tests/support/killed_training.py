@@ -12,14 +12,13 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import made
-
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.data.shards import Training
 from fmnist_tasks.model import batches, training
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.settings import PROFILES
+from tests.support import synthetic
 
 EPOCHS, BATCHES = 30, 4
 MOMENTS = BATCHES + 3  # of one epoch
@@ -60,10 +59,10 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
 
     FolderStore.put = mortal_put
     training.training_batches = mortal_batches
-    images, labels = made.images(16 * BATCHES, 1)
+    images, labels = synthetic.images(16 * BATCHES, 1)
     parts = [(images[start : start + 16], labels[start : start + 16]) for start in range(0, len(labels), 16)]
     shards = Training([(16, lambda part=part: iter([part])) for part in parts], window=32)  # so that there are several
-    arrays = Arrays(shards, *made.images(40, 2), *made.images(40, 2))
+    arrays = Arrays(shards, *synthetic.images(40, 2), *synthetic.images(40, 2))
     checkpoints = Checkpoints(FolderStore(folder), "run", "base-0", {"made": True})
     stage = replace(STAGE, epochs=epochs, patience=epochs)
     fit = training.train(arrays, 10, replace(PROFILES["quick"], base=stage, dropout=0.5), 0, checkpoints)

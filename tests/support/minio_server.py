@@ -11,15 +11,15 @@ from pathlib import Path
 from uuid import uuid4
 
 import urllib3
-from cluster import free_port
-from installing import installing
 from minio import MinioAdmin
 from minio.credentials import StaticProvider
-from prepare_store import add_user
 
 from fmnist_tasks.registry.access import reach
+from fmnist_tasks.registry.provision import add_user
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE, PROJECT
+from tests.support.installing import installing
+from tests.support.ports import free_port
 
 ROOT = "tests-root"
 

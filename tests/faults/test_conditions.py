@@ -9,11 +9,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 import pytest
-from drill import Drill
-from proxy import Harm, Proxy, Request
 
 from fmnist_tasks.registry import champion
 from fmnist_tasks.settings import DAG_ID
+from tests.support.fault_cluster import Drill
+from tests.support.proxy import Harm, Proxy, Request
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ from typing import Any
 from xmlrpc.client import ServerProxy
 
 import psutil
-from programs import Program
 from supervisor.xmlrpc import SupervisorTransport
+
+from tests.support.cluster.programs import Program
 
 _CONFIGURATION = """\
 [unix_http_server]

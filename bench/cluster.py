@@ -24,20 +24,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import made
 import psutil
-from airflow_api import AirflowApi
-from airflow_home import Airflow, migrate, until
-from conftest import Line
-from drill import Drill, running
-from hosts import Host
-from minio_server import Server
 
 from fmnist_tasks.data.dataset import make_dataset, make_part
 from fmnist_tasks.provenance import machine_facts
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Stat, Store
 from fmnist_tasks.settings import DAG_ID
+from tests.support import synthetic
+from tests.support.airflow_api import AirflowApi
+from tests.support.airflow_home import Airflow, migrate, until
+from tests.support.fault_cluster import Drill, running
+from tests.support.hosts import Host
+from tests.support.minio_server import Server
+from tests.support.pipeline import Line
 
 PARTS = ("airflow", "candidates", "predicted", "trained")
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -110,7 +110,7 @@ def on_sqlite() -> list[dict[str, float]]:
     """The same on SQLite, everything in one place: `make ui`."""
     with tempfile.TemporaryDirectory() as folder:
         line = Line(Path(folder) / "line")
-        made.declare(line.data, train=TRAIN, test=TEST)
+        synthetic.declare(line.data, train=TRAIN, test=TEST)
         airflow = Airflow(migrate(Path(folder) / "airflow"), line)
         found = []
         with airflow.standalone() as url:
@@ -195,7 +195,7 @@ def predicted(drill: Drill) -> dict[str, Any]:
     hosts = [drill.worker(), drill.worker()]
     assert drill.ended(drill.begin()) == "success"  # a champion to ask
     for number in range(PREDICTED // A_FILE):
-        drill.store.put(f"inbox/{number:05d}.npz", made.npz(images=made.images(A_FILE, number)[0]))
+        drill.store.put(f"inbox/{number:05d}.npz", synthetic.npz(images=synthetic.images(A_FILE, number)[0]))
     drill.api.unpause("fmnist_predict")
     until(lambda: not drill.api.running("fmnist_predict"))
     run_id = drill.api.trigger("fmnist_predict", {"prefix": "inbox/", "files": A_SHARD})
@@ -237,9 +237,9 @@ def trained() -> dict[str, Any]:
     try:
         os.environ |= server.credentials
         store = server.store("larger")
-        base = [make_part(store, split, split, *made.images(A_PART, 1)) for split in ("train", "test")]
+        base = [make_part(store, split, split, *synthetic.images(A_PART, 1)) for split in ("train", "test")]
         batches = [
-            make_part(store, "train", f"batch {number}", *made.images(A_PART, number))
+            make_part(store, "train", f"batch {number}", *synthetic.images(A_PART, number))
             for number in range(2, 2 + TRAINED // A_PART)
         ]
         dataset = folder / "dataset.json"

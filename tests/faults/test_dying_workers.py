@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from airflow_home import until
-from drill import Drill
+
+from tests.support.airflow_home import until
+from tests.support.fault_cluster import Drill
 
 pytestmark = pytest.mark.slow
 

@@ -12,13 +12,12 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-from made import RUN
-
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps import run_again
+from tests.support.synthetic import RUN
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # No module of the tests: the server does not find them, says nothing, and each process would import everything itself.

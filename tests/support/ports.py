@@ -1,0 +1,36 @@
+"""Loopback ports for the services that tests start."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import socket
+import tempfile
+from pathlib import Path
+
+# Below the range from which Linux takes the ports of outgoing connections, so that none of these is in the way.
+_RANGE = range(20_000, 32_000)
+_RESERVED: list[int] = []  # descriptors of the lock files: open, and so locked, as long as this process lives
+
+
+def free_port() -> int:
+    """Reserve a loopback port on which nothing listens, for as long as this process lives.
+
+    A lock file for each port keeps the test processes of one user apart, those of other checkouts included; a port
+    that is only probed could be given to two of them.
+    """
+    folder = Path(tempfile.gettempdir()) / f"fmnist-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):
+        descriptor = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            os.close(descriptor)
+        else:
+            _RESERVED.append(descriptor)
+            return port
+    raise RuntimeError(f"no free port from {_RANGE.start} to {_RANGE.stop - 1}")
