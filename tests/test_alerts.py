@@ -109,7 +109,7 @@ def test_a_store_that_is_gone_does_not_silence_it(line: Line, hook: Hook) -> Non
     assert len(hook.posts) == 2  # told twice rather than never
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_rollback_is_told(finished: Line, hook: Hook) -> None:
     version = service.in_service(finished.store).version
     with pytest.raises(RejectedError, match=r"is the champion already"):

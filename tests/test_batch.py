@@ -15,7 +15,7 @@ from fmnist_tasks.registry.documents import read_document
 from tests.support import synthetic
 from tests.support.pipeline import Line
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 IMAGES, LABELS = synthetic.images(40, 5)
 

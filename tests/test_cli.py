@@ -95,7 +95,7 @@ def test_download_names_the_source(line: Line) -> None:
     assert f"four files, sizes and digests as declared, from {line.data}" in fmnist("download").stdout
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_whole_run_step_by_step(line: Line) -> None:
     policy = {"speed": {"single_ms_at_most": 1000}}
     begun = document("ingest", "--profile", "quick", "--policy", json.dumps(policy), "--run", "by-hand")
@@ -116,7 +116,7 @@ def test_a_whole_run_step_by_step(line: Line) -> None:
     assert document("champion")["version"] == document("releases")[0]["version"]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_rejected_model_is_exit_code_1(line: Line) -> None:
     labels = synthetic.images(600, 2)[1]
     labels[:3] = (
@@ -131,7 +131,7 @@ def test_a_rejected_model_is_exit_code_1(line: Line) -> None:
     assert document("summary", expect=1)["steps"]["accuracy_gate"]["status"] == "rejected"
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_registry_of_a_finished_run(finished: Line) -> None:
     entry = service.in_service(finished.store)
     (row,) = document("releases")
@@ -144,7 +144,7 @@ def test_the_registry_of_a_finished_run(finished: Line) -> None:
         assert entry.version in fmnist(command).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_rollback_checks_the_target_and_keeps_the_reason(finished: Line) -> None:
     store, first = finished.store, service.in_service(finished.store).version
     release = service.open_release(store, first)
@@ -196,7 +196,7 @@ def test_prune_shows_first_and_then_deletes(line: Line) -> None:
         fmnist("prune", *wrong, expect=2)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_predict_names_the_class_or_that_it_is_no_clothing(finished: Line, tmp_path: Path) -> None:
     images, labels = synthetic.images(20, 5)
     noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)

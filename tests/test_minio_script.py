@@ -85,7 +85,7 @@ def test_a_build_that_fails_goes_on_to_the_next(path: Path) -> None:
     assert failed.stderr.count("go: too old") == 2  # by itself, and by the version of Go that is known to build it
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_main_job_starts_a_server_keeps_its_secret_and_stops_it(line: Line, server: Server) -> None:
     assert server.process
     binary = Path(f"/proc/{server.process.pid}/exe").resolve()

@@ -37,7 +37,7 @@ def setup(copy: Path) -> str:
     return ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) -> None:
     process = subprocess.Popen(
         [copy / "include" / "setup"],

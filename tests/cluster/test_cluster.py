@@ -24,7 +24,7 @@ from tests.support.installing import installing
 from tests.support.pipeline import Line
 from tests.support.ports import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 SECRETS = ("PASSWORD", "KEY", "SECRET")
 
 # As a worker of Celery that is told to end while a task is on its way to it: the task is a session of its own.

@@ -36,7 +36,7 @@ def test_a_graph_has_documents_and_alerts(name: str, line: Line) -> None:
         assert {"title", "type", "section"} <= set(schema), parameter
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_form_offers_the_releases_newest_first_and_wants_a_reason(finished: Line) -> None:
     finished.succeeded()
     dag = runpy.run_path(str(PROJECT / "dags" / "fmnist_rollback.py"))["fmnist_rollback"]()
@@ -46,7 +46,7 @@ def test_the_form_offers_the_releases_newest_first_and_wants_a_reason(finished: 
             dag.params.get_param(name).resolve("")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_rollback_is_an_entry_of_the_log(migrated: Path, finished: Line) -> None:
     first = service.in_service(finished.store).version
     finished.succeeded()
@@ -62,7 +62,7 @@ def test_a_rollback_is_an_entry_of_the_log(migrated: Path, finished: Line) -> No
     assert len(champion.history(finished.store)) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_images_under_a_prefix_are_answered(migrated: Path, finished: Line) -> None:
     images, labels = synthetic.images(5, 3)
     for number, image in enumerate(images):
@@ -81,14 +81,14 @@ def test_images_under_a_prefix_are_answered(migrated: Path, finished: Line) -> N
     assert told == {f"inbox/{number}.png": f"pattern {label}" for number, label in enumerate(labels)}
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_without_a_prefix_there_is_nothing_to_do(migrated: Path, finished: Line) -> None:
     code, output = Airflow(migrated, finished)("airflow", "dags", "test", "fmnist_predict")
     assert code == 0, output
     assert list(finished.store.list("predictions/")) == []
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_watch_tells_when_a_run_last_ended_well(migrated: Path, finished: Line) -> None:
     code, output = Airflow(migrated, finished)("airflow", "dags", "test", "fmnist_watch")
     assert code == 0, output

@@ -21,7 +21,7 @@ from tests.support import synthetic
 from tests.support.airflow_home import QUICK, Airflow, until
 from tests.support.pipeline import Line
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture

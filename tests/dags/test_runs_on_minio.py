@@ -16,7 +16,7 @@ from tests.support.airflow_home import QUICK, Airflow, until
 from tests.support.minio_server import Server
 from tests.support.pipeline import Line
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 def everything_told(airflow: Airflow, store: S3Store, *outputs: str) -> bytes:

@@ -113,7 +113,7 @@ def failed(findings: Findings) -> set[str]:
     return {check.name for check in findings.checks if not check.passed}
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_real_dataset_and_clean_draws_raise_no_alarm(found: dict[str, Findings]) -> None:
     clean = [f"clean {number}" for number in range(DRAWS)]
     assert {name: failed(found[name]) for name in ("training", "test", *clean) if failed(found[name])} == {}
@@ -121,19 +121,19 @@ def test_the_real_dataset_and_clean_draws_raise_no_alarm(found: dict[str, Findin
     assert max(drifts) < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damage_is_caught_under_its_name(found: dict[str, Findings], damage: str) -> None:
     assert DAMAGES[damage][1] in failed(found[damage])
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_images_that_are_there_already_are_caught(found: dict[str, Findings]) -> None:
     assert failed(found["of the test split"]) == {"test images"}
     assert failed(found["of the training split"]) == {"duplicates"}
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_swapped_labels_are_pointed_at(found: dict[str, Findings], parts: tuple[Sample, Sample, Images]) -> None:
     pairs = {(pair.label, pair.looks_like): pair for pair in found["swapped labels"].pairs}
     assert set(pairs) == {(1, 3), (3, 1)}
@@ -144,7 +144,7 @@ def test_swapped_labels_are_pointed_at(found: dict[str, Findings], parts: tuple[
         assert (wrong[worst] != labels[worst]).mean() >= 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("change", "name"),
     [

@@ -15,13 +15,13 @@ from fmnist_tasks.settings import DAG_ID
 from tests.support.fault_cluster import Drill
 from tests.support.proxy import Harm, Proxy, Request
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 Record = Callable[[str, object], None]
 when = datetime.fromisoformat
 
 
-@pytest.mark.drill
+@pytest.mark.exhaustive
 def test_a_store_that_is_slow_and_fails_every_tenth_time(drill: Drill, record_property: Record) -> None:
     chance = random.Random(0)  # noqa: S311 - no secret
 
@@ -39,7 +39,7 @@ def test_a_store_that_is_slow_and_fails_every_tenth_time(drill: Drill, record_pr
     record_property("shown", f"{asked} requests of half a second, one in ten answered 503: {took:.0f} s")
 
 
-@pytest.mark.drill
+@pytest.mark.exhaustive
 def test_two_runs_at_once_and_twenty_more_go_one_after_the_other(drill: Drill, record_property: Record) -> None:
     drill.worker()
     drill.worker()

@@ -9,7 +9,7 @@ import pytest
 from tests.support.airflow_home import until
 from tests.support.fault_cluster import Drill
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 Record = Callable[[str, object], None]
 
@@ -18,8 +18,8 @@ Record = Callable[[str, object], None]
     ("step", "deaths"),  # after so many checkpoints
     [
         ("train", [1]),
-        pytest.param("train", [0, 3], marks=pytest.mark.drill),
-        pytest.param("fine_tune", [0, 2], marks=pytest.mark.drill),
+        pytest.param("train", [0, 3], marks=pytest.mark.exhaustive),
+        pytest.param("fine_tune", [0, 2], marks=pytest.mark.exhaustive),
     ],
 )
 def test_workers_that_die_in_training_cost_one_epoch_each_at_most(

@@ -12,7 +12,7 @@ import pytest
 from tests.support.airflow_home import until
 from tests.support.fault_cluster import Drill
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 Record = Callable[[str, object], None]
 
@@ -36,7 +36,7 @@ def test_every_part_of_airflow_may_die_in_a_run(drill: Drill, record_property: R
     record_property("shown", ", ".join(back.values()))
 
 
-@pytest.mark.drill
+@pytest.mark.exhaustive
 def test_each_store_may_be_away_for_a_while(drill: Drill, record_property: Record) -> None:
     drill.worker()
     run_id = drill.begin()

@@ -19,7 +19,7 @@ from fmnist_tasks.registry.releases import versions
 from tests.support import synthetic
 from tests.support.fault_cluster import Drill
 
-pytestmark = [pytest.mark.slow, pytest.mark.drill]
+pytestmark = [pytest.mark.integration, pytest.mark.exhaustive]
 WEEKS, A_WEEK = 30, 10  # runs, and new images before each
 KEPT = 5  # releases
 LASTING = ("scheduler", "dag-processor", "triggerer", "api-server")

@@ -11,7 +11,7 @@ from fmnist_tasks.registry import champion
 from tests.support.airflow_home import until
 from tests.support.fault_cluster import Drill
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 Record = Callable[[str, object], None]
 
@@ -41,7 +41,7 @@ def test_each_task_on_another_worker_than_the_one_before_gives_the_model_of_one_
     record_property("shown", f"{len(hosts)} tasks, two workers by turns, model {drill.model[:12]} as on one")
 
 
-@pytest.mark.drill
+@pytest.mark.exhaustive
 def test_a_worker_that_is_cut_off_for_two_minutes_and_comes_back_changes_nothing_twice(
     drill: Drill, record_property: Record
 ) -> None:
@@ -63,7 +63,7 @@ def test_a_worker_that_is_cut_off_for_two_minutes_and_comes_back_changes_nothing
     )
 
 
-@pytest.mark.drill
+@pytest.mark.exhaustive
 def test_a_worker_whose_disk_is_full_says_so_and_another_does_it(drill: Drill, record_property: Record) -> None:
     full = drill.worker(disk="200m")
     run_id = drill.begin()
@@ -80,7 +80,7 @@ def test_a_worker_whose_disk_is_full_says_so_and_another_does_it(drill: Drill, r
     record_property("shown", f"{step} failed on it, said why, and was done by another")
 
 
-@pytest.mark.drill
+@pytest.mark.exhaustive
 def test_a_clock_that_is_ten_minutes_ahead_never_puts_champions_into_a_wrong_order(
     drill: Drill, record_property: Record
 ) -> None:

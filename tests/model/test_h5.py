@@ -20,7 +20,7 @@ def test_a_saved_model_loads_and_predicts_the_same_bits(saved: bytes) -> None:
         assert a.tobytes() == b.tobytes()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_plain_keras_loads_it_without_this_project(saved: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.h5").write_bytes(saved)
     program = (

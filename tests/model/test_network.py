@@ -146,7 +146,7 @@ def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
         assert len({min(v.tobytes(), v[:, ::-1].tobytes()) for v in variants}) == 320
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
     arrays = small()
     stores = [Checkpoints(FolderStore(tmp_path / name), "run", "base", {}) for name in "abc"]
@@ -165,7 +165,7 @@ def test_the_first_convolution_begins_at_whitening_filters(checkpoints: Checkpoi
     np.testing.assert_array_equal(kernel, whitened(kernel, arrays.training))
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_smoothed_labels_make_answers_less_sure_and_figures_no_different(tmp_path: Path) -> None:
     def fitted(**changed: object) -> training.Fit:
         kept = Checkpoints(FolderStore(tmp_path / repr(changed)), "run", "base", {})
@@ -181,7 +181,7 @@ def test_smoothed_labels_make_answers_less_sure_and_figures_no_different(tmp_pat
     assert surest[1] == pytest.approx(0.55, abs=0.1)  # what such labels say: 0.5 + 0.5 / 10
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_training_learns_and_reports_every_epoch(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     fit = training.train(small(), 10, base(epochs=4), 0, checkpoints)
@@ -191,7 +191,7 @@ def test_training_learns_and_reports_every_epoch(checkpoints: Checkpoints, caplo
     assert "epoch 4/4" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_early_stopping_restores_the_best_epoch(checkpoints: Checkpoints) -> None:
     arrays = small()
     shuffled = replace(arrays, validation_labels=np.random.default_rng(0).permutation(arrays.validation_labels))
@@ -217,7 +217,7 @@ def test_weights_that_the_last_step_of_all_spoils_stop_training_too(checkpoints:
     assert checkpoints.latest() is None
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_fine_tuning_goes_on_from_the_base_and_leaves_it_alone(tmp_path: Path) -> None:
     arrays = small()
     kept = [Checkpoints(FolderStore(tmp_path), "run", name, {}) for name in ("base", "still", "tuned")]
@@ -241,7 +241,7 @@ def test_schedules_begin_and_end_where_they_should() -> None:
     assert [round(decay(done), 4) for done in (0, 0.5, 1)] == [1.0, 0.5, 0.0]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_published_model_keeps_the_answers_and_knows_noise(checkpoints: Checkpoints) -> None:
     arrays = small(640)
     network = training.train(arrays, 10, base(epochs=4), 0, checkpoints).model

@@ -23,7 +23,7 @@ def logits(weights: list[probe.Weights], features: np.ndarray) -> np.ndarray:
     return (np.maximum(features @ kernel + bias, 0) @ last + offset)[:, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_it_tells_what_no_straight_line_could() -> None:
     weights = probe.fitted(*shells(40_000, 0), hidden=64)
     features, near = shells(2_000, 1)

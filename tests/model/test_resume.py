@@ -13,7 +13,7 @@ from tests.support.processes import apart, survived
 
 KILLS = 20
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 def live(store: Path, moment: int, epochs: int = EPOCHS) -> list[str]:

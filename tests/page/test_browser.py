@@ -32,7 +32,7 @@ from tests.support.listeners import Hook, Mailbox
 from tests.support.minio_server import Server
 from tests.support.pipeline import Line
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 PICTURES = os.environ.get("FMNIST_SCREENSHOTS", "")
 PROFILE = "standard" if PICTURES else "quick"

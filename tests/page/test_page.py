@@ -90,7 +90,7 @@ def test_an_empty_registry_says_what_to_do(line: Line) -> None:
     assert page.get("/releases/v1").status_code == 404
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_overview_tells_of_the_champion_and_every_release(page: TestClient, finished: Line, version: str) -> None:
     manifest = releases.read_manifest(finished.store, version)
     text = page.get("/").text
@@ -100,7 +100,7 @@ def test_the_overview_tells_of_the_champion_and_every_release(page: TestClient, 
     assert f"run {RUN.id} passed every gate" in text
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_release_shows_its_checks_classes_families_data_and_pictures(
     page: TestClient, finished: Line, version: str
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_release_shows_its_checks_classes_families_data_and_pictures(
         assert (again.status_code, again.content) == (304, b"")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("root", ["", "/airflow/fmnist"])
 def test_every_link_leads_somewhere_below_the_root(finished: Line, root: str) -> None:
     page = browser(app(), root_path=root)
@@ -138,7 +138,7 @@ def test_every_link_leads_somewhere_below_the_root(finished: Line, root: str) ->
     assert len(seen) > 10
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_two_releases_are_compared(page: TestClient, version: str) -> None:
     text = page.get("/compare", params={"a": version, "b": version}).text
     assert text.count(version) >= 2
@@ -146,7 +146,7 @@ def test_two_releases_are_compared(page: TestClient, version: str) -> None:
     assert page.get("/compare", params={"a": version, "b": "gone"}).status_code == 404
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_run_shows_its_report_and_nothing_else_of_the_store(page: TestClient) -> None:
     answer = page.get(f"/runs/{RUN.id}")
     assert "Promotion gate: promote" in answer.text
@@ -155,7 +155,7 @@ def test_a_run_shows_its_report_and_nothing_else_of_the_store(page: TestClient) 
         assert page.get(f"/runs/{foreign}").status_code in {400, 404}
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_only_files_of_the_manifest_are_served(page: TestClient, version: str, finished: Line) -> None:
     finished.store.put(f"releases/{version}/secret.txt", b"not of this release")
     for name in ("secret.txt", "../../champion/00000001.json", "manifest.json"):
@@ -163,7 +163,7 @@ def test_only_files_of_the_manifest_are_served(page: TestClient, version: str, f
     assert page.get(f"/releases/{version}/model.h5").content[:4] == b"\x89HDF"
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_person_rolls_back_with_a_reason(page: TestClient, finished: Line, version: str) -> None:
     finished.succeeded()
     form = {"version": version, "reason": "<script>alert('worse')</script>"}
@@ -180,7 +180,7 @@ def test_a_person_rolls_back_with_a_reason(page: TestClient, finished: Line, ver
     assert "is the champion already" in again.text
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -201,7 +201,7 @@ def test_another_site_changes_nothing(finished: Line, version: str, headers: dic
     assert (service.in_service(finished.store).version == version) == (status == 303)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_viewer_reads_but_changes_nothing(finished: Line, version: str) -> None:
     finished.succeeded()
     page = browser(app(may_edit=refuse(403)))
@@ -226,7 +226,7 @@ def test_every_route_refuses_a_stranger(line: Line) -> None:
                 assert answer.status_code in {401, 403}, (method, address, headers)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_every_answer_bounds_what_a_browser_does(page: TestClient, version: str) -> None:
     for address in ("/", f"/releases/{version}", "/try", "/static/style.css", "/static/gone", "/releases/gone"):
         headers = page.get(address).headers
@@ -242,7 +242,7 @@ def image(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_an_upload_is_answered(page: TestClient) -> None:
     images, labels = synthetic.images(50, 2)
     answer = page.post("/try/image", content=image(images[0]), headers=HERE).json()
@@ -256,14 +256,14 @@ def test_an_upload_is_answered(page: TestClient) -> None:
     assert page.post("/try/image", content=image(noise), headers={"sec-fetch-site": "cross-site"}).status_code == 403
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_sample_of_each_class_is_drawn(page: TestClient) -> None:
     found = page.get("/try/samples").json()
     assert [row["truth"] for row in found] == [f"pattern {number}" for number in range(10)]
     assert sum(row["class"] == row["truth"] for row in found) >= 9
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_uploads_are_refused_with_a_reason(page: TestClient, name: str) -> None:
     answer = page.post("/try/image", content=HOSTILE[name], headers={**HERE, "accept": "application/json"})
@@ -271,7 +271,7 @@ def test_hostile_uploads_are_refused_with_a_reason(page: TestClient, name: str) 
     assert "the upload" in answer.json()["detail"]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_an_image_that_is_a_page_as_well_is_only_an_image(page: TestClient) -> None:
     import zlib
 
@@ -281,7 +281,7 @@ def test_an_image_that_is_a_page_as_well_is_only_an_image(page: TestClient) -> N
     assert "script" not in answer.text
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_an_upload_that_is_too_large_is_cut_off(page: TestClient) -> None:
     def endless() -> object:
         for _ in range(100):
@@ -291,7 +291,7 @@ def test_an_upload_that_is_too_large_is_cut_off(page: TestClient) -> None:
     assert answer.status_code == 413
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_store_that_does_not_answer_is_told(page: TestClient, finished: Line) -> None:
     (finished.store.root / "champion" / "00000001.json").write_bytes(b"foreign")
     answer = page.get("/")
@@ -299,7 +299,7 @@ def test_a_store_that_does_not_answer_is_told(page: TestClient, finished: Line) 
     assert "its bytes were changed" in answer.text
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_damaged_release_hides_no_other(page: TestClient, finished: Line, version: str) -> None:
     finished.succeeded()
     key = f"releases/{version}/manifest.json"
@@ -314,7 +314,7 @@ def test_a_damaged_release_hides_no_other(page: TestClient, finished: Line, vers
     assert answer.text.count("its bytes were changed") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_two_hundred_releases_stay_small(finished: Line, version: str) -> None:
     data = finished.store.get(f"releases/{version}/manifest.json")
     manifest = unseal(data, "manifest")
@@ -329,7 +329,7 @@ def test_two_hundred_releases_stay_small(finished: Line, version: str) -> None:
     assert len(answer.content) < 500_000
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_what_was_read_ahead_is_not_read_again(finished: Line, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made_app = app()
     made_app.state.read_ahead()

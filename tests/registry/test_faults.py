@@ -61,7 +61,7 @@ def test_a_lost_answer_is_no_conflict(minio: S3Store, proxy: Proxy) -> None:
     assert [entry.version for entry in champion.history(minio)] == [f"v{number}" for number in range(1, 101)]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_one_of_many_simultaneous_promotions_wins_and_each_writer_is_told_the_truth(
     minio: S3Store, tmp_path: Path
 ) -> None:

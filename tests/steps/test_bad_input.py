@@ -62,7 +62,7 @@ def test_images_and_labels_of_different_length(line: Line) -> None:
         steps.ingest(RUN)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_an_altered_dataset_file(finished: Line) -> None:
     before = service.in_service(finished.store)
     path = finished.data / "train_images.gz"
@@ -102,7 +102,7 @@ def test_a_store_that_cannot_be_written(line: Line, monkeypatch: pytest.MonkeyPa
         steps.ingest(RUN)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("step", "name"), [("evaluate_base", "choose_base"), ("fine_tune", "choose_base"), ("evaluate_tuned", "fine_tune")]
 )
@@ -117,14 +117,14 @@ def test_a_damaged_model_is_refused_before_it_is_opened(finished: Line, step: st
         run_again(step, RUN)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_foreign_file_in_the_place_of_a_record(finished: Line) -> None:
     finished.store.put(f"runs/{RUN.id}/choose_base.json", b'{"status": "done"}')
     with pytest.raises(IntegrityError, match=rf"runs/{RUN.id}/choose_base.json: its bytes were changed"):
         run_again("evaluate_base", RUN)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("how", ["byte", "weights"])
 def test_a_published_model_that_is_not_the_judged_one_is_not_promoted(finished: Line, how: str) -> None:
     version = service.in_service(finished.store).version
@@ -152,7 +152,7 @@ def test_a_published_model_that_is_not_the_judged_one_is_not_promoted(finished: 
     assert champion.champion(finished.store) is None
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_weak_model_is_rejected_with_figure_and_bound_and_the_champion_stays(finished: Line) -> None:
     before = service.in_service(finished.store)
     evaluated = changed(finished, "evaluate_base")
@@ -163,7 +163,7 @@ def test_a_weak_model_is_rejected_with_figure_and_bound_and_the_champion_stays(f
     assert service.in_service(finished.store) == before
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [("test", "test accuracy is missing or no number"), ("novelty", "AUROC of uniform noise is missing")],
@@ -175,14 +175,14 @@ def test_missing_figures_reject(finished: Line, missing: str, reason: str) -> No
         steps.promotion_gate(RUN, changed(finished, "validate_data"), changed(finished, "fine_tune"), evaluated)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_base_model_that_the_gate_has_not_seen_is_not_tuned(finished: Line) -> None:
     accepted = changed(finished, "accuracy_gate", model_sha256="0" * 64)
     with pytest.raises(ConflictError, match=r"accepted another base model than this one"):
         steps.fine_tune(RUN, changed(finished, "validate_data"), changed(finished, "choose_base"), accepted)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_last_weeks_figures_and_verdict_pass_nothing_this_week(finished: Line) -> None:
     old = {name: changed(finished, name) for name in steps.INPUTS["publish"]}
     with pytest.raises(RejectedError, match=r"run_id is 'run-1', expected 'run-2'"):
@@ -192,7 +192,7 @@ def test_last_weeks_figures_and_verdict_pass_nothing_this_week(finished: Line) -
     assert len(releases.versions(finished.store)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_champion_that_changed_during_the_run_stays(finished: Line) -> None:
     version = service.in_service(finished.store).version
     verdict = changed(finished, "promotion_gate")
@@ -202,14 +202,14 @@ def test_a_champion_that_changed_during_the_run_stays(finished: Line) -> None:
     assert [entry.version for entry in champion.history(finished.store)] == [version]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_release_that_was_not_verified_is_not_promoted(finished: Line) -> None:
     verified = changed(finished, "verify_release", version="another")
     with pytest.raises(ConflictError, match=r"was not verified"):
         steps.promote(NEXT, changed(finished, "promotion_gate"), changed(finished, "publish"), verified)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_what_decides_whether_to_train_again(finished: Line) -> None:
     def reasons(run: Run) -> list[str]:
         return steps.detect_change(run, *(changed(finished, name) for name in ("ingest", "validate_data")))["reasons"]
@@ -227,7 +227,7 @@ def test_what_decides_whether_to_train_again(finished: Line) -> None:
     assert reasons(same) == ["there is no champion yet"]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_damaged_manifest_of_the_champion_stops_the_run(finished: Line) -> None:
     key = f"releases/{service.in_service(finished.store).version}/manifest.json"
     manifest = unseal(finished.store.get(key), key)

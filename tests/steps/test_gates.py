@@ -17,7 +17,7 @@ from fmnist_tasks.steps import Run, run_again
 from tests.support.pipeline import Line
 from tests.support.synthetic import RUN
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 TOO_LARGE = {"speed": {"bytes_at_most": 1}}
 NEXT = Run("run-2", "2026-11-30T02:00:00+00:00", replace(RUN.parameters, seed=1))

@@ -16,7 +16,7 @@ from tests.support.pipeline import Line
 from tests.support.processes import apart, survived
 from tests.support.synthetic import RUN
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 ORDER = list(STEPS)
 
 

@@ -21,7 +21,7 @@ from tests.support.processes import apart, run_step, survived
 from tests.support.proxy import Harm, Proxy, Request
 from tests.support.synthetic import RUN
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 OLD = "20260101T000000Z-0ld"
 MOMENTS = ("before", "halfway", "after")
 

@@ -26,7 +26,7 @@ from tests.support import synthetic
 from tests.support.minio_server import Server
 from tests.support.synthetic import RUN
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 def be(monkeypatch: pytest.MonkeyPatch, user: dict[str, str]) -> Store:
