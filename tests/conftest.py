@@ -10,6 +10,10 @@ from uuid import uuid4
 
 # Airflow reads its home at the first import, wherever that happens.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
+os.environ["AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY"] = "1"
+# Test workers share the cores: TensorFlow's threads would wait for each other and take time from the other workers.
+os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
@@ -17,11 +21,44 @@ from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store
 from tests.support import synthetic
+from tests.support.airflow_in_process import AirflowInProcess
+from tests.support.finished_run import provide_finished_run, provide_migrated_database
 from tests.support.minio_server import NoServerError, Server
 from tests.support.pipeline import Line
 from tests.support.proxy import Proxy
+from tests.support.replay import replay_steps
+from tests.support.unit_lane import LaneError, keep_to_unit_lane
 
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
+
+
+# The files that take longest, longest first: each is the work of one test worker, which begins it at once.
+LONGEST = (
+    "page/test_browser.py",
+    "dags/test_real_images.py",
+    "cluster/test_cluster.py",
+    "steps/test_killed_on_minio.py",
+    "dags/test_in_scheduler.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests of a file go to one worker, whose fixtures they share, and long files first."""
+    folder = Path(__file__).parent
+    order = {folder / name: rank for rank, name in enumerate(LONGEST)}
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(folder).as_posix()))
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(autouse=True)
+def unit_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test without a lane of its own neither train, nor start Airflow, nor use a network."""
+    if not any(request.node.get_closest_marker(lane) for lane in ("integration", "exhaustive")):
+        if "finished_home" in request.fixturenames:
+            raise LaneError("a test of the unit lane starts from a finished run, which trains")
+        keep_to_unit_lane(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -41,15 +78,9 @@ def line(tmp_path: Path, made_data: Path, monkeypatch: pytest.MonkeyPatch) -> Li
 
 
 @pytest.fixture(scope="session")
-def finished_home(tmp_path_factory: pytest.TempPathFactory, made_data: Path) -> Path:
+def finished_home() -> Path:
     """A line on which one run has gone all the way to a champion; never changed, only copied."""
-    home = tmp_path_factory.mktemp("finished") / "line"
-    shutil.copytree(made_data, home / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in Line(home).environment.items():
-            patch.setenv(name, value)
-        Line(home).upto("promote")
-    return home
+    return provide_finished_run()
 
 
 @pytest.fixture
@@ -57,6 +88,28 @@ def finished(finished_home: Path, line: Line) -> Line:
     """A line of its own with a finished run and its champion."""
     shutil.copytree(finished_home / "store", line.home / "store")
     return line
+
+
+@pytest.fixture
+def replayed(finished_home: Path, line: Line, monkeypatch: pytest.MonkeyPatch) -> Line:
+    """A line without a champion on which the steps that train or predict end with recorded results."""
+    shutil.copytree(finished_home / "store" / "blobs", line.home / "store" / "blobs")
+    replay_steps(monkeypatch, Line(finished_home).store)
+    return line
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    """An empty database for the Airflow of this process."""
+    shutil.copy(provide_migrated_database() / "airflow.db", os.environ["AIRFLOW_HOME"])
+
+
+@pytest.fixture
+def airflow(
+    airflow_database: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> AirflowInProcess:
+    """Airflow's command line in this process."""
+    return AirflowInProcess(capfd, monkeypatch)
 
 
 @pytest.fixture
@@ -94,7 +147,7 @@ def minio(server: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Sto
     return server.store(bucket)
 
 
-@pytest.fixture(params=["folder", "minio"])
+@pytest.fixture(params=["folder", pytest.param("minio", marks=pytest.mark.integration)])
 def either(request: pytest.FixtureRequest, store: FolderStore) -> Store:
     """Both kinds of store, one after the other."""
     return request.getfixturevalue("minio") if request.param == "minio" else store

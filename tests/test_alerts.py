@@ -18,6 +18,8 @@ from tests.support.pipeline import Line
 from tests.support.ports import free_port
 from tests.support.synthetic import RUN
 
+pytestmark = pytest.mark.integration
+
 MISSED = Alert("rejected", "run-1", "Task accuracy_gate: test accuracy is 91.99%, below the bound of 92.00%")
 
 
@@ -109,7 +111,6 @@ def test_a_store_that_is_gone_does_not_silence_it(line: Line, hook: Hook) -> Non
     assert len(hook.posts) == 2  # told twice rather than never
 
 
-@pytest.mark.integration
 def test_a_rollback_is_told(finished: Line, hook: Hook) -> None:
     version = service.in_service(finished.store).version
     with pytest.raises(RejectedError, match=r"is the champion already"):

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from fmnist_tasks.settings import INCLUDE
 
 _WORKER = """
@@ -24,6 +26,7 @@ print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(task, 0)[1])))
 """
 
 
+@pytest.mark.integration
 def test_a_forked_task_trains_with_what_its_worker_imported() -> None:
     worker = subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, timeout=300)
     assert worker.returncode == 0, worker.stderr

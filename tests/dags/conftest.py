@@ -10,7 +10,7 @@ from tests.support.airflow_home import migrate
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An Airflow home for all runs by `airflow dags test`."""
-    return migrate(tmp_path_factory.mktemp("airflow"))
+    return migrate(tmp_path_factory.mktemp("airflow") / "home")
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import runpy
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -16,7 +14,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
-from tests.support.airflow_home import Airflow
+from tests.support.airflow_in_process import AirflowInProcess
 from tests.support.pipeline import Line
 
 OTHERS = ("fmnist_predict", "fmnist_rollback", "fmnist_watch")
@@ -47,31 +45,28 @@ def test_the_form_offers_the_releases_newest_first_and_wants_a_reason(finished: 
 
 
 @pytest.mark.integration
-def test_a_rollback_is_an_entry_of_the_log(migrated: Path, finished: Line) -> None:
+def test_a_rollback_is_an_entry_of_the_log(airflow: AirflowInProcess, finished: Line) -> None:
     first = service.in_service(finished.store).version
     finished.succeeded()
-    airflow = Airflow(migrated, finished)
-    conf = json.dumps({"version": first, "reason": "the second was worse"})
-    code, output = airflow("airflow", "dags", "test", "fmnist_rollback", "--conf", conf)
+    conf = {"version": first, "reason": "the second was worse"}
+    code, output = airflow.test_dag("fmnist_rollback", **conf)
     assert code == 0, output
     entry = service.in_service(finished.store)
     assert (entry.version, entry.action, entry.reason) == (first, "rollback", "the second was worse")
-    code, output = airflow("airflow", "dags", "test", "fmnist_rollback", "--conf", conf)
+    code, output = airflow.test_dag("fmnist_rollback", **conf)
     assert code == 1, output
     assert "is the champion already" in output
     assert len(champion.history(finished.store)) == 3
 
 
 @pytest.mark.integration
-def test_images_under_a_prefix_are_answered(migrated: Path, finished: Line) -> None:
+def test_images_under_a_prefix_are_answered(airflow: AirflowInProcess, finished: Line) -> None:
     images, labels = synthetic.images(5, 3)
     for number, image in enumerate(images):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "png")
         finished.store.put(f"inbox/{number}.png", buffer.getvalue())
-    airflow = Airflow(migrated, finished)
-    conf = json.dumps({"prefix": "inbox/", "files": 2})
-    code, output = airflow("airflow", "dags", "test", "fmnist_predict", "--conf", conf)
+    code, output = airflow.test_dag("fmnist_predict", prefix="inbox/", files=2)
     assert code == 0, output
     (key,) = [stat.key for stat in finished.store.list("predictions/") if stat.key.endswith("summary.json")]
     summary = read_document(finished.store, key)
@@ -82,14 +77,14 @@ def test_images_under_a_prefix_are_answered(migrated: Path, finished: Line) -> N
 
 
 @pytest.mark.integration
-def test_without_a_prefix_there_is_nothing_to_do(migrated: Path, finished: Line) -> None:
-    code, output = Airflow(migrated, finished)("airflow", "dags", "test", "fmnist_predict")
+def test_without_a_prefix_there_is_nothing_to_do(airflow: AirflowInProcess, finished: Line) -> None:
+    code, output = airflow.test_dag("fmnist_predict")
     assert code == 0, output
     assert list(finished.store.list("predictions/")) == []
 
 
 @pytest.mark.integration
-def test_the_watch_tells_when_a_run_last_ended_well(migrated: Path, finished: Line) -> None:
-    code, output = Airflow(migrated, finished)("airflow", "dags", "test", "fmnist_watch")
+def test_the_watch_tells_when_a_run_last_ended_well(airflow: AirflowInProcess, finished: Line) -> None:
+    code, output = airflow.test_dag("fmnist_watch")
     assert code == 0, output
     assert "The last run that ended well did so at" in output

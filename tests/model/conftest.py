@@ -18,4 +18,13 @@ def saved() -> bytes:
     keras.utils.set_random_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (600, 28, 28), dtype=np.uint8)
     untrained = trained(PROFILES["quick"], 10, build(PROFILES["quick"], 10))
-    return h5.save(novelty.publishable(untrained, Training.of(images, np.zeros(len(images), np.uint8))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmnist_tasks.model.probe.fitted", unfitted)
+        return h5.save(novelty.publishable(untrained, Training.of(images, np.zeros(len(images), np.uint8))))
+
+
+def unfitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights of a probe that has learnt nothing."""
+    random = np.random.default_rng(1)
+    sizes = ((features.shape[1], hidden), (hidden, 1))
+    return [(random.normal(0, 0.1, size).astype(np.float32), np.zeros(size[1], np.float32)) for size in sizes]

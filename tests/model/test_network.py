@@ -158,6 +158,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     assert h5.save(models[0]) == h5.save(models[1])
 
 
+@pytest.mark.integration
 def test_the_first_convolution_begins_at_whitening_filters(checkpoints: Checkpoints) -> None:
     arrays = small()
     motionless = training.train(arrays, 10, base(epochs=1, learning_rate=0.0), 0, checkpoints).model
@@ -203,6 +204,7 @@ def test_early_stopping_restores_the_best_epoch(checkpoints: Checkpoints) -> Non
     assert again == pytest.approx(min(losses), rel=1e-3)
 
 
+@pytest.mark.integration
 def test_a_loss_that_is_no_number_stops_training_at_once(checkpoints: Checkpoints) -> None:
     with pytest.raises(
         TrainingError, match=r"loss is (nan|inf) at step \d+ of epoch 1; training stopped, nothing was kept"
@@ -210,6 +212,7 @@ def test_a_loss_that_is_no_number_stops_training_at_once(checkpoints: Checkpoint
         training.train(small(), 10, base(learning_rate=float("inf")), 0, checkpoints)
 
 
+@pytest.mark.integration
 def test_weights_that_the_last_step_of_all_spoils_stop_training_too(checkpoints: Checkpoints) -> None:
     only_step = base(epochs=1, learning_rate=float("inf"))  # its own loss is that of the weights before it
     with pytest.raises(TrainingError, match=r"loss is nan on the validation images after epoch 1; training stopped"):

@@ -36,6 +36,7 @@ def test_it_tells_what_no_straight_line_could() -> None:
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.integration
 def test_a_feature_that_hardly_varied_does_not_decide_alone() -> None:
     features = np.random.default_rng(0).normal(size=(1_000, 10)).astype(np.float32)
     features[:, 0] *= 1e-5

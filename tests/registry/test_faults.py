@@ -22,6 +22,8 @@ from tests.support.ports import free_port
 from tests.support.processes import CONTEXT, apart, promote_many, survived
 from tests.support.proxy import Harm, Proxy, Request
 
+pytestmark = pytest.mark.integration
+
 
 def fresh() -> Store:
     return open_store(Settings.from_environment().store)
@@ -61,7 +63,6 @@ def test_a_lost_answer_is_no_conflict(minio: S3Store, proxy: Proxy) -> None:
     assert [entry.version for entry in champion.history(minio)] == [f"v{number}" for number in range(1, 101)]
 
 
-@pytest.mark.integration
 def test_one_of_many_simultaneous_promotions_wins_and_each_writer_is_told_the_truth(
     minio: S3Store, tmp_path: Path
 ) -> None:

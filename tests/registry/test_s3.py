@@ -26,6 +26,8 @@ from tests.support.certificate import make_certificate
 from tests.support.minio_server import Server
 from tests.support.proxy import Harm, Proxy
 
+pytestmark = pytest.mark.integration
+
 NO_CREDENTIALS = {"MINIO_ACCESS_KEY": "", "MINIO_SECRET_KEY": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
 
 
@@ -140,7 +142,6 @@ def test_large_transfers_tell_how_far_they_are(minio: S3Store, caplog: pytest.Lo
     assert told == sorted(told)
 
 
-@pytest.mark.integration
 def test_a_gigabyte_passes_in_little_memory(minio: S3Store, tmp_path: Path) -> None:
     program = """
 import re, sys

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import time
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from fmnist_tasks import service, steps
 from fmnist_tasks.model import h5
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.settings import PROJECT
 from fmnist_tasks.steps import run_again
 from fmnist_tasks.steps.step import result_of
-from fmnist_tasks.turns import one_at_a_time
 from tests.support import synthetic
 from tests.support.pipeline import Line
 from tests.support.synthetic import RUN
@@ -40,6 +40,7 @@ def test_the_best_of_three_on_validation_becomes_the_champion(line: Line) -> Non
     assert list(line.store.list("checkpoints/")) == []
 
 
+@pytest.mark.integration
 def test_less_loss_decides_even_against_accuracy(finished: Line) -> None:
     (one,) = result_of(finished.store, RUN, "train")
     other = {**one, "seed": 1, "validation_loss": one["validation_loss"] / 2, "validation_accuracy": 0.5}
@@ -47,6 +48,7 @@ def test_less_loss_decides_even_against_accuracy(finished: Line) -> None:
     assert run_again("choose_base", RUN)["seed"] == 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("loss", "chosen"), [(0.0, "base"), (10.0, "tuned")])
 def test_the_candidate_is_the_one_of_base_and_tuned_model_with_less_loss(
     finished: Line, loss: float, chosen: str
@@ -67,27 +69,12 @@ def test_the_candidate_is_the_one_of_base_and_tuned_model_with_less_loss(
     np.testing.assert_allclose(h5.classify(candidate, images), scaled / scaled.sum(axis=1, keepdims=True), atol=1e-5)
 
 
-def inside(lock: Path, diary: Path, number: int) -> None:
-    with one_at_a_time(lock), diary.open("a") as file:
-        file.write(f"{number} in\n")
-        file.flush()
-        time.sleep(0.05)  # long enough for another to come in, if it could
-        file.write(f"{number} out\n")
-
-
 def test_trainings_on_one_machine_take_turns(tmp_path: Path) -> None:
-    processes = [
-        multiprocessing.get_context("spawn").Process(
-            target=inside, args=(tmp_path / "lock", tmp_path / "diary", number)
-        )
-        for number in range(4)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    lines = (tmp_path / "diary").read_text().splitlines()
+    lock, diary = tmp_path / "lock", tmp_path / "diary"
+    command = [sys.executable, "-m", "tests.support.turn_taker", lock, diary]
+    processes = [subprocess.Popen([*command, str(number)], cwd=PROJECT) for number in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+    lines = diary.read_text().splitlines()
     assert len(lines) == 8
     for entered, left in zip(lines[::2], lines[1::2], strict=True):
         assert entered.replace("in", "out") == left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -12,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
 from fmnist_tasks.settings import DAG_ID, PROJECT
 from tests.support.airflow_api import AirflowApi
+from tests.support.finished_run import provide_migrated_database
 from tests.support.pipeline import Line
 from tests.support.ports import free_port
 
@@ -28,7 +30,7 @@ T = TypeVar("T")
 
 def migrate(home: Path) -> Path:
     """A new Airflow home with an empty database."""
-    subprocess.run(["airflow", "db", "migrate"], env=os.environ | {"AIRFLOW_HOME": str(home)}, check=True)
+    shutil.copytree(provide_migrated_database(), home)
     return home
 
 
@@ -68,7 +70,7 @@ class Airflow:
     def run(self, **conf: object) -> tuple[int, str]:
         return self(str(PROJECT / "include" / "run"), json.dumps(QUICK | conf))
 
-    def query(self, sql: str) -> list[tuple]:
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
         with sqlite3.connect(self.home / "airflow.db") as database:
             return database.execute(sql).fetchall()
 
@@ -82,11 +84,18 @@ class Airflow:
         rows = self.query(f"select task_id, state from task_instance where run_id = '{run_id}'")  # noqa: S608
         return {task_id.rpartition(".")[2]: state for task_id, state in rows}
 
-    def begun(self) -> str:
-        """Let the scheduler of a new home begin this week's run; its id."""
+    def skip_this_week(self, url: str) -> None:
+        """Unpause the main DAG, and end the run of this week that the scheduler then begins."""
         self.unpause(DAG_ID)
-        ((run_id,),) = until(lambda: self.query("select run_id from dag_run"))
-        return str(run_id)
+        ((run_id,),) = until(lambda: self.query("select run_id from dag_run where run_type = 'scheduled'"))
+        self.api(url).ask("PATCH", AirflowApi.run_path(DAG_ID, run_id), state="success")
+
+    def trigger(self, run_id: str, **conf: Any) -> str:
+        """Begin a run of the main DAG with profile `quick`; its id."""
+        words = ["--run-id", run_id, "--conf", json.dumps(QUICK | conf)]
+        code, output = self("airflow", "dags", "trigger", DAG_ID, *words)
+        assert code == 0, output
+        return run_id
 
     def unpause(self, dag_id: str) -> None:
         """Let the scheduler begin the runs of one of the DAGs.

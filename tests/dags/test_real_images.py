@@ -1,0 +1,65 @@
+"""`make run` on the 60,000 real images, with its store in MinIO."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmnist_tasks import service
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.settings import Settings
+from tests.support.airflow_home import Airflow
+from tests.support.minio_server import Server
+from tests.support.pipeline import Line
+
+pytestmark = pytest.mark.integration
+
+# A consumer without this project: NumPy and Keras alone.
+PROGRAM = """
+import gzip, json, sys
+import keras, numpy
+folder, model = sys.argv[1:]
+read = lambda name, offset: numpy.frombuffer(gzip.open(f"{folder}/t10k-{name}-ubyte.gz").read(), "uint8", offset=offset)
+images, labels = read("images-idx3", 16).reshape(-1, 28, 28, 1), read("labels-idx1", 8)
+probabilities, _ = keras.models.load_model(model, compile=False).predict(images, batch_size=500, verbose=0)
+assert not any(name.startswith("fmnist") for name in sys.modules)
+print((probabilities.argmax(axis=1) == labels).mean())
+"""
+
+
+def test_quick_on_the_real_images_passes_the_gate_and_plain_keras_agrees(
+    migrated: Path, tmp_path: Path, server: Server, minio: S3Store
+) -> None:
+    cache = Settings.from_environment().cache / "fashion-mnist"
+    real = {"FMNIST_STORE": server.uri(minio.bucket), "FMNIST_DATASET": "", "FMNIST_DATA_DIR": str(cache)}
+    airflow = Airflow(migrated, Line(tmp_path), real)
+    code, output = airflow.run()
+    assert code == 0, output
+    entry = service.in_service(minio)
+    assert re.search(rf"promote +done .*{entry.version} is the champion, number 1", output)
+    for row in (
+        "validation accuracy, base +9",
+        "test accuracy, base +9",
+        "accuracy gate +promote",
+        "promotion gate +promote",
+        f"model +{server.endpoint}/{minio.bucket}/releases/{entry.version}/model.h5",
+    ):
+        assert re.search(row, output), row
+    manifest = service.open_release(minio, entry.version).manifest
+    accuracy = manifest["figures"]["test"]["accuracy"]
+    assert manifest["figures"]["test"]["images"] == 10_000
+    assert accuracy >= 0.92
+    assert manifest["figures"]["base_test_accuracy"] >= 0.92
+    (extra,) = airflow.query("select extra from asset_event")[-1]
+    assert json.loads(extra)["accuracy"] == accuracy
+
+    model = tmp_path / "model.h5"
+    model.write_bytes(minio.get(manifest["files"]["model.h5"]["uri"]))
+    arguments = [sys.executable, "-c", PROGRAM, manifest["data"]["source"], str(model)]
+    ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert float(ended.stdout) == pytest.approx(accuracy, abs=1e-9)

@@ -1,0 +1,39 @@
+"""Steps that train or predict, replaced by what they gave in a finished run: for tests of the graph around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from fmnist_tasks import steps
+from fmnist_tasks.registry.runs import read_record
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.steps import STEPS, Run
+from fmnist_tasks.steps.step import INPUTS, PER_SEED, Result, step
+from tests.support.synthetic import RUN
+
+REPLAYED = ("train", "evaluate_base", "fine_tune", "evaluate_tuned")
+
+
+def replay_steps(patch: pytest.MonkeyPatch, finished: Store, changes: Mapping[str, Result] | None = None) -> None:
+    """Let these steps end with their recorded results, with these changes, as results of the run that asks.
+
+    `finished` has the records of the finished run; the store of the run that asks has its blobs.
+    """
+    for name in REPLAYED:
+        recorded = read_record(finished, RUN.id, f"{name}-{RUN.parameters.seed}" if name in PER_SEED else name)
+        result = json.dumps(recorded["result"] | (changes or {}).get(name, {}))
+        patch.setitem(STEPS, name, STEPS[name])  # `step` puts another in its place
+        patch.setattr(steps, name, step(*INPUTS[name], per_seed=name in PER_SEED)(_replay(name, result)))
+
+
+def _replay(name: str, recorded: str) -> Callable[..., Result]:
+    def replayed(store: Store, run: Run, *arguments: Any) -> Result:
+        result: Result = json.loads(recorded.replace(json.dumps(RUN.id), json.dumps(run.id)))
+        return result | ({"seed": arguments[-1]} if name in PER_SEED else {})
+
+    replayed.__name__ = name
+    return replayed
