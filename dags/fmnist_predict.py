@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Asset, Param, dag, get_current_context, task
-from fmnist_defaults import TASKS, step
+from fmnist_defaults import TASKS, get_operator, step
 
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import CHAMPION_ASSET, Settings
@@ -87,7 +87,7 @@ def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> di
 def fmnist_predict() -> None:
     """The graph: plan, answer shards side by side, sum up."""
     shards = plan()
-    wanted() >> shards
+    wanted() >> get_operator(shards)
     summarise(shards, predict.expand(shard=shards))
 
 

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, BaseOperatorLink, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
-from fmnist_defaults import TASKS, step
+from fmnist_defaults import TASKS, get_operator, step
 
 from fmnist_tasks.alerts import airflow_address, run_timed_out
 from fmnist_tasks.settings import (
@@ -278,7 +278,7 @@ def fmnist_retrain() -> None:
         trained = choose_base(train.partial(validated=validated).expand(seed=seeds))
         base_figures = evaluate_base(validated, trained)
         accepted = accuracy_gate(validated, trained, base_figures)
-        accepted.operator.operator_extra_links = (RunLink(),)
+        get_operator(accepted).operator_extra_links = (RunLink(),)
 
     with TaskGroup("tuned_model"):
         tuned = fine_tune(validated, trained, accepted)
@@ -294,7 +294,7 @@ def fmnist_retrain() -> None:
             execution_timeout=None,
             fail_on_reject=True,
         )
-        verdict.operator.operator_extra_links = (RunLink(),)
+        get_operator(verdict).operator_extra_links = (RunLink(),)
         asked = ask_person(verdict)
         asked >> approval
 
@@ -310,8 +310,8 @@ def fmnist_retrain() -> None:
                 "verdict": verdict,
             }
         )
-        published.operator.operator_extra_links = (ReleaseLink(),)
-        [asked, approval] >> published
+        get_operator(published).operator_extra_links = (ReleaseLink(),)
+        [asked, approval] >> get_operator(published)
         verified = verify_release(validated, figures, published)
         promote(verdict, published, verified)
 

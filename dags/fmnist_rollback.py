@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, dag, get_current_context, task
-from fmnist_defaults import TASKS, step
+from fmnist_defaults import TASKS, get_operator, step
 
 from fmnist_tasks.errors import FmnistError
 from fmnist_tasks.registry.releases import versions
@@ -93,7 +93,7 @@ def fmnist_rollback() -> None:
     )
     asked = ask_person()
     asked >> approval
-    [asked, approval] >> rollback()
+    [asked, approval] >> get_operator(rollback())
 
 
 fmnist_rollback()
