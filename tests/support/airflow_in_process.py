@@ -41,9 +41,10 @@ class AirflowInProcess:
         with self.patch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Airflow's own do not fail its command line either
             patch.setattr(sys, "argv", ["airflow", *arguments])
-            configure_logging()  # again: the test before this one has closed what it printed to
+            # Again: the test before this one has closed what it printed to. Airflow's own functions are untyped.
+            configure_logging()  # type: ignore[no-untyped-call]
             try:
-                main()
+                main()  # type: ignore[no-untyped-call]
             except SystemExit as ended:
                 code = ended.code
         printed = "".join(self.output.readouterr())

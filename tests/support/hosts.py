@@ -131,7 +131,8 @@ class Host:
     def _family(self) -> list[psutil.Process]:
         assert self.process is not None
         with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
+            family: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+            return family
         return []
 
     def tasks(self) -> list[psutil.Process]:

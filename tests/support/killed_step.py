@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+from collections.abc import Callable
+from typing import TypeVar
+from unittest.mock import patch
 
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.steps import run_again
 from tests.support.synthetic import RUN
 
+R = TypeVar("R")
+
 
 def run_mortal(step: str, fatal: int) -> None:
     """Run the step until that moment: odd ones are before the bytes of a write are in place, even ones after."""
-    moments = 0
+    moments = itertools.count(1)
 
-    def mortal(write):
-        def writing(self, key, data):
-            nonlocal moments
-            for before in (True, False):
-                moments += 1
-                if moments == fatal:
-                    if before:
-                        (self.root / ".scratch").mkdir(parents=True, exist_ok=True)
-                        (self.root / ".scratch" / "half").write_bytes(data[: len(data) // 2])
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if before:
-                    done = write(self, key, data)
-            return done
+    def mortal(write: Callable[[FolderStore, str, bytes], R]) -> Callable[[FolderStore, str, bytes], R]:
+        def write_or_die(self: FolderStore, key: str, data: bytes) -> R:
+            if next(moments) == fatal:
+                (self.root / ".scratch").mkdir(parents=True, exist_ok=True)
+                (self.root / ".scratch" / "half").write_bytes(data[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = write(self, key, data)
+            if next(moments) == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
 
-        return writing
+        return write_or_die
 
-    FolderStore.put = mortal(FolderStore.put)
-    FolderStore.put_if_absent = mortal(FolderStore.put_if_absent)
-    run_again(step, RUN)
+    with (
+        patch.object(FolderStore, "put", mortal(FolderStore.put)),
+        patch.object(FolderStore, "put_if_absent", mortal(FolderStore.put_if_absent)),
+    ):
+        run_again(step, RUN)

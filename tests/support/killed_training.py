@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 from fmnist_tasks.data.dataset import Arrays
-from fmnist_tasks.data.shards import Training
+from fmnist_tasks.data.shards import Chunk, Training
 from fmnist_tasks.model import batches, training
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.local import FolderStore
-from fmnist_tasks.settings import PROFILES
+from fmnist_tasks.settings import PROFILES, Stage
 from tests.support import synthetic
 
 EPOCHS, BATCHES = 30, 4
@@ -39,7 +42,9 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
         if moments == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def mortal_put(self, key, data, put=FolderStore.put):
+    put = FolderStore.put
+
+    def mortal_put(self: FolderStore, key: str, data: bytes) -> None:
         moment()
         (self.root / ".scratch").mkdir(parents=True, exist_ok=True)
         (self.root / ".scratch" / "half").write_bytes(data[: len(data) // 2])
@@ -48,7 +53,7 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
         moment()
         print("holds", int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) >> 10)
 
-    def mortal_batches(images, stage, classes, seed, epoch):
+    def mortal_batches(images: Training, stage: Stage, classes: int, seed: int, epoch: int) -> Iterator[training.Batch]:
         nonlocal begun
         if not begun:
             print("begins with epoch", epoch, flush=True)
@@ -57,14 +62,19 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
             moment()
             yield batch
 
-    FolderStore.put = mortal_put
-    training.training_batches = mortal_batches
     images, labels = synthetic.images(16 * BATCHES, 1)
     parts = [(images[start : start + 16], labels[start : start + 16]) for start in range(0, len(labels), 16)]
-    shards = Training([(16, lambda part=part: iter([part])) for part in parts], window=32)  # so that there are several
+    shards = Training([(16, partial(read, part)) for part in parts], window=32)  # so that there are several
     arrays = Arrays(shards, *synthetic.images(40, 2), *synthetic.images(40, 2))
     checkpoints = Checkpoints(FolderStore(folder), "run", "base-0", {"made": True})
     stage = replace(STAGE, epochs=epochs, patience=epochs)
-    fit = training.train(arrays, 10, replace(PROFILES["quick"], base=stage, dropout=0.5), 0, checkpoints)
+    profile = replace(PROFILES["quick"], base=stage, dropout=0.5)
+    with patch.object(FolderStore, "put", mortal_put), patch.object(training, "training_batches", mortal_batches):
+        fit = training.train(arrays, 10, profile, 0, checkpoints)
     weights = b"".join(weight.tobytes() for weight in fit.model.get_weights())
     print(len(fit.curves["loss"]), fit.best_epoch, hashlib.sha256(weights).hexdigest())
+
+
+def read(part: Chunk) -> Iterator[Chunk]:
+    """The images and labels of a part of the training images."""
+    yield part

@@ -11,6 +11,7 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
@@ -29,6 +30,7 @@ class Mailbox:
     async def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
         if self.password and not session.authenticated:
             return "530 authentication required"
+        assert isinstance(envelope.content, bytes)  # a text only if the server is told to decode
         self.mails.append(message_from_bytes(envelope.content, policy=policy.default))
         return "250 kept"
 
@@ -39,8 +41,13 @@ class Mailbox:
         ) -> AuthResult:
             return AuthResult(success=(given.login, given.password) == (b"line", self.password.encode()))
 
-        guard = {"authenticator": known, "auth_require_tls": False}  # both are on this machine
-        controller = Controller(self, hostname="127.0.0.1", port=self.port, **guard)
+        controller = Controller(
+            self,
+            hostname="127.0.0.1",
+            port=self.port,
+            authenticator=known,
+            auth_require_tls=False,  # both are on this machine
+        )
         controller.start()
         try:
             yield self
@@ -59,7 +66,7 @@ class Mailbox:
 class Hook:
     """Keeps what is posted to a web address."""
 
-    posts: list[dict] = field(default_factory=list)
+    posts: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
     status: int = 200
     password: str = ""  # with one, only `line` may post

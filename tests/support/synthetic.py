@@ -1,4 +1,4 @@
-"""A small made dataset, ten easy patterns of 28 x 28 pixels, as arrays and as declared IDX files; and a run on it."""
+"""Synthetic images: ten easy patterns of 28 x 28 pixels, as arrays and as declared IDX files; and a run on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def idx(array: np.ndarray) -> bytes:
 def npz(**arrays: np.ndarray) -> bytes:
     """The arrays as a person would save them."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=True, **arrays)
     return buffer.getvalue()
 
 
