@@ -23,12 +23,14 @@ from fmnist_tasks.registry.store import Store
 from tests.support import synthetic
 from tests.support.airflow_in_process import AirflowInProcess
 from tests.support.finished_run import provide_finished_run, provide_migrated_database
-from tests.support.minio_server import NoServerError, Server
+from tests.support.minio_server import Server
 from tests.support.pipeline import Line
 from tests.support.proxy import Proxy
 from tests.support.replay import replay_steps
+from tests.support.requirements import MINIO, require
 from tests.support.unit_lane import LaneError, keep_to_unit_lane
 
+pytest_plugins = ["tests.support.skip_summary"]
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 
@@ -123,13 +125,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if endpoint := os.environ.get("FMNIST_TEST_ENDPOINT"):
         yield Server(tmp_path_factory.mktemp("named"), named=endpoint)
         return
+    require(MINIO)
     new = Server(tmp_path_factory.mktemp("minio") / "data")
-    try:
-        new.start()
-    except NoServerError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
+    new.start()
     yield new
     new.stop()
 

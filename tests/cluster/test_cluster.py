@@ -16,13 +16,12 @@ import psutil
 import pytest
 
 from fmnist_tasks.settings import PROJECT
-from tests.support.cluster.cluster import require_stores
 from tests.support.cluster.declaration import read_settings
 from tests.support.cluster.programs import Program
-from tests.support.cluster.supervision import ClusterError, Supervisor
-from tests.support.installing import installing
+from tests.support.cluster.supervision import Supervisor
 from tests.support.pipeline import Line
 from tests.support.ports import free_port
+from tests.support.requirements import MINIO, POSTGRES, REDIS, require
 
 pytestmark = pytest.mark.integration
 SECRETS = ("PASSWORD", "KEY", "SECRET")
@@ -47,13 +46,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def stores() -> None:
     """Postgres, Redis and MinIO are on this machine."""
-    try:
-        with installing():
-            require_stores()
-    except ClusterError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
+    require(POSTGRES, REDIS, MINIO)
 
 
 def command(folder: Path, line: Line, *words: str) -> subprocess.CompletedProcess[str]:

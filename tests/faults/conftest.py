@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.cluster.cluster import require_stores
 from tests.support.fault_cluster import Drill, running
-from tests.support.hosts import can_make_hosts
-from tests.support.installing import installing
+from tests.support.requirements import FAKETIME, HOST_PROGRAMS, HOSTS, MINIO, POSTGRES, REDIS, require
 
 IMAGES = (400, 200)  # made ones to train and to test on
 SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome, seconds, what it showed
@@ -20,14 +15,7 @@ SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Drill]:
     """Stores and Airflow without a worker."""
-    if not can_make_hosts():
-        if os.environ.get("CI") == "true":
-            raise RuntimeError("hosts of their own need root and the right to make namespaces")
-        pytest.skip("hosts of their own need root and the right to make namespaces")
-    with installing():  # now: inside there is no way to packages
-        require_stores()
-        if not shutil.which("faketime"):
-            subprocess.run(["apt-get", "-qq", "install", "--yes", "faketime"], check=True, stdout=subprocess.DEVNULL)
+    require(HOSTS, HOST_PROGRAMS, FAKETIME, POSTGRES, REDIS, MINIO)  # now: inside there is no way to packages
     with running(*IMAGES) as made:
         yield made
         if made.spare:

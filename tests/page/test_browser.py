@@ -27,7 +27,7 @@ from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID, Settings
 from tests.support import synthetic
 from tests.support.airflow_home import QUICK, Airflow, migrate, until
-from tests.support.chromium import NoBrowserError, launched
+from tests.support.chromium import launched
 from tests.support.listeners import Hook, Mailbox
 from tests.support.minio_server import Server
 from tests.support.pipeline import Line
@@ -43,13 +43,8 @@ PATIENCE = 60_000  # milliseconds for what a page shows
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE)
-    try:
-        with launched() as browser:
-            yield browser
-    except NoBrowserError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(autouse=True)

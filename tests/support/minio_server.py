@@ -18,14 +18,9 @@ from fmnist_tasks.registry.access import reach
 from fmnist_tasks.registry.provision import add_user
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE, PROJECT
-from tests.support.installing import installing
 from tests.support.ports import free_port
 
 ROOT = "tests-root"
-
-
-class NoServerError(Exception):
-    """This machine has no way to a MinIO server."""
 
 
 @dataclass
@@ -58,10 +53,6 @@ class Server:
         environment = {**os.environ, **secrets, "FMNIST_HOME": str(PROJECT / "var")}  # where the built server is kept
         script = str(INCLUDE / "minio")
         with log.open("ab") as output:
-            with installing():
-                found = subprocess.run([script, "find_server"], env=environment, stdout=output, stderr=output)
-            if found.returncode:
-                raise NoServerError(log.read_text()) if found.returncode == 3 else RuntimeError(log.read_text())
             self.process = subprocess.Popen(
                 [script, "server", *arguments], env=environment, stdout=output, stderr=output
             )

@@ -14,6 +14,7 @@ from tests.support.airflow_api import AirflowApi
 from tests.support.cluster.declaration import Service, read_services, read_settings
 from tests.support.cluster.programs import Place, Program, write_program
 from tests.support.cluster.supervision import ClusterError
+from tests.support.requirements import MINIO, POSTGRES, REDIS, find_missing
 
 PORTS = (
     ("postgres", 5432),
@@ -69,13 +70,5 @@ class Cluster:
 
 def require_stores() -> None:
     """Check that Postgres, Redis and MinIO are on this machine; raises :class:`ClusterError` with what to do."""
-    has_postgres = shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not (has_postgres and shutil.which("redis-server")):
-        raise ClusterError("no Postgres or Redis on this machine; install them with: sudo make test-deps")
-    find_minio()
-
-
-def find_minio() -> None:
-    """Find a MinIO server or build it; raises :class:`ClusterError` with what to do."""
-    if subprocess.run([PROJECT / "include" / "minio", "find_server"]).returncode:
-        raise ClusterError("no MinIO server, see above")
+    if missing := find_missing(POSTGRES, REDIS, MINIO):
+        raise ClusterError(missing)
