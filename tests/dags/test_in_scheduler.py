@@ -47,8 +47,9 @@ def test_a_run_that_was_killed_is_followed_by_one_that_ends_well(migrated: Path,
 def test_a_training_that_is_killed_in_a_scheduler_goes_on_from_its_checkpoint(own_migrated: Path, line: Line) -> None:
     airflow = Airflow(own_migrated, line)
     with airflow.standalone() as url:
-        airflow.skip_this_week(url)
-        run_id = airflow.trigger("killed")
+        airflow.postpone_schedule()
+        airflow.unpause(DAG_ID)
+        run_id = airflow.api(url).trigger(DAG_ID, QUICK)
         until(lambda: list(line.store.list(f"checkpoints/{run_id}/base-0/")))
         ((process,),) = airflow.query(
             f"select pid from task_instance where task_id = 'base_model.train' and run_id = '{run_id}'"  # noqa: S608
@@ -76,11 +77,12 @@ def test_a_held_candidate_waits_for_a_person_in_a_scheduler(own_migrated: Path, 
     store.put("inbox/batch.npz", synthetic.npz(images=synthetic.images(3, 5)[0]))
     airflow = Airflow(own_migrated, finished, {"FMNIST_PREDICT_PREFIX": "inbox/"})
     with airflow.standalone() as url:
-        airflow.skip_this_week(url)
+        airflow.postpone_schedule()
+        airflow.unpause(DAG_ID)
         airflow.unpause("fmnist_predict")
         answers = ("refused", "Reject", "failed"), ("late", "", "failed"), ("approved", "Approve", "success")
         for seed, (run_id, option, ends) in enumerate(answers, start=1):
-            airflow.trigger(run_id, **HELD, seed=seed)
+            airflow.api(url).trigger(DAG_ID, QUICK | HELD | {"seed": seed}, run_id)
             until(lambda run_id=run_id: airflow.asks(run_id))
             assert airflow.states(run_id)["publish"] is None
             assert len(releases.versions(store)) == 1
@@ -121,8 +123,9 @@ def test_a_server_that_is_gone_ends_the_run_red_and_cleared_tasks_finish_it(
     before = champion.history(store)
     airflow = Airflow(own_migrated, finished, {"FMNIST_STORE": own_server.uri("fmnist")})
     with airflow.standalone() as url:
-        airflow.skip_this_week(url)
-        run_id = airflow.trigger("gone", seed=1)
+        airflow.postpone_schedule()
+        airflow.unpause(DAG_ID)
+        run_id = airflow.api(url).trigger(DAG_ID, QUICK | {"seed": 1})
         until(lambda: airflow.states(run_id).get("promotion_gate") == "success", every=0.05)
         own_server.stop()
         until(lambda: airflow.state(run_id) == "failed")

@@ -11,8 +11,6 @@ import pytest
 from tests.support.killed_training import EPOCHS, MOMENTS, train
 from tests.support.processes import apart, survived
 
-KILLS = 20
-
 pytestmark = pytest.mark.integration
 
 
@@ -34,11 +32,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
     return store, live(store, 0)
 
 
-def test_killed_at_20_random_moments_the_weights_are_those_of_an_undisturbed_training(
-    undisturbed: tuple[Path, list[str]], tmp_path: Path
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.exhaustive)])
+def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_training(
+    undisturbed: tuple[Path, list[str]], tmp_path: Path, kills: int
 ) -> None:
     # The three moments of the writing of a checkpoint are among them.
-    moments = [5, 6, 7, *np.random.default_rng(4).integers(1, 2 * MOMENTS, KILLS - 3, endpoint=True).tolist()]
+    moments = [5, 6, 7, *np.random.default_rng(4).integers(1, 2 * MOMENTS, kills - 3, endpoint=True).tolist()]
     done = 0  # epochs whose checkpoint was written
     store = tmp_path / "worker-0"
     store.mkdir()

@@ -16,7 +16,6 @@ from tests.support.pipeline import Line
 from tests.support.processes import apart, survived
 from tests.support.synthetic import RUN
 
-pytestmark = pytest.mark.integration
 ORDER = list(STEPS)
 
 
@@ -44,6 +43,7 @@ def whole(line: Line) -> None:
     assert entry is None or entry.version in releases.versions(line.store)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("step", ["publish", "promote"])
 def test_killed_at_every_write_of_publish_and_promote(finished: Line, tmp_path: Path, step: str) -> None:
     expected = service.in_service(finished.store).version
@@ -71,6 +71,7 @@ def verified(finished: Line, tmp_path: Path) -> None:
     shutil.copy(finished.store.root / "runs" / RUN.id / "verify_release.json", tmp_path / "verified.json")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("step", [name for name in ORDER if name not in {"publish", "promote"}])
 def test_killed_in_the_middle_of_every_other_step(finished: Line, step: str) -> None:
     expected = service.in_service(finished.store).version

@@ -1,13 +1,15 @@
-"""Publish and promote on a real MinIO, killed (SIGKILL) at every request: before it, halfway into it, and after it.
+"""Publish and promote on a real MinIO, killed (SIGKILL) before a request, halfway into it, and after it.
 
 At every moment readers see the old champion or the new one whole, and a second try completes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -21,7 +23,6 @@ from tests.support.processes import apart, run_step, survived
 from tests.support.proxy import Harm, Proxy, Request
 from tests.support.synthetic import RUN
 
-pytestmark = pytest.mark.integration
 OLD = "20260101T000000Z-0ld"
 MOMENTS = ("before", "halfway", "after")
 
@@ -63,40 +64,91 @@ def whole(store: S3Store, *allowed: str) -> None:
         releases.read_files(store, releases.read_manifest(store, version))
 
 
-def kill_at(number: int, moment: str, victim: Future[int], request: Request) -> Harm | None:
-    """Kill the victim, once it is known, at that request."""
-    process = victim.result()
-    return Harm(kill=process, moment=moment) if request.number == number else None
+def kind(request: Request) -> str:
+    """What a request does, to what: `PUT releases/manifest.json`, `GET blobs`, `GET list champion`."""
+    address = urlsplit(request.path)
+    _, _, *parts = address.path.split("/")  # /bucket/key
+    if not any(parts):
+        prefix = parse_qs(address.query).get("prefix", [""])[0]
+        return f"{request.method} list {prefix.partition('/')[0]}"
+    first, last = parts[0], parts[-1]
+    named = last in {"manifest.json", "report.html", "model.h5"} or first == "runs"
+    return f"{request.method} {first}{f'/{last}' if named and len(parts) > 1 else ''}"
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("step", ["publish", "promote"])
-def test_killed_at_every_request(
-    ready: str, minio: S3Store, proxy: Proxy, step: str, moment: str, tmp_path: Path
-) -> None:
-    if step == "promote":
-        run_again("publish", RUN)
-    kills, number, finished = 0, 0, False
-    while not finished:
-        number += 1
-        victim: Future[int] = Future()
-        proxy.reset(partial(kill_at, number, moment, victim))
-        process = apart(tmp_path / "said.txt", run_step, step)
-        victim.set_result(process.pid or 0)
-        finished = survived(process, tmp_path / "said.txt")
-        kills += not finished
-        whole(minio, OLD, *([ready] if step == "promote" else []))
-        if not finished:
-            proxy.reset()
-            run_again(step, RUN)
-        assert releases.versions(minio) == [OLD, ready]
-        if step == "promote":
-            assert [entry.version for entry in champion.history(minio)] == [OLD, ready]
-            minio.delete("champion/00000002.json")
+@dataclass
+class Killer:
+    """Kills the victim, once it is known, at the first request that is the target, at that moment of it."""
+
+    is_target: Callable[[Request], bool]
+    moment: str
+    victim: Future[int] = field(default_factory=Future)
+    done: bool = False
+
+    def __call__(self, request: Request) -> Harm | None:
+        if self.done or not self.is_target(request):
+            return None
+        self.done = True
+        return Harm(kill=self.victim.result(), moment=self.moment)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run that is about to publish or to promote, again and again."""
+
+    step: str
+    version: str
+    store: S3Store
+    proxy: Proxy
+    said: Path
+
+    def play(self, killer: Killer | None = None) -> bool:
+        """Run the step in a process of its own, and again if it was killed; True if it was."""
+        self.proxy.reset(*([killer] if killer else []))
+        process = apart(self.said, run_step, self.step)
+        if killer:
+            killer.victim.set_result(process.pid or 0)
+        killed = not survived(process, self.said)
+        whole(self.store, OLD, *([self.version] if self.step == "promote" else []))
+        if killed:
+            self.proxy.reset()
+            run_again(self.step, RUN)
+        assert releases.versions(self.store) == [OLD, self.version]
+        if self.step == "promote":
+            assert [entry.version for entry in champion.history(self.store)] == [OLD, self.version]
+            self.store.delete("champion/00000002.json")
         else:
-            whole(minio, OLD)
-            for stat in list(minio.list(f"releases/{ready}/")):
-                minio.delete(stat.key)
-        minio.delete(f"runs/{RUN.id}/{step}.json")
-    print(f"{step}: killed {kills} times {moment} a request")
-    assert kills >= {"publish": 30, "promote": 10}[step]
+            whole(self.store, OLD)
+            for stat in list(self.store.list(f"releases/{self.version}/")):
+                self.store.delete(stat.key)
+        self.store.delete(f"runs/{RUN.id}/{self.step}.json")
+        return killed
+
+
+@pytest.fixture(params=["publish", "promote"])
+def scene(request: pytest.FixtureRequest, ready: str, minio: S3Store, proxy: Proxy, tmp_path: Path) -> Scene:
+    if request.param == "promote":
+        run_again("publish", RUN)
+    return Scene(request.param, ready, minio, proxy, tmp_path / "said.txt")
+
+
+@pytest.mark.integration
+def test_killed_at_each_kind_of_request(scene: Scene) -> None:
+    assert not scene.play()
+    kinds = sorted({kind(request) for request in scene.proxy.requests})
+    writes = {"publish": {"PUT releases/manifest.json", "PUT releases/model.h5"}, "promote": {"PUT champion"}}
+    assert writes[scene.step] | {f"PUT runs/{scene.step}.json", "PUT runs/report.html"} <= set(kinds)
+    for one in kinds:
+        for moment in MOMENTS:
+            assert scene.play(Killer(lambda request, one=one: kind(request) == one, moment)), (one, moment)
+    print(f"{scene.step}: killed before, halfway into and after {', '.join(kinds)}")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_every_request(scene: Scene, moment: str) -> None:
+    kills = 0
+    while scene.play(Killer(lambda request, kills=kills: request.number == kills + 1, moment)):
+        kills += 1
+    print(f"{scene.step}: killed {kills} times {moment} a request")
+    assert kills >= {"publish": 30, "promote": 10}[scene.step]

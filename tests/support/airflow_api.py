@@ -27,9 +27,9 @@ class AirflowApi:
         """Let the runs of a DAG go on, and those of its schedule begin."""
         self.ask("PATCH", f"/api/v2/dags/{dag_id}?update_mask=is_paused", is_paused=False)
 
-    def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
-        """Begin a run; its id."""
-        run = self.ask("POST", f"/api/v2/dags/{dag_id}/dagRuns", logical_date=None, conf=conf)
+    def trigger(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> str:
+        """Begin a run; its id, which Airflow chooses unless one is given."""
+        run = self.ask("POST", f"/api/v2/dags/{dag_id}/dagRuns", logical_date=None, conf=conf, dag_run_id=run_id)
         return str(run["dag_run_id"])
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:

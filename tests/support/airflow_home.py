@@ -24,6 +24,13 @@ from tests.support.pipeline import Line
 from tests.support.ports import free_port
 
 QUICK = {"profile": "quick"}
+IMPATIENT = {  # what Airflow waits for between two looks, in seconds
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # which a worker may spend idle after a task
+    "AIRFLOW__CORE__PARALLELISM": "2",
+    # No test changes a DAG file; to read them again and again takes seconds of a core in every run.
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "36000",
+}
 
 T = TypeVar("T")
 
@@ -71,7 +78,7 @@ class Airflow:
         return self(str(PROJECT / "include" / "run"), json.dumps(QUICK | conf))
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(self.home / "airflow.db") as database:
+        with sqlite3.connect(self.home / "airflow.db", timeout=60) as database:
             return database.execute(sql).fetchall()
 
     def state(self, run_id: str) -> str | None:
@@ -84,28 +91,24 @@ class Airflow:
         rows = self.query(f"select task_id, state from task_instance where run_id = '{run_id}'")  # noqa: S608
         return {task_id.rpartition(".")[2]: state for task_id, state in rows}
 
-    def skip_this_week(self, url: str) -> None:
-        """Unpause the main DAG, and end the run of this week that the scheduler then begins."""
-        self.unpause(DAG_ID)
-        ((run_id,),) = until(lambda: self.query("select run_id from dag_run where run_type = 'scheduled'"))
-        self.api(url).ask("PATCH", AirflowApi.run_path(DAG_ID, run_id), state="success")
-
-    def trigger(self, run_id: str, **conf: Any) -> str:
-        """Begin a run of the main DAG with profile `quick`; its id."""
-        words = ["--run-id", run_id, "--conf", json.dumps(QUICK | conf)]
-        code, output = self("airflow", "dags", "trigger", DAG_ID, *words)
-        assert code == 0, output
-        return run_id
+    def postpone_schedule(self) -> None:
+        """Let unpausing the main DAG begin no run of this week, which no test wants."""
+        self._await_dag(DAG_ID)
+        self.query(f"update dag set next_dagrun_create_after = '2999-01-01 00:00:00.000000' where dag_id = '{DAG_ID}'")
 
     def unpause(self, dag_id: str) -> None:
         """Let the scheduler begin the runs of one of the DAGs.
 
         The command finds nothing, and ends well, before the dag-processor has read that DAG.
         """
-        until(lambda: self.query(f"select dag_id from serialized_dag where dag_id = '{dag_id}'"))  # noqa: S608
+        self._await_dag(dag_id)
         code, output = self("airflow", "dags", "unpause", dag_id)
         assert code == 0, output
         assert self.query(f"select is_paused from dag where dag_id = '{dag_id}'") == [(0,)], output  # noqa: S608
+
+    def _await_dag(self, dag_id: str) -> None:
+        """Wait until the dag-processor has read a DAG."""
+        until(lambda: self.query(f"select dag_id from serialized_dag where dag_id = '{dag_id}'"))  # noqa: S608
 
     def asks(self, run_id: str, dag_id: str = DAG_ID, task_id: str = "tuned_model.approval") -> bool:
         """Whether the run waits for a person, and the scheduler has seen that it does.
@@ -181,7 +184,10 @@ class Airflow:
     @property
     def _serving(self) -> dict[str, str]:
         names = ("AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT")
-        return self.environment | {name: str(free_port()) for name in names}
+        config = self.home / "config"
+        config.mkdir(exist_ok=True)
+        shutil.copy(Path(__file__).with_name("preloading_scheduler.py"), config / "airflow_local_settings.py")
+        return self.environment | IMPATIENT | {name: str(free_port()) for name in names}
 
 
 def until(condition: Callable[[], T | None], seconds: float = 900, every: float = 0.2) -> T:
