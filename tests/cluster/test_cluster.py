@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,12 +11,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from fmnist_tasks.settings import PROJECT
+from fmnist_tasks.settings import DAG_ID, PROJECT
+from tests.support.airflow_home import until
+from tests.support.cluster.cluster import Cluster
+from tests.support.cluster.commands import start_cluster
 from tests.support.cluster.declaration import read_settings
 from tests.support.cluster.programs import Program
 from tests.support.cluster.supervision import Supervisor
@@ -24,6 +29,11 @@ from tests.support.ports import free_port
 from tests.support.requirements import MINIO, POSTGRES, REDIS, require
 
 pytestmark = pytest.mark.integration
+HASTY = {  # what takes minutes in service
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+    "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
+}
 SECRETS = ("PASSWORD", "KEY", "SECRET")
 
 # As a worker of Celery that is told to end while a task is on its way to it: the task is a session of its own.
@@ -49,10 +59,15 @@ def stores() -> None:
     require(POSTGRES, REDIS, MINIO)
 
 
+def cluster_command(folder: Path, *words: str) -> list[str | Path]:
+    return [sys.executable, "-m", "tests.support.cluster", "--folder", folder, *words]
+
+
 def command(folder: Path, line: Line, *words: str) -> subprocess.CompletedProcess[str]:
     given = {"FMNIST_DATASET": str(line.data / "made.toml"), "FMNIST_DATA_DIR": str(line.data)}
-    program = [sys.executable, "-m", "tests.support.cluster", "--folder", folder, *words]
-    return subprocess.run(program, cwd=PROJECT, env=os.environ | given, capture_output=True, text=True)
+    return subprocess.run(
+        cluster_command(folder, *words), cwd=PROJECT, env=os.environ | given, capture_output=True, text=True
+    )
 
 
 def of_cluster(folder: Path) -> list[psutil.Process]:
@@ -82,23 +97,41 @@ def scripts(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("stores")
-def test_a_cluster_starts_runs_to_a_champion_and_leaves_nothing_behind(folder: Path, line: Line) -> None:
+def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_behind(
+    folder: Path, line: Line, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert "no cluster runs" in command(folder, line, "run", "{}").stderr
-    port = str(free_port())
-    up = command(folder, line, "up", "--port", port)
+    cluster, supervisor, port = Cluster(folder), Supervisor(folder), free_port()
     try:
-        assert up.returncode == 0, up.stderr
-        assert f"http://127.0.0.1:{port} " in up.stdout
+        place = start_cluster(folder, 2, port, HASTY)
+        said = capsys.readouterr().out
+        assert f"http://127.0.0.1:{port} " in said
         assert len(of_cluster(folder)) >= 9
         # Logs are served on every interface, Airflow has no other way, to who signs with the cluster's secret.
         logs = {setting for text in scripts(folder) for setting in re.findall(r"LOG_SERVER_PORT=(\d+)", text)}
         assert {str(port) for ip, port in listening(folder) if ip not in {"127.0.0.1", "::1"}} <= logs
-        assert int(port) in {port for _, port in listening(folder)}
-        assert "the cluster runs" in command(folder, line, "up", "--port", port).stderr
+        assert port in {port for _, port in listening(folder)}
+        assert "the cluster runs" in command(folder, line, "up", "--port", str(port)).stderr
 
-        ran = command(folder, line, "run", '{"profile": "quick"}')
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        assert "release.promote" in ran.stdout
+        cluster.postpone_schedule(place)
+        store, api = cluster.store(place), cluster.api(f"http://127.0.0.1:{port}")
+        with (tmp_path / "run.txt").open("w+") as ran:
+            run = subprocess.Popen(cluster_command(folder, "run", '{"profile": "quick"}'), cwd=PROJECT, stdout=ran)
+            checkpoint = until(lambda: list(store.list("checkpoints/")), every=0.05)[0].key
+            run_id = checkpoint.split("/")[1]
+            (train,) = (task for task in api.tasks(DAG_ID, run_id) if task["task_id"] == "base_model.train")
+            lost = psutil.Process(supervisor.pid(train["hostname"]))
+            for process in [*lost.children(recursive=True), lost]:
+                with suppress(psutil.NoSuchProcess):  # one that has just ended
+                    process.kill()
+            assert run.wait() == 0, ran.seek(0) or ran.read()
+            ran.seek(0)
+            said += ran.read()
+        assert "release.promote" in said
+        (train,) = (task for task in api.tasks(DAG_ID, run_id) if task["task_id"] == "base_model.train")
+        assert train["try_number"] == 2
+        log = f"{api.run_path(DAG_ID, run_id)}/taskInstances/base_model.train/logs/2?map_index=0&full_content=true"
+        assert f"going on from checkpoints/{run_id}/base-0/" in json.dumps(api.ask("GET", log))
         champion = subprocess.run(
             [folder / "programs" / "worker-2", "fmnist", "champion", "--json"], capture_output=True
         )
@@ -115,7 +148,7 @@ def test_a_cluster_starts_runs_to_a_champion_and_leaves_nothing_behind(folder: P
     told = [path for part in parts for path in (folder / part).rglob("*") if path.is_file()]
     logs = b"\n".join(path.read_bytes() for path in told)
     assert b"Executing workload in Celery" in logs
-    assert [secret for secret in secrets if secret.encode() in logs or secret in up.stdout + ran.stdout] == []
+    assert [secret for secret in secrets if secret.encode() in logs or secret in said] == []
 
 
 def test_a_port_that_is_taken_is_named(folder: Path, line: Line) -> None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg2
+from minio import Minio
+from minio.credentials.providers import StaticProvider
+
+from fmnist_tasks.registry.access import Bucket
+from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import PROJECT
 from tests.support.airflow_api import AirflowApi
 from tests.support.cluster.declaration import Service, read_services, read_settings
@@ -62,6 +70,27 @@ class Cluster:
     def worker(self, place: Place, name: str, changes: Mapping[str, str]) -> Program:
         """The program of one worker."""
         return write_program(self.services(place)["worker"], place, name, changes)
+
+    def store(self, place: Place) -> S3Store:
+        """The object store, for its administrator."""
+        root = StaticProvider("fmnist-root", self.settings()["MINIO_ROOT_PASSWORD"])
+        authority = f"{place.address}:{place.port('minio', 9000)}"
+        return S3Store(Bucket("fmnist", f"http://{authority}", Minio(authority, secure=False, credentials=root)))
+
+    def postpone_schedule(self, place: Place) -> None:
+        """Let unpausing the main DAG begin no run of this week, once the dag-processor has read it."""
+        connection = psycopg2.connect(
+            host=place.address,
+            port=place.port("postgres", 5432),
+            dbname="airflow",
+            user="airflow",
+            password=self.settings()["POSTGRES_PASSWORD"],
+        )
+        later = "UPDATE dag SET next_dagrun_create_after = '2999-01-01' WHERE dag_id = %s"
+        with closing(connection), connection, connection.cursor() as cursor:
+            while not cursor.rowcount > 0:
+                time.sleep(0.2)
+                cursor.execute(later, (DAG_ID,))
 
     def api(self, address: str) -> AirflowApi:
         """Airflow's API for the administrator."""
