@@ -120,7 +120,8 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
             checkpoint = until(lambda: list(store.list("checkpoints/")), every=0.05)[0].key
             run_id = checkpoint.split("/")[1]
             (train,) = (task for task in api.tasks(DAG_ID, run_id) if task["task_id"] == "base_model.train")
-            lost = psutil.Process(supervisor.pid(train["hostname"]))
+            workers = {supervisor.pid(f"worker-{number}") for number in (1, 2)}
+            (lost,) = (parent for parent in psutil.Process(train["pid"]).parents() if parent.pid in workers)
             for process in [*lost.children(recursive=True), lost]:
                 with suppress(psutil.NoSuchProcess):  # one that has just ended
                     process.kill()
