@@ -51,21 +51,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 @command
 def download() -> None:
-    """Make the dataset available: find it, fetch it over HTTPS, or install its Debian package."""
+    """Make the dataset available: find it, or fetch it over HTTPS or from its Debian package into the cache."""
     from fmnist_tasks.data.declaration import read_declaration
-    from fmnist_tasks.data.sources import install_debian_package, load_base
-    from fmnist_tasks.errors import DataError
+    from fmnist_tasks.data.sources import load_base
 
     settings = Settings.from_environment()
     declaration = read_declaration(settings.dataset)
-    try:
-        _, source = load_base(declaration, settings)
-    except DataError as error:
-        if not declaration.debian_package:
-            raise
-        complaints.print(f"{error}\ninstalling the Debian package {declaration.debian_package}", highlight=False)
-        install_debian_package(declaration.debian_package)
-        _, source = load_base(declaration, settings)
+    _, source = load_base(declaration, settings)
     print(f"{declaration.title}: four files, sizes and digests as declared, from {source}")
 
 

@@ -3,8 +3,12 @@ from __future__ import annotations
 import gzip
 import http.server
 import os
+import re
 import shutil
 import ssl
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,10 +24,11 @@ from fmnist_tasks.data import sources
 from fmnist_tasks.data.declaration import Declaration, read_declaration
 from fmnist_tasks.data.sources import load_base
 from fmnist_tasks.errors import DataError, SettingsError
-from fmnist_tasks.settings import Settings
+from fmnist_tasks.settings import PROJECT, Settings
 from tests.support import synthetic
 from tests.support.certificate import make_certificate
 from tests.support.pipeline import Line
+from tests.support.requirements import APT, require
 
 
 def declared(line: Line, **changes: object) -> tuple[Declaration, Settings]:
@@ -111,11 +116,13 @@ def web(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     server.server_close()
 
 
+@pytest.mark.integration
 def test_files_from_the_web_enter_the_cache_and_serve_from_there(line: Line, web: str) -> None:
     assert load_base(*declared(line, url=web))[1] == web
     assert load_base(*declared(line, url=web))[1] == str(line.home / "cache" / "made")
 
 
+@pytest.mark.integration
 def test_a_file_altered_on_the_web_does_not_enter_the_cache(line: Line, web: str, tmp_path: Path) -> None:
     damaged(tmp_path / "served" / "train_images.gz", "altered")
     with pytest.raises(DataError, match="SHA-256 is"):
@@ -123,6 +130,7 @@ def test_a_file_altered_on_the_web_does_not_enter_the_cache(line: Line, web: str
     assert not (line.home / "cache" / "made" / "train_images.gz").exists()
 
 
+@pytest.mark.integration
 def test_a_web_server_that_is_not_there_is_one_reason_among_others(line: Line) -> None:
     damaged(line.data / "test_labels.gz", "missing")
     with pytest.raises(DataError, match=r"https://127.0.0.1:9/train_images.gz: .*refused"):
@@ -131,60 +139,122 @@ def test_a_web_server_that_is_not_there_is_one_reason_among_others(line: Line) -
 
 @pytest.fixture
 def programs(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on the PATH; a system folder and a dataset that only apt-get can bring there."""
+    """The only folder on the PATH; a dataset that only a Debian package has."""
     shutil.move(line.data, tmp_path / "packaged")
     shutil.copytree(tmp_path / "packaged", line.data, ignore=shutil.ignore_patterns("*.gz"))
     declaration = line.data / "made.toml"
     declaration.write_text('debian_package = "dataset-made"\n' + declaration.read_text())
     monkeypatch.setattr(sources, "SYSTEM_FOLDER", tmp_path / "system")
-    (tmp_path / "system").mkdir()
     (tmp_path / "programs").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "programs"))
     return tmp_path / "programs"
 
 
 def stand_in(path: Path, *lines: str) -> None:
-    """A program in the place of apt-get or sudo, which a test must not let change the machine."""
+    """A program in the place of apt-get or dpkg-deb, which a test must not let use the network."""
     path.write_text("\n".join(["#!/bin/sh", "PATH=/usr/bin:/bin", *lines]))
     path.chmod(0o755)
 
 
-def test_a_dataset_that_nothing_serves_is_installed_as_a_debian_package(programs: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def debian(programs: Path, tmp_path: Path) -> Path:
+    """An apt-get and a dpkg-deb that bring the files in `packaged`; what apt-get was called with, and its settings."""
+    called = tmp_path / "called"
     stand_in(
         programs / "apt-get",
-        f'echo "$@" >> {tmp_path}/called',
-        f"[ $1 = update ] || cp -r {tmp_path}/packaged {tmp_path}/system/made",
+        f'{{ echo "$@"; cat "$2"; }} >>{called}',
+        "[ $3 = download ] && touch dataset-made_1_all.deb || exit 0",
     )
+    stand_in(
+        programs / "dpkg-deb",
+        '[ "$1 $2" = "--extract dataset-made_1_all.deb" ] || exit 1',
+        'mkdir -p "$3/usr/share/datasets"',
+        f'cp -r {tmp_path}/packaged "$3/usr/share/datasets/made"',
+    )
+    return called
+
+
+def test_a_dataset_that_nothing_else_serves_comes_from_its_debian_package(line: Line, debian: Path) -> None:
     result = CliRunner().invoke(app, ["download"])
     assert result.exit_code == 0, result.output
-    assert f"from {tmp_path}/system/made" in result.stdout
-    update, install = (tmp_path / "called").read_text().splitlines()
-    assert update.startswith("update")
-    assert install.startswith("install --yes")
-    assert install.endswith(" dataset-made")
+    assert "from Debian package dataset-made" in result.stdout
+    assert load_base(*declared(line))[1] == str(line.home / "cache" / "made")
+    assert [path.name for path in (line.home / "cache").iterdir()] == ["made"]
 
 
-def test_sudo_is_asked_by_one_who_is_not_root(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    stand_in(programs / "apt-get")
-    stand_in(programs / "sudo", f'echo "$@" >> {tmp_path}/called')
-    sources.install_debian_package("dataset-made")
-    assert [call.split()[:3] for call in (tmp_path / "called").read_text().splitlines()] == [
-        ["--non-interactive", "apt-get", "update"],
-        ["--non-interactive", "apt-get", "install"],
-    ]
+def test_apt_changes_nothing_of_the_system(line: Line, debian: Path) -> None:
+    load_base(*declared(line))
+    text = debian.read_text()
+    calls = [called for called in text.splitlines() if called.startswith("-c apt.conf ")]
+    assert calls == ["-c apt.conf update", "-c apt.conf download dataset-made"]
+    folders = re.findall(r'Dir::(?:State|Cache) "(.*)";', text)
+    assert len(folders) == 4
+    assert all(Path(folder).is_relative_to(line.home / "cache") for folder in folders)
+    assert text.count("#clear APT::Update;") == 2
 
 
-def test_who_cannot_install_is_told_the_one_command_to_type(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = r"type: sudo apt-get update && sudo apt-get install dataset-made"
-    with pytest.raises(DataError, match="no apt-get to install the dataset with"):
-        sources.install_debian_package("dataset-made")
-    stand_in(programs / "apt-get", "exit 100")
-    with pytest.raises(DataError, match=f"failed with exit code 100; {command}"):
-        sources.install_debian_package("dataset-made")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(DataError, match=f"only root can install the dataset here; {command}"):
-        sources.install_debian_package("dataset-made")
+def test_an_altered_file_of_a_debian_package_does_not_enter_the_cache(line: Line, debian: Path, tmp_path: Path) -> None:
+    damaged(tmp_path / "packaged" / "test_labels.gz", "altered")
+    with pytest.raises(DataError, match=r"Debian package dataset-made: test_labels.gz: SHA-256 is"):
+        load_base(*declared(line))
+    assert list((line.home / "cache").rglob("*.gz")) == []
+
+
+def test_why_no_debian_package_could_be_fetched(line: Line, programs: Path) -> None:
+    """The reason names the program and what it said; what to do follows."""
+    with pytest.raises(DataError, match=r"(?s)Debian package dataset-made: there is no apt-get on this .*FMNIST_DATA"):
+        load_base(*declared(line))
+    stand_in(programs / "apt-get", "[ $3 = update ] && { echo 'W: no server answers' >&2; exit; }", "exit 100")
+    with pytest.raises(DataError, match=r"`apt-get -c apt.conf download dataset-made` .* code 100: W: no server ans"):
+        load_base(*declared(line))
+    stand_in(programs / "apt-get", "touch dataset-made_1_all.deb")
+    with pytest.raises(DataError, match="there is no dpkg-deb on this machine"):
+        load_base(*declared(line))
+    stand_in(programs / "dpkg-deb", "echo 'error: is no archive' >&2; exit 2")
+    with pytest.raises(DataError, match=r"`dpkg-deb .*` ended with exit code 2: error: is no archive"):
+        load_base(*declared(line))
+
+
+AS_NOBODY = """\
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+
+from fmnist_tasks.data import sources
+from fmnist_tasks.data.declaration import read_declaration
+from fmnist_tasks.settings import PROJECT, Settings
+
+settings = Settings.from_environment()
+declaration = replace(read_declaration(settings.dataset), url=None)
+sources.SYSTEM_FOLDER = Path("/nowhere")
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+print(sources.load_base(declaration, settings)[1], os.getuid())
+"""
+
+
+@pytest.mark.exhaustive
+def test_the_real_package_is_fetched_by_one_who_is_not_root() -> None:
+    require(APT)
+    folder = Path(tempfile.mkdtemp(prefix="fmnist-home-"))  # pytest's own folders shut other users out
+    if os.getuid() == 0:
+        os.chown(folder, 65534, 65534)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY],
+            env=os.environ | {"FMNIST_HOME": str(folder), "FMNIST_DATA_DIR": "", "PYTHONPATH": str(PROJECT)},
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+        source, user = ended.stdout.rsplit(maxsplit=1)
+        assert source == "Debian package dataset-fashion-mnist"
+        assert user != "0"
+        assert len(list((folder / "cache" / "fashion-mnist").iterdir())) == 4
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(
