@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`, `make bench-training` and `make bench-cluster`."""

@@ -2,18 +2,18 @@
 
 Prints a table of medians, means, spread and ratios, and writes `training.json` (every run, epoch by epoch) and
 `training.png`. Runs that the JSON file has already, of the same recipe on the same kind of machine, are not made again,
-so that a benchmark of hours can be stopped and gone on with.
+so that a benchmark of hours can be stopped and resumed. Others stay in the file and are not counted.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,40 +23,41 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from bench.processes import run_module
+from fmnist_tasks.data.declaration import ROLES, read_declaration
 from fmnist_tasks.provenance import code_facts, machine_facts
 from fmnist_tasks.settings import PROFILES, PROJECT, Settings
 
 GATE, TUNED_REFERENCE = 0.92, 0.931  # the accuracy gate; the fine-tuned figure of the project this one is measured by
-_ASKED_AFTER = {"standard": 1, "thorough": 6}  # fitting times of the reference after which accuracy is asked for
+_REQUIRED_AFTER = {"standard": 1, "thorough": 6}  # fitting times of the reference after which an accuracy is required
 _COLOURS = {"reference": "#888a85", "quick": "#4e9a06", "standard": "#3465a4", "thorough": "#ce5c00"}
 
 Result = dict[str, Any]
 
 
-def measured(recipe: str, seed: int) -> Result:
-    """One training in a process of its own; ends the benchmark if it fails."""
-    program = [sys.executable, str(Path(__file__).with_name("training_run.py")), recipe, str(seed)]
-    ended = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True)
-    if ended.returncode:
-        sys.exit(f"{recipe}, seed {seed}, failed:\n{ended.stderr[-3000:]}")
-    result: Result = json.loads(ended.stdout.splitlines()[-1])
-    return result
-
-
-def origin(recipe: str) -> str:
-    """A digest of what a run follows from: data, programs, profile, libraries and the kind of machine."""
+def digest_recipe(recipe: str) -> str:
+    """SHA-256 of all that a run follows from: data, code, profile, libraries and the kind of machine."""
     package = PROJECT / "fmnist_tasks"
-    files = [Settings.from_environment().dataset, package / "data" / "dataset.py"]
-    files += [Path(__file__).with_name("training_run.py")]
+    programs = [package / "data" / "dataset.py", Path(__file__).with_name("training_run.py")]
     if recipe in PROFILES:
-        files += sorted((package / "model").glob("*.py"))
+        programs += sorted((package / "model").glob("*.py"))
     machine = [machine_facts()[name] for name in ("processor", "cores", "python")]
-    facts = [file.read_text() for file in files]
+    files = read_declaration(Settings.from_environment().dataset).files
+    facts = [*(files[role].sha256 for role in ROLES), *map(read_code, programs)]
     facts += [repr(PROFILES.get(recipe)), repr(code_facts()["versions"]), repr(machine)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
-def time_to(result: Result, accuracy: float) -> float:
+def read_code(path: Path) -> str:
+    """The code of a Python file without comments, docstrings and layout: words do not change a training."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def find_time_to(result: Result, accuracy: float) -> float:
     """Seconds of fitting until the test accuracy was first reached; NaN if it never was."""
     reached = [
         seconds for seconds, value in zip(result["seconds"], result["test_accuracy"], strict=True) if value >= accuracy
@@ -64,18 +65,18 @@ def time_to(result: Result, accuracy: float) -> float:
     return reached[0] if reached else math.nan
 
 
-def accuracy_after(result: Result, limit: float) -> float:
-    """Test accuracy of the last epoch that had ended after so many seconds of fitting; NaN if none had."""
+def find_accuracy_after(result: Result, limit: float) -> float:
+    """Test accuracy, %, of the last epoch that had ended after so many seconds of fitting; NaN if none had."""
     ended = sum(seconds <= limit for seconds in result["seconds"])
-    return float(result["test_accuracy"][ended - 1]) if ended else math.nan
+    return float(100 * result["test_accuracy"][ended - 1]) if ended else math.nan
 
 
-def gain(result: Result, figure: str) -> float:
+def compute_gain(result: Result, figure: str) -> float:
     """By how much the tuned model has more of a figure on validation than its base model."""
     return float(result["validation"]["tuned"][figure] - result["validation"]["base"][figure])
 
 
-def table(results: list[Result]) -> Table:
+def build_table(results: list[Result]) -> Table:
     """What was reached, by recipe, with the reference's fitting time T as the unit of time."""
     by_recipe = {name: [result for result in results if result["recipe"] == name] for name in _COLOURS}
     unit = statistics.mean(result["seconds"][-1] for result in by_recipe["reference"])
@@ -87,8 +88,8 @@ def table(results: list[Result]) -> Table:
         values = [of(result) for result in by_recipe[recipe]]
         missed = sum(map(math.isnan, values))
         if missed:  # a mean of those that did would flatter
-            told = "never" if missed == len(values) else f"not in {missed}"
-            rows.add_row(recipe, what, told, "", "", "", str(len(values)))
+            median = "never" if missed == len(values) else f"not in {missed}"
+            rows.add_row(recipe, what, median, "", "", "", str(len(values)))
             return
         mean = statistics.mean(values)
         figures = [f"{value:.{digits}f}" for value in (statistics.median(values), mean)]
@@ -102,14 +103,14 @@ def table(results: list[Result]) -> Table:
         row(recipe, "epochs", lambda result: result["epochs"], 1)
         row(recipe, "test accuracy, %", lambda result: 100 * result["test_accuracy"][-1], 2)
         for bound in (GATE, TUNED_REFERENCE):
-            row(recipe, f"seconds to {bound:.1%}", lambda result, bound=bound: time_to(result, bound), 1, ratio=True)
+            row(recipe, f"seconds to {bound:.1%}", partial(find_time_to, accuracy=bound), 1, ratio=True)
         if recipe == "reference":
             continue
-        if limit := _ASKED_AFTER.get(recipe):
+        if limit := _REQUIRED_AFTER.get(recipe):
             name = f"test accuracy after {limit} T, %"
-            row(recipe, name, lambda result, limit=limit: 100 * accuracy_after(result, limit * unit), 2)
-        row(recipe, "gain of fine-tuning on validation, points", lambda run: 100 * gain(run, "accuracy"), 2)
-        row(recipe, "validation loss that it takes away, nats", lambda run: -gain(run, "loss"), 4)
+            row(recipe, name, partial(find_accuracy_after, limit=limit * unit), 2)
+        row(recipe, "gain of fine-tuning on validation, points", lambda run: 100 * compute_gain(run, "accuracy"), 2)
+        row(recipe, "validation loss that it takes away, nats", lambda run: -compute_gain(run, "loss"), 4)
         row(
             recipe,
             "test accuracy of the base model, %",
@@ -128,7 +129,7 @@ def table(results: list[Result]) -> Table:
     return rows
 
 
-def picture(results: list[Result], path: Path) -> None:
+def plot_runs(results: list[Result], path: Path) -> None:
     """Test accuracy against seconds of fitting: every run, and the mean of each recipe at its end."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -163,31 +164,35 @@ def main(
     chosen = ["reference", *(recipes.split() if recipes else PROFILES)]
     path, console = out / "training.json", Console(width=120)
     out.mkdir(parents=True, exist_ok=True)
-    origins = {recipe: origin(recipe) for recipe in _COLOURS}
+    origins = {recipe: digest_recipe(recipe) for recipe in _COLOURS}
     results: list[Result] = json.loads(path.read_text()) if path.exists() else []
-    results = [result for result in results if result["origin"] == origins[result["recipe"]]]
-    known = {(result["recipe"], result["seed"]) for result in results}
+    counted = [result for result in results if result["origin"] == origins.get(result["recipe"])]
+    if others := len(results) - len(counted):
+        console.print(f"{path}: {others} runs are of other code, libraries or machines; they stay, and do not count")
+    known = {(result["recipe"], result["seed"]) for result in counted}
     for seed in range(runs):
         for recipe in chosen:
             if (recipe, seed) not in known:
-                results.append({"origin": origins[recipe], **measured(recipe, seed)})
-                path.write_text(json.dumps(results, indent=1))
-                last = results[-1]
+                measured = run_module("bench.training_run", recipe, str(seed))
+                result = {"origin": origins[recipe], **measured}
+                results.append(result)
+                counted.append(result)
+                path.write_text(json.dumps(results, indent=1) + "\n")
                 console.print(
-                    f"{recipe}, seed {seed}: {last['epochs']} epochs, {last['seconds'][-1]:.1f} s, "
-                    f"test accuracy {last['test_accuracy'][-1]:.2%}"
+                    f"{recipe}, seed {seed}: {result['epochs']} epochs, {result['seconds'][-1]:.1f} s, "
+                    f"test accuracy {result['test_accuracy'][-1]:.2%}"
                 )
     machines = {
         json.dumps({name: run["machine"][name] for name in ("processor", "cores", "threads", "gpus", "python")})
-        for run in results
+        for run in counted
     }
     console.print(*machines, code_facts()["versions"])
-    peaks = [run["machine"]["matmul_gigaflops"] for run in results]
+    peaks = [run["machine"]["matmul_gigaflops"] for run in counted]
     console.print(
         f"matmul peak, float32, gigaflops: median {statistics.median(peaks):.0f}, {min(peaks):.0f} to {max(peaks):.0f}"
     )
-    console.print(table(results))
-    picture(results, out / "training.png")
+    console.print(build_table(counted))
+    plot_runs(counted, out / "training.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One training for `make bench-training`, in a process of its own: `training_run.py RECIPE SEED`; prints JSON.
+"""One training for `make bench-training`, in a process of its own: `python -m bench.training_run RECIPE SEED`.
 
-RECIPE is a profile, or `reference`: the usual Keras recipe for this dataset. The clock runs while a recipe fits:
-training, validation and whatever it does between epochs; test images are looked at while it stands still.
+Prints JSON. RECIPE is a profile, or `reference`: the usual Keras recipe for this dataset. The clock runs while a recipe
+fits: training, validation and whatever it does between epochs; test images are looked at while it stands still.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ class Recorder:
     started: float = field(default_factory=time.monotonic)
 
     def save(self, number: int, state: bytes) -> None:
+        """Record the state after an epoch."""
         self.seconds.append(time.monotonic() - self.started)
         self.states.append(state)
 
     def go_on(self) -> None:
-        """What happened since the last state was no fitting."""
+        """Leave what happened since the last state out of the time."""
         self.started = time.monotonic() - self.seconds[-1]
 
     def latest(self) -> None:
-        return None
+        """No state to resume from: every training starts at its beginning."""
 
 
 def arrays() -> Arrays:
@@ -157,7 +158,7 @@ def matmul_peak() -> float:
 
 
 def _on_validation(data: Arrays, model: keras.Model) -> dict[str, float]:
-    """Accuracy, and the loss at the best temperature that the line chooses by."""
+    """Accuracy, and the loss at the best temperature that the pipeline chooses by."""
     probabilities = h5.classify(model, data.validation_images)
     _, loss = best_temperature(data.validation_labels, probabilities)
     return {"accuracy": accuracy(data.validation_labels, probabilities), "loss": loss}
