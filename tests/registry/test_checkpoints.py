@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import replace
 
@@ -53,18 +55,57 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(
     for data in damaged:
         caplog.clear()
         store.put(KEY, data)
-        assert training(store).latest() == STATES[2]
-        assert f"{KEY}: a checkpoint that was changed or cut short" in caplog.text
+        with caplog.at_level(logging.INFO):
+            assert training(store).latest() == STATES[2]
+        assert caplog.messages == [
+            f"{KEY}: a checkpoint that was changed or cut short; the one before it is tried",
+            f"going on from {KEY.replace('3', '2')}",
+        ]
     assert len(damaged) == 100
 
 
 @pytest.mark.parametrize("other", [{"data": "d2"}, {"code": "c2"}, {"recipe": {"filters": (3, 5)}}, {"seed": 1}])
-def test_a_checkpoint_of_other_data_code_or_recipe_is_not_taken(store: FolderStore, other: dict[str, object]) -> None:
+def test_a_checkpoint_of_other_data_code_or_recipe_is_not_taken(
+    store: FolderStore, caplog: pytest.LogCaptureFixture, other: dict[str, object]
+) -> None:
     saved(store)
     changed = replace(training(store), identity=IDENTITY | other)
     assert changed.latest() is None
+    assert caplog.messages == [
+        f"{key}: a checkpoint of another run, data, code or recipe; it is not used"
+        for key in (KEY, KEY.replace("3", "2"))
+    ]
     changed.save(1, STATES[0])
     assert changed.latest() == STATES[0]
+
+
+def test_the_order_in_which_an_identity_is_written_down_does_not_matter(store: FolderStore) -> None:
+    saved(store)
+    assert replace(training(store), identity=dict(reversed(IDENTITY.items()))).latest() == STATES[3]
+
+
+def test_a_checkpoint_is_a_digest_a_line_of_json_and_the_state(store: FolderStore) -> None:
+    """A training that was begun by an earlier version of this project, or is ended by a later one, goes on."""
+    header = json.dumps({"identity": IDENTITY, "key": KEY}, sort_keys=True).encode()
+    content = header + b"\n" + b"two\nlines"
+    store.put(KEY, hashlib.sha256(content).digest() + content)
+    assert training(store).latest() == b"two\nlines"
+
+
+def test_a_training_that_begins_again_removes_what_the_former_one_left(store: FolderStore) -> None:
+    saved(store)
+    training(store).save(1, STATES[0])
+    assert [stat.key for stat in store.list("checkpoints/")] == [KEY.replace("3", "1")]
+    training(store).save(2, STATES[2])
+    assert [stat.key for stat in store.list("checkpoints/")] == [KEY.replace("3", "1"), KEY.replace("3", "2")]
+
+
+def test_clearing_a_run_leaves_the_checkpoints_of_the_others(store: FolderStore) -> None:
+    saved(store)
+    for run, name in (("run-1", "tuned"), ("run-10", "base-0")):
+        replace(training(store), run_id=run, training=name).save(1, STATES[1])
+    checkpoints.clear(store, "run-1")
+    assert [stat.key for stat in store.list("checkpoints/")] == ["checkpoints/run-10/base-0/000001"]
 
 
 def test_a_checkpoint_of_another_run_or_place_is_not_taken(store: FolderStore) -> None:
@@ -87,5 +128,5 @@ def test_a_store_that_does_not_answer_costs_the_checkpoint_not_the_training(
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(store, "put", fails)
         current.save(4, STATES[0])
-    assert "checkpoint 4 was not kept, training goes on: the store is away" in caplog.text
+    assert caplog.messages == ["checkpoint 4 was not kept, training goes on: the store is away"]
     assert training(store).latest() == STATES[3]

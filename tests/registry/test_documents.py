@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+import math
+
 import pytest
 
 from fmnist_tasks.errors import IntegrityError
-from fmnist_tasks.registry.documents import digest_of, seal, unseal
+from fmnist_tasks.registry.documents import digest_of, read_document, seal, unseal
+from fmnist_tasks.registry.local import FolderStore
 
 CONTENT = {"name": "Größe", "share": 0.1, "rows": [1, 2, None, True], "nested": {"seal": "", "a": 2}}
 
@@ -36,6 +40,36 @@ def test_foreign_bytes_are_no_document(data: bytes) -> None:
         unseal(data, "k")
 
 
-def test_nan_cannot_be_sealed() -> None:
+@pytest.mark.parametrize("write", [digest_of, seal])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_never_written(write, value: float) -> None:
     with pytest.raises(ValueError, match=r"not JSON compliant"):
-        digest_of({"accuracy": float("nan")})
+        write({"accuracy": value})
+
+
+def test_the_digest_is_that_of_the_content_whatever_its_order() -> None:
+    expected = hashlib.sha256(b'{"a":[1,2],"b":{"c":"\\u00fc","d":null}}').hexdigest()
+    assert digest_of({"a": [1, 2], "b": {"c": "ü", "d": None}}) == expected
+    assert digest_of({"b": {"d": None, "c": "ü"}, "a": [1, 2]}) == expected
+    assert digest_of({"a": [2, 1], "b": {"c": "ü", "d": None}}) != expected
+
+
+def test_the_seal_is_the_digest_of_the_bytes_with_an_empty_seal() -> None:
+    empty = b'{\n  "b": 1,\n  "seal": ""\n}\n'
+    assert seal({"b": 1}) == empty.replace(b'""', b'"%s"' % hashlib.sha256(empty).hexdigest().encode())
+
+
+def test_a_document_has_one_seal() -> None:
+    """A second one, of which JSON knows nothing, is a byte that was not written."""
+    empty = b'{\n  "b": 1,\n  "seal": "",\n  "seal": ""\n}\n'
+    twice = empty.replace(b'""', b'"%s"' % hashlib.sha256(empty).hexdigest().encode())
+    with pytest.raises(IntegrityError):
+        unseal(twice, "k")
+
+
+def test_a_document_is_read_from_the_store_and_a_changed_one_is_named(store: FolderStore) -> None:
+    store.put("runs/r/train.json", seal(CONTENT))
+    assert read_document(store, "runs/r/train.json") == CONTENT
+    store.put("runs/r/train.json", seal(CONTENT).replace(b"0.1", b"0.2"))
+    with pytest.raises(IntegrityError, match=r"^runs/r/train.json: its bytes were changed"):
+        read_document(store, "runs/r/train.json")
