@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from fmnist_tasks.settings import PROJECT
+from tests.support.airflow_home import until
+from tests.support.requirements import NAMESPACES, require
 
 
 @pytest.fixture
@@ -28,16 +30,15 @@ def fresh_shell() -> dict[str, str]:
     return kept | {"PATH": ":".join(folders)}
 
 
-def setup(copy: Path) -> str:
-    """Everything that set-up says."""
-    ended = subprocess.run(
-        [copy / "include" / "setup"], env=fresh_shell(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def setup(copy: Path, *through: str) -> str:
+    """Everything that set-up says, started through another command or by itself."""
+    command = [*through, copy / "include" / "setup"]
+    ended = subprocess.run(command, env=fresh_shell(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
 
 
-@pytest.mark.integration
+@pytest.mark.exhaustive
 def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) -> None:
     process = subprocess.Popen(
         [copy / "include" / "setup"],
@@ -49,9 +50,10 @@ def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) ->
     )
     assert process.stderr is not None
     with process.stderr:
-        seen = next(text for text in process.stderr if "Resolved" in text)  # uv begins to fill the environment
+        assert any("Installing the locked requirements" in text for text in process.stderr)
+        until(lambda: len(list((copy / ".venv").glob("lib/python*/site-packages/*.dist-info"))) > 10, every=0.01)
         os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, seen
+    assert process.wait() == -signal.SIGKILL
     assert list((copy / ".venv").glob(".made-from-*")) == []
 
     said = setup(copy)
@@ -77,7 +79,26 @@ def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) ->
     assert "Installing the locked requirements" in said
     assert "Creating .venv" not in said
 
+    require(NAMESPACES)
+    shutil.rmtree(copy / ".venv")
+    without_network = ("unshare", "--map-current-user", "--net")
+    assert "Creating .venv" in setup(copy, *without_network)
+    subprocess.run([copy / ".venv" / "bin" / "fmnist", "--help"], check=True, stdout=subprocess.DEVNULL)
 
+
+@pytest.mark.integration
+def test_a_machine_without_network_and_caches_is_told_what_to_do(copy: Path, tmp_path: Path) -> None:
+    nothing = {"XDG_CACHE_HOME": str(tmp_path), "PIP_CACHE_DIR": str(tmp_path), "PIP_FIND_LINKS": ""}
+    unreachable = {"PIP_INDEX_URL": "https://127.0.0.1:9/simple"}
+    ended = subprocess.run(
+        [copy / "include" / "setup"], env=fresh_shell() | nothing | unreachable, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert "the packages of requirements.txt are not to be had" in ended.stderr
+    assert "connect this machine to a network, or name an\nindex that it reaches in PIP_INDEX_URL" in ended.stderr
+
+
+@pytest.mark.integration
 def test_a_machine_without_a_python_that_serves_is_told_what_to_install(copy: Path) -> None:
     ended = subprocess.run(
         [copy / "include" / "setup"], env=fresh_shell() | {"PYTHON": "/bin/false"}, capture_output=True, text=True
@@ -87,6 +108,7 @@ def test_a_machine_without_a_python_that_serves_is_told_what_to_install(copy: Pa
     assert "make PYTHON=/path/to/python" in ended.stderr
 
 
+@pytest.mark.integration
 def test_the_ui_says_that_its_port_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

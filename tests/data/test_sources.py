@@ -28,7 +28,7 @@ from fmnist_tasks.settings import PROJECT, Settings
 from tests.support import synthetic
 from tests.support.certificate import make_certificate
 from tests.support.pipeline import Line
-from tests.support.requirements import APT, require
+from tests.support.requirements import APT, NETWORK, require
 
 
 def declared(line: Line, **changes: object) -> tuple[Declaration, Settings]:
@@ -237,7 +237,7 @@ print(sources.load_base(declaration, settings)[1], os.getuid())
 
 @pytest.mark.exhaustive
 def test_the_real_package_is_fetched_by_one_who_is_not_root() -> None:
-    require(APT)
+    require(APT, NETWORK)
     folder = Path(tempfile.mkdtemp(prefix="fmnist-home-"))  # pytest's own folders shut other users out
     if os.getuid() == 0:
         os.chown(folder, 65534, 65534)

@@ -21,7 +21,7 @@ from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import Run, run_again
 from tests.support import synthetic
 from tests.support.pipeline import Line
-from tests.support.requirements import MOUNTS, require
+from tests.support.requirements import NAMESPACES, require
 from tests.support.synthetic import RUN
 
 NEXT = Run("run-2", "2026-11-30T02:00:00+00:00", Parameters(profile="quick", seed=1))
@@ -78,7 +78,7 @@ def test_an_altered_dataset_file(finished: Line) -> None:
 
 def test_a_disk_that_is_full(line: Line) -> None:
     """A file system of 1 MB, in a mount namespace of its own, holds the store."""
-    require(MOUNTS)
+    require(NAMESPACES)
     line.store.put("here", b"")
     program = f"mount -t tmpfs -o size=1m none {line.store.root} && {sys.executable} -m fmnist_tasks.cli ingest --run r"
     ended = subprocess.run(

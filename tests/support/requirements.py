@@ -72,8 +72,8 @@ def _can_parse_compose_files() -> bool:
     return _succeeds("docker", "compose", "version") or _succeeds("go", "-C", parser, "mod", "download")
 
 
-def _can_mount() -> bool:
-    return _succeeds("unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt")
+def _can_make_namespaces() -> bool:
+    return _succeeds("unshare", "--map-root-user", "--net", "--mount", "mount", "-t", "tmpfs", "none", "/mnt")
 
 
 def _has_network() -> bool:
@@ -87,12 +87,24 @@ FAKETIME = Requirement("faketime", _BY_MAKE, _has("faketime"))
 HOST_PROGRAMS = Requirement("ip, unshare and nsenter", _BY_MAKE, _has("ip", "unshare", "nsenter"))
 MINIO = Requirement("MinIO", _BY_GO, _has_minio)
 COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _BY_GO, _can_parse_compose_files)
-HOSTS = Requirement("right to make network namespaces", "run the tests as root", can_make_hosts)
-MOUNTS = Requirement("right to make a mount namespace", "run the tests as root", _can_mount)
+HOSTS = Requirement("root that may make network namespaces", "run the tests as root", can_make_hosts)
+NAMESPACES = Requirement("right to make namespaces", "run the tests as root", _can_make_namespaces)
 NETWORK = Requirement("network to a package index", "connect the machine, or set PIP_INDEX_URL", _has_network)
 APT = Requirement("apt", "run the tests on Debian", _has("apt-get", "dpkg-deb"))
 
-REQUIREMENTS = (POSTGRES, REDIS, CHROMIUM, FAKETIME, HOST_PROGRAMS, MINIO, COMPOSE_PARSER, HOSTS, MOUNTS, NETWORK, APT)
+REQUIREMENTS = (
+    POSTGRES,
+    REDIS,
+    CHROMIUM,
+    FAKETIME,
+    HOST_PROGRAMS,
+    MINIO,
+    COMPOSE_PARSER,
+    HOSTS,
+    NAMESPACES,
+    NETWORK,
+    APT,
+)
 
 
 def find_missing(*needed: Requirement) -> str:
