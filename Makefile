@@ -16,7 +16,7 @@ WORKERS ?= 2
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
-.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test check unit drills drills-weeks drills-parts shell screenshots bench bench-training bench-cluster lock clean
+.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test test-all check unit test-deps coverage mutants shell screenshots bench bench-training bench-cluster lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,32 +48,41 @@ run-cluster: setup ## the same DAG on the cluster that runs
 cluster-down: setup ## stop the cluster; what it stored stays
 	@source include/activate && python -m tests.support.cluster down
 
-test: check ## formatting, lint, types and all tests
-	@source include/activate && pytest --numprocesses 2 --dist loadfile
+# The tests of a file share a worker; a third one has work for the cores while the others wait for services.
+PYTEST = exec python -m tests.support.contain coverage run -m pytest
+PARALLEL = --numprocesses 3 --dist loadgroup
+UNIT = not integration and not exhaustive
 
-check: setup
+test: check $(if $(filter true,$(CI)),test-deps) ## formatting, lint, types and the tests of every change, ten minutes
+	@rm -f var/coverage/data* && mkdir -p var/coverage
+	@source include/activate && $(PYTEST) $(PARALLEL) -m 'not exhaustive'
+	@$(MAKE) --no-print-directory coverage
+
+test-all: check $(if $(filter true,$(CI)),test-deps) ## everything: sweeps, fault injection, a fresh install, every Python here
+	@rm -f var/coverage/data* && mkdir -p var/coverage
+	@source include/activate && $(PYTEST) $(PARALLEL)
+	@$(MAKE) --no-print-directory coverage
+
+check: setup ## formatting, lint and types
 	@source include/activate && ruff format --check . && ruff check . && mypy
 
-unit: setup ## the fast tests only
-	@source include/activate && pytest -m 'not slow'
+unit: setup ## the unit tests: no training, no Airflow process, no network
+	@source include/activate && exec python -m tests.support.contain pytest --numprocesses 2 --dist loadgroup -m '$(UNIT)'
+
+test-deps: ## what the tests use and Debian has: Postgres, Redis, Chromium; as root
+	@include/test-deps
+
+coverage: ## what the last tests covered, branches included, and whether it is enough
+	@source include/activate && coverage combine --quiet --keep && coverage report --skip-covered --skip-empty
+
+mutants: setup ## how many changes of the deciding modules the unit tests notice
+	@source include/activate && exec python -m tests.support.contain python -m tests.support.mutants
 
 shell: setup ## a shell in which airflow and fmnist know this project
 	@bash --init-file include/activate -i
 
-drills: setup ## what happens to runs on a cluster when parts of it fail: all drills, three quarters of an hour, as root
-	@echo "Two halves side by side, each with a cluster of its own; each prints when it has ended."
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync drills-weeks drills-parts
-
-DRILLS = tests/faults/test_weeks.py # about half of the minutes
-drills-parts: DRILLS := $(filter-out $(DRILLS),$(wildcard tests/faults/test_*.py))
-# Threads that wait for each other take time from the other half.
-drills-weeks drills-parts: export TF_NUM_INTRAOP_THREADS = 1
-drills-weeks drills-parts: export OMP_NUM_THREADS = 1
-drills-weeks drills-parts:
-	@source include/activate && pytest -m 'drill or not drill' $(DRILLS)
-
 screenshots: setup ## docs/images from a journey through the UI over the real images, half an hour
-	@source include/activate && FMNIST_SCREENSHOTS=docs/images pytest tests/page/test_browser.py
+	@source include/activate && FMNIST_SCREENSHOTS=docs/images exec python -m tests.support.contain pytest tests/page/test_browser.py
 
 bench: setup ## time and memory of the line: make bench RUNS=3 PROFILE=standard
 	@source include/activate && python -m bench.pipeline --runs $(RUNS) --profile $(PROFILE)
