@@ -65,7 +65,7 @@ def test_a_training_that_is_killed_in_a_scheduler_goes_on_from_its_checkpoint(ow
 
 def three_days_pass(airflow: Airflow, run_id: str) -> None:
     """Nobody answers until the time is over, which Airflow keeps with the task."""
-    task = f"where task_id = 'tuned_model.approval' and run_id = '{run_id}'"  # noqa: S608
+    task = f"where task_id = 'tuned_model.approval' and run_id = '{run_id}'"
     ((begun, ends),) = airflow.query(f"select start_date, trigger_timeout from task_instance {task}")  # noqa: S608
     beyond = datetime.fromisoformat(ends) - datetime.fromisoformat(begun) - APPROVAL_LIMIT
     assert timedelta() <= beyond < timedelta(minutes=1)
