@@ -33,7 +33,7 @@ from fmnist_tasks.settings import DAG_ID, PROJECT
 from tests.support import synthetic
 from tests.support.airflow_api import AirflowApi
 from tests.support.airflow_home import Airflow, migrate, until
-from tests.support.fault_cluster import Drill, running
+from tests.support.fault_cluster import FaultCluster, running
 from tests.support.hosts import Host
 from tests.support.minio_server import Server
 from tests.support.pipeline import Line
@@ -63,16 +63,16 @@ def measure_airflow_share(api: AirflowApi, store: Store, run_id: str) -> dict[st
     return {"seconds": whole, "inside": inside, "tasks": len(tasks), "a_task": (whole - inside) / len(tasks)}
 
 
-def measure_on_celery(drill: Drill) -> list[dict[str, float]]:
+def measure_on_celery(cluster: FaultCluster) -> list[dict[str, float]]:
     """Three runs one after the other on Postgres and a worker: the first on an empty store."""
-    drill.clear()
-    host = drill.worker()
+    cluster.clear()
+    host = cluster.worker()
     results = []
     for seed in range(3):
-        run_id = drill.begin(seed=seed)
-        assert drill.ended(run_id) == "success"
-        results.append(measure_airflow_share(drill.api, drill.store, run_id))
-    drill.take_away(host)
+        run_id = cluster.begin(seed=seed)
+        assert cluster.ended(run_id) == "success"
+        results.append(measure_airflow_share(cluster.api, cluster.store, run_id))
+    cluster.take_away(host)
     return results
 
 
@@ -121,19 +121,19 @@ def measure_xcom(airflow: Airflow, run_id: str) -> dict[str, float]:
     return {"largest_xcom_bytes": largest, "xcom_bytes": total}
 
 
-def measure_candidates(drill: Drill, workers: int) -> dict[str, Any]:
+def measure_candidates(cluster: FaultCluster, workers: int) -> dict[str, Any]:
     """Eight candidates on so many workers of one thread each: how long from the first to the last."""
-    drill.clear()
-    hosts = [drill.worker(ONE_THREAD) for _ in range(workers)]
-    run_id = drill.begin(candidates=CANDIDATES)
-    assert drill.ended(run_id, 1800) == "success"
-    tasks = [task for task in drill.api.tasks(DAG_ID, run_id) if task["task_id"].endswith(".train")]
+    cluster.clear()
+    hosts = [cluster.worker(ONE_THREAD) for _ in range(workers)]
+    run_id = cluster.begin(candidates=CANDIDATES)
+    assert cluster.ended(run_id, 1800) == "success"
+    tasks = [task for task in cluster.api.tasks(DAG_ID, run_id) if task["task_id"].endswith(".train")]
     assert len(tasks) == CANDIDATES
-    records = read_records(drill.store, run_id)
+    records = read_records(cluster.store, run_id)
     inside = [record["seconds"] for name, record in records.items() if name.startswith("train-")]
     whole = seconds_between(min(task["start_date"] for task in tasks), max(task["end_date"] for task in tasks))
     for host in hosts:
-        drill.take_away(host)
+        cluster.take_away(host)
     return {
         "workers": workers,
         "seconds": whole,
@@ -171,32 +171,32 @@ def record_memory(hosts: list[Host]) -> Iterator[dict[str, list[int]]]:
         thread.join()
 
 
-def measure_prediction(drill: Drill) -> dict[str, Any]:
+def measure_prediction(cluster: FaultCluster) -> dict[str, Any]:
     """Predict a million images in shards over two workers, one of which is killed on the way."""
-    drill.clear()
-    hosts = [drill.worker(), drill.worker()]
-    assert drill.ended(drill.begin()) == "success"  # a champion to predict with
+    cluster.clear()
+    hosts = [cluster.worker(), cluster.worker()]
+    assert cluster.ended(cluster.begin()) == "success"  # a champion to predict with
     for number in range(PREDICTED // A_FILE):
-        drill.store.put(f"inbox/{number:05d}.npz", synthetic.npz(images=synthetic.images(A_FILE, number)[0]))
-    drill.api.unpause("fmnist_predict")
-    until(lambda: not drill.api.running("fmnist_predict"))
-    run_id = drill.api.trigger("fmnist_predict", {"prefix": "inbox/", "files": A_SHARD})
+        cluster.store.put(f"inbox/{number:05d}.npz", synthetic.npz(images=synthetic.images(A_FILE, number)[0]))
+    cluster.api.unpause("fmnist_predict")
+    until(lambda: not cluster.api.running("fmnist_predict"))
+    run_id = cluster.api.trigger("fmnist_predict", {"prefix": "inbox/", "files": A_SHARD})
 
     def shards() -> list[Stat]:
-        return list(drill.store.list(f"predictions/{run_id}/shard-"))
+        return list(cluster.store.list(f"predictions/{run_id}/shard-"))
 
     with record_memory(hosts) as memory:
         until(lambda: len(shards()) >= 5, 900)
         hosts[1].kill()
-        until(lambda: drill.api.state("fmnist_predict", run_id) in {"success", "failed"}, 3600)
-    run = drill.api.run("fmnist_predict", run_id)
+        until(lambda: cluster.api.state("fmnist_predict", run_id) in {"success", "failed"}, 3600)
+    run = cluster.api.run("fmnist_predict", run_id)
     assert run["state"] == "success", run
-    rows = Counter(row.split(",", 1)[0] for stat in shards() for row in read_rows(drill.store, stat))
+    rows = Counter(row.split(",", 1)[0] for stat in shards() for row in read_rows(cluster.store, stat))
     assert (len(rows), sum(rows.values())) == (PREDICTED, PREDICTED), "an image is lost or doubled"
     seconds = seconds_between(run["start_date"], run["end_date"])
     half = {name: len(values) // 2 for name, values in memory.items()}
     for host in hosts:
-        drill.take_away(host)
+        cluster.take_away(host)
     return {
         "images": PREDICTED,
         "shards": len(shards()),
@@ -251,13 +251,13 @@ def main() -> None:
         save("trained", measure_training())
     if "airflow" in chosen.parts:
         save("sqlite", measure_on_sqlite())
-    with running(TRAIN, TEST) as drill:
+    with running(TRAIN, TEST) as cluster:
         if "airflow" in chosen.parts:
-            save("celery", measure_on_celery(drill))
+            save("celery", measure_on_celery(cluster))
         if "candidates" in chosen.parts:
-            save("candidates", [measure_candidates(drill, workers) for workers in WORKERS])
+            save("candidates", [measure_candidates(cluster, workers) for workers in WORKERS])
         if "predicted" in chosen.parts:
-            save("predicted", measure_prediction(drill))
+            save("predicted", measure_prediction(cluster))
 
 
 if __name__ == "__main__":

@@ -30,12 +30,14 @@ from tests.support.replay import replay_steps
 from tests.support.requirements import MINIO, require
 from tests.support.unit_lane import LaneError, keep_to_unit_lane
 
-pytest_plugins = ["tests.support.skip_summary"]
+pytest_plugins = ["tests.support.skip_summary", "tests.support.fault_summary"]
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 
-# The files that take longest, longest first: each is the work of one test worker, which begins it at once.
+# The groups of tests that take longest, longest first. A group is the work of one test worker: a file, or as below.
 LONGEST = (
+    "faults",
+    "faults/test_weeks.py",
     "page/test_browser.py",
     "dags/test_real_images.py",
     "cluster/test_cluster.py",
@@ -44,14 +46,17 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of a file go to one worker, whose fixtures they share, and long files first."""
-    folder = Path(__file__).parent
-    order = {folder / name: rank for rank, name in enumerate(LONGEST)}
+    """Let the tests of a file go to one worker, whose fixtures they share, and the longest first."""
+    order = {name: rank for rank, name in enumerate(LONGEST)}
+    ranks = {}
     for item in items:
-        if not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(folder).as_posix()))
-    items.sort(key=lambda item: order.get(item.path, len(order)))
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        group = "faults" if file.startswith("faults/") and file not in order else file  # these share a cluster
+        item.add_marker(pytest.mark.xdist_group(group))
+        ranks[item.nodeid] = order.get(group, len(order))
+    items.sort(key=lambda item: ranks[item.nodeid])
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,21 +12,13 @@ import pytest
 
 from fmnist_tasks.settings import PROJECT
 from tests.support.airflow_home import until
+from tests.support.fresh_copy import copy_project, fresh_shell
 from tests.support.requirements import NAMESPACES, require
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    left_out = shutil.ignore_patterns(".venv", "var", ".git", ".*_cache", "__pycache__")
-    return Path(shutil.copytree(PROJECT, tmp_path / "a copy", ignore=left_out))
-
-
-def fresh_shell() -> dict[str, str]:
-    """The environment as if no project had been activated in it."""
-    own = ("FMNIST_", "AIRFLOW", "VIRTUAL_ENV")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    folders = [folder for folder in kept["PATH"].split(":") if Path(folder) != PROJECT / ".venv" / "bin"]
-    return kept | {"PATH": ":".join(folders)}
+    return copy_project(tmp_path)
 
 
 def setup(copy: Path, *through: str) -> str:

@@ -1,1 +1,1 @@
-"""What happens to runs when parts of a cluster fail; a package, so that all drills of a process share a cluster."""
+"""What happens to runs when parts of a cluster fail; a package, so that all tests of a process share a cluster."""

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.support.fault_cluster import Drill, running
+from tests.support.fault_cluster import FaultCluster, running
 from tests.support.requirements import FAKETIME, HOST_PROGRAMS, HOSTS, MINIO, POSTGRES, REDIS, require
 
-IMAGES = (400, 200)  # made ones to train and to test on
-SHOWN: list[tuple[str, str, float, object]] = []  # of each drill: name, outcome, seconds, what it showed
+IMAGES = (400, 200)  # synthetic ones to train and to test on
 
 
 @pytest.fixture(scope="package")
-def cluster() -> Iterator[Drill]:
+def shared_cluster() -> Iterator[FaultCluster]:
     """Stores and Airflow without a worker."""
     require(HOSTS, HOST_PROGRAMS, FAKETIME, POSTGRES, REDIS, MINIO)  # now: inside there is no way to packages
     with running(*IMAGES) as made:
@@ -22,23 +20,9 @@ def cluster() -> Iterator[Drill]:
             made.spare.unplug()
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keep what each drill showed, for the table at the end."""
-    if report.when == "call" and "/drills/" in report.nodeid:
-        shown = dict(report.user_properties).get("shown", "")
-        SHOWN.append((report.nodeid.rpartition("::")[2], report.outcome, report.duration, shown))
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if SHOWN:
-        terminalreporter.section("drills")
-        for name, outcome, seconds, shown in SHOWN:
-            terminalreporter.write_line(f"{outcome:<7} {seconds:4.0f} s  {name}: {shown}")
-
-
 @pytest.fixture
-def drill(cluster: Drill) -> Iterator[Drill]:
+def cluster(shared_cluster: FaultCluster) -> Iterator[FaultCluster]:
     """The cluster with an empty store and no worker but a spare one."""
-    cluster.clear()
-    yield cluster
-    cluster.rest()
+    shared_cluster.clear()
+    yield shared_cluster
+    shared_cluster.rest()

@@ -12,43 +12,43 @@ import pytest
 
 from fmnist_tasks.registry import champion
 from fmnist_tasks.settings import DAG_ID
-from tests.support.fault_cluster import Drill
+from tests.support.fault_cluster import FaultCluster
 from tests.support.proxy import Harm, Proxy, Request
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.exhaustive
 
 Record = Callable[[str, object], None]
 when = datetime.fromisoformat
 
 
-@pytest.mark.exhaustive
-def test_a_store_that_is_slow_and_fails_every_tenth_time(drill: Drill, record_property: Record) -> None:
+def test_a_store_that_is_slow_and_fails_every_tenth_time(cluster: FaultCluster, record_property: Record) -> None:
     chance = random.Random(0)  # noqa: S311 - no secret
 
     def harm(request: Request) -> Harm:
         return Harm(status=503) if chance.random() < 0.1 else Harm(delay=0.5)
 
-    with Proxy(drill.store.endpoint, drill.address).running() as proxy:
+    with Proxy(cluster.store.endpoint, cluster.address).running() as proxy:
         proxy.harm = harm
-        drill.worker(store=f"s3://fmnist?endpoint={proxy.endpoint}")
+        cluster.worker(store=f"s3://fmnist?endpoint={proxy.endpoint}")
         began = time.monotonic()
-        run_id = drill.begin()
-        assert drill.ended(run_id, 1200) == "success"
+        run_id = cluster.begin()
+        assert cluster.ended(run_id, 1200) == "success"
         took, asked = time.monotonic() - began, len(proxy.requests)
-    drill.one_release(run_id)
+    cluster.one_release(run_id)
     record_property("shown", f"{asked} requests of half a second, one in ten answered 503: {took:.0f} s")
 
 
-@pytest.mark.exhaustive
-def test_two_runs_at_once_and_twenty_more_go_one_after_the_other(drill: Drill, record_property: Record) -> None:
-    drill.worker()
-    drill.worker()
-    runs = [drill.begin(), drill.begin(seed=1, force=True), *(drill.begin(seed=1) for _ in range(20))]
-    assert [drill.ended(run_id) for run_id in runs] == ["success"] * len(runs)
-    found = sorted((drill.api.run(DAG_ID, run_id) for run_id in runs), key=lambda run: when(run["start_date"]))
+def test_two_runs_at_once_and_twenty_more_go_one_after_the_other(
+    cluster: FaultCluster, record_property: Record
+) -> None:
+    cluster.worker()
+    cluster.worker()
+    runs = [cluster.begin(), cluster.begin(seed=1, force=True), *(cluster.begin(seed=1) for _ in range(20))]
+    assert [cluster.ended(run_id) for run_id in runs] == ["success"] * len(runs)
+    found = sorted((cluster.api.run(DAG_ID, run_id) for run_id in runs), key=lambda run: when(run["start_date"]))
     for earlier, later in itertools.pairwise(found):
         assert when(earlier["end_date"]) <= when(later["start_date"])
-    history = champion.history(drill.store)
+    history = champion.history(cluster.store)
     assert [entry.sequence for entry in history] == list(range(1, len(history) + 1))
     assert {entry.write_id for entry in history} <= set(runs)
     record_property("shown", f"{len(runs)} runs, one at a time, {len(history)} champions without a gap")

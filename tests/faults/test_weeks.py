@@ -17,18 +17,18 @@ import pytest
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry.releases import versions
 from tests.support import synthetic
-from tests.support.fault_cluster import Drill
+from tests.support.fault_cluster import FaultCluster
 
-pytestmark = [pytest.mark.integration, pytest.mark.exhaustive]
+pytestmark = pytest.mark.exhaustive
 WEEKS, A_WEEK = 30, 10  # runs, and new images before each
 KEPT = 5  # releases
 LASTING = ("scheduler", "dag-processor", "triggerer", "api-server")
 
 
-def memory(drill: Drill) -> list[int]:
+def memory(cluster: FaultCluster) -> list[int]:
     """Bytes of each process that stays between two runs: Airflow's services and the worker, with their children."""
-    first = [psutil.Process(drill.supervisor.pid(name)) for name in LASTING]
-    first += [psutil.Process(host.process.pid) for host in drill.workers if host.process]
+    first = [psutil.Process(cluster.supervisor.pid(name)) for name in LASTING]
+    first += [psutil.Process(host.process.pid) for host in cluster.workers if host.process]
     found = []
     for one in (one for process in first for one in (process, *process.children(recursive=True))):
         with suppress(psutil.NoSuchProcess):  # one that read a DAG file, and is done
@@ -36,42 +36,42 @@ def memory(drill: Drill) -> list[int]:
     return found
 
 
-def xcom_rows(drill: Drill) -> int:
+def xcom_rows(cluster: FaultCluster) -> int:
     """How many rows of XCom Airflow's database has."""
-    secret = {"PGPASSWORD": drill.cluster.settings()["POSTGRES_PASSWORD"]}
-    command = ["psql", "-h", drill.address, "-U", "airflow", "-d", "airflow", "-Atc", "select count(*) from xcom"]
+    secret = {"PGPASSWORD": cluster.declared.settings()["POSTGRES_PASSWORD"]}
+    command = ["psql", "-h", cluster.address, "-U", "airflow", "-d", "airflow", "-Atc", "select count(*) from xcom"]
     return int(subprocess.run(command, env=os.environ | secret, capture_output=True, text=True, check=True).stdout)
 
 
-def folders(drill: Drill, kind: str) -> set[str]:
+def folders(cluster: FaultCluster, kind: str) -> set[str]:
     """What lies in the store under that kind: names of runs, of releases."""
-    return {stat.key.split("/")[1] for stat in drill.store.list(f"{kind}/")}
+    return {stat.key.split("/")[1] for stat in cluster.store.list(f"{kind}/")}
 
 
-def week(drill: Drill, number: int) -> dict[str, float]:
+def week(cluster: FaultCluster, number: int) -> dict[str, float]:
     """One run with a new batch, and what there is after it."""
     pixels, labels = synthetic.images(A_WEEK, 100 + number)
-    drill.store.put(f"incoming/week-{number:02d}.npz", synthetic.npz(images=pixels, labels=labels))
+    cluster.store.put(f"incoming/week-{number:02d}.npz", synthetic.npz(images=pixels, labels=labels))
     began = time.monotonic()
-    assert drill.ended(drill.begin()) == "success"
-    seconds, lasting = time.monotonic() - began, memory(drill)
+    assert cluster.ended(cluster.begin()) == "success"
+    seconds, lasting = time.monotonic() - began, memory(cluster)
     return {
         "seconds": round(seconds, 1),
         "MiB": sum(lasting) >> 20,
         "processes": len(lasting),
-        "XCom rows": xcom_rows(drill),
-        "releases": len(versions(drill.store)),
-        "runs": len(folders(drill, "runs")),
-        "checkpoints": len(folders(drill, "checkpoints")),
-        "incoming": len(list(drill.store.list("incoming/"))),
+        "XCom rows": xcom_rows(cluster),
+        "releases": len(versions(cluster.store)),
+        "runs": len(folders(cluster, "runs")),
+        "checkpoints": len(folders(cluster, "checkpoints")),
+        "incoming": len(list(cluster.store.list("incoming/"))),
     }
 
 
-def test_thirty_weeks_in_a_row(drill: Drill, record_property: Callable[[str, object], None]) -> None:
-    drill.worker()
+def test_thirty_weeks_in_a_row(cluster: FaultCluster, record_property: Callable[[str, object], None]) -> None:
+    cluster.worker()
     table = []
     for number in range(1, WEEKS + 1):
-        table.append(week(drill, number))
+        table.append(week(cluster, number))
         print(number, table[-1], flush=True)
     early, late = table[5:10], table[-5:]
 
@@ -87,9 +87,11 @@ def test_thirty_weeks_in_a_row(drill: Drill, record_property: Callable[[str, obj
     assert [row["runs"] for row in table] == list(range(1, WEEKS + 1))
     assert table[-1]["releases"] <= WEEKS
 
-    everything = timedelta(0)
-    pruning.carry_out(drill.store, pruning.plan(drill.store, keep=KEPT, older_than=everything, now=datetime.now(UTC)))
-    left = folders(drill, "releases"), folders(drill, "runs")
+    plan = pruning.plan(cluster.store, keep=KEPT, older_than=timedelta(0), now=datetime.now(UTC))
+    pruning.carry_out(cluster.store, plan)
+        cluster.store, pruning.plan(cluster.store, keep=KEPT, older_than=everything, now=datetime.now(UTC))
+    )
+    left = folders(cluster, "releases"), folders(cluster, "runs")
     assert KEPT <= len(left[0]) <= KEPT + 2  # the newest, the champion, and the one before it
     assert len(left[1]) == len(left[0])
     record_property(

@@ -1,4 +1,4 @@
-"""A cluster policy for the drills: each task of the line goes into the other queue than the one before it.
+"""A cluster policy for fault injection: each task of the pipeline goes into the other queue than the one before it.
 
 Airflow reads this file where it lies in `$AIRFLOW_HOME/config`.
 """

@@ -1,4 +1,4 @@
-"""A whole cluster for the drills: stores and Airflow on a hub, workers on hosts of their own."""
+"""A whole cluster for fault injection: stores and Airflow on a hub, workers on hosts of their own."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ INSIDE = {  # where a host has what is its own
     "FMNIST_DATA_DIR": "/tmp/data",  # noqa: S108
     "AIRFLOW__OPERATORS__DEFAULT_QUEUE": "default,even,odd",  # what a worker listens to
 }
-HASTY = {  # what takes minutes in service and would take hours in drills
+HASTY = {  # what takes minutes in service and would take hours in tests
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
     "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "20",
-    # No drill changes a DAG file, or goes back to an offered release: to read them took 5 seconds of a core a run.
+    # No test changes a DAG file: to read them took 5 seconds of a core a run.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "36000",
 }
 
 
 @dataclass
-class Drill:
+class FaultCluster:
     """The cluster, its store as an administrator sees it, and its workers."""
 
     folder: Path
-    cluster: Cluster
+    declared: Cluster
     supervisor: Supervisor
     api: AirflowApi
     store: S3Store
@@ -58,7 +58,7 @@ class Drill:
     programs: list[Program]
     workers: list[Host] = field(default_factory=list)
     usual: list[Host] = field(default_factory=list)  # those that were asked for without anything of their own
-    spare: Host | None = None  # left by the drill before: to start one takes longer than most tasks
+    spare: Host | None = None  # left by the test before: to start one takes longer than most tasks
     model: str = ""  # digest of the model of every run that `one_release` was asked of
     on_one: bool = False  # whether one of these had one worker only
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -83,7 +83,7 @@ class Drill:
         host.plug_in()
         shutil.copytree(self.folder / "given", host.folder, dirs_exist_ok=True)
         named = {"FMNIST_STORE": store} if store else {}
-        program = self.cluster.worker(Place(host.folder, HUB), host.name, INSIDE | HASTY | named | (changes or {}))
+        program = self.declared.worker(Place(host.folder, HUB), host.name, INSIDE | HASTY | named | (changes or {}))
         for script in (program.script, program.health):
             assert script is not None
             script.write_text(script.read_text().replace(str(host.folder), "/tmp"))  # noqa: S108
@@ -93,7 +93,7 @@ class Drill:
         return host
 
     def rest(self) -> None:
-        """Between two drills: every worker goes, but one that lives and has nothing to do stays as the spare one."""
+        """Between two tests: every worker goes, but one that lives and has nothing to do stays as the spare one."""
         for host in list(self.workers):
             if self.spare is None and host in self.usual and host.alive() and not host.tasks():
                 self.workers.remove(host)
@@ -186,7 +186,7 @@ class Drill:
 
 
 @contextmanager
-def running(train: int, test: int) -> Iterator[Drill]:
+def running(train: int, test: int) -> Iterator[FaultCluster]:
     """Everything but the workers, with so many made images to train and to test on."""
     folder = Path(tempfile.mkdtemp(prefix="fmnist-cluster-"))  # Postgres, another user, cannot pass through pytest's
     synthetic.declare(folder / "given" / "data", train=train, test=test)
@@ -205,10 +205,10 @@ def running(train: int, test: int) -> Iterator[Drill]:
         try:
             supervisor.start_all(programs)
             api, place = it.api(f"http://{address}:8080"), Place(folder, address)
-            drill = Drill(folder, it, supervisor, api, it.store(place), name, programs)
+            cluster = FaultCluster(folder, it, supervisor, api, it.store(place), name, programs)
             it.postpone_schedule(place)
             api.unpause(DAG_ID)
-            yield drill
+            yield cluster
         finally:
             supervisor.end()
     shutil.rmtree(folder)
