@@ -111,7 +111,9 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, server: Server, finished_home: Path) -> Iterator[House]:
+def house(
+    chromium: Browser, server: Server, finished_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[House]:
     line = Line(tmp_path_factory.mktemp("house"))
     labels = synthetic.images(600, 2)[1]
     labels[:3] = (labels[:3] + 1) % synthetic.CLASSES  # no model can be right on these

@@ -83,6 +83,7 @@ def _of_the_image(place: Place, name: str) -> dict[str, str]:
 
 def _write(place: Place, name: str, environment: Mapping[str, str], command: Sequence[str]) -> Path:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "SSL_CERT_FILE") if name in os.environ}
+    kept["FMNIST_HOME"] = str(PROJECT / "var")  # where include/minio keeps the server that it has built
     exports = [f"export {key}={shlex.quote(value)}" for key, value in {**kept, **environment}.items()]
     words = shlex.join([place.resolved(word) for word in command])
     script = place.folder / "programs" / name
