@@ -30,6 +30,7 @@ from tests.support.chromium import launched
 from tests.support.listeners import Hook, Mailbox
 from tests.support.minio_server import Server
 from tests.support.pipeline import Line
+from tests.support.requirements import CHROMIUM, require
 
 pytestmark = pytest.mark.integration
 
@@ -37,6 +38,12 @@ PICTURES = os.environ.get("FMNIST_SCREENSHOTS", "")
 PROFILE = "standard" if PICTURES else "quick"
 SIZE = {"width": 1280, "height": 860}
 PATIENCE = 60_000  # milliseconds for what a page shows
+
+
+@pytest.fixture(scope="session", autouse=True)
+def has_chromium() -> None:
+    """Before anything is started for a test that is skipped then."""
+    require(CHROMIUM)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +118,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(
-    chromium: Browser, server: Server, finished_home: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[House]:
+def house(tmp_path_factory: pytest.TempPathFactory, server: Server, finished_home: Path) -> Iterator[House]:
     line = Line(tmp_path_factory.mktemp("house"))
     labels = synthetic.images(600, 2)[1]
     labels[:3] = (labels[:3] + 1) % synthetic.CLASSES  # no model can be right on these
