@@ -68,7 +68,7 @@ def main() -> None:
     for mutant in unexplained:
         print(f"{mutant.outcome}: {mutant.name}\n{mutant.row}")
     if unexplained:
-        sys.exit(f"{len(unexplained)} survivors are not in {_REASONS}: add a test, or their rows with a reason")
+        sys.exit(f"survivors without a reason in {_REASONS}: {len(unexplained)}; add a test, or the row with a reason")
     if killed < MIN_SCORE * len(mutants):
         sys.exit(f"fewer than {MIN_SCORE:.0%} of the mutants are killed")
 
