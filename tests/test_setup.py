@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -106,3 +107,42 @@ def test_the_ui_says_that_its_port_is_taken(tmp_path: Path) -> None:
         environment = os.environ | {"AIRFLOW_HOME": str(tmp_path), "PORT": port}
         ended = subprocess.run([PROJECT / "include" / "ui"], env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (1, f"ui: port {port} is taken; choose another: make ui PORT=8081\n")
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder that is the whole PATH, with what a machine of someone who is not root has."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    stand_in(folder, "apt-get")
+    stand_in(folder, "id", "echo 1000")
+    return folder
+
+
+def stand_in(folder: Path, program: str, text: str = "exit 1") -> None:
+    (folder / program).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / program).chmod(0o755)
+
+
+def install_test_dependencies(programs: Path) -> subprocess.CompletedProcess[str]:
+    script = PROJECT / "include" / "test-deps"
+    return subprocess.run(["/bin/bash", script], env={"PATH": str(programs)}, capture_output=True, text=True)
+
+
+def test_one_who_is_not_root_is_told_what_tests_lack_and_what_to_type(programs: Path) -> None:
+    ended = install_test_dependencies(programs)
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        r"test-deps: only root can install .*redis-server chromium faketime iproute2 util-linux openssl; "
+        r"type: sudo make test-deps\n",
+        ended.stderr,
+    )
+    (programs / "apt-get").unlink()
+    assert "this machine has no apt-get; install, by its own means: " in install_test_dependencies(programs).stderr
+
+
+def test_nothing_is_installed_or_said_where_tests_lack_nothing(programs: Path) -> None:
+    for name in ("initdb", "redis-server", "google-chrome", "faketime", "ip", "unshare", "nsenter", "openssl"):
+        stand_in(programs, name)
+    ended = install_test_dependencies(programs)
+    assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
