@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,6 +122,15 @@ def test_a_rollback_is_told(finished: Line, hook: Hook) -> None:
     (post,) = hook.posts
     assert post["type"] == "success"
     assert f"{version} is the champion again, instead of v2: v2 was worse" in post["message"]
+
+
+@pytest.mark.parametrize(("reason", "told"), [("timed_out", ["run failed"]), ("task_failure", [])])
+def test_a_run_that_exceeds_its_time_is_told_and_a_failed_task_speaks_for_itself(
+    line: Line, hook: Hook, reason: str, told: list[str]
+) -> None:
+    alerts.run_timed_out({"reason": reason, "run_id": "run-1", "dag": SimpleNamespace(dag_id="fmnist_retrain")})
+    assert [post["title"] for post in hook.posts] == [f"fmnist_retrain: {event}" for event in told]
+    assert all("exceeded its time limit" in post["message"] for post in hook.posts)
 
 
 def ended(line: Line, run_id: str, step: str, status: str = "done", **result: object) -> None:

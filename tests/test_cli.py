@@ -19,6 +19,7 @@ from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
+from fmnist_tasks.registry.runs import write_record
 from fmnist_tasks.settings import PROFILES
 from tests.support import synthetic
 from tests.support.pipeline import Line
@@ -89,6 +90,15 @@ def test_a_policy_without_meaning_ends_the_run_at_its_beginning(line: Line) -> N
     too_much = fmnist("ingest", "--policy", '{"accuracy": {"at_least": 92}}', "--run", "r", expect=1).stderr
     assert "accuracy.at_least: Input should be less than or equal to 1" in too_much
     assert [stat.key for stat in line.store.list("")] == ["runs/r/ingest.json", "runs/r/report.html"]
+
+
+def test_a_run_that_found_nothing_new_is_exit_code_0(line: Line) -> None:
+    begun = {"created": RUN.created, "started": RUN.created, "parameters": RUN.parameters.as_json(), "seconds": 1.0}
+    for name, result in (("ingest", {}), ("detect_change", {"changed": False})):
+        write_record(line.store, RUN.id, name, {**begun, "status": "done", "outcome": "", "result": result})
+    summary = document("summary")
+    assert (summary["run_id"], summary["promoted"], summary["unchanged"]) == (RUN.id, False, True)
+    assert "detect_change" in fmnist("summary").stdout
 
 
 def test_download_names_the_source(line: Line) -> None:

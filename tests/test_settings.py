@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 import math
+import re
+import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from fmnist_tasks.errors import SettingsError
-from fmnist_tasks.settings import PROJECT, Parameters, Settings
+from fmnist_tasks.settings import PROFILES, PROJECT, Parameters, Settings
 
 
 def test_defaults_lie_below_the_project() -> None:
@@ -21,6 +25,28 @@ def test_the_environment_wins(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FMNIST_HOME": str(tmp_path), "FMNIST_STORE": "", "FMNIST_DATA_DIR": "~/x"})
     assert settings.store == (tmp_path / "store").as_uri()
     assert settings.data_dir == Path.home() / "x"
+    named = {"FMNIST_DATASET": str(tmp_path), "FMNIST_OVERDUE_DAYS": "3", "FMNIST_PREDICT_PREFIX": "inbox/"}
+    settings = Settings.from_environment(named)
+    assert (settings.dataset, settings.overdue, settings.predict_prefix) == (tmp_path, timedelta(days=3), "inbox/")
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "1.5", "a week"])
+def test_days_without_meaning_are_refused(days: str) -> None:
+    with pytest.raises(SettingsError, match=f"FMNIST_OVERDUE_DAYS: '{days}' is no number of days"):
+        Settings.from_environment({"FMNIST_OVERDUE_DAYS": days})
+
+
+def test_the_readme_has_every_variable() -> None:
+    asked = set()
+
+    class Environment(dict[str, str]):
+        def get(self, name: str, default: str | None = None) -> str | None:
+            asked.add(name)
+            return default
+
+    Settings.from_environment(Environment())
+    table = re.findall(r"^\| `(FMNIST_\w+)` \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    assert set(table) == asked
 
 
 @pytest.mark.parametrize(
@@ -52,3 +78,20 @@ def test_parameters_survive_json() -> None:
     parameters = Parameters(profile="quick", seed=3, candidates=4, accuracy_threshold=0.5, policy={"a": {}}, force=True)
     assert Parameters.from_mapping(parameters.as_json()) == parameters
     assert parameters.seeds == [3, 4, 5, 6]
+
+
+def test_make_run_hands_its_variables_to_the_run() -> None:
+    given = ["PROFILE=quick", "SEED=1", "CANDIDATES=3", "THRESHOLD=0.93", "FORCE=true", 'POLICY={"speed": {}}']
+    for variables, asked in (
+        ([], Parameters()),
+        (given, Parameters("quick", 1, 3, accuracy_threshold=0.93, policy={"speed": {}}, force=True)),
+    ):
+        command = ["make", "--dry-run", "--no-print-directory", "run", *variables]
+        printed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        (conf,) = re.findall(r"include/run '(.*)'", printed)
+        assert Parameters.from_mapping(json.loads(conf)) == asked
+
+
+def test_early_stopping_waits_for_half_of_the_fine_tuning() -> None:
+    assert min(profile.base.patience for profile in PROFILES.values()) == 5
+    assert all(profile.tuning.patience >= profile.tuning.epochs // 2 for profile in PROFILES.values())

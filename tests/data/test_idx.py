@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import gzip
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fmnist_tasks.data.idx import gunzip, parse_idx
 from fmnist_tasks.errors import DataError
+from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
@@ -14,6 +17,16 @@ IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 
 def test_what_was_written_is_read() -> None:
     np.testing.assert_array_equal(parse_idx(synthetic.idx(IMAGES), "f"), IMAGES)
+
+
+def test_the_program_in_the_readme_writes_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(
+        r"```python\n(import hashlib, struct\n.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL
+    )
+    with pytest.warns(ResourceWarning):  # it leaves its file to the interpreter
+        exec(program, {"array": IMAGES})  # noqa: S102 - of our own README
+    np.testing.assert_array_equal(parse_idx(Path("train-images-idx3-ubyte").read_bytes(), "f"), IMAGES)
 
 
 @pytest.mark.parametrize(

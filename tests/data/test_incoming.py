@@ -81,6 +81,7 @@ def test_half_a_pair_waits_for_the_other_half(line: Line) -> None:
     [
         ("notes.txt", b"hello", "is neither an .npz nor one of a pair"),
         ("cut.npz", GOOD[:-100], "is no .npz"),
+        ("flipped.npz", GOOD[:5000] + bytes([GOOD[5000] ^ 1]) + GOOD[5001:], "Bad CRC-32"),
         ("short.npz", npz(images=IMAGES, labels=LABELS[:-1]), "200 images but 199 labels"),
         ("scaled.npz", npz(images=IMAGES / 255, labels=LABELS), "pixels are unsigned bytes: not so for 200"),
         ("small.npz", npz(images=IMAGES[:, :14, :14], labels=LABELS), "28 rows of pixels"),

@@ -8,6 +8,7 @@ import runpy
 from collections.abc import Callable
 from html.parser import HTMLParser
 from threading import Event
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import numpy as np
@@ -51,10 +52,14 @@ def browser(made_app: FastAPI, **options: object) -> TestClient:
     return TestClient(made_app, headers={"accept": "text/html"}, follow_redirects=False, **options)
 
 
+def plugin() -> dict[str, Any]:
+    return runpy.run_path(str(PROJECT / "plugins" / "fmnist_registry.py"))
+
+
 def plugin_app() -> FastAPI:
     """The app as the plugin mounts it, with Airflow's own checks of who is signed in and who may edit."""
     init_auth_manager()
-    (mounted,) = runpy.run_path(str(PROJECT / "plugins" / "fmnist_registry.py"))["Registry"]().fastapi_apps
+    (mounted,) = plugin()["Registry"]().fastapi_apps
     made_app: FastAPI = mounted["app"]
     return made_app
 
@@ -151,6 +156,8 @@ def test_a_run_shows_its_report_and_nothing_else_of_the_store(page: TestClient) 
     answer = page.get(f"/runs/{RUN.id}")
     assert "Promotion gate: promote" in answer.text
     assert "sandbox" in answer.headers["content-security-policy"]
+    (tab,) = (view["href"] for view in plugin()["VIEWS"] if view["destination"] == "dag_run")
+    assert tab == "/fmnist/runs/{RUN_ID}"  # below which the page is mounted
     for foreign in ("gone", "%2e%2e", "%2e%2e%2fchampion"):
         assert page.get(f"/runs/{foreign}").status_code in {400, 404}
 
@@ -243,7 +250,8 @@ def image(pixels: np.ndarray) -> bytes:
 
 
 @pytest.mark.integration
-def test_an_upload_is_answered(page: TestClient) -> None:
+def test_an_upload_is_answered_and_kept_nowhere(page: TestClient, finished: Line) -> None:
+    before = list(finished.store.list(""))
     images, labels = synthetic.images(50, 2)
     answer = page.post("/try/image", content=image(images[0]), headers=HERE).json()
     assert answer["class"] == f"pattern {labels[0]}"
@@ -254,6 +262,7 @@ def test_an_upload_is_answered(page: TestClient) -> None:
     assert answer["answer"] == "not clothing"
     assert answer["familiarity"] < answer["threshold"]
     assert page.post("/try/image", content=image(noise), headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    assert list(finished.store.list("")) == before
 
 
 @pytest.mark.integration

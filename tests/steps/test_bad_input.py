@@ -17,7 +17,7 @@ from fmnist_tasks.errors import ConflictError, DataError, IntegrityError, ModelE
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal, unseal
 from fmnist_tasks.registry.runs import read_record
-from fmnist_tasks.settings import Parameters
+from fmnist_tasks.settings import PROJECT, Parameters
 from fmnist_tasks.steps import Run, run_again
 from tests.support import synthetic
 from tests.support.pipeline import Line
@@ -77,20 +77,32 @@ def test_an_altered_dataset_file(finished: Line) -> None:
 
 
 def test_a_disk_that_is_full(line: Line) -> None:
-    """A file system of 1 MB, in a mount namespace of its own, holds the store."""
+    """The store is on a file system of its own, in a mount namespace; room is made after the first try."""
     require(NAMESPACES)
-    line.store.put("here", b"")
-    program = f"mount -t tmpfs -o size=1m none {line.store.root} && {sys.executable} -m fmnist_tasks.cli ingest --run r"
+    entry = champion.append(line.store, version="v1", action="promote", reason="r", write_id="w", after=0)
+    disk, ingest = line.home / "disk", f"{sys.executable} -m fmnist_tasks.cli ingest --run r"
+    disk.mkdir()
+    program = f"""
+        mount -t tmpfs -o size=64m none {disk}
+        cp -r {line.store.root} {disk}
+        dd if=/dev/zero of={disk}/filler bs=1M 2>/dev/null
+        {ingest} && exit 9
+        cd {disk}/store && find . -type f && echo -- && cat champion/*.json
+        rm {disk}/filler
+        {ingest} >&2
+    """
     ended = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", program],
-        env=os.environ | line.environment,
+        env=os.environ | line.environment | {"FMNIST_STORE": (disk / "store").as_uri(), "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 1
-    assert "error: cannot write" in ended.stderr
+    assert ended.returncode == 0, ended.stderr
+    assert f"error: cannot write {disk}/store/blobs" in ended.stderr
     assert "No space left on device; free space, or give this user the right to write below" in ended.stderr
-    assert list(line.store.list("")) == [line.store.stat("here")]
+    found, _, champions = ended.stdout.partition("--\n")
+    assert found.split() == ["./champion/00000001.json"]  # no half-written file
+    assert unseal(champions.encode(), "champion/00000001.json") == entry.as_json()
 
 
 def test_a_store_that_cannot_be_written(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
