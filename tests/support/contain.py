@@ -35,23 +35,25 @@ def run_contained(command: list[str]) -> int:
     def interrupt(number: int, _: FrameType | None) -> None:
         nonlocal interrupted
         if interrupted or number == signal.SIGALRM:  # whoever asks twice does not want to wait
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)
         elif number != signal.SIGINT:  # Ctrl-C has reached the command as well
-            process.send_signal(signal.SIGINT)
+            os.kill(process.pid, signal.SIGINT)
         interrupted = True
         signal.alarm(_GRACE)
 
     process = subprocess.Popen(command)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, interrupt)
-    code = process.wait()
+    ended = 0
+    while ended != process.pid:  # an orphan that ended would stay as a zombie
+        ended, status = os.waitpid(-1, 0)
     signal.alarm(0)
     _end_descendants()
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds, cores = time.monotonic() - began, len(os.sched_getaffinity(0))
     used = (usage.ru_utime + usage.ru_stime) / seconds / cores
     print(f"{' '.join(command[:3])} …: {seconds:.0f} s, CPU use {used:.0%} of {cores} cores", file=sys.stderr)
-    return 130 if interrupted else code
+    return 130 if interrupted else os.waitstatus_to_exitcode(status)
 
 
 def _end_descendants() -> None:
