@@ -19,6 +19,7 @@ from minio.commonconfig import ENABLED, Filter
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
 from fmnist_tasks.errors import AccessError, SettingsError
+from fmnist_tasks.registry.access import reach
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
@@ -283,6 +284,11 @@ def test_credentials_that_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=r"no credentials .*MINIO_ACCESS_KEY and MINIO_SECRET_KEY.*connection="):
         open_store("s3://bucket?endpoint=http://127.0.0.1:9")
+
+
+def test_requests_are_signed_for_the_region_that_the_uri_names(minio: S3Store) -> None:
+    bucket = reach("s3://bucket?endpoint=http://127.0.0.1:9&region=eu-central-1")
+    assert "%2Feu-central-1%2Fs3%2F" in bucket.client.presigned_get_object(bucket.name, "k")
 
 
 def test_credentials_by_their_aws_names(server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,24 @@ def test_every_check_is_a_row_of_the_verdict_the_report_the_manifest_and_the_log
         assert row["outcome"] == "passed"
         assert f"candidate, {row['name']}: passed, {row['reason']}" in caplog.text
         assert f"<td>{row['name']}</td>" in report
+
+
+def test_the_report_has_all_it_shows_inside_and_the_model_card_says_what_it_takes_to_use_the_model(
+    finished: Line,
+) -> None:
+    report = finished.store.get(run_key(RUN.id, "report.html")).decode()
+    addresses = re.findall(r"""(?:src|href)=["']([^"']*)|url\(([^)]*)""", report)
+    assert {address.partition(",")[0] for pair in addresses for address in pair if address} == {
+        "data:image/png;base64",
+        "data_docs/index.html",  # the only one outside, for those who look at the folder
+    }
+    release = service.open_release(finished.store, service.in_service(finished.store).version)
+    card, manifest = release.files["model_card.md"].decode(), release.manifest
+    assert f"below **{manifest['novelty_threshold']:.6f}**" in card
+    for told in ("version", "run_id", "model_sha256"):
+        assert manifest[told] in card
+    assert manifest["data"]["fingerprint"] in card
+    assert all(f"| {name} |" in card for name in manifest["classes"])
 
 
 def test_a_candidate_that_is_held_is_rejected_where_nobody_is_asked(finished: Line) -> None:

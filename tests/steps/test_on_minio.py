@@ -17,7 +17,7 @@ from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.data.dataset import load
 from fmnist_tasks.errors import AccessError, IntegrityError
-from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry import champion, provision, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
@@ -93,6 +93,30 @@ def test_a_pruner_can_delete_what_is_old_and_write_nothing(
     for write in (lambda: store.put("blobs/x", b""), lambda: store.delete("champion/00000001.json")):
         with pytest.raises(AccessError, match="does not allow it"):
             write()
+
+
+def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access, secret = server.credentials.values()
+    root = {"MINIO_ENDPOINT": server.endpoint, "MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret}
+    secrets = {f"{user.upper()}_PASSWORD": f"secret-of-{user}" for user in provision.USERS}
+    for name, value in (root | secrets).items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        provision.main()
+    admin = client.Minio(server.endpoint.removeprefix("http://"), access, secret, secure=False)
+    (rule,) = admin.get_bucket_lifecycle(provision.LOGS).rules
+    assert (rule.rule_filter.prefix, rule.expiration.days) == ("", 90)
+    for user, (own, foreign) in {"publisher": ("fmnist", "fmnist-logs"), "logs": ("fmnist-logs", "fmnist")}.items():
+        monkeypatch.setenv("FMNIST_STORE", server.uri(own))
+        store = be(monkeypatch, {"MINIO_ACCESS_KEY": user, "MINIO_SECRET_KEY": f"secret-of-{user}"})
+        store.put("tasks/one.log", user.encode())
+        with pytest.raises(AccessError, match="does not allow it"):
+            store.delete("tasks/one.log")
+        monkeypatch.setenv("FMNIST_STORE", server.uri(foreign))
+        with pytest.raises(AccessError, match="does not allow it"):
+            open_store(Settings.from_environment().store).get("tasks/one.log")
 
 
 @pytest.mark.parametrize("what", ["model", "manifest", "dataset", "log entry"])
