@@ -155,6 +155,15 @@ def test_the_registry_of_a_finished_run(finished: Line) -> None:
 
 
 @pytest.mark.integration
+def test_a_release_that_scores_otherwise_than_it_says_is_not_verified(finished: Line) -> None:
+    release = service.open_release(finished.store, service.in_service(finished.store).version)
+    facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
+    facts["figures"]["test"]["accuracy"] -= 0.01
+    releases.publish(finished.store, "another", release.files, facts)
+    assert "release another: test accuracy is" in fmnist("verify", "another", expect=1).stderr
+
+
+@pytest.mark.integration
 def test_rollback_checks_the_target_and_keeps_the_reason(finished: Line) -> None:
     store, first = finished.store, service.in_service(finished.store).version
     release = service.open_release(store, first)

@@ -85,6 +85,22 @@ def test_a_build_that_fails_goes_on_to_the_next(path: Path) -> None:
     assert failed.stderr.count("go: too old") == 2  # by itself, and by the version of Go that is known to build it
 
 
+def test_the_development_server_tells_its_address_and_keeps_its_generated_password(path: Path) -> None:
+    home = path.parent / "home"
+    environment = {"PATH": str(path), "HOME": str(home), "FMNIST_HOME": str(home), "MINIO_PORT": str(free_port())}
+    environment |= {"MINIO": str(stand_in(path.parent / "named", 'echo "$MINIO_ROOT_USER $MINIO_ROOT_PASSWORD"'))}
+    passwords = []
+    for _ in range(2):
+        ended = subprocess.run([INCLUDE / "minio", "develop"], env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert f"address   http://127.0.0.1:{environment['MINIO_PORT']}\n" in ended.stdout
+        passwords += re.findall(r"user +fmnist\n +password +(\S{20,})\n", ended.stdout)
+        assert ended.stdout.endswith(f"fmnist {passwords[-1]}\n")  # what the server got
+    assert len(passwords) == 2
+    assert passwords[0] == passwords[1]
+    assert (home / "minio" / "credentials").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.integration
 def test_the_main_job_starts_a_server_keeps_its_secret_and_stops_it(line: Line, server: Server) -> None:
     assert server.process

@@ -80,6 +80,14 @@ def test_parameters_survive_json() -> None:
     assert parameters.seeds == [3, 4, 5, 6]
 
 
+def test_a_shell_with_the_project_knows_its_programs_and_where_airflow_is(tmp_path: Path) -> None:
+    program = "source include/activate && command -v airflow fmnist pytest && echo $AIRFLOW_HOME"
+    environment = {"PATH": "/usr/bin:/bin", "FMNIST_HOME": str(tmp_path)}
+    ended = subprocess.run(["bash", "-c", program], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    programs = [str(PROJECT / ".venv" / "bin" / name) for name in ("airflow", "fmnist", "pytest")]
+    assert ended.stdout.splitlines() == [*programs, str(tmp_path / "airflow")]
+
+
 def test_make_run_hands_its_variables_to_the_run() -> None:
     given = ["PROFILE=quick", "SEED=1", "CANDIDATES=3", "THRESHOLD=0.93", "FORCE=true", 'POLICY={"speed": {}}']
     for variables, asked in (

@@ -36,6 +36,11 @@ def test_a_run_that_passes_emits_the_champion_and_a_task_can_be_run_alone(
     assert json.loads(extra)["accuracy"] > 0.92
 
     run_id = service.open_release(replayed.store, entry.version).manifest["run_id"]
+    rows = airflow.query(f"select key, value from xcom where run_id = '{run_id}'")  # noqa: S608
+    assert len(rows) == 18  # one for each task that ran, `train` twice, and the three links
+    links = sorted(json.loads(value) for key, value in rows if key.startswith("_link_"))
+    assert [link.partition("/fmnist/")[2].split("/")[0] for link in links] == ["releases", "runs", "runs"]
+    assert links[0].endswith(f"/releases/{entry.version}")
     code, output = airflow("tasks", "test", DAG_ID, "base_model.accuracy_gate", run_id)
     assert code == 0, output
     assert "accuracy_gate done" in output

@@ -77,6 +77,14 @@ def test_the_base_dataset_must_have_its_count_and_all_classes_in_balance() -> No
     assert set(failed(IMAGES[keep], LABELS[keep])) == set()  # a batch may lack a class
 
 
+def test_drift_is_small_for_images_that_are_alike_and_near_1_for_others() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, IMAGES.shape, dtype=np.uint8)
+    batches = [Sample("alike", IMAGES, LABELS, None), Sample("noise", noise, LABELS, None)]
+    found, _ = check_samples(TRAINING, TEST, batches, synthetic.CLASSES)
+    assert found["alike"].drift < 0.2
+    assert found["noise"].drift > 0.9
+
+
 def test_an_empty_batch_is_no_batch() -> None:
     assert "count" in failed(IMAGES[:0], LABELS[:0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import runpy
@@ -19,6 +20,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from fmnist_tasks import service
+from fmnist_tasks.data.pictures import read_picture
+from fmnist_tasks.errors import DataError
 from fmnist_tasks.page.app import create_app
 from fmnist_tasks.page.shelf import Shelf
 from fmnist_tasks.registry import releases
@@ -26,7 +29,7 @@ from fmnist_tasks.registry.documents import unseal
 from fmnist_tasks.registry.runs import read_record
 from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
-from tests.support.hostile_images import HOSTILE, png
+from tests.support.hostile_images import HOSTILE, png, saved
 from tests.support.pipeline import Line
 from tests.support.synthetic import RUN
 
@@ -278,6 +281,16 @@ def test_hostile_uploads_are_refused_with_a_reason(page: TestClient, name: str) 
     answer = page.post("/try/image", content=HOSTILE[name], headers={**HERE, "accept": "application/json"})
     assert answer.status_code == 422, answer.text
     assert "the upload" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_read"),
+    [("PNG", True), ("JPEG", True), ("GIF", True), ("BMP", True), ("WEBP", True), ("TIFF", False), ("PPM", False)],
+)
+def test_only_formats_that_people_have_are_decoded(kind: str, is_read: bool) -> None:
+    expected = contextlib.nullcontext() if is_read else pytest.raises(DataError, match="no picture that can be read")
+    with expected:
+        assert read_picture(io.BytesIO(saved(kind)), "the upload").shape == (28, 28)
 
 
 @pytest.mark.integration
