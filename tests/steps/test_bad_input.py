@@ -81,7 +81,7 @@ def test_a_disk_that_is_full(line: Line) -> None:
     """The store is on a file system of its own, in a mount namespace; room is made after the first try."""
     require(NAMESPACES)
     entry = champion.append(line.store, version="v1", action="promote", reason="r", write_id="w", after=0)
-    disk, ingest = line.home / "disk", f"{sys.executable} -m fmnist_tasks.cli ingest --run r"
+    disk, ingest = line.home / "disk", f"{shlex.quote(sys.executable)} -m fmnist_tasks.cli ingest --run r"
     disk.mkdir()
     program = f"""
         mount -t tmpfs -o size=64m none {disk}
