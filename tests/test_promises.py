@@ -1,0 +1,115 @@
+"""docs/testing.md is right: each promise stands where it says, its tests exist, and run in the lane it says."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from fmnist_tasks.settings import PROJECT
+
+LANES = ("unit", "integration", "exhaustive")
+HEADER = ["promise", "where", "test", "lane"]
+NEEDED = 150  # rows: a table that was cut off must not pass
+
+
+class Row(NamedTuple):
+    """One promise: where it stands, what tests it, and the lanes of these tests."""
+
+    promise: str
+    where: str
+    tests: str
+    lanes: str
+
+
+def rows() -> list[Row]:
+    """All rows of the tables that have promises."""
+    found, in_table = [], False
+    for line in (PROJECT / "docs" / "testing.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        if cells == HEADER:
+            in_table = True
+        elif not cells:
+            in_table = False
+        elif in_table and not set(line) <= set("|-: "):
+            assert len(cells) == len(HEADER), line
+            found.append(Row(*cells))
+    return found
+
+
+@cache
+def lanes_of(path: str) -> dict[str, str]:
+    """By name of each test in a file: the first lane that runs it."""
+    module = ast.parse((PROJECT / path).read_text())
+    marks = [node.value for node in module.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)]
+    functions = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
+    return {test.name: LANES[max(map(rank, [*marks, *test.decorator_list]), default=0)] for test in functions}
+
+
+def rank(mark: ast.expr) -> int:
+    """Lane that a mark puts a test into; one that parametrizes, the first lane of any of its cases."""
+    if isinstance(mark, ast.List | ast.Tuple):
+        return max(map(rank, mark.elts), default=0)
+    if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.parametrize":
+        cases = mark.args[1].elts if isinstance(mark.args[1], ast.List | ast.Tuple) else []
+        return min(map(rank_of_case, cases), default=0)
+    lane = ast.unparse(mark).removeprefix("pytest.mark.").partition("(")[0]
+    return LANES.index(lane) if lane in LANES else 0
+
+
+def rank_of_case(case: ast.expr) -> int:
+    """Lane of one case of a test that is parametrized."""
+    keywords = case.keywords if isinstance(case, ast.Call) and ast.unparse(case.func) == "pytest.param" else []
+    return max((rank(keyword.value) for keyword in keywords if keyword.arg == "marks"), default=0)
+
+
+def mistakes(row: Row) -> Iterator[str]:
+    """What is wrong with a row."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.tests)
+    if not named or re.sub(r"`tests/[\w/]+\.py::test_\w+`(, )?", "", row.tests):
+        yield f"no test, or more than tests: {row.tests!r}"
+    lanes = []
+    for path, name in named:
+        if not (PROJECT / path).exists() or name not in lanes_of(path):
+            yield f"there is no {path}::{name}"
+        else:
+            lanes.append(lanes_of(path)[name])
+    if lanes and row.lanes != (expected := ", ".join(dict.fromkeys(lanes))):
+        yield f"the lane is {expected}, not {row.lanes}"
+    file, _, heading = row.where.partition(', "')
+    documents: list[Path] = [path for path in (PROJECT / file, PROJECT / "docs" / file) if path.is_file()]
+    if not documents:
+        yield f"there is no {file}"
+    elif heading and not re.search(rf"^#+ {re.escape(heading[:-1])}$", documents[0].read_text(), re.MULTILINE):
+        yield f"{file} has no heading {heading[:-1]}"
+
+
+def test_every_promise_stands_where_it_says_and_has_a_test_in_its_lane() -> None:
+    table = rows()
+    assert len(table) >= NEEDED
+    assert {row.promise: wrong for row in table if (wrong := list(mistakes(row)))} == {}
+
+
+def test_a_lane_follows_from_the_markers(tmp_path: Path) -> None:
+    source = tmp_path / "test_lanes.py"
+    source.write_text(
+        """
+import pytest
+def test_plain(): ...
+@pytest.mark.parametrize("a", [1, pytest.param(2, marks=pytest.mark.integration)])
+def test_first_case(): ...
+@pytest.mark.parametrize("a", [pytest.param(1, marks=[pytest.mark.exhaustive])])
+@pytest.mark.integration
+def test_every_case(): ...
+@pytest.mark.usefixtures("exhaustive")
+def test_no_marker(): ...
+"""
+    )
+    expected = {"test_plain": 0, "test_first_case": 0, "test_every_case": 2, "test_no_marker": 0}
+    assert lanes_of(str(source)) == {name: LANES[lane] for name, lane in expected.items()}
+    source = source.rename(tmp_path / "test_all.py")
+    source.write_text(source.read_text() + "pytestmark = [pytest.mark.integration, pytest.mark.slow]\n")
+    assert lanes_of(str(source)) == {name: LANES[max(lane, 1)] for name, lane in expected.items()}
