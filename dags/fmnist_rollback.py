@@ -13,20 +13,8 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, dag, get_current_context, task
 from fmnist_defaults import TASKS, get_operator, step
 
-from fmnist_tasks.errors import FmnistError
-from fmnist_tasks.registry.releases import versions
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import APPROVAL_LIMIT, Settings
-
-_OFFERED = 50  # of the newest releases
-
-
-def offered() -> list[str]:
-    """The releases to choose from in the form, newest first; none if the store does not answer just now."""
-    try:
-        return versions(open_store(Settings.from_environment().store))[: -_OFFERED - 1 : -1]
-    except FmnistError:
-        return []
 
 
 @task.branch
@@ -57,10 +45,9 @@ def rollback() -> dict[str, Any]:
         "version": Param(
             "",
             title="Release",
-            description="The release to go back to.",
+            description="The release to roll back to, as the registry page and `fmnist releases` list it.",
             type="string",
             minLength=1,
-            examples=offered(),
             section="What",
         ),
         "reason": Param(

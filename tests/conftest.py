@@ -46,17 +46,21 @@ LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
+def find_group(item: pytest.Item) -> str:
+    """The group of a test: its file, or one for all fault-injection tests that share a cluster."""
+    file = item.path.relative_to(Path(__file__).parent).as_posix()
+    return "faults" if file.startswith("faults/") and file not in LONGEST else file
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let the tests of a group go to one test worker, whose fixtures they share."""
+    item.add_marker(pytest.mark.xdist_group(find_group(item)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of a file go to one worker, whose fixtures they share, and the longest first."""
+    """Let the longest groups begin first."""
     order = {name: rank for rank, name in enumerate(LONGEST)}
-    ranks = {}
-    for item in items:
-        file = item.path.relative_to(Path(__file__).parent).as_posix()
-        group = "faults" if file.startswith("faults/") and file not in order else file  # these share a cluster
-        item.add_marker(pytest.mark.xdist_group(group))
-        ranks[item.nodeid] = order.get(group, len(order))
-    items.sort(key=lambda item: ranks[item.nodeid])
+    items.sort(key=lambda item: order.get(find_group(item), len(order)))
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ IMPATIENT = {  # what Airflow waits for between two looks, in seconds
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # which a worker may spend idle after a task
     "AIRFLOW__CORE__PARALLELISM": "2",
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",  # on a slow machine that does other things as well
     # No test changes a DAG file; to read them again and again takes seconds of a core in every run.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "36000",
 }
