@@ -50,7 +50,8 @@ cluster-down: setup ## stop the cluster; what it stored stays
 
 # The tests of a file share a worker; a third one has work for the cores while the others wait for services.
 PYTEST = exec python -m tests.support.contain coverage run -m pytest
-PARALLEL = --numprocesses 3 --dist loadgroup
+GROUPS = --dist loadscope --no-loadscope-reorder
+PARALLEL = --numprocesses 3 $(GROUPS)
 UNIT = not integration and not exhaustive
 
 test: check $(if $(filter true,$(CI)),test-deps) ## formatting, lint, types and the tests of every change, ten minutes
@@ -67,7 +68,7 @@ check: setup ## formatting, lint and types
 	@source include/activate && ruff format --check . && ruff check . && mypy
 
 unit: setup ## the unit tests: no training, no Airflow process, no network
-	@source include/activate && exec python -m tests.support.contain pytest --numprocesses 2 --dist loadgroup -m '$(UNIT)'
+	@source include/activate && exec python -m tests.support.contain pytest --numprocesses 2 $(GROUPS) -m '$(UNIT)'
 
 test-deps: ## what the tests use and Debian has: Postgres, Redis, Chromium; as root
 	@include/test-deps

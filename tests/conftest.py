@@ -16,6 +16,7 @@ os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
@@ -46,21 +47,27 @@ LONGEST = (
 )
 
 
-def find_group(item: pytest.Item) -> str:
-    """The group of a test: its file, or one for all fault-injection tests that share a cluster."""
-    file = item.path.relative_to(Path(__file__).parent).as_posix()
+def find_group(test: str) -> str:
+    """The group of a test, named as pytest names it: its file, or one for the fault-injection tests of one cluster."""
+    file = test.partition("::")[0].removeprefix("tests/")
     return "faults" if file.startswith("faults/") and file not in LONGEST else file
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let the tests of a group go to one test worker, whose fixtures they share."""
-    item.add_marker(pytest.mark.xdist_group(find_group(item)))
+class GroupScheduling(LoadScopeScheduling):
+    """Gives all tests of a group to one test worker, whose fixtures they share, in the order of the groups."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return find_group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    return GroupScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the longest groups begin first."""
     order = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(find_group(item), len(order)))
+    items.sort(key=lambda item: order.get(find_group(item.nodeid), len(order)))
 
 
 @pytest.fixture(autouse=True)

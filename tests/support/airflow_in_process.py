@@ -6,6 +6,7 @@ Its home and database are those of this process; tests/conftest.py provides them
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import sys
@@ -37,6 +38,8 @@ class AirflowInProcess:
         from airflow.logging_config import configure_logging
 
         self.output.readouterr()
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
         code: int | str | None = 0
         with self.patch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Airflow's own do not fail its command line either
@@ -47,6 +50,9 @@ class AirflowInProcess:
                 main()  # type: ignore[no-untyped-call]
             except SystemExit as ended:
                 code = ended.code
+            finally:
+                root.handlers[:] = handlers
+                root.setLevel(level)
         printed = "".join(self.output.readouterr())
         return (code, printed) if isinstance(code, int) else (int(bool(code)), f"{printed}{code or ''}")
 
