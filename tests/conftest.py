@@ -119,7 +119,13 @@ def replayed(finished_home: Path, line: Line, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def airflow_database() -> None:
     """An empty database for the Airflow of this process."""
-    shutil.copy(provide_migrated_database() / "airflow.db", os.environ["AIRFLOW_HOME"])
+    from airflow import settings
+
+    settings.get_engine().dispose()  # an alert of an earlier test has looked for connections in a file without tables
+    home = Path(os.environ["AIRFLOW_HOME"])
+    for left in home.glob("airflow.db*"):
+        left.unlink()
+    shutil.copy(provide_migrated_database() / "airflow.db", home)
 
 
 @pytest.fixture
