@@ -87,8 +87,8 @@ def test_a_machine_without_network_and_caches_is_told_what_to_do(copy: Path, tmp
         [copy / "include" / "setup"], env=fresh_shell() | nothing | unreachable, capture_output=True, text=True
     )
     assert ended.returncode == 1
-    assert "the packages of requirements.txt are not to be had" in ended.stderr
-    assert "connect this machine to a network, or name an\nindex that it reaches in PIP_INDEX_URL" in ended.stderr
+    assert "cannot get the packages in requirements.txt" in ended.stderr
+    assert "Connect this machine to a network, or set\nPIP_INDEX_URL and UV_DEFAULT_INDEX" in ended.stderr
 
 
 @pytest.mark.integration
@@ -97,8 +97,8 @@ def test_a_machine_without_a_python_that_serves_is_told_what_to_install(copy: Pa
         [copy / "include" / "setup"], env=fresh_shell() | {"PYTHON": "/bin/false"}, capture_output=True, text=True
     )
     assert ended.returncode == 1
-    assert "no Python 3.11, 3.12 or 3.13 with venv among: /bin/false" in ended.stderr
-    assert "make PYTHON=/path/to/python" in ended.stderr
+    assert "no Python 3.11, 3.12 or 3.13 with venv found; tried: /bin/false" in ended.stderr
+    assert "make setup PYTHON=/path/to/python" in ended.stderr
 
 
 @pytest.mark.integration
@@ -134,12 +134,13 @@ def test_one_who_is_not_root_is_told_what_tests_lack_and_what_to_type(programs: 
     ended = install_test_dependencies(programs)
     assert ended.returncode == 1
     assert re.fullmatch(
-        r"test-deps: only root can install .*redis-server chromium faketime iproute2 util-linux openssl; "
-        r"type: sudo make test-deps\n",
+        r"test-deps: installing .*redis-server chromium faketime iproute2 util-linux openssl needs root; "
+        r"run: sudo make test-deps\n",
         ended.stderr,
     )
     (programs / "apt-get").unlink()
-    assert "this machine has no apt-get; install, by its own means: " in install_test_dependencies(programs).stderr
+    said = install_test_dependencies(programs).stderr
+    assert "no apt-get on this machine; install with its own package manager: " in said
 
 
 def test_nothing_is_installed_or_said_where_tests_lack_nothing(programs: Path) -> None:
