@@ -1,8 +1,7 @@
-"""A fresh copy of the project passes the unit lane on every supported Python of this machine."""
+"""A fresh copy of the project passes the unit lane on every supported Python."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,27 +10,18 @@ import pytest
 
 from fmnist_tasks.settings import Settings
 from tests.support.fresh_copy import copy_project, fresh_shell
+from tests.support.requirements import PYTHONS, find_python, require
 
 pytestmark = pytest.mark.exhaustive
 
 
-def find_python(version: str) -> str | None:
-    """A command that runs this Python: on the PATH, or among those of pyenv, whose commands there may lead nowhere."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    candidates = [f"python{version}", *map(str, sorted(pyenv.glob(f"{version}*/bin/python{version}")))]
-    found = (one for one in candidates if shutil.which(one))
-    return next((one for one in found if not subprocess.run([one, "--version"], capture_output=True).returncode), None)
-
-
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("version", PYTHONS)
 def test_the_unit_lane_passes(version: str, tmp_path: Path) -> None:
-    if not (python := find_python(version)):
-        pytest.skip(f"no Python {version} on this machine")
+    require(PYTHONS[version])
     copy = copy_project(tmp_path)
     data = {"FMNIST_DATA_DIR": str(Settings.from_environment().cache / "fashion-mnist")}
-    ended = subprocess.run(
-        ["make", "unit", f"PYTHON={python}"], cwd=copy, env=fresh_shell() | data, capture_output=True, text=True
-    )
+    make = ["make", "unit", f"PYTHON={find_python(version)}"]
+    ended = subprocess.run(make, cwd=copy, env=fresh_shell() | data, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-10_000:] + ended.stderr[-10_000:]
     assert f"Creating .venv with Python {version}" in ended.stderr
     assert " passed" in ended.stdout

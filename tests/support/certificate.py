@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from tests.support.requirements import OPENSSL, require
+
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     """Certificate and private key, by the names under which MinIO looks for them in a folder."""
+    require(OPENSSL)
     certificate, key = folder / "public.crt", folder / "private.key"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     files = ["-keyout", str(key), "-out", str(certificate)]

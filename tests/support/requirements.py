@@ -1,7 +1,4 @@
-"""What tests need and a machine may lack: without it they are skipped, and say how to get it.
-
-With CI=true a test that lacks something fails instead.
-"""
+"""What tests need and a machine may lack. Without it a test is skipped, or fails with CI=true, and names the remedy."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from tests.support.hosts import can_make_hosts
 
 _BY_MAKE = "sudo make test-deps"
 _BY_GO = "install Go 1.24 or newer, https://go.dev/dl"
+_BY_ROOT = "run the tests as root"
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Requirement:
     is_met: Callable[[], bool]
 
     def __str__(self) -> str:
-        return f"no {self.name} ({self.remedy})"
+        return f"missing: {self.name} ({self.remedy})"
 
 
 def find_program(*names: str) -> str | None:
@@ -44,6 +42,17 @@ def find_program(*names: str) -> str | None:
 def find_chromium() -> str | None:
     """Path of the browser."""
     return find_program("chromium", "chromium-browser", "google-chrome")
+
+
+def find_python(version: str) -> str | None:
+    """A command that runs this Python: on the PATH, or among those of pyenv, whose commands there may lead nowhere."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates = [f"python{version}", *map(str, sorted(pyenv.glob(f"{version}*/bin/python{version}")))]
+    return next((one for one in candidates if _succeeds(one, "--version")), None)
+
+
+def _has_python(version: str) -> bool:
+    return find_python(version) is not None
 
 
 def _has(*names: str) -> Callable[[], bool]:
@@ -85,12 +94,19 @@ REDIS = Requirement("Redis", _BY_MAKE, _has("redis-server"))
 CHROMIUM = Requirement("Chromium", _BY_MAKE, lambda: find_chromium() is not None)
 FAKETIME = Requirement("faketime", _BY_MAKE, _has("faketime"))
 HOST_PROGRAMS = Requirement("ip, unshare and nsenter", _BY_MAKE, _has("ip", "unshare", "nsenter"))
+OPENSSL = Requirement("openssl", _BY_MAKE, _has("openssl"))
 MINIO = Requirement("MinIO", _BY_GO, _has_minio)
 COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _BY_GO, _can_parse_compose_files)
-HOSTS = Requirement("root that may make network namespaces", "run the tests as root", can_make_hosts)
-NAMESPACES = Requirement("right to make namespaces", "run the tests as root", _can_make_namespaces)
-NETWORK = Requirement("network to a package index", "connect the machine, or set PIP_INDEX_URL", _has_network)
+HOSTS = Requirement("root with permission to create network namespaces", _BY_ROOT, can_make_hosts)
+NAMESPACES = Requirement("permission to create namespaces", _BY_ROOT, _can_make_namespaces)
+NETWORK = Requirement("access to a package index", "connect the machine, or set PIP_INDEX_URL", _has_network)
 APT = Requirement("apt", "run the tests on Debian", _has("apt-get", "dpkg-deb"))
+PYTHONS = {
+    version: Requirement(
+        f"Python {version}", f".venv/bin/uv python install {version}", functools.partial(_has_python, version)
+    )
+    for version in ("3.11", "3.12", "3.13")
+}
 
 REQUIREMENTS = (
     POSTGRES,
@@ -98,22 +114,24 @@ REQUIREMENTS = (
     CHROMIUM,
     FAKETIME,
     HOST_PROGRAMS,
+    OPENSSL,
     MINIO,
     COMPOSE_PARSER,
     HOSTS,
     NAMESPACES,
     NETWORK,
     APT,
+    *PYTHONS.values(),
 )
 
 
 def find_missing(*needed: Requirement) -> str:
-    """What of it this machine lacks and how to get it; empty if it has all."""
+    """Which of these this machine lacks and how to get them; empty if it has all."""
     return "; ".join(str(requirement) for requirement in needed if not requirement.is_met())
 
 
 def require(*needed: Requirement) -> None:
-    """Skip the test that asks, or fail it with CI=true, if this machine lacks something of this."""
+    """Skip the calling test, or fail it with CI=true, if this machine lacks any of these."""
     __tracebackhide__ = True
     if missing := find_missing(*needed):
         if os.environ.get("CI") == "true":

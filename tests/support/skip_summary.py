@@ -1,4 +1,4 @@
-"""A plugin of pytest: the end of a run says once of everything that tests were skipped for how to get it."""
+"""A pytest plugin: the end of a run lists once each requirement for which tests were skipped, and how to get it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from tests.support.requirements import REQUIREMENTS
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Count the skipped tests by what this machine lacks."""
+    """Count the skipped tests by missing requirement."""
     reasons = [str(report.longrepr) for report in terminalreporter.getreports("skipped")]
     counts = {requirement: sum(str(requirement) in reason for reason in reasons) for requirement in REQUIREMENTS}
     if any(counts.values()):
-        terminalreporter.section("skipped for want of")
+        terminalreporter.section("missing requirements")
         for requirement, count in counts.items():
             if count:
-                terminalreporter.write_line(f"{requirement.name} (tests: {count}): {requirement.remedy}")
+                tests = "1 test" if count == 1 else f"{count} tests"
+                terminalreporter.write_line(f"{requirement.name}: {tests} skipped; to fix: {requirement.remedy}")

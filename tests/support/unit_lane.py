@@ -1,4 +1,4 @@
-"""What the unit lane leaves out, made impossible: training, an Airflow process, a network."""
+"""Makes whatever the unit lane leaves out fail: training, an Airflow process, the network."""
 
 from __future__ import annotations
 
@@ -17,35 +17,32 @@ _AIRFLOW_PROGRAMS = {"airflow", "run", "ui", "setup"}  # and our scripts that st
 
 
 class LaneError(AssertionError):
-    """A test does what its lane excludes. Mark it `integration`, or `exhaustive` if it takes minutes."""
+    """A unit test does what its lane excludes. CONTRIBUTING.md says which marker it needs."""
 
 
 def keep_to_unit_lane(patch: pytest.MonkeyPatch) -> None:
     """Let each of these raise :class:`LaneError` from now on."""
     for name in _TRAINING_STEPS:
-        patch.setattr(steps, name, _refusal("trains"))
-        patch.setitem(steps.STEPS, name, _refusal("trains"))
+        patch.setattr(steps, name, _refuse)
+        patch.setitem(steps.STEPS, name, _refuse)
     if "tensorflow" in sys.modules:  # a test whose module imports none reaches training by the steps alone
         from fmnist_tasks.model import probe, training, tuning
 
         for module, name in ((training, "fit"), (tuning, "fit"), (probe, "fitted")):
-            patch.setattr(module, name, _refusal("trains"))
+            patch.setattr(module, name, _refuse)
     patch.setattr(socket.socket, "connect", _local(socket.socket.connect))
     patch.setattr(socket.socket, "connect_ex", _local(socket.socket.connect_ex))
     patch.setattr(subprocess.Popen, "__init__", _not_airflow(subprocess.Popen.__init__))
 
 
-def _refusal(what: str) -> Any:
-    def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise LaneError(f"a test of the unit lane {what}")
-
-    return refuse
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise LaneError("unit tests must not train; mark this test `integration`")
 
 
 def _local(connect: Any) -> Any:
     def connect_locally(self: socket.socket, address: Any) -> Any:
         if self.family != socket.AF_UNIX:
-            raise LaneError(f"a test of the unit lane uses a network: {address}")
+            raise LaneError(f"unit tests must not use the network ({address}); mark this test `integration`")
         return connect(self, address)
 
     return connect_locally
@@ -55,7 +52,7 @@ def _not_airflow(start: Any) -> Any:
     def start_program(self: Any, arguments: Any, *rest: Any, **options: Any) -> None:
         words = [arguments] if isinstance(arguments, str | Path) else list(arguments)
         if _AIRFLOW_PROGRAMS & {Path(str(word)).name for word in words[:1]}:
-            raise LaneError(f"a test of the unit lane starts Airflow: {words}")
+            raise LaneError(f"unit tests must not start Airflow ({words}); mark this test `integration`")
         start(self, arguments, *rest, **options)
 
     return start_program
