@@ -1,6 +1,6 @@
 """What a cluster costs and gives: Airflow's share, candidates over workers, a million images, two million to train on.
 
-Needs root and most of an hour. Everything runs on this machine, workers on hosts of their own (hosts.py).
+Needs root and about an hour. Each worker runs on a simulated host of its own (tests/support/hosts.py).
 `make bench-cluster` prints what it measures and writes it, part by part, to docs/bench/cluster.json.
 """
 
@@ -192,7 +192,7 @@ def measure_prediction(cluster: FaultCluster) -> dict[str, Any]:
     run = cluster.api.run("fmnist_predict", run_id)
     assert run["state"] == "success", run
     rows = Counter(row.split(",", 1)[0] for stat in shards() for row in read_rows(cluster.store, stat))
-    assert (len(rows), sum(rows.values())) == (PREDICTED, PREDICTED), "an image is lost or doubled"
+    assert (len(rows), sum(rows.values())) == (PREDICTED, PREDICTED), "an image was lost or predicted twice"
     seconds = seconds_between(run["start_date"], run["end_date"])
     half = {name: len(values) // 2 for name, values in memory.items()}
     for host in hosts:

@@ -1,6 +1,6 @@
 """Measurements that need a process of their own: `python -m bench.probes NAME [ARGUMENT]` prints one as JSON.
 
-Each function imports what it needs before its clock starts: what another imports would count in its memory.
+Each function imports what it needs before its clock starts; imports at the top would count towards the memory of each.
 """
 
 from __future__ import annotations

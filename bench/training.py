@@ -28,7 +28,7 @@ from fmnist_tasks.data.declaration import ROLES, read_declaration
 from fmnist_tasks.provenance import code_facts, machine_facts
 from fmnist_tasks.settings import PROFILES, PROJECT, Settings
 
-GATE, TUNED_REFERENCE = 0.92, 0.931  # the accuracy gate; the fine-tuned figure of the project this one is measured by
+GATE, TUNED_REFERENCE = 0.92, 0.931  # the accuracy gate; the fine-tuned accuracy of the reference project
 _REQUIRED_AFTER = {"standard": 1, "thorough": 6}  # fitting times of the reference after which an accuracy is required
 _COLOURS = {"reference": "#888a85", "quick": "#4e9a06", "standard": "#3465a4", "thorough": "#ce5c00"}
 
@@ -168,7 +168,7 @@ def main(
     results: list[Result] = json.loads(path.read_text()) if path.exists() else []
     counted = [result for result in results if result["origin"] == origins.get(result["recipe"])]
     if others := len(results) - len(counted):
-        console.print(f"{path}: {others} runs are of other code, libraries or machines; they stay, and do not count")
+        console.print(f"{path}: {others} runs of other code, libraries or machines are kept but not counted")
     known = {(result["recipe"], result["seed"]) for result in counted}
     for seed in range(runs):
         for recipe in chosen:

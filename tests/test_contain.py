@@ -45,7 +45,7 @@ def test_a_command_that_ends_leaves_nothing(tmp_path: Path, last: str, code: int
     process = contained(tmp_path, last)
     _, errors = process.communicate()
     assert process.returncode == code % 256
-    assert "CPU use" in errors
+    assert " cores used" in errors
     assert left_of(tmp_path) == []
 
 

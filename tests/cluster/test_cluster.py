@@ -100,7 +100,7 @@ def scripts(folder: Path) -> list[str]:
 def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_behind(
     folder: Path, line: Line, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert "no cluster runs" in command(folder, line, "run", "{}").stderr
+    assert "no cluster is running" in command(folder, line, "run", "{}").stderr
     cluster, supervisor, port = Cluster(folder), Supervisor(folder), free_port()
     try:
         place = start_cluster(folder, 2, port, HASTY)
@@ -111,7 +111,7 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
         logs = {setting for text in scripts(folder) for setting in re.findall(r"LOG_SERVER_PORT=(\d+)", text)}
         assert {str(port) for ip, port in listening(folder) if ip not in {"127.0.0.1", "::1"}} <= logs
         assert port in {port for _, port in listening(folder)}
-        assert "the cluster runs" in command(folder, line, "up", "--port", str(port)).stderr
+        assert "the cluster is already running" in command(folder, line, "up", "--port", str(port)).stderr
 
         cluster.postpone_schedule(place)
         store, api = cluster.store(place), cluster.api(f"http://127.0.0.1:{port}")
@@ -141,7 +141,7 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
         down = command(folder, line, "down")
     assert "stopped" in down.stdout
     assert of_cluster(folder) == []
-    assert "no cluster runs" in command(folder, line, "down").stdout
+    assert "no cluster is running" in command(folder, line, "down").stdout
 
     secrets = [value for name, value in read_settings(folder / ".env").items() if name.endswith(SECRETS)]
     # What people and tasks read; MinIO's own list of its users, in .minio.sys, has to know their secrets.

@@ -1,7 +1,7 @@
-"""Run a command and leave nothing of it behind: `python -m tests.support.contain COMMAND…`.
+"""Run a command and stop everything that it started: `python -m tests.support.contain COMMAND…`.
 
-However the command ends, or is interrupted, every process that came of it ends too: also those that made a session of
-their own, or whose parents are gone. Last comes a line with seconds and CPU use.
+However the command ends, all its descendants are stopped, including daemons in sessions of their own and orphans. The
+last line is the run time and CPU use.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run_contained(command: list[str]) -> int:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds, cores = time.monotonic() - began, len(os.sched_getaffinity(0))
     used = (usage.ru_utime + usage.ru_stime) / seconds / cores
-    print(f"{' '.join(command[:3])} …: {seconds:.0f} s, CPU use {used:.0%} of {cores} cores", file=sys.stderr)
+    print(f"{' '.join(command[:3])} …: {seconds:.0f} s, {used:.0%} of {cores} cores used", file=sys.stderr)
     return 130 if interrupted else os.waitstatus_to_exitcode(status)
 
 

@@ -1,8 +1,8 @@
 """Mutation testing of the modules that `[tool.mutmut]` in pyproject.toml names, with their unit tests.
 
-mutmut changes one place of the code at a time, in a copy of the tree (`mutants/`), and runs the tests of the changed
-function. A change that no test notices survives; each survivor needs a row with a reason in docs/mutants.md.
-`mutmut show NAME` shows the change behind a name.
+mutmut makes one small change (a mutant) at a time in a copy of the code (`mutants/`), and runs the unit tests that
+cover it. A mutant that no test detects survives; each survivor needs a row with a reason in docs/mutants.md.
+`mutmut show NAME` prints the change.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Mutant:
 
     @property
     def row(self) -> str:
-        """Begin of the row that a survivor has in docs/mutants.md: it stays the same when mutmut counts anew."""
+        """The start of its row in docs/mutants.md; does not depend on mutmut's numbering."""
         function = self.name.rpartition(".")[2].partition("__mutmut_")[0]
         function = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
         before, after = _changed_words(get_diff_for_mutant(self.name, path=self.path))
@@ -68,7 +68,7 @@ def main() -> None:
     for mutant in unexplained:
         print(f"{mutant.outcome}: {mutant.name}\n{mutant.row}")
     if unexplained:
-        sys.exit(f"survivors without a reason in {_REASONS}: {len(unexplained)}; add a test, or the row with a reason")
+        sys.exit(f"{len(unexplained)} survivors have no row in {_REASONS}: add a test, or the row above with a reason")
     if killed < MIN_SCORE * len(mutants):
         sys.exit(f"fewer than {MIN_SCORE:.0%} of the mutants are killed")
 

@@ -21,7 +21,7 @@ def start_cluster(folder: Path, workers: int, port: int, changes: Mapping[str, s
     """Start everything and print where it is. Changes are of the environment of Airflow's services."""
     cluster, supervisor = Cluster(folder), Supervisor(folder)
     if supervisor.process():
-        raise ClusterError("the cluster runs; `make cluster-down` stops it")
+        raise ClusterError("the cluster is already running; stop it with `make cluster-down`")
     with socket.socket() as probe:
         if not probe.connect_ex(("127.0.0.1", port)):
             raise ClusterError(f"port {port} is taken; choose another: make cluster PORT=8081")
@@ -51,17 +51,17 @@ def start_cluster(folder: Path, workers: int, port: int, changes: Mapping[str, s
 
 def stop_cluster(folder: Path) -> None:
     """Stop everything; what was stored stays."""
-    print("the cluster is stopped" if Supervisor(folder).end() else "no cluster runs")
+    print("cluster stopped" if Supervisor(folder).end() else "no cluster is running")
 
 
 def run_on_cluster(folder: Path, parameters: str) -> None:
-    """Run the main DAG on the cluster, tell which worker does what, and end as it ends."""
+    """Run the main DAG on the cluster, print which worker runs which task, and exit with the run's result."""
     if not Supervisor(folder).process():
-        raise ClusterError("no cluster runs; `make cluster` starts one")
+        raise ClusterError("no cluster is running; start one with `make cluster`")
     api = Cluster(folder).api((folder / "address").read_text().strip())
     run_id = api.trigger(DAG_ID, json.loads(parameters))
     api.unpause(DAG_ID)
-    print(f"run {run_id}; runs go one after the other, and the first one of a new cluster is this week's", flush=True)
+    print(f"run {run_id} is queued; one run at a time, on a new cluster this week's scheduled run first", flush=True)
     told: set[tuple[str, ...]] = set()
     while (state := api.state(DAG_ID, run_id)) in {"queued", "running"}:
         for running in api.running(DAG_ID):

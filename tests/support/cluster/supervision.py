@@ -48,7 +48,7 @@ READY = 180  # seconds in which a program has to become healthy
 
 
 class ClusterError(Exception):
-    """A program that does not start, with the end of what it said."""
+    """The cluster cannot be used as asked; the message says why."""
 
 
 class Supervisor:
@@ -154,5 +154,5 @@ class Supervisor:
 
     def _error(self, program: Program, what: str) -> ClusterError:
         log = self.folder / "logs" / f"{program.name}.log"
-        said = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
-        return ClusterError(f"{program.name} {what}; {log}:\n{said}")
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+        return ClusterError(f"{program.name} {what}; the end of {log}:\n{tail}")
