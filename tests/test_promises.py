@@ -1,4 +1,4 @@
-"""docs/testing.md is right: each promise stands where it says, its tests exist, and run in the lane it says."""
+"""docs/testing.md is right: each row names an existing heading, existing tests, and the lanes that run them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEEDED = 150  # rows: a table that was cut off must not pass
 
 
 class Row(NamedTuple):
-    """One promise: where it stands, what tests it, and the lanes of these tests."""
+    """One promise: where it is made, what tests it, and the lanes of these tests."""
 
     promise: str
     where: str
