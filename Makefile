@@ -1,4 +1,4 @@
-# `make run` trains and promotes on the real dataset, `make test` checks everything; both set up what they need.
+# `make run` trains and promotes on the real dataset; `make test` checks a change. Each sets up what it needs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 export PYTHON PORT
@@ -21,77 +21,81 @@ PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDAT
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: ## environment, dataset and Airflow database, unless they are there
+setup: ## create the environment, fetch the dataset, migrate Airflow's database, unless they are there
 	@include/setup
 
-run: setup ## the whole DAG on the real images: make run PROFILE=quick SEED=1 FORCE=true
+run: setup ## run the whole DAG on the real images: make run PROFILE=quick SEED=1 FORCE=true
 	@source include/activate && include/run '$(PARAMETERS)'
 
-ui: setup ## Airflow with its UI on this machine, until Ctrl-C; prints address, user and password: make ui PORT=8080
+ui: setup ## start Airflow with its UI here, until Ctrl-C; prints address, user and password: make ui PORT=8080
 	@include/ui
 
-minio: setup ## a MinIO server for development, until Ctrl-C; prints address, user and password
+minio: setup ## start a MinIO server for development, until Ctrl-C; prints address, user and password
 	@include/minio develop
 
-run-minio: setup ## the same DAG with MinIO as its store: the one in FMNIST_STORE, or the one for development
+run-minio: setup ## run the same DAG with MinIO as its store: the one in FMNIST_STORE, or the one for development
 	@include/minio run '$(PARAMETERS)'
 
-secrets: ## fill in the secrets of .env, for docker-compose.yaml
+secrets: ## generate the secrets in .env, for docker-compose.yaml
 	@include/cluster/secrets
 
-cluster: setup ## Postgres, Redis, MinIO and Airflow with Celery as processes here: make cluster WORKERS=2 PORT=8080
+cluster: setup ## start Postgres, Redis, MinIO and Airflow with Celery as processes here: make cluster WORKERS=2 PORT=8080
 	@source include/activate && python -m tests.support.cluster up --workers $(WORKERS) --port $${PORT:-8080}
 
-run-cluster: setup ## the same DAG on the cluster that runs
+run-cluster: setup ## run the same DAG on that cluster
 	@source include/activate && python -m tests.support.cluster run '$(PARAMETERS)'
 
-cluster-down: setup ## stop the cluster; what it stored stays
+cluster-down: setup ## stop the cluster; its data stays
 	@source include/activate && python -m tests.support.cluster down
 
-# The tests of a file share a worker; a third one has work for the cores while the others wait for services.
-PYTEST = exec python -m tests.support.contain coverage run -m pytest
+# Tests run in groups, which tests/conftest.py forms and orders. CI=true asks for more: coverage is measured and must suffice.
 GROUPS = --dist loadscope --no-loadscope-reorder
-PARALLEL = --numprocesses 3 $(GROUPS)
+TESTS = @source include/activate && rm -rf var/coverage && python -m tests.support.contain $(PYTEST) --numprocesses 2 $(GROUPS)
+MEASURED = coverage run -m pytest
+REPORT = && coverage combine --quiet && coverage report --skip-covered --skip-empty
 UNIT = not integration and not exhaustive
+PYTEST = pytest
+ifeq ($(CI),true)
+test test-all: PYTEST = $(MEASURED)
+test test-all: ENFORCED = $(REPORT)
+test test-all: test-deps
+endif
 
-test: check $(if $(filter true,$(CI)),test-deps) ## formatting, lint, types and the tests of every change, ten minutes
-	@rm -f var/coverage/data* && mkdir -p var/coverage
-	@source include/activate && $(PYTEST) $(PARALLEL) -m 'not exhaustive'
-	@$(MAKE) --no-print-directory coverage
+test: check ## check formatting, lint and types; run unit and integration tests, about ten minutes
+	$(TESTS) -m 'not exhaustive' $(ENFORCED)
 
-test-all: check $(if $(filter true,$(CI)),test-deps) ## everything: sweeps, fault injection, a fresh install, every Python here
-	@rm -f var/coverage/data* && mkdir -p var/coverage
-	@source include/activate && $(PYTEST) $(PARALLEL)
-	@$(MAKE) --no-print-directory coverage
+test-all: check ## run every test: sweeps, fault injection, a fresh install, each Python here; up to 90 minutes
+	$(TESTS) $(ENFORCED)
 
-check: setup ## formatting, lint and types
+check: setup ## check formatting, lint and types
 	@source include/activate && ruff format --check . && ruff check . && mypy
 
-unit: setup ## the unit tests: no training, no Airflow process, no network
-	@source include/activate && exec python -m tests.support.contain pytest --numprocesses 2 $(GROUPS) -m '$(UNIT)'
+unit: setup ## run the unit tests, two minutes: no training, no Airflow process, no network
+	$(TESTS) -m '$(UNIT)'
 
-test-deps: ## what the tests use and Debian has: Postgres, Redis, Chromium; as root
+test-deps: ## install what the tests use and Debian has: Postgres, Redis, Chromium, tools; as root
 	@include/test-deps
 
-coverage: ## what the last tests covered, branches included, and whether it is enough
-	@source include/activate && coverage combine --quiet --keep && coverage report --skip-covered --skip-empty
+coverage: PYTEST = $(MEASURED)
+coverage: setup ## run the tests of `make test` and report their branch coverage; fails below 98 %
+	$(TESTS) -m 'not exhaustive' $(REPORT)
 
-mutants: setup ## how many changes of the deciding modules the unit tests notice
+mutants: setup ## run mutation testing on the modules that decide about promotion, six minutes
 	@source include/activate && exec python -m tests.support.contain python -m tests.support.mutants
 
-shell: setup ## a shell in which airflow and fmnist know this project
+shell: setup ## open a shell in which airflow, fmnist and pytest are set up for this project
 	@bash --init-file include/activate -i
 
-screenshots: setup ## docs/images from a journey through the UI over the real images, half an hour
+screenshots: setup ## recreate the screenshots of the UI in docs/images, half an hour
 	@source include/activate && FMNIST_SCREENSHOTS=docs/images exec python -m tests.support.contain pytest tests/page/test_browser.py
 
-bench: setup ## time and memory of the line: make bench RUNS=3 PROFILE=standard
+bench: setup ## measure time and memory of the pipeline: make bench RUNS=3 PROFILE=standard
 	@source include/activate && python -m bench.pipeline --runs $(RUNS) --profile $(PROFILE)
 
-bench-training: setup ## our recipes against the usual one, hours; make bench-training QUICK=1 takes minutes
+bench-training: setup ## compare our training profiles with a usual recipe, hours; make bench-training QUICK=1: minutes
 	@source include/activate && python -m bench.training --runs $(SEEDS) --recipes '$(RECIPES)' --out $(OUT)
 
-bench-cluster: setup ## Airflow's share, candidates over workers, a million images, two million to train on; an hour, as root
+bench-cluster: setup ## measure Airflow's overhead, candidates over workers, a million images; an hour, as root
 	@source include/activate && python -m bench.cluster
 
 lock: ## resolve pyproject.toml into requirements.txt again

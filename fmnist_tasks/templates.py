@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 
+@cache  # to compile a template takes longer than to fill it in
 def environment(folder: Path) -> Environment:
     """The templates of a folder; `percent` writes a share as such."""
     found = Environment(

@@ -1,3 +1,5 @@
+"""Fixtures that all tests share, and the groups in which tests run."""
+
 from __future__ import annotations
 
 import atexit
@@ -35,7 +37,7 @@ pytest_plugins = ["tests.support.skip_summary", "tests.support.fault_summary"]
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 
-# The groups of tests that take longest, longest first. A group is the work of one test worker: a file, or as below.
+# The groups that take longest, longest first. A group is a file, or the fault-injection tests that share a cluster.
 LONGEST = (
     "faults",
     "faults/test_weeks.py",
@@ -72,10 +74,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def unit_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test without a lane of its own neither train, nor start Airflow, nor use a network."""
+    """Keep a test without a marker from training, starting Airflow or using the network."""
     if not any(request.node.get_closest_marker(lane) for lane in ("integration", "exhaustive")):
         if "finished_home" in request.fixturenames:
-            raise LaneError("a test of the unit lane starts from a finished run, which trains")
+            raise LaneError("unit tests must not start from a finished run, which trains; mark this test `integration`")
         keep_to_unit_lane(monkeypatch)
 
 

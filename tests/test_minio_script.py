@@ -101,7 +101,7 @@ def test_the_development_server_tells_its_address_and_keeps_its_generated_passwo
     assert (home / "minio" / "credentials").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.integration
+@pytest.mark.exhaustive
 def test_the_main_job_starts_a_server_keeps_its_secret_and_stops_it(line: Line, server: Server) -> None:
     assert server.process
     binary = Path(f"/proc/{server.process.pid}/exe").resolve()

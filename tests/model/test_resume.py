@@ -59,6 +59,7 @@ def test_a_training_that_had_ended_ends_again_alike_without_an_epoch(undisturbed
     assert second[-1] == first[-1]
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
     held = figures("holds", live(tmp_path / "store", 0, epochs=120))
     assert len(held) == 120

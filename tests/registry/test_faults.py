@@ -63,10 +63,10 @@ def test_a_lost_answer_is_no_conflict(minio: S3Store, proxy: Proxy) -> None:
     assert [entry.version for entry in champion.history(minio)] == [f"v{number}" for number in range(1, 101)]
 
 
+@pytest.mark.parametrize(("writers", "promotions"), [(4, 10), pytest.param(8, 50, marks=pytest.mark.exhaustive)])
 def test_one_of_many_simultaneous_promotions_wins_and_each_writer_is_told_the_truth(
-    minio: S3Store, tmp_path: Path
+    minio: S3Store, tmp_path: Path, writers: int, promotions: int
 ) -> None:
-    writers, promotions = 8, 50
     said, told = tmp_path / "said.txt", CONTEXT.Queue()
     processes = [apart(said, promote_many, writer, promotions, told) for writer in range(writers)]
     outcomes = [outcome for _ in processes for outcome in told.get(timeout=200)]
@@ -81,15 +81,16 @@ def test_one_of_many_simultaneous_promotions_wins_and_each_writer_is_told_the_tr
     assert len(outcomes) > len(history)  # some were told that another had won, and tried again
 
 
-def test_errors_that_pass_do_not_stop_a_publication(minio: S3Store, proxy: Proxy) -> None:
+@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.exhaustive)])
+def test_errors_that_pass_do_not_stop_publications(minio: S3Store, proxy: Proxy, count: int) -> None:
     dice = random.Random(0)  # noqa: S311
     proxy.reset(lambda _: Harm(status=dice.choice([429, 500, 502, 503, 504])) if dice.random() < 0.2 else None)
     store = fresh()
-    for number in range(50):
+    for number in range(count):
         publish(store, f"v{number:02d}")
     failed = sum(request.status == 0 for request in proxy.requests)
     assert failed > len(proxy.requests) / 10
-    assert releases.versions(minio) == [f"v{number:02d}" for number in range(50)]
+    assert releases.versions(minio) == [f"v{number:02d}" for number in range(count)]
     for version in releases.versions(minio):
         assert len(releases.read_files(minio, releases.read_manifest(minio, version))) == 7
 

@@ -143,6 +143,7 @@ def test_large_transfers_tell_how_far_they_are(minio: S3Store, caplog: pytest.Lo
     assert told == sorted(told)
 
 
+@pytest.mark.exhaustive
 def test_a_gigabyte_passes_in_little_memory(minio: S3Store, tmp_path: Path) -> None:
     program = """
 import re, sys

@@ -24,7 +24,7 @@ from tests.support.synthetic import RUN
 THREE = replace(RUN, id="run-3", parameters=replace(RUN.parameters, seed=5, candidates=3))
 
 
-@pytest.mark.integration
+@pytest.mark.exhaustive
 def test_the_best_of_three_on_validation_becomes_the_champion(line: Line) -> None:
     line.upto("promote", THREE)
     records = read_records(line.store, THREE.id)

@@ -16,6 +16,7 @@ from fmnist_tasks.registry.runs import read_record, run_key
 from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import Run, run_again
 from tests.support.pipeline import Line
+from tests.support.replay import replay_steps
 from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.integration
@@ -111,7 +112,8 @@ def test_an_approval_does_not_help_a_rejected_candidate(finished: Line) -> None:
         steps.publish(RUN, *given.values(), approval={"chosen_options": ["Approve"]})
 
 
-def test_the_next_candidate_is_compared_with_the_champion(finished: Line) -> None:
+def test_the_next_candidate_is_compared_with_the_champion(finished: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay_steps(monkeypatch, finished.store, names=("train", "fine_tune"))
     before = service.in_service(finished.store)
     finished.upto("promotion_gate", NEXT)
     verdict = results(finished, ("promotion_gate",), NEXT)["promotion_gate"]

@@ -7,7 +7,7 @@ from tests.support import synthetic
 from tests.support.pipeline import Line
 
 
-@pytest.mark.integration
+@pytest.mark.exhaustive
 def test_a_dataset_of_other_classes_goes_all_the_way(line: Line) -> None:
     arrays = {}
     for split, count, seed in (("train", 3000, 1), ("test", 1000, 2)):

@@ -18,12 +18,17 @@ from tests.support.synthetic import RUN
 REPLAYED = ("train", "evaluate_base", "fine_tune", "evaluate_tuned")
 
 
-def replay_steps(patch: pytest.MonkeyPatch, finished: Store, changes: Mapping[str, Result] | None = None) -> None:
+def replay_steps(
+    patch: pytest.MonkeyPatch,
+    finished: Store,
+    changes: Mapping[str, Result] | None = None,
+    names: tuple[str, ...] = REPLAYED,
+) -> None:
     """Let these steps end with their recorded results, with these changes, as results of the run that asks.
 
     `finished` has the records of the finished run; the store of the run that asks has its blobs.
     """
-    for name in REPLAYED:
+    for name in names:
         recorded = read_record(finished, RUN.id, f"{name}-{RUN.parameters.seed}" if name in PER_SEED else name)
         result = json.dumps(recorded["result"] | (changes or {}).get(name, {}))
         patch.setitem(STEPS, name, STEPS[name])  # `step` puts another in its place
