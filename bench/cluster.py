@@ -32,72 +32,73 @@ from fmnist_tasks.registry.store import Stat, Store
 from fmnist_tasks.settings import DAG_ID, PROJECT
 from tests.support import synthetic
 from tests.support.airflow_api import AirflowApi
-from tests.support.airflow_home import Airflow, migrate, until
-from tests.support.fault_cluster import FaultCluster, running
+from tests.support.airflow_home import AirflowInstallation, copy_migrated_home, wait_until
+from tests.support.fault_cluster import FaultCluster, run_fault_cluster
 from tests.support.hosts import Host
-from tests.support.minio_server import Server
-from tests.support.pipeline import Line
-from tests.support.ports import free_port
+from tests.support.minio_server import MinioServer
+from tests.support.pipeline import Pipeline
+from tests.support.ports import reserve_port
 
 PARTS = ("airflow", "candidates", "predicted", "trained")
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-TRAIN, TEST = 6_000, 1_000  # synthetic images for the runs of the whole DAG
+TRAIN_IMAGES, TEST_IMAGES = 6_000, 1_000  # synthetic images for the runs of the whole DAG
 CANDIDATES = 8
 WORKERS = (1, 2, 4)
-PREDICTED, A_FILE, A_SHARD = 1_000_000, 10_000, 5  # images, images a file, files a shard
-TRAINED, A_PART = 2_000_000, 10_000  # images, images a batch
+PREDICTED_IMAGES, IMAGES_PER_FILE, FILES_PER_SHARD = 1_000_000, 10_000, 5
+TRAINED_IMAGES, IMAGES_PER_BATCH = 2_000_000, 10_000
 
 
-def seconds_between(began: str, ended: str) -> float:
+def compute_seconds_between(began: str, ended: str) -> float:
     """Seconds between two times as Airflow's API gives them."""
     return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
 
 
 def measure_airflow_share(api: AirflowApi, store: Store, run_id: str) -> dict[str, float]:
     """How long a run took, and how much of that was not inside its steps."""
-    run = api.run(DAG_ID, run_id)
+    run = api.read_run(DAG_ID, run_id)
     assert run["state"] == "success", run
-    tasks = [task for task in api.tasks(DAG_ID, run_id) if task["state"] == "success"]
-    inside = sum(record["seconds"] for record in read_records(store, run_id).values())
-    whole = seconds_between(run["start_date"], run["end_date"])
-    return {"seconds": whole, "inside": inside, "tasks": len(tasks), "a_task": (whole - inside) / len(tasks)}
+    tasks = [task for task in api.list_tasks(DAG_ID, run_id) if task["state"] == "success"]
+    in_steps = sum(record["seconds"] for record in read_records(store, run_id).values())
+    whole = compute_seconds_between(run["start_date"], run["end_date"])
+    overhead = (whole - in_steps) / len(tasks)
+    return {"seconds": whole, "seconds_in_steps": in_steps, "tasks": len(tasks), "overhead_per_task": overhead}
 
 
 def measure_on_celery(cluster: FaultCluster) -> list[dict[str, float]]:
     """Three runs one after the other on Postgres and a worker: the first on an empty store."""
-    cluster.clear()
-    host = cluster.worker()
+    cluster.empty_store()
+    host = cluster.start_worker()
     results = []
     for seed in range(3):
-        run_id = cluster.begin(seed=seed)
-        assert cluster.ended(run_id) == "success"
+        run_id = cluster.trigger_run(seed=seed)
+        assert cluster.wait_for_end(run_id) == "success"
         results.append(measure_airflow_share(cluster.api, cluster.store, run_id))
-    cluster.take_away(host)
+    cluster.remove_worker(host)
     return results
 
 
 def measure_on_sqlite() -> list[dict[str, float]]:
     """The same on SQLite, everything in one place, as `make ui` starts it."""
     with tempfile.TemporaryDirectory() as folder:
-        line = Line(Path(folder) / "line")
-        synthetic.declare(line.data, train=TRAIN, test=TEST)
-        airflow = Airflow(migrate(Path(folder) / "airflow"), line)
+        pipeline = Pipeline(Path(folder) / "pipeline")
+        synthetic.write_dataset(pipeline.data, train=TRAIN_IMAGES, test=TEST_IMAGES)
+        airflow = AirflowInstallation(copy_migrated_home(Path(folder) / "airflow"), pipeline)
         results = []
         with run_ui(airflow) as url:
             airflow.postpone_schedule()
-            airflow.unpause(DAG_ID)
-            api = airflow.api(url)
+            airflow.unpause_dag(DAG_ID)
+            api = airflow.open_api(url)
             for seed in range(1, 4):
-                run_id = api.trigger(DAG_ID, {"profile": "quick", "seed": seed})
-                until(partial(has_ended, airflow, run_id))
-                results.append(measure_airflow_share(api, line.store, run_id) | measure_xcom(airflow, run_id))
+                run_id = api.trigger_run(DAG_ID, {"profile": "quick", "seed": seed})
+                wait_until(partial(has_ended, airflow, run_id))
+                results.append(measure_airflow_share(api, pipeline.store, run_id) | measure_xcom(airflow, run_id))
     return results
 
 
 @contextmanager
-def run_ui(airflow: Airflow) -> Iterator[str]:
+def run_ui(airflow: AirflowInstallation) -> Iterator[str]:
     """Airflow by `make ui`, with the settings that it ships, not those of the tests; its address, once it is ready."""
-    port = free_port()
+    port = reserve_port()
     environment = airflow.environment | {"PORT": str(port)}
     with subprocess.Popen([PROJECT / "include" / "ui"], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -109,37 +110,37 @@ def run_ui(airflow: Airflow) -> Iterator[str]:
             process.terminate()
 
 
-def has_ended(airflow: Airflow, run_id: str) -> bool:
+def has_ended(airflow: AirflowInstallation, run_id: str) -> bool:
     """Whether a run is over."""
-    return airflow.state(run_id) in {"success", "failed"}
+    return airflow.read_run_state(run_id) in {"success", "failed"}
 
 
-def measure_xcom(airflow: Airflow, run_id: str) -> dict[str, float]:
+def measure_xcom(airflow: AirflowInstallation, run_id: str) -> dict[str, float]:
     """Bytes of the results of a run's tasks in Airflow's database."""
     query = f"select max(length(value)), sum(length(value)) from xcom where run_id = '{run_id}'"  # noqa: S608 - our own
-    ((largest, total),) = airflow.query(query)
+    ((largest, total),) = airflow.query_database(query)
     return {"largest_xcom_bytes": largest, "xcom_bytes": total}
 
 
 def measure_candidates(cluster: FaultCluster, workers: int) -> dict[str, Any]:
     """Eight candidates on so many workers of one thread each: how long from the first to the last."""
-    cluster.clear()
-    hosts = [cluster.worker(ONE_THREAD) for _ in range(workers)]
-    run_id = cluster.begin(candidates=CANDIDATES)
-    assert cluster.ended(run_id, 1800) == "success"
-    tasks = [task for task in cluster.api.tasks(DAG_ID, run_id) if task["task_id"].endswith(".train")]
+    cluster.empty_store()
+    hosts = [cluster.start_worker(ONE_THREAD) for _ in range(workers)]
+    run_id = cluster.trigger_run(candidates=CANDIDATES)
+    assert cluster.wait_for_end(run_id, 1800) == "success"
+    tasks = [task for task in cluster.api.list_tasks(DAG_ID, run_id) if task["task_id"].endswith(".train")]
     assert len(tasks) == CANDIDATES
     records = read_records(cluster.store, run_id)
-    inside = [record["seconds"] for name, record in records.items() if name.startswith("train-")]
-    whole = seconds_between(min(task["start_date"] for task in tasks), max(task["end_date"] for task in tasks))
+    in_step = [record["seconds"] for name, record in records.items() if name.startswith("train-")]
+    whole = compute_seconds_between(min(task["start_date"] for task in tasks), max(task["end_date"] for task in tasks))
     for host in hosts:
-        cluster.take_away(host)
+        cluster.remove_worker(host)
     return {
         "workers": workers,
         "seconds": whole,
-        "inside": statistics.mean(inside),
-        "around": statistics.mean(seconds_between(task["start_date"], task["end_date"]) for task in tasks)
-        - statistics.mean(inside),
+        "seconds_in_step": statistics.mean(in_step),
+        "overhead": statistics.mean(compute_seconds_between(task["start_date"], task["end_date"]) for task in tasks)
+        - statistics.mean(in_step),
         "hosts": len({task["hostname"] for task in tasks}),
     }
 
@@ -159,7 +160,7 @@ def record_memory(hosts: list[Host]) -> Iterator[dict[str, list[int]]]:
     def record() -> None:
         while not ended.wait(0.5):
             for host in hosts:
-                if amount := sum(read_memory(process) for process in host.tasks()):
+                if amount := sum(read_memory(process) for process in host.list_tasks()):
                     memory[host.name].append(amount >> 20)
 
     thread = threading.Thread(target=record)
@@ -173,35 +174,39 @@ def record_memory(hosts: list[Host]) -> Iterator[dict[str, list[int]]]:
 
 def measure_prediction(cluster: FaultCluster) -> dict[str, Any]:
     """Predict a million images in shards over two workers, one of which is killed on the way."""
-    cluster.clear()
-    hosts = [cluster.worker(), cluster.worker()]
-    assert cluster.ended(cluster.begin()) == "success"  # a champion to predict with
-    for number in range(PREDICTED // A_FILE):
-        cluster.store.put(f"inbox/{number:05d}.npz", synthetic.npz(images=synthetic.images(A_FILE, number)[0]))
-    cluster.api.unpause("fmnist_predict")
-    until(lambda: not cluster.api.running("fmnist_predict"))
-    run_id = cluster.api.trigger("fmnist_predict", {"prefix": "inbox/", "files": A_SHARD})
+    cluster.empty_store()
+    hosts = [cluster.start_worker(), cluster.start_worker()]
+    assert cluster.wait_for_end(cluster.trigger_run()) == "success"  # a champion to predict with
+    for number in range(PREDICTED_IMAGES // IMAGES_PER_FILE):
+        cluster.store.put(
+            f"inbox/{number:05d}.npz", synthetic.encode_npz(images=synthetic.make_images(IMAGES_PER_FILE, number)[0])
+        )
+    cluster.api.unpause_dag("fmnist_predict")
+    wait_until(lambda: not cluster.api.list_active_runs("fmnist_predict"))
+    run_id = cluster.api.trigger_run("fmnist_predict", {"prefix": "inbox/", "files": FILES_PER_SHARD})
 
     def shards() -> list[Stat]:
         return list(cluster.store.list(f"predictions/{run_id}/shard-"))
 
     with record_memory(hosts) as memory:
-        until(lambda: len(shards()) >= 5, 900)
+        wait_until(lambda: len(shards()) >= 5, 900)
         hosts[1].kill()
-        until(lambda: cluster.api.state("fmnist_predict", run_id) in {"success", "failed"}, 3600)
-    run = cluster.api.run("fmnist_predict", run_id)
+        wait_until(lambda: cluster.api.read_run_state("fmnist_predict", run_id) in {"success", "failed"}, 3600)
+    run = cluster.api.read_run("fmnist_predict", run_id)
     assert run["state"] == "success", run
     rows = Counter(row.split(",", 1)[0] for stat in shards() for row in read_rows(cluster.store, stat))
-    assert (len(rows), sum(rows.values())) == (PREDICTED, PREDICTED), "an image was lost or predicted twice"
-    seconds = seconds_between(run["start_date"], run["end_date"])
+    assert (len(rows), sum(rows.values())) == (PREDICTED_IMAGES, PREDICTED_IMAGES), (
+        "an image was lost or predicted twice"
+    )
+    seconds = compute_seconds_between(run["start_date"], run["end_date"])
     half = {name: len(values) // 2 for name, values in memory.items()}
     for host in hosts:
-        cluster.take_away(host)
+        cluster.remove_worker(host)
     return {
-        "images": PREDICTED,
+        "images": PREDICTED_IMAGES,
         "shards": len(shards()),
         "seconds": seconds,
-        "images_a_second": PREDICTED / seconds,
+        "images_per_second": PREDICTED_IMAGES / seconds,
         "peak_mib": {name: [max(values[: half[name]]), max(values[half[name] :])] for name, values in memory.items()},
     }
 
@@ -214,22 +219,24 @@ def read_rows(store: Store, stat: Stat) -> list[str]:
 def measure_training() -> dict[str, Any]:
     """One epoch on two million images that came in batches, and fitting the OOD head, from MinIO."""
     folder = Path(tempfile.mkdtemp())
-    server = Server(folder / "minio")
-    server.start()
+    minio_server = MinioServer(folder / "minio")
+    minio_server.start()
     try:
-        os.environ |= server.credentials
-        store = server.store("larger")
-        base = [make_part(store, split, split, *synthetic.images(A_PART, 1)) for split in ("train", "test")]
+        os.environ |= minio_server.credentials
+        store = minio_server.open_store("larger")
+        base = [
+            make_part(store, split, split, *synthetic.make_images(IMAGES_PER_BATCH, 1)) for split in ("train", "test")
+        ]
         batches = [
-            make_part(store, "train", f"batch {number}", *synthetic.images(A_PART, number))
-            for number in range(2, 2 + TRAINED // A_PART)
+            make_part(store, "train", f"batch {number}", *synthetic.make_images(IMAGES_PER_BATCH, number))
+            for number in range(2, 2 + TRAINED_IMAGES // IMAGES_PER_BATCH)
         ]
         dataset = folder / "dataset.json"
         dataset.write_text(json.dumps(make_dataset("made", [str(number) for number in range(10)], base, batches)))
-        store_uri = server.uri("larger")
+        store_uri = minio_server.build_uri("larger")
         figures: dict[str, Any] = run_module("bench.probes", "train_one_epoch", str(dataset), FMNIST_STORE=store_uri)
     finally:
-        server.stop()
+        minio_server.stop()
         shutil.rmtree(folder)
     return figures
 
@@ -251,7 +258,7 @@ def main() -> None:
         save("trained", measure_training())
     if "airflow" in chosen.parts:
         save("sqlite", measure_on_sqlite())
-    with running(TRAIN, TEST) as cluster:
+    with run_fault_cluster(TRAIN_IMAGES, TEST_IMAGES) as cluster:
         if "airflow" in chosen.parts:
             save("celery", measure_on_celery(cluster))
         if "candidates" in chosen.parts:

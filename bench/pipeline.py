@@ -28,15 +28,15 @@ from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import PROJECT, Parameters, Settings
 from tests.support import synthetic
-from tests.support.minio_server import Server
+from tests.support.minio_server import MinioServer
 
 PROBES = "bench.probes"
-_SYNTHETIC = (70_000, 350_000, 700_000)  # images, a seventh of them for testing
-_CHUNK = 10_000
-_ENTRIES = (1_000, 10_000, 100_000)  # of the champion log
+_IMAGE_COUNTS = (70_000, 350_000, 700_000)  # images, a seventh of them for testing
+_CHUNK_IMAGES = 10_000
+_ENTRY_COUNTS = (1_000, 10_000, 100_000)  # of the champion log
 
 
-def measure_run(seed: int, profile: str, server: Server) -> dict[str, float]:
+def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str, float]:
     """One run of the DAG on the real images, in a home of its own but with the project's dataset cache.
 
     Its records and blobs are copied to MinIO, where its candidate is published, verified and promoted once more.
@@ -51,11 +51,11 @@ def measure_run(seed: int, profile: str, server: Server) -> dict[str, float]:
         store = open_store(Settings.from_environment(home).store)
         manifest = service.open_release(store, service.in_service(store).version).manifest
         records = read_records(store, manifest["run_id"])
-        minio = server.store(f"run-{seed}")
+        minio = minio_server.open_store(f"run-{seed}")
         for stat in (*store.list("runs/"), *store.list("blobs/")):
             minio.put(stat.key, store.get(stat.key))
-        home["FMNIST_STORE"] = server.uri(minio.bucket)
-        home |= server.credentials
+        home["FMNIST_STORE"] = minio_server.build_uri(minio.bucket)
+        home |= minio_server.credentials
         release = run_module(PROBES, "release_candidate", manifest["run_id"], **home)
         prediction = run_module(PROBES, "predict_with_and_without_ood", **home)
         page = run_module(PROBES, "load_page", **home)
@@ -88,10 +88,10 @@ def measure_run(seed: int, profile: str, server: Server) -> dict[str, float]:
 def measure_synthetic_images(count: int) -> dict[str, float]:
     """Ingest and checks of that many synthetic images."""
     with tempfile.TemporaryDirectory() as folder:
-        chunks = [synthetic.images(_CHUNK, seed) for seed in range(count // _CHUNK)]
+        chunks = [synthetic.make_images(_CHUNK_IMAGES, seed) for seed in range(count // _CHUNK_IMAGES)]
         images, labels = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
         test = count // 7
-        declaration = synthetic.declare(
+        declaration = synthetic.write_dataset(
             Path(folder),
             train_images=images[test:],
             train_labels=labels[test:],
@@ -103,17 +103,17 @@ def measure_synthetic_images(count: int) -> dict[str, float]:
     return figures
 
 
-def measure_champion_log(server: Server) -> dict[int, list[float]]:
+def measure_champion_log(minio_server: MinioServer) -> dict[int, list[float]]:
     """Seconds to find the champion in MinIO, by the number of entries in the log."""
-    store = server.store("champions")
+    store = minio_server.open_store("champions")
 
     def write(number: int) -> None:
         entry = champion.Entry(number, f"v{number}", "promote", "bench", str(number), "2026-01-01T00:00:00+00:00")
         store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
 
-    home = {"FMNIST_STORE": server.uri(store.bucket), **server.credentials}
+    home = {"FMNIST_STORE": minio_server.build_uri(store.bucket), **minio_server.credentials}
     seconds, written = {}, 0
-    for entries in _ENTRIES:
+    for entries in _ENTRY_COUNTS:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(write, range(written + 1, entries + 1)))
         written = entries
@@ -131,30 +131,30 @@ def main(
     console.print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {versions}")
     table = Table("what", "mean", "standard deviation", "least", "most", "runs", box=None, pad_edge=False)
 
-    def row(what: str, values: list[float]) -> None:
+    def add_row(what: str, values: list[float]) -> None:
         share = max(values) <= 1 and "seconds" not in what
         digits = 4 if share else 3 if max(values) < 1 else 2 if max(values) < 100 else 0
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         figures = [f"{value:.{digits}f}" for value in (statistics.mean(values), spread, min(values), max(values))]
         table.add_row(what, *figures, str(len(values)))
 
-    row("set-up when all is done, seconds", [run_command("include/setup")[0] for _ in range(5)])
-    row("parsing the DAG file, seconds", [run_module(PROBES, "parse_dag_file") for _ in range(5)])
-    for count in _SYNTHETIC:
+    add_row("set-up when all is done, seconds", [run_command("include/setup")[0] for _ in range(5)])
+    add_row("parsing the DAG file, seconds", [run_module(PROBES, "parse_dag_file") for _ in range(5)])
+    for count in _IMAGE_COUNTS:
         for what, value in measure_synthetic_images(count).items():
-            row(f"ingest and checks of {count:,} images, {what}", [value])
+            add_row(f"ingest and checks of {count:,} images, {what}", [value])
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder) / "minio")
-        server.start()
-        os.environ |= server.credentials
+        minio_server = MinioServer(Path(folder) / "minio")
+        minio_server.start()
+        os.environ |= minio_server.credentials
         try:
-            for entries, seconds in measure_champion_log(server).items():
-                row(f"`fmnist champion` on MinIO with {entries:,} entries, seconds", seconds)
-            results = [measure_run(seed, profile, server) for seed in range(runs)]
+            for entries, seconds in measure_champion_log(minio_server).items():
+                add_row(f"`fmnist champion` on MinIO with {entries:,} entries, seconds", seconds)
+            results = [measure_run(seed, profile, minio_server) for seed in range(runs)]
         finally:
-            server.stop()
+            minio_server.stop()
     for what in results[0]:
-        row(f"{profile}: {what}", [result[what] for result in results])
+        add_row(f"{profile}: {what}", [result[what] for result in results])
     console.print(table)
 
 

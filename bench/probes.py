@@ -29,7 +29,7 @@ def parse_dag_file() -> float:
     import airflow.sdk  # noqa: F401 - the dag-processor has it
 
     sys.path.append("dags")  # as the dag-processor has it
-    seconds, _ = _time(lambda: runpy.run_path("dags/fmnist_retrain.py"))
+    seconds, _ = _measure_seconds(lambda: runpy.run_path("dags/fmnist_retrain.py"))
     return seconds
 
 
@@ -39,7 +39,7 @@ def ingest_and_check() -> dict[str, float]:
     from fmnist_tasks.settings import Parameters
 
     run = steps.Run("bench", "2026-01-01T00:00:00+00:00", Parameters())
-    seconds, _ = _time(lambda: steps.validate_data(run, steps.ingest(run)))
+    seconds, _ = _measure_seconds(lambda: steps.validate_data(run, steps.ingest(run)))
     return {"seconds": seconds, "peak memory, MiB": _read_peak_memory()}
 
 
@@ -57,9 +57,9 @@ def release_candidate(run_id: str) -> dict[str, float]:
     begun, tuned = (read_record(store, run_id, name) for name in ("ingest", "fine_tune"))
     run = Run(run_id, begun["created"], Parameters.from_mapping(begun["parameters"]))
     model = get_verified(store, tuned["result"]["candidate"]["model"])
-    seconds = {"model load": _time(lambda: h5.load(model, "candidate"))[0]}
+    seconds = {"model load": _measure_seconds(lambda: h5.load(model, "candidate"))[0]}
     for step in ("publish", "verify_release", "promote"):
-        seconds[step], _ = _time(partial(run_again, step, run))
+        seconds[step], _ = _measure_seconds(partial(run_again, step, run))
     return seconds
 
 
@@ -85,7 +85,7 @@ def predict_with_and_without_ood() -> dict[str, float]:
         milliseconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(count):
             for model, taken in zip((alone, detecting), milliseconds, strict=True):  # by turns: speed may change
-                taken.append(_time(partial(h5.outputs, model, images))[0] * 1e3)
+                taken.append(_measure_seconds(partial(h5.outputs, model, images))[0] * 1e3)
         return [statistics.median(taken[count // 10 :]) for taken in milliseconds]
 
     one, many = measure(2_000, images[:1]), measure(10, images)
@@ -114,8 +114,8 @@ def load_page() -> dict[str, float]:
         releases.publish(store, f"{release.manifest['version']}-{number}", {"model_card.md": b"a card"}, facts)
     app = create_app(signed_in=lambda: None, may_edit=lambda: "bench")
     page = TestClient(app, headers={"accept": "text/html"})
-    ahead, _ = _time(app.state.read_ahead)
-    first, *others = (_time(lambda: page.get("/").raise_for_status()) for _ in range(21))
+    ahead, _ = _measure_seconds(app.state.read_ahead)
+    first, *others = (_measure_seconds(lambda: page.get("/").raise_for_status()) for _ in range(21))
     return {
         "page with 200 releases on MinIO, read ahead, milliseconds": ahead * 1e3,
         "page with 200 releases on MinIO, first answer, milliseconds": first[0] * 1e3,
@@ -135,7 +135,7 @@ def find_champion() -> float:
     from fmnist_tasks.registry.store import open_store
     from fmnist_tasks.settings import Settings
 
-    seconds, _ = _time(lambda: service.in_service(open_store(Settings.from_environment().store)))
+    seconds, _ = _measure_seconds(lambda: service.in_service(open_store(Settings.from_environment().store)))
     return seconds
 
 
@@ -161,14 +161,14 @@ def train_one_epoch(dataset: str) -> dict[str, float]:
         "images": len(arrays.training),
         "windows": len(arrays.training.sizes),
         "epoch_seconds": epoch,
-        "images_a_second": len(arrays.training) / epoch,
+        "images_per_second": len(arrays.training) / epoch,
         "validation_accuracy": fit.curves["val_accuracy"][0],
         "seconds": time.monotonic() - clock,
         "peak_mib": _read_peak_memory(),
     }
 
 
-def _time(action: Callable[[], T]) -> tuple[float, T]:
+def _measure_seconds(action: Callable[[], T]) -> tuple[float, T]:
     """Seconds that an action takes, and its result."""
     clock = time.perf_counter()
     result = action()

@@ -84,7 +84,7 @@ def build_table(results: list[Result]) -> Table:
         "recipe", "what", "median", "mean", "standard deviation", "ratio to T", "runs", box=None, pad_edge=False
     )
 
-    def row(recipe: str, what: str, of: Callable[[Result], float], digits: int, ratio: bool = False) -> None:
+    def add_row(recipe: str, what: str, of: Callable[[Result], float], digits: int, ratio: bool = False) -> None:
         values = [of(result) for result in by_recipe[recipe]]
         missed = sum(map(math.isnan, values))
         if missed:  # a mean of those that did would flatter
@@ -99,33 +99,33 @@ def build_table(results: list[Result]) -> Table:
     for recipe, runs in by_recipe.items():
         if not runs:
             continue
-        row(recipe, "fitting, seconds", lambda result: result["seconds"][-1], 1, ratio=True)
-        row(recipe, "epochs", lambda result: result["epochs"], 1)
-        row(recipe, "test accuracy, %", lambda result: 100 * result["test_accuracy"][-1], 2)
+        add_row(recipe, "fitting, seconds", lambda result: result["seconds"][-1], 1, ratio=True)
+        add_row(recipe, "epochs", lambda result: result["epochs"], 1)
+        add_row(recipe, "test accuracy, %", lambda result: 100 * result["test_accuracy"][-1], 2)
         for bound in (GATE, TUNED_REFERENCE):
-            row(recipe, f"seconds to {bound:.1%}", partial(find_time_to, accuracy=bound), 1, ratio=True)
+            add_row(recipe, f"seconds to {bound:.1%}", partial(find_time_to, accuracy=bound), 1, ratio=True)
         if recipe == "reference":
             continue
         if limit := _REQUIRED_AFTER.get(recipe):
             name = f"test accuracy after {limit} T, %"
-            row(recipe, name, partial(find_accuracy_after, limit=limit * unit), 2)
-        row(recipe, "gain of fine-tuning on validation, points", lambda run: 100 * compute_gain(run, "accuracy"), 2)
-        row(recipe, "validation loss that it takes away, nats", lambda run: -compute_gain(run, "loss"), 4)
-        row(
+            add_row(recipe, name, partial(find_accuracy_after, limit=limit * unit), 2)
+        add_row(recipe, "gain of fine-tuning on validation, points", lambda run: 100 * compute_gain(run, "accuracy"), 2)
+        add_row(recipe, "validation loss that it takes away, nats", lambda run: -compute_gain(run, "loss"), 4)
+        add_row(
             recipe,
             "test accuracy of the base model, %",
             lambda run: 100 * run["test_accuracy"][run["base_epochs"] - 1],
             2,
         )
-        row(
+        add_row(
             recipe,
             "share of the matmul peak, %",
             lambda run: 100 * run["gigaflops"] / run["machine"]["matmul_gigaflops"],
             1,
         )
-        row(recipe, "one image, p95, milliseconds", lambda result: result["single_ms"], 2)
-        row(recipe, "10,000 images, seconds", lambda result: result["many_seconds"], 2)
-        row(recipe, "published model, MB", lambda result: result["bytes"] / 1e6, 2)
+        add_row(recipe, "one image, p95, milliseconds", lambda result: result["single_ms"], 2)
+        add_row(recipe, "10,000 images, seconds", lambda result: result["many_seconds"], 2)
+        add_row(recipe, "published model, MB", lambda result: result["bytes"] / 1e6, 2)
     return rows
 
 

@@ -26,19 +26,19 @@ from fmnist_tasks.registry.store import Store
 from tests.support import synthetic
 from tests.support.airflow_in_process import AirflowInProcess
 from tests.support.finished_run import provide_finished_run, provide_migrated_database
-from tests.support.minio_server import Server
-from tests.support.pipeline import Line
+from tests.support.minio_server import MinioServer
+from tests.support.pipeline import Pipeline
 from tests.support.proxy import Proxy
 from tests.support.replay import replay_steps
 from tests.support.requirements import MINIO, require
-from tests.support.unit_lane import LaneError, keep_to_unit_lane
+from tests.support.unit_lane import LaneError, enforce_unit_lane
 
 pytest_plugins = ["tests.support.skip_summary", "tests.support.fault_summary"]
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 
 # The groups that take longest, longest first. A group is a file, or the fault-injection tests that share a cluster.
-LONGEST = (
+LONGEST_GROUPS = (
     "faults",
     "faults/test_weeks.py",
     "page/test_browser.py",
@@ -52,7 +52,7 @@ LONGEST = (
 def find_group(test: str) -> str:
     """The group of a test, named as pytest names it: its file, or one for the fault-injection tests of one cluster."""
     file = test.partition("::")[0].removeprefix("tests/")
-    return "faults" if file.startswith("faults/") and file not in LONGEST else file
+    return "faults" if file.startswith("faults/") and file not in LONGEST_GROUPS else file
 
 
 class GroupScheduling(LoadScopeScheduling):
@@ -68,7 +68,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the longest groups begin first."""
-    order = {name: rank for rank, name in enumerate(LONGEST)}
+    order = {name: rank for rank, name in enumerate(LONGEST_GROUPS)}
     items.sort(key=lambda item: order.get(find_group(item.nodeid), len(order)))
 
 
@@ -78,20 +78,20 @@ def unit_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if not any(request.node.get_closest_marker(lane) for lane in ("integration", "exhaustive")):
         if "finished_home" in request.fixturenames:
             raise LaneError("unit tests must not start from a finished run, which trains; mark this test `integration`")
-        keep_to_unit_lane(monkeypatch)
+        enforce_unit_lane(monkeypatch)
 
 
 @pytest.fixture(scope="session")
-def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    synthetic.declare(folder)
+    synthetic.write_dataset(folder)
     return folder
 
 
 @pytest.fixture
-def line(tmp_path: Path, made_data: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
-    new = Line(tmp_path / "line")
-    shutil.copytree(made_data, new.data)
+def pipeline(tmp_path: Path, synthetic_data: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    new = Pipeline(tmp_path / "pipeline")
+    shutil.copytree(synthetic_data, new.data)
     for name, value in new.environment.items():
         monkeypatch.setenv(name, value)
     return new
@@ -99,23 +99,23 @@ def line(tmp_path: Path, made_data: Path, monkeypatch: pytest.MonkeyPatch) -> Li
 
 @pytest.fixture(scope="session")
 def finished_home() -> Path:
-    """A line on which one run has gone all the way to a champion; never changed, only copied."""
+    """The home of a pipeline on which one run has gone all the way to a champion; never changed, only copied."""
     return provide_finished_run()
 
 
 @pytest.fixture
-def finished(finished_home: Path, line: Line) -> Line:
-    """A line of its own with a finished run and its champion."""
-    shutil.copytree(finished_home / "store", line.home / "store")
-    return line
+def finished_pipeline(finished_home: Path, pipeline: Pipeline) -> Pipeline:
+    """A pipeline of its own with a finished run and its champion."""
+    shutil.copytree(finished_home / "store", pipeline.home / "store")
+    return pipeline
 
 
 @pytest.fixture
-def replayed(finished_home: Path, line: Line, monkeypatch: pytest.MonkeyPatch) -> Line:
-    """A line without a champion on which the steps that train or predict end with recorded results."""
-    shutil.copytree(finished_home / "store" / "blobs", line.home / "store" / "blobs")
-    replay_steps(monkeypatch, Line(finished_home).store)
-    return line
+def replaying_pipeline(finished_home: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """A pipeline without a champion on which the steps that train or predict end with recorded results."""
+    shutil.copytree(finished_home / "store" / "blobs", pipeline.home / "store" / "blobs")
+    replay_steps(monkeypatch, Pipeline(finished_home).store)
+    return pipeline
 
 
 @pytest.fixture(scope="session")
@@ -144,13 +144,13 @@ def store(tmp_path: Path) -> FolderStore:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
     """The S3 server in FMNIST_TEST_ENDPOINT, or else a MinIO of its own; each test takes a bucket of its own."""
     if endpoint := os.environ.get("FMNIST_TEST_ENDPOINT"):
-        yield Server(tmp_path_factory.mktemp("named"), named=endpoint)
+        yield MinioServer(tmp_path_factory.mktemp("named"), external_endpoint=endpoint)
         return
     require(MINIO)
-    new = Server(tmp_path_factory.mktemp("minio") / "data")
+    new = MinioServer(tmp_path_factory.mktemp("minio") / "data")
     new.start()
     yield new
     new.stop()
@@ -162,30 +162,30 @@ def bucket() -> str:
 
 
 @pytest.fixture
-def minio(server: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+def minio_store(minio_server: MinioServer, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     """A store in a bucket of its own, and the environment that reaches it."""
-    for name, value in {**server.credentials, "FMNIST_STORE": server.uri(bucket)}.items():
+    for name, value in {**minio_server.credentials, "FMNIST_STORE": minio_server.build_uri(bucket)}.items():
         monkeypatch.setenv(name, value)
-    return server.store(bucket)
+    return minio_server.open_store(bucket)
 
 
 @pytest.fixture(params=["folder", pytest.param("minio", marks=pytest.mark.integration)])
-def either(request: pytest.FixtureRequest, store: FolderStore) -> Store:
+def store_of_each_kind(request: pytest.FixtureRequest, store: FolderStore) -> Store:
     """Both kinds of store, one after the other."""
-    return request.getfixturevalue("minio") if request.param == "minio" else store
+    return request.getfixturevalue("minio_store") if request.param == "minio" else store
 
 
 @pytest.fixture
-def finished_minio(finished: Line, minio: S3Store) -> S3Store:
+def finished_minio_store(finished_pipeline: Pipeline, minio_store: S3Store) -> S3Store:
     """A bucket with all that a finished run left, and the environment that reaches it."""
-    for stat in finished.store.list(""):
-        minio.put(stat.key, finished.store.get(stat.key))
-    return minio
+    for stat in finished_pipeline.store.list(""):
+        minio_store.put(stat.key, finished_pipeline.store.get(stat.key))
+    return minio_store
 
 
 @pytest.fixture
-def proxy(server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def proxy(minio_server: MinioServer, minio_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Stands between the clients made from now on and the server."""
-    with Proxy(server.endpoint).running() as new:
-        monkeypatch.setenv("FMNIST_STORE", server.uri(minio.bucket, new.endpoint))
+    with Proxy(minio_server.endpoint).serve() as new:
+        monkeypatch.setenv("FMNIST_STORE", minio_server.build_uri(minio_store.bucket, new.endpoint))
         yield new

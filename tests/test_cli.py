@@ -22,7 +22,7 @@ from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.runs import write_record
 from fmnist_tasks.settings import PROFILES
 from tests.support import synthetic
-from tests.support.pipeline import Line
+from tests.support.pipeline import Pipeline
 from tests.support.synthetic import RUN
 
 BAD_POLICY = ["ingest", "--policy", "strict"]
@@ -63,7 +63,7 @@ def test_every_command_explains_itself(name: str) -> None:
         assert "--json" in help_text
 
 
-def test_an_empty_registry(line: Line) -> None:
+def test_an_empty_registry(pipeline: Pipeline) -> None:
     assert document("releases") == document("history") == []
     assert "`make run` makes one" in fmnist("releases").stdout
     for command in (["champion"], ["predict", "x.png"], ["rollback", "v1", "--reason", "r"]):
@@ -77,32 +77,32 @@ def test_an_empty_registry(line: Line) -> None:
 @pytest.mark.parametrize(
     "arguments", [["rollback", "v1"], ["verify"], ["predict"], ["champion", "--colour"], ["fly"], BAD_POLICY]
 )
-def test_wrong_usage_is_exit_code_2(line: Line, arguments: list[str]) -> None:
+def test_wrong_usage_is_exit_code_2(pipeline: Pipeline, arguments: list[str]) -> None:
     assert fmnist(*arguments, expect=2).stdout == ""
 
 
-def test_a_parameter_without_meaning_begins_no_run(line: Line) -> None:
+def test_a_parameter_without_meaning_begins_no_run(pipeline: Pipeline) -> None:
     assert "profile: 'fast' is unknown" in fmnist("ingest", "--profile", "fast", expect=1).stderr
-    assert list(line.store.list("")) == []
+    assert list(pipeline.store.list("")) == []
 
 
-def test_a_policy_without_meaning_ends_the_run_at_its_beginning(line: Line) -> None:
+def test_a_policy_without_meaning_ends_the_run_at_its_beginning(pipeline: Pipeline) -> None:
     too_much = fmnist("ingest", "--policy", '{"accuracy": {"at_least": 92}}', "--run", "r", expect=1).stderr
     assert "accuracy.at_least: Input should be less than or equal to 1" in too_much
-    assert [stat.key for stat in line.store.list("")] == ["runs/r/ingest.json", "runs/r/report.html"]
+    assert [stat.key for stat in pipeline.store.list("")] == ["runs/r/ingest.json", "runs/r/report.html"]
 
 
-def test_a_run_that_found_nothing_new_is_exit_code_0(line: Line) -> None:
+def test_a_run_that_found_nothing_new_is_exit_code_0(pipeline: Pipeline) -> None:
     begun = {"created": RUN.created, "started": RUN.created, "parameters": RUN.parameters.as_json(), "seconds": 1.0}
     for name, result in (("ingest", {}), ("detect_change", {"changed": False})):
-        write_record(line.store, RUN.id, name, {**begun, "status": "done", "outcome": "", "result": result})
+        write_record(pipeline.store, RUN.id, name, {**begun, "status": "done", "outcome": "", "result": result})
     summary = document("summary")
     assert (summary["run_id"], summary["promoted"], summary["unchanged"]) == (RUN.id, False, True)
     assert "detect_change" in fmnist("summary").stdout
 
 
-def test_download_names_the_source(line: Line) -> None:
-    assert f"four files, sizes and digests as declared, from {line.data}" in fmnist("download").stdout
+def test_download_names_the_source(pipeline: Pipeline) -> None:
+    assert f"four files, sizes and digests as declared, from {pipeline.data}" in fmnist("download").stdout
 
 
 def run_step_by_step(data: Path) -> str:
@@ -126,22 +126,22 @@ def run_step_by_step(data: Path) -> str:
 
 
 @pytest.mark.integration
-def test_a_whole_run_step_by_step(replayed: Line) -> None:
-    run_step_by_step(replayed.data)
+def test_a_whole_run_step_by_step(replaying_pipeline: Pipeline) -> None:
+    run_step_by_step(replaying_pipeline.data)
 
 
 @pytest.mark.exhaustive
-def test_a_whole_run_step_by_step_reports_every_epoch_of_a_training(line: Line) -> None:
-    assert run_step_by_step(line.data).count("validation loss") == PROFILES["quick"].base.epochs
+def test_a_whole_run_step_by_step_reports_every_epoch_of_a_training(pipeline: Pipeline) -> None:
+    assert run_step_by_step(pipeline.data).count("validation loss") == PROFILES["quick"].base.epochs
 
 
 @pytest.mark.integration
-def test_a_rejected_model_is_exit_code_1(line: Line) -> None:
-    labels = synthetic.images(600, 2)[1]
+def test_a_rejected_model_is_exit_code_1(pipeline: Pipeline) -> None:
+    labels = synthetic.make_images(600, 2)[1]
     labels[:3] = (
         labels[:3] + 1
     ) % synthetic.CLASSES  # no model can be right on these; the checks would see more of them
-    synthetic.declare(line.data, test_labels=labels)
+    synthetic.write_dataset(pipeline.data, test_labels=labels)
     for command in (["ingest", "--profile", "quick", "--accuracy-threshold", "0.999"], ["validate"], ["train"]):
         fmnist(*command)
     assert "base model rejected: test accuracy is" in fmnist("evaluate", expect=1).stderr
@@ -151,8 +151,8 @@ def test_a_rejected_model_is_exit_code_1(line: Line) -> None:
 
 
 @pytest.mark.integration
-def test_the_registry_of_a_finished_run(finished: Line) -> None:
-    entry = service.in_service(finished.store)
+def test_the_registry_of_a_finished_run(finished_pipeline: Pipeline) -> None:
+    entry = service.in_service(finished_pipeline.store)
     (row,) = document("releases")
     assert (row["version"], row["champion"], row["run_id"]) == (entry.version, True, RUN.id)
     assert document("champion") == document("history")[0] == entry.as_json()
@@ -164,17 +164,17 @@ def test_the_registry_of_a_finished_run(finished: Line) -> None:
 
 
 @pytest.mark.integration
-def test_a_release_that_scores_otherwise_than_it_says_is_not_verified(finished: Line) -> None:
-    release = service.open_release(finished.store, service.in_service(finished.store).version)
+def test_a_release_that_scores_otherwise_than_it_says_is_not_verified(finished_pipeline: Pipeline) -> None:
+    release = service.open_release(finished_pipeline.store, service.in_service(finished_pipeline.store).version)
     facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
     facts["figures"]["test"]["accuracy"] -= 0.01
-    releases.publish(finished.store, "another", release.files, facts)
+    releases.publish(finished_pipeline.store, "another", release.files, facts)
     assert "release another: test accuracy is" in fmnist("verify", "another", expect=1).stderr
 
 
 @pytest.mark.integration
-def test_rollback_checks_the_target_and_keeps_the_reason(finished: Line) -> None:
-    store, first = finished.store, service.in_service(finished.store).version
+def test_rollback_checks_the_target_and_keeps_the_reason(finished_pipeline: Pipeline) -> None:
+    store, first = finished_pipeline.store, service.in_service(finished_pipeline.store).version
     release = service.open_release(store, first)
     facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
     for version in ("another", "damaged"):
@@ -195,10 +195,10 @@ def test_rollback_checks_the_target_and_keeps_the_reason(finished: Line) -> None
     assert document("champion")["version"] == "another"
 
 
-def test_who_was_champion_at_a_date(line: Line) -> None:
+def test_who_was_champion_at_a_date(pipeline: Pipeline) -> None:
     for number, day in enumerate(("2026-11-02", "2026-11-09"), start=1):
         entry = champion.Entry(number, f"v{number}", "promote", "why", f"run-{number}", f"{day}T02:00:00+00:00")
-        line.store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
+        pipeline.store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
     for date, version in (
         ("2026-11-02", "v1"),
         ("2026-11-09", "v2"),
@@ -210,23 +210,23 @@ def test_who_was_champion_at_a_date(line: Line) -> None:
     assert "Invalid" in fmnist("history", "--at", "last week", expect=2).stderr
 
 
-def test_prune_shows_first_and_then_deletes(line: Line) -> None:
+def test_prune_shows_first_and_then_deletes(pipeline: Pipeline) -> None:
     for key in ("blobs/sha256/old", "blobs/sha256/new"):
-        line.store.put(key, b"nobody refers to this")
-    os.utime(line.store.root / "blobs/sha256/old", (0, 0))
+        pipeline.store.put(key, b"nobody refers to this")
+    os.utime(pipeline.store.root / "blobs/sha256/old", (0, 0))
     options = ["prune", "--keep", "3", "--older-than", "30"]
     assert "21 bytes would be deleted" in fmnist(*options, "--dry-run").stdout
-    assert len(list(line.store.list(""))) == 2
+    assert len(list(pipeline.store.list(""))) == 2
     assert document(*options) == [{"kind": "blob", "name": "blobs/sha256/old", "objects": 1, "bytes": 21}]
-    assert [stat.key for stat in line.store.list("")] == ["blobs/sha256/new"]
+    assert [stat.key for stat in pipeline.store.list("")] == ["blobs/sha256/new"]
     assert "nothing to delete" in fmnist(*options).stdout
     for wrong in (["--keep", "0", "--older-than", "30"], ["--keep", "1", "--older-than", "0"], ["--keep", "1"]):
         fmnist("prune", *wrong, expect=2)
 
 
 @pytest.mark.integration
-def test_predict_names_the_class_or_that_it_is_no_clothing(finished: Line, tmp_path: Path) -> None:
-    images, labels = synthetic.images(20, 5)
+def test_predict_names_the_class_or_that_it_is_no_clothing(finished_pipeline: Pipeline, tmp_path: Path) -> None:
+    images, labels = synthetic.make_images(20, 5)
     noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     paths = [tmp_path / f"{index}.png" for index in range(21)]
     for path, pixels in zip(paths, [*images, noise], strict=True):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from fmnist_tasks.settings import INCLUDE
-from tests.support.minio_server import Server
-from tests.support.pipeline import Line
-from tests.support.ports import free_port
+from tests.support.minio_server import MinioServer
+from tests.support.pipeline import Pipeline
+from tests.support.ports import reserve_port
 
 SERVE = ("server", "127.0.0.1:9", "127.0.0.1:8")
 TOOLS = ("bash", "dirname", "mkdir", "mv", "rm", "cat", "id", "chmod")  # what the script needs, and no server
@@ -87,7 +87,7 @@ def test_a_build_that_fails_goes_on_to_the_next(path: Path) -> None:
 
 def test_the_development_server_tells_its_address_and_keeps_its_generated_password(path: Path) -> None:
     home = path.parent / "home"
-    environment = {"PATH": str(path), "HOME": str(home), "FMNIST_HOME": str(home), "MINIO_PORT": str(free_port())}
+    environment = {"PATH": str(path), "HOME": str(home), "FMNIST_HOME": str(home), "MINIO_PORT": str(reserve_port())}
     environment |= {"MINIO": str(stand_in(path.parent / "named", 'echo "$MINIO_ROOT_USER $MINIO_ROOT_PASSWORD"'))}
     passwords = []
     for _ in range(2):
@@ -102,13 +102,15 @@ def test_the_development_server_tells_its_address_and_keeps_its_generated_passwo
 
 
 @pytest.mark.exhaustive
-def test_the_main_job_starts_a_server_keeps_its_secret_and_stops_it(line: Line, server: Server) -> None:
-    assert server.process
-    binary = Path(f"/proc/{server.process.pid}/exe").resolve()
-    port = free_port()
-    settings = {"MINIO": str(binary), "MINIO_PORT": str(port), "MINIO_CONSOLE_PORT": str(free_port())}
-    home = {"FMNIST_STORE": "", "AIRFLOW_HOME": str(line.home / "airflow")}
-    environment = os.environ | line.environment | settings | home
+def test_the_main_job_starts_a_server_keeps_its_secret_and_stops_it(
+    pipeline: Pipeline, minio_server: MinioServer
+) -> None:
+    assert minio_server.process
+    binary = Path(f"/proc/{minio_server.process.pid}/exe").resolve()
+    port = reserve_port()
+    settings = {"MINIO": str(binary), "MINIO_PORT": str(port), "MINIO_CONSOLE_PORT": str(reserve_port())}
+    home = {"FMNIST_STORE": "", "AIRFLOW_HOME": str(pipeline.home / "airflow")}
+    environment = os.environ | pipeline.environment | settings | home
     subprocess.run(["airflow", "db", "migrate"], env=environment, check=True, capture_output=True)
     ended = subprocess.run(
         [str(INCLUDE / "minio"), "run", json.dumps({"profile": "quick"})],
@@ -118,11 +120,11 @@ def test_the_main_job_starts_a_server_keeps_its_secret_and_stops_it(line: Line, 
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"http://127.0.0.1:{port}/fmnist/releases/" in ended.stdout
-    credentials = line.home / "minio" / "credentials"
+    credentials = pipeline.home / "minio" / "credentials"
     assert credentials.stat().st_mode & 0o777 == 0o600
     (secret,) = re.findall(r"MINIO_ROOT_PASSWORD=(\S+)", credentials.read_text())
     assert len(secret) >= 20
     assert secret not in ended.stdout + ended.stderr
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0  # it was stopped
-    assert list((line.home / "minio" / "data" / "fmnist" / "champion").iterdir())
+    assert list((pipeline.home / "minio" / "data" / "fmnist" / "champion").iterdir())

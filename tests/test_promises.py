@@ -13,7 +13,7 @@ from fmnist_tasks.settings import PROJECT
 
 LANES = ("unit", "integration", "exhaustive")
 HEADER = ["promise", "where", "test", "lane"]
-NEEDED = 150  # rows: a table that was cut off must not pass
+MIN_ROWS = 150  # rows: a table that was cut off must not pass
 
 
 class Row(NamedTuple):
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     lanes: str
 
 
-def rows() -> list[Row]:
+def read_rows() -> list[Row]:
     """All rows of the tables that have promises."""
     found, in_table = [], False
     for line in (PROJECT / "docs" / "testing.md").read_text().splitlines():
@@ -41,42 +41,42 @@ def rows() -> list[Row]:
 
 
 @cache
-def lanes_of(path: str) -> dict[str, str]:
+def read_lanes(path: str) -> dict[str, str]:
     """By name of each test in a file: the first lane that runs it."""
     module = ast.parse((PROJECT / path).read_text())
     marks = [node.value for node in module.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)]
     functions = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
-    return {test.name: LANES[max(map(rank, [*marks, *test.decorator_list]), default=0)] for test in functions}
+    return {test.name: LANES[max(map(find_lane, [*marks, *test.decorator_list]), default=0)] for test in functions}
 
 
-def rank(mark: ast.expr) -> int:
+def find_lane(mark: ast.expr) -> int:
     """Lane that a mark puts a test into; one that parametrizes, the first lane of any of its cases."""
     if isinstance(mark, ast.List | ast.Tuple):
-        return max(map(rank, mark.elts), default=0)
+        return max(map(find_lane, mark.elts), default=0)
     if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.parametrize":
         cases = mark.args[1].elts if isinstance(mark.args[1], ast.List | ast.Tuple) else []
-        return min(map(rank_of_case, cases), default=0)
+        return min(map(find_lane_of_case, cases), default=0)
     lane = ast.unparse(mark).removeprefix("pytest.mark.").partition("(")[0]
     return LANES.index(lane) if lane in LANES else 0
 
 
-def rank_of_case(case: ast.expr) -> int:
+def find_lane_of_case(case: ast.expr) -> int:
     """Lane of one case of a test that is parametrized."""
     keywords = case.keywords if isinstance(case, ast.Call) and ast.unparse(case.func) == "pytest.param" else []
-    return max((rank(keyword.value) for keyword in keywords if keyword.arg == "marks"), default=0)
+    return max((find_lane(keyword.value) for keyword in keywords if keyword.arg == "marks"), default=0)
 
 
-def mistakes(row: Row) -> Iterator[str]:
+def find_mistakes(row: Row) -> Iterator[str]:
     """What is wrong with a row."""
     named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.tests)
     if not named or re.sub(r"`tests/[\w/]+\.py::test_\w+`(, )?", "", row.tests):
         yield f"no test, or more than tests: {row.tests!r}"
     lanes = []
     for path, name in named:
-        if not (PROJECT / path).exists() or name not in lanes_of(path):
+        if not (PROJECT / path).exists() or name not in read_lanes(path):
             yield f"there is no {path}::{name}"
         else:
-            lanes.append(lanes_of(path)[name])
+            lanes.append(read_lanes(path)[name])
     if lanes and row.lanes != (expected := ", ".join(dict.fromkeys(lanes))):
         yield f"the lane is {expected}, not {row.lanes}"
     file, _, heading = row.where.partition(', "')
@@ -88,9 +88,9 @@ def mistakes(row: Row) -> Iterator[str]:
 
 
 def test_every_promise_stands_where_it_says_and_has_a_test_in_its_lane() -> None:
-    table = rows()
-    assert len(table) >= NEEDED
-    assert {row.promise: wrong for row in table if (wrong := list(mistakes(row)))} == {}
+    table = read_rows()
+    assert len(table) >= MIN_ROWS
+    assert {row.promise: wrong for row in table if (wrong := list(find_mistakes(row)))} == {}
 
 
 def test_a_lane_follows_from_the_markers(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_no_marker(): ...
 """
     )
     expected = {"test_plain": 0, "test_first_case": 0, "test_every_case": 2, "test_no_marker": 0}
-    assert lanes_of(str(source)) == {name: LANES[lane] for name, lane in expected.items()}
+    assert read_lanes(str(source)) == {name: LANES[lane] for name, lane in expected.items()}
     source = source.rename(tmp_path / "test_all.py")
     source.write_text(source.read_text() + "pytestmark = [pytest.mark.integration, pytest.mark.slow]\n")
-    assert lanes_of(str(source)) == {name: LANES[max(lane, 1)] for name, lane in expected.items()}
+    assert read_lanes(str(source)) == {name: LANES[max(lane, 1)] for name, lane in expected.items()}

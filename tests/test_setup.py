@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fmnist_tasks.settings import PROJECT
-from tests.support.airflow_home import until
-from tests.support.fresh_copy import copy_project, fresh_shell
+from tests.support.airflow_home import wait_until
+from tests.support.fresh_copy import copy_project, make_clean_environment
 from tests.support.requirements import NAMESPACES, require
 
 
@@ -26,7 +26,9 @@ def copy(tmp_path: Path) -> Path:
 def setup(copy: Path, *through: str) -> str:
     """Everything that set-up says, started through another command or by itself."""
     command = [*through, copy / "include" / "setup"]
-    ended = subprocess.run(command, env=fresh_shell(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ended = subprocess.run(
+        command, env=make_clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
 
@@ -35,7 +37,7 @@ def setup(copy: Path, *through: str) -> str:
 def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) -> None:
     process = subprocess.Popen(
         [copy / "include" / "setup"],
-        env=fresh_shell(),
+        env=make_clean_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -44,7 +46,7 @@ def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) ->
     assert process.stderr is not None
     with process.stderr:
         assert any("Installing the locked requirements" in text for text in process.stderr)
-        until(lambda: len(list((copy / ".venv").glob("lib/python*/site-packages/*.dist-info"))) > 10, every=0.01)
+        wait_until(lambda: len(list((copy / ".venv").glob("lib/python*/site-packages/*.dist-info"))) > 10, every=0.01)
         os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list((copy / ".venv").glob(".made-from-*")) == []
@@ -84,7 +86,10 @@ def test_a_machine_without_network_and_caches_is_told_what_to_do(copy: Path, tmp
     nothing = {"XDG_CACHE_HOME": str(tmp_path), "PIP_CACHE_DIR": str(tmp_path), "PIP_FIND_LINKS": ""}
     unreachable = {"PIP_INDEX_URL": "https://127.0.0.1:9/simple"}
     ended = subprocess.run(
-        [copy / "include" / "setup"], env=fresh_shell() | nothing | unreachable, capture_output=True, text=True
+        [copy / "include" / "setup"],
+        env=make_clean_environment() | nothing | unreachable,
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 1
     assert "cannot get the packages in requirements.txt" in ended.stderr
@@ -94,7 +99,10 @@ def test_a_machine_without_network_and_caches_is_told_what_to_do(copy: Path, tmp
 @pytest.mark.integration
 def test_a_machine_without_a_python_that_serves_is_told_what_to_install(copy: Path) -> None:
     ended = subprocess.run(
-        [copy / "include" / "setup"], env=fresh_shell() | {"PYTHON": "/bin/false"}, capture_output=True, text=True
+        [copy / "include" / "setup"],
+        env=make_clean_environment() | {"PYTHON": "/bin/false"},
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 1
     assert "no Python 3.11, 3.12 or 3.13 with venv found; tried: /bin/false" in ended.stderr

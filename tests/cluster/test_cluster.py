@@ -18,18 +18,18 @@ import psutil
 import pytest
 
 from fmnist_tasks.settings import DAG_ID, PROJECT
-from tests.support.airflow_home import until
+from tests.support.airflow_home import wait_until
 from tests.support.cluster.cluster import Cluster
 from tests.support.cluster.commands import start_cluster
 from tests.support.cluster.declaration import read_settings
 from tests.support.cluster.programs import Program
 from tests.support.cluster.supervision import Supervisor
-from tests.support.pipeline import Line
-from tests.support.ports import free_port
+from tests.support.pipeline import Pipeline
+from tests.support.ports import reserve_port
 from tests.support.requirements import MINIO, POSTGRES, REDIS, require
 
 pytestmark = pytest.mark.integration
-HASTY = {  # what takes minutes in service
+SHORT_TIMEOUTS = {  # what takes minutes in service
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
     "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
@@ -63,8 +63,8 @@ def cluster_command(folder: Path, *words: str) -> list[str | Path]:
     return [sys.executable, "-m", "tests.support.cluster", "--folder", folder, *words]
 
 
-def command(folder: Path, line: Line, *words: str) -> subprocess.CompletedProcess[str]:
-    given = {"FMNIST_DATASET": str(line.data / "made.toml"), "FMNIST_DATA_DIR": str(line.data)}
+def command(folder: Path, pipeline: Pipeline, *words: str) -> subprocess.CompletedProcess[str]:
+    given = {"FMNIST_DATASET": str(pipeline.data / "made.toml"), "FMNIST_DATA_DIR": str(pipeline.data)}
     return subprocess.run(
         cluster_command(folder, *words), cwd=PROJECT, env=os.environ | given, capture_output=True, text=True
     )
@@ -98,12 +98,12 @@ def scripts(folder: Path) -> list[str]:
 
 @pytest.mark.usefixtures("stores")
 def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_behind(
-    folder: Path, line: Line, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    folder: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert "no cluster is running" in command(folder, line, "run", "{}").stderr
-    cluster, supervisor, port = Cluster(folder), Supervisor(folder), free_port()
+    assert "no cluster is running" in command(folder, pipeline, "run", "{}").stderr
+    cluster, supervisor, port = Cluster(folder), Supervisor(folder), reserve_port()
     try:
-        place = start_cluster(folder, 2, port, HASTY)
+        location = start_cluster(folder, 2, port, SHORT_TIMEOUTS)
         said = capsys.readouterr().out
         assert f"http://127.0.0.1:{port} " in said
         assert len(of_cluster(folder)) >= 9
@@ -111,16 +111,16 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
         logs = {setting for text in scripts(folder) for setting in re.findall(r"LOG_SERVER_PORT=(\d+)", text)}
         assert {str(port) for ip, port in listening(folder) if ip not in {"127.0.0.1", "::1"}} <= logs
         assert port in {port for _, port in listening(folder)}
-        assert "the cluster is already running" in command(folder, line, "up", "--port", str(port)).stderr
+        assert "the cluster is already running" in command(folder, pipeline, "up", "--port", str(port)).stderr
 
-        cluster.postpone_schedule(place)
-        store, api = cluster.store(place), cluster.api(f"http://127.0.0.1:{port}")
+        cluster.postpone_schedule(location)
+        store, api = cluster.open_store(location), cluster.open_api(f"http://127.0.0.1:{port}")
         with (tmp_path / "run.txt").open("w+") as ran:
             run = subprocess.Popen(cluster_command(folder, "run", '{"profile": "quick"}'), cwd=PROJECT, stdout=ran)
-            checkpoint = until(lambda: list(store.list("checkpoints/")), every=0.05)[0].key
+            checkpoint = wait_until(lambda: list(store.list("checkpoints/")), every=0.05)[0].key
             run_id = checkpoint.split("/")[1]
-            (train,) = (task for task in api.tasks(DAG_ID, run_id) if task["task_id"] == "base_model.train")
-            workers = {supervisor.pid(f"worker-{number}") for number in (1, 2)}
+            (train,) = (task for task in api.list_tasks(DAG_ID, run_id) if task["task_id"] == "base_model.train")
+            workers = {supervisor.find_pid(f"worker-{number}") for number in (1, 2)}
             (lost,) = (parent for parent in psutil.Process(train["pid"]).parents() if parent.pid in workers)
             for process in [*lost.children(recursive=True), lost]:
                 with suppress(psutil.NoSuchProcess):  # one that has just ended
@@ -129,19 +129,21 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
             ran.seek(0)
             said += ran.read()
         assert "release.promote" in said
-        (train,) = (task for task in api.tasks(DAG_ID, run_id) if task["task_id"] == "base_model.train")
+        (train,) = (task for task in api.list_tasks(DAG_ID, run_id) if task["task_id"] == "base_model.train")
         assert train["try_number"] == 2
-        log = f"{api.run_path(DAG_ID, run_id)}/taskInstances/base_model.train/logs/2?map_index=0&full_content=true"
-        assert f"going on from checkpoints/{run_id}/base-0/" in json.dumps(api.ask("GET", log))
+        log = (
+            f"{api.build_run_path(DAG_ID, run_id)}/taskInstances/base_model.train/logs/2?map_index=0&full_content=true"
+        )
+        assert f"going on from checkpoints/{run_id}/base-0/" in json.dumps(api.send_request("GET", log))
         champion = subprocess.run(
             [folder / "programs" / "worker-2", "fmnist", "champion", "--json"], capture_output=True
         )
         assert b'"action": "promote"' in champion.stdout
     finally:
-        down = command(folder, line, "down")
+        down = command(folder, pipeline, "down")
     assert "stopped" in down.stdout
     assert of_cluster(folder) == []
-    assert "no cluster is running" in command(folder, line, "down").stdout
+    assert "no cluster is running" in command(folder, pipeline, "down").stdout
 
     secrets = [value for name, value in read_settings(folder / ".env").items() if name.endswith(SECRETS)]
     # What people and tasks read; MinIO's own list of its users, in .minio.sys, has to know their secrets.
@@ -152,10 +154,10 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
     assert [secret for secret in secrets if secret.encode() in logs or secret in said] == []
 
 
-def test_a_port_that_is_taken_is_named(folder: Path, line: Line) -> None:
+def test_a_port_that_is_taken_is_named(folder: Path, pipeline: Pipeline) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        up = command(folder, line, "up", "--port", port)
+        up = command(folder, pipeline, "up", "--port", port)
     assert (up.returncode, of_cluster(folder)) == (1, [])
     assert f"port {port} is taken" in up.stderr
 
@@ -168,8 +170,8 @@ def test_a_process_that_is_begun_while_everything_stops_is_stopped_too(folder: P
         file.chmod(0o755)
     supervisor = Supervisor(folder)
     program = Program("late", script, health, (), "TERM")
-    supervisor.begin([program])
+    supervisor.start_daemon([program])
     supervisor.start_all([program])
-    assert supervisor.end()
+    assert supervisor.shut_down()
     assert of_cluster(folder) == []
-    assert not supervisor.end()
+    assert not supervisor.shut_down()

@@ -22,8 +22,8 @@ def folder(tmp_path: Path) -> FolderStore:
 
 
 @pytest.fixture(name="store")
-def each_store(either: Store) -> Store:
-    return either
+def each_store(store_of_each_kind: Store) -> Store:
+    return store_of_each_kind
 
 
 def keys(store: Store, prefix: str, after: str = "") -> list[str]:

@@ -18,13 +18,13 @@ from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
 from tests.support.airflow_in_process import AirflowInProcess
-from tests.support.pipeline import Line
+from tests.support.pipeline import Pipeline
 
 OTHERS = ("fmnist_predict", "fmnist_rollback", "fmnist_watch")
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_graph_has_documents_and_alerts(name: str, line: Line) -> None:
+def test_a_graph_has_documents_and_alerts(name: str, pipeline: Pipeline) -> None:
     dag = runpy.run_path(str(PROJECT / "dags" / f"{name}.py"))[name]()
     assert dag.dag_id == name
     assert dag.doc_md
@@ -56,46 +56,46 @@ def test_parsing_touches_no_store(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.integration
-def test_a_rollback_is_an_entry_of_the_log(airflow: AirflowInProcess, finished: Line) -> None:
-    first = service.in_service(finished.store).version
-    finished.succeeded()
+def test_a_rollback_is_an_entry_of_the_log(airflow: AirflowInProcess, finished_pipeline: Pipeline) -> None:
+    first = service.in_service(finished_pipeline.store).version
+    finished_pipeline.promote_second_release()
     conf = {"version": first, "reason": "the second was worse"}
     code, output = airflow.test_dag("fmnist_rollback", **conf)
     assert code == 0, output
-    entry = service.in_service(finished.store)
+    entry = service.in_service(finished_pipeline.store)
     assert (entry.version, entry.action, entry.reason) == (first, "rollback", "the second was worse")
     code, output = airflow.test_dag("fmnist_rollback", **conf)
     assert code == 1, output
     assert "is the champion already" in output
-    assert len(champion.history(finished.store)) == 3
+    assert len(champion.history(finished_pipeline.store)) == 3
 
 
 @pytest.mark.integration
-def test_images_under_a_prefix_are_answered(airflow: AirflowInProcess, finished: Line) -> None:
-    images, labels = synthetic.images(5, 3)
+def test_images_under_a_prefix_are_answered(airflow: AirflowInProcess, finished_pipeline: Pipeline) -> None:
+    images, labels = synthetic.make_images(5, 3)
     for number, image in enumerate(images):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "png")
-        finished.store.put(f"inbox/{number}.png", buffer.getvalue())
+        finished_pipeline.store.put(f"inbox/{number}.png", buffer.getvalue())
     code, output = airflow.test_dag("fmnist_predict", prefix="inbox/", files=2)
     assert code == 0, output
-    (key,) = [stat.key for stat in finished.store.list("predictions/") if stat.key.endswith("summary.json")]
-    summary = read_document(finished.store, key)
+    (key,) = [stat.key for stat in finished_pipeline.store.list("predictions/") if stat.key.endswith("summary.json")]
+    summary = read_document(finished_pipeline.store, key)
     assert (summary["images"], len(summary["files"])) == (5, 3)
-    tables = [io.StringIO(finished.store.get(file).decode()) for file in summary["files"]]
+    tables = [io.StringIO(finished_pipeline.store.get(file).decode()) for file in summary["files"]]
     told = {row["image"]: row["class"] for table in tables for row in csv.DictReader(table)}
     assert told == {f"inbox/{number}.png": f"pattern {label}" for number, label in enumerate(labels)}
 
 
 @pytest.mark.integration
-def test_without_a_prefix_there_is_nothing_to_do(airflow: AirflowInProcess, finished: Line) -> None:
+def test_without_a_prefix_there_is_nothing_to_do(airflow: AirflowInProcess, finished_pipeline: Pipeline) -> None:
     code, output = airflow.test_dag("fmnist_predict")
     assert code == 0, output
-    assert list(finished.store.list("predictions/")) == []
+    assert list(finished_pipeline.store.list("predictions/")) == []
 
 
 @pytest.mark.integration
-def test_the_watch_tells_when_a_run_last_ended_well(airflow: AirflowInProcess, finished: Line) -> None:
+def test_the_watch_tells_when_a_run_last_ended_well(airflow: AirflowInProcess, finished_pipeline: Pipeline) -> None:
     code, output = airflow.test_dag("fmnist_watch")
     assert code == 0, output
     assert "The last run that ended well did so at" in output

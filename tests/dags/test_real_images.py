@@ -13,9 +13,9 @@ import pytest
 from fmnist_tasks import service
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import Settings
-from tests.support.airflow_home import Airflow
-from tests.support.minio_server import Server
-from tests.support.pipeline import Line
+from tests.support.airflow_home import AirflowInstallation
+from tests.support.minio_server import MinioServer
+from tests.support.pipeline import Pipeline
 
 pytestmark = pytest.mark.integration
 
@@ -33,33 +33,37 @@ print((probabilities.argmax(axis=1) == labels).mean())
 
 
 def test_quick_on_the_real_images_passes_the_gate_and_plain_keras_agrees(
-    migrated: Path, tmp_path: Path, server: Server, minio: S3Store
+    migrated_home: Path, tmp_path: Path, minio_server: MinioServer, minio_store: S3Store
 ) -> None:
     cache = Settings.from_environment().cache / "fashion-mnist"
-    real = {"FMNIST_STORE": server.uri(minio.bucket), "FMNIST_DATASET": "", "FMNIST_DATA_DIR": str(cache)}
-    airflow = Airflow(migrated, Line(tmp_path), real)
-    code, output = airflow.run()
+    real = {
+        "FMNIST_STORE": minio_server.build_uri(minio_store.bucket),
+        "FMNIST_DATASET": "",
+        "FMNIST_DATA_DIR": str(cache),
+    }
+    airflow = AirflowInstallation(migrated_home, Pipeline(tmp_path), real)
+    code, output = airflow.run_dag()
     assert code == 0, output
-    entry = service.in_service(minio)
+    entry = service.in_service(minio_store)
     assert re.search(rf"promote +done .*{entry.version} is the champion, number 1", output)
     for row in (
         "validation accuracy, base +9",
         "test accuracy, base +9",
         "accuracy gate +promote",
         "promotion gate +promote",
-        f"model +{server.endpoint}/{minio.bucket}/releases/{entry.version}/model.h5",
+        f"model +{minio_server.endpoint}/{minio_store.bucket}/releases/{entry.version}/model.h5",
     ):
         assert re.search(row, output), row
-    manifest = service.open_release(minio, entry.version).manifest
+    manifest = service.open_release(minio_store, entry.version).manifest
     accuracy = manifest["figures"]["test"]["accuracy"]
     assert manifest["figures"]["test"]["images"] == 10_000
     assert accuracy >= 0.92
     assert manifest["figures"]["base_test_accuracy"] >= 0.92
-    (extra,) = airflow.query("select extra from asset_event")[-1]
+    (extra,) = airflow.query_database("select extra from asset_event")[-1]
     assert json.loads(extra)["accuracy"] == accuracy
 
     model = tmp_path / "model.h5"
-    model.write_bytes(minio.get(manifest["files"]["model.h5"]["uri"]))
+    model.write_bytes(minio_store.get(manifest["files"]["model.h5"]["uri"]))
     arguments = [sys.executable, "-c", PROGRAM, manifest["data"]["source"], str(model)]
     ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(ended.stdout) == pytest.approx(accuracy, abs=1e-9)

@@ -12,8 +12,8 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID
 from tests.support.airflow_in_process import AirflowInProcess
-from tests.support.minio_server import Server
-from tests.support.pipeline import Line
+from tests.support.minio_server import MinioServer
+from tests.support.pipeline import Pipeline
 from tests.support.replay import replay_steps
 
 pytestmark = pytest.mark.integration
@@ -23,20 +23,20 @@ HELD = {"approval": True, "policy": {"speed": {"bytes_at_most": 1}}}
 
 
 def test_a_run_that_passes_emits_the_champion_and_a_task_can_be_run_alone(
-    airflow: AirflowInProcess, replayed: Line
+    airflow: AirflowInProcess, replaying_pipeline: Pipeline
 ) -> None:
     code, output = airflow.test_dag(**QUICK, candidates=2)
     assert code == 0, output
     assert "train-0 done" in output
     assert "train-1 done" in output
-    entry = service.in_service(replayed.store)
+    entry = service.in_service(replaying_pipeline.store)
     assert re.search(rf"promote done .*{entry.version} is the champion, number 1", output)
-    (extra,) = airflow.query("select extra from asset_event order by id")[-1]
+    (extra,) = airflow.query_database("select extra from asset_event order by id")[-1]
     assert json.loads(extra)["version"] == entry.version
     assert json.loads(extra)["accuracy"] > 0.92
 
-    run_id = service.open_release(replayed.store, entry.version).manifest["run_id"]
-    rows = airflow.query(f"select key, value from xcom where run_id = '{run_id}'")  # noqa: S608
+    run_id = service.open_release(replaying_pipeline.store, entry.version).manifest["run_id"]
+    rows = airflow.query_database(f"select key, value from xcom where run_id = '{run_id}'")  # noqa: S608
     assert len(rows) == 18  # one for each task that ran, `train` twice, and the three links
     links = sorted(json.loads(value) for key, value in rows if key.startswith("_link_"))
     assert [link.partition("/fmnist/")[2].split("/")[0] for link in links] == ["releases", "runs", "runs"]
@@ -44,24 +44,24 @@ def test_a_run_that_passes_emits_the_champion_and_a_task_can_be_run_alone(
     code, output = airflow("tasks", "test", DAG_ID, "base_model.accuracy_gate", run_id)
     assert code == 0, output
     assert "accuracy_gate done" in output
-    assert len(champion.history(replayed.store)) == 1
+    assert len(champion.history(replaying_pipeline.store)) == 1
 
 
-def test_nothing_changed_ends_green_without_training(airflow: AirflowInProcess, finished: Line) -> None:
-    before = champion.history(finished.store)
+def test_nothing_changed_ends_green_without_training(airflow: AirflowInProcess, finished_pipeline: Pipeline) -> None:
+    before = champion.history(finished_pipeline.store)
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
     assert "nothing changed: data, code and parameters are those of the champion" in output
     assert "train-0 begins" not in output
-    assert champion.history(finished.store) == before
+    assert champion.history(finished_pipeline.store) == before
 
 
 def test_a_weak_model_ends_red_with_an_alert_and_the_champion_stays(
-    airflow: AirflowInProcess, finished: Line, monkeypatch: pytest.MonkeyPatch
+    airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded = json.loads(finished.store.get("runs/run-1/evaluate_base.json"))["result"]["test"]
-    replay_steps(monkeypatch, finished.store, {"evaluate_base": {"test": {**recorded, "accuracy": 0.995}}})
-    before = champion.history(finished.store)
+    recorded = json.loads(finished_pipeline.store.get("runs/run-1/evaluate_base.json"))["result"]["test"]
+    replay_steps(monkeypatch, finished_pipeline.store, {"evaluate_base": {"test": {**recorded, "accuracy": 0.995}}})
+    before = champion.history(finished_pipeline.store)
     code, output = airflow.test_dag(**QUICK, accuracy_threshold=0.999)
     assert code == 1, output
     assert re.search(
@@ -71,12 +71,12 @@ def test_a_weak_model_ends_red_with_an_alert_and_the_champion_stays(
     assert f"Champion in service: {before[-1].version}" in output
     assert output.count("ALERT") == 1
     assert "fine_tune begins" not in output
-    assert champion.history(finished.store) == before
-    assert len(releases.versions(finished.store)) == 1
+    assert champion.history(finished_pipeline.store) == before
+    assert len(releases.versions(finished_pipeline.store)) == 1
 
 
-def test_bad_data_ends_red_without_a_second_try(airflow: AirflowInProcess, line: Line) -> None:
-    (line.data / "train_labels.gz").write_bytes(b"\x1f\x8bdamaged")
+def test_bad_data_ends_red_without_a_second_try(airflow: AirflowInProcess, pipeline: Pipeline) -> None:
+    (pipeline.data / "train_labels.gz").write_bytes(b"\x1f\x8bdamaged")
     code, output = airflow.test_dag(**QUICK)
     assert code == 1, output
     assert output.count("ingest begins") == 1
@@ -85,8 +85,8 @@ def test_bad_data_ends_red_without_a_second_try(airflow: AirflowInProcess, line:
     assert "There is no champion yet" in output
 
 
-def test_a_store_that_does_not_answer_is_tried_again(airflow: AirflowInProcess, line: Line) -> None:
-    (line.home / "store").write_text("no folder")
+def test_a_store_that_does_not_answer_is_tried_again(airflow: AirflowInProcess, pipeline: Pipeline) -> None:
+    (pipeline.home / "store").write_text("no folder")
     code, output = airflow.test_dag(**QUICK)
     assert code == 1, output
     assert output.count("ingest begins") == 3
@@ -94,11 +94,11 @@ def test_a_store_that_does_not_answer_is_tried_again(airflow: AirflowInProcess, 
     assert "Not a directory; free space" in output
 
 
-def test_a_run_without_a_scheduler_never_waits(airflow: AirflowInProcess, replayed: Line) -> None:
+def test_a_run_without_a_scheduler_never_waits(airflow: AirflowInProcess, replaying_pipeline: Pipeline) -> None:
     code, output = airflow.test_dag(**QUICK, **HELD)
     assert code == 1, output
     assert "candidate rejected: the size in bytes is" in output
-    assert champion.champion(replayed.store) is None
+    assert champion.champion(replaying_pipeline.store) is None
 
 
 def test_the_command_line_knows_the_dag(airflow: AirflowInProcess) -> None:
@@ -111,29 +111,33 @@ def test_the_command_line_knows_the_dag(airflow: AirflowInProcess) -> None:
 
 
 def test_a_store_in_a_connection_of_airflow_serves_and_its_secret_is_shown_nowhere(
-    airflow: AirflowInProcess, replayed: Line, server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch
+    airflow: AirflowInProcess,
+    replaying_pipeline: Pipeline,
+    minio_server: MinioServer,
+    minio_store: S3Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    minio.put("incoming/bad.npz", b"no batch")  # the bucket is an administrator's to make
-    for stat in replayed.store.list("blobs/"):
-        minio.put(stat.key, replayed.store.get(stat.key))
-    user = server.user("publisher", minio.bucket)
+    minio_store.put("incoming/bad.npz", b"no batch")  # the bucket is an administrator's to make
+    for stat in replaying_pipeline.store.list("blobs/"):
+        minio_store.put(stat.key, replaying_pipeline.store.get(stat.key))
+    user = minio_server.create_user("publisher", minio_store.bucket)
     for name in user:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("FMNIST_STORE", f"s3://{minio.bucket}?connection=fmnist_store")
+    monkeypatch.setenv("FMNIST_STORE", f"s3://{minio_store.bucket}?connection=fmnist_store")
     login, secret = user.values()
-    extra = json.dumps({"endpoint_url": server.endpoint})
+    extra = json.dumps({"endpoint_url": minio_server.endpoint})
     named = ["--conn-type", "generic", "--conn-login", login, "--conn-password", secret, "--conn-extra", extra]
     code, output = airflow("connections", "add", "fmnist_store", *named)
     assert code == 0, output
     try:
         code, output = airflow.test_dag(**QUICK)
         assert code == 0, output
-        entry = service.in_service(minio)
+        entry = service.in_service(minio_store)
         assert "quarantined" in output
-        assert len(releases.read_files(minio, releases.read_manifest(minio, entry.version))) >= 8
-        assert list(replayed.store.list("runs/")) == []
+        assert len(releases.read_files(minio_store, releases.read_manifest(minio_store, entry.version))) >= 8
+        assert list(replaying_pipeline.store.list("runs/")) == []
         logs = [path.read_bytes() for path in airflow.home.rglob("*.log")]
-        told = b"\n".join([output.encode(), *logs, *(minio.get(stat.key) for stat in minio.list(""))])
+        told = b"\n".join([output.encode(), *logs, *(minio_store.get(stat.key) for stat in minio_store.list(""))])
         assert secret.encode() not in told
         assert b"AWS4-HMAC-SHA256" not in told
 
@@ -145,7 +149,11 @@ def test_a_store_in_a_connection_of_airflow_serves_and_its_secret_is_shown_nowhe
 
 
 def test_wrong_credentials_end_red_at_once_and_show_nothing(
-    airflow: AirflowInProcess, line: Line, server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch
+    airflow: AirflowInProcess,
+    pipeline: Pipeline,
+    minio_server: MinioServer,
+    minio_store: S3Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MINIO_ACCESS_KEY", "nobody")
     monkeypatch.setenv("MINIO_SECRET_KEY", "s3cr3t-enough")

@@ -6,8 +6,11 @@ import pytest
 from fmnist_tasks.data.checks import Sample, check_samples
 from tests.support import synthetic
 
-IMAGES, LABELS = synthetic.images(400, 3)
-TRAINING, TEST = Sample("training", *synthetic.images(1600, 1), 1600), Sample("test", *synthetic.images(600, 2), 600)
+IMAGES, LABELS = synthetic.make_images(400, 3)
+TRAINING, TEST = (
+    Sample("training", *synthetic.make_images(1600, 1), 1600),
+    Sample("test", *synthetic.make_images(600, 2), 600),
+)
 
 
 def failed(images: np.ndarray, labels: np.ndarray = LABELS, count: int | None = None) -> dict[str, str]:

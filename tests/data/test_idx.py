@@ -16,7 +16,7 @@ IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 
 
 def test_what_was_written_is_read() -> None:
-    np.testing.assert_array_equal(parse_idx(synthetic.idx(IMAGES), "f"), IMAGES)
+    np.testing.assert_array_equal(parse_idx(synthetic.encode_idx(IMAGES), "f"), IMAGES)
 
 
 def test_the_program_in_the_readme_writes_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,9 +35,9 @@ def test_the_program_in_the_readme_writes_what_is_read(tmp_path: Path, monkeypat
         (b"", "is no IDX file"),
         (b"PK\x03\x04", "is no IDX file"),
         (b"\0\0\x0d\x01" + bytes(8), "is no IDX file"),  # floats
-        (synthetic.idx(IMAGES)[:9], "header is cut short"),
-        (synthetic.idx(IMAGES)[:-1], "header says 2 x 3 x 4, 40 bytes; has 39"),
-        (synthetic.idx(IMAGES) + b"x", "has 41"),
+        (synthetic.encode_idx(IMAGES)[:9], "header is cut short"),
+        (synthetic.encode_idx(IMAGES)[:-1], "header says 2 x 3 x 4, 40 bytes; has 39"),
+        (synthetic.encode_idx(IMAGES) + b"x", "has 41"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "has 16"),  # a header that promises 2^96 bytes
     ],
 )

@@ -24,7 +24,7 @@ class Parts:
     """Made images in parts that are all different, and how often each part was read."""
 
     def __init__(self, *counts: int) -> None:
-        images, labels = synthetic.images(sum(counts), 1)
+        images, labels = synthetic.make_images(sum(counts), 1)
         images[:, 0, 0], images[:, 0, 1] = np.arange(len(images)) % 256, np.arange(len(images)) // 256
         self.images, self.labels = images, labels
         ends = np.cumsum(counts)
@@ -95,7 +95,7 @@ def test_what_has_room_is_read_once_and_the_rest_in_every_epoch() -> None:
 
 def test_memory_is_bounded_by_window_and_room(store: FolderStore) -> None:
     """40,000 images are 31 MB; 2,000 at a time and 4,000 kept are 5."""
-    parts = [make_part(store, "train", f"batch {seed}", *synthetic.images(2_000, seed)) for seed in range(20)]
+    parts = [make_part(store, "train", f"batch {seed}", *synthetic.make_images(2_000, seed)) for seed in range(20)]
     training = Training([(2_000, partial(chunks, store, part)) for part in parts], window=2_000, room=4_000)
     tracemalloc.start()
     try:
@@ -107,20 +107,22 @@ def test_memory_is_bounded_by_window_and_room(store: FolderStore) -> None:
     assert peak < 12 << 20
 
 
-def test_a_part_is_read_in_chunks_and_only_the_rows_asked_for(either: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_read_in_chunks_and_only_the_rows_asked_for(
+    store_of_each_kind: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fmnist_tasks.data.dataset._CHUNK", 30)
-    images, labels = synthetic.images(100, 1)
-    part = make_part(either, "train", "base", np.asfortranarray(images), labels.astype(np.int64))
+    images, labels = synthetic.make_images(100, 1)
+    part = make_part(store_of_each_kind, "train", "base", np.asfortranarray(images), labels.astype(np.int64))
     rows = np.array([0, 29, 30, 31, 99])
-    found = list(chunks(either, part, rows))
+    found = list(chunks(store_of_each_kind, part, rows))
     assert [len(chunk[1]) for chunk in found] == [2, 2, 0, 1]
     np.testing.assert_array_equal(np.concatenate([chunk[0] for chunk in found]), images[rows])
     np.testing.assert_array_equal(np.concatenate([chunk[1] for chunk in found]), labels[rows])
-    np.testing.assert_array_equal(np.concatenate([chunk[0] for chunk in chunks(either, part)]), images)
+    np.testing.assert_array_equal(np.concatenate([chunk[0] for chunk in chunks(store_of_each_kind, part)]), images)
 
 
 def test_a_part_that_was_damaged_since_is_noticed_in_the_epoch_that_reads_it(store: FolderStore) -> None:
-    part = make_part(store, "train", "base", *synthetic.images(100, 1))
+    part = make_part(store, "train", "base", *synthetic.make_images(100, 1))
     training = Training([(100, partial(chunks, store, part))], window=50, room=0)
     assert sum(len(labels) for _, labels in training.windows(0, 0)) == 100
     key = part["blob"]["uri"]

@@ -27,38 +27,38 @@ from fmnist_tasks.errors import DataError, SettingsError
 from fmnist_tasks.settings import PROJECT, Settings
 from tests.support import synthetic
 from tests.support.certificate import make_certificate
-from tests.support.pipeline import Line
+from tests.support.pipeline import Pipeline
 from tests.support.requirements import APT, NETWORK, require
 
 
-def declared(line: Line, **changes: object) -> tuple[Declaration, Settings]:
+def declared(pipeline: Pipeline, **changes: object) -> tuple[Declaration, Settings]:
     settings = Settings.from_environment()
     return replace(read_declaration(settings.dataset), **changes), settings  # type: ignore[arg-type]
 
 
-def test_the_folder_named_by_the_user_serves(line: Line) -> None:
-    arrays, source = load_base(*declared(line))
-    assert source == str(line.data)
+def test_the_folder_named_by_the_user_serves(pipeline: Pipeline) -> None:
+    arrays, source = load_base(*declared(pipeline))
+    assert source == str(pipeline.data)
     assert arrays["train_images"].shape == (1600, 28, 28)
     assert arrays["test_labels"].dtype == np.uint8
 
 
-def test_the_cache_comes_first_unless_a_file_in_it_is_damaged(line: Line) -> None:
-    cache = line.home / "cache" / "made"
-    shutil.copytree(line.data, cache)
-    assert load_base(*declared(line))[1] == str(cache)
+def test_the_cache_comes_first_unless_a_file_in_it_is_damaged(pipeline: Pipeline) -> None:
+    cache = pipeline.home / "cache" / "made"
+    shutil.copytree(pipeline.data, cache)
+    assert load_base(*declared(pipeline))[1] == str(cache)
     (cache / "train_labels.gz").write_bytes(b"\x1f\x8bdamaged")
-    assert load_base(*declared(line))[1] == str(line.data)
+    assert load_base(*declared(pipeline))[1] == str(pipeline.data)
 
 
 def test_the_system_folder_serves_when_no_other_does(
-    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.move(line.data, tmp_path / "datasets" / "made")
-    shutil.copy(tmp_path / "datasets" / "made" / "made.toml", line.home)
-    monkeypatch.setenv("FMNIST_DATASET", str(line.home / "made.toml"))
+    shutil.move(pipeline.data, tmp_path / "datasets" / "made")
+    shutil.copy(tmp_path / "datasets" / "made" / "made.toml", pipeline.home)
+    monkeypatch.setenv("FMNIST_DATASET", str(pipeline.home / "made.toml"))
     monkeypatch.setattr(sources, "SYSTEM_FOLDER", tmp_path / "datasets")
-    assert load_base(*declared(line))[1] == str(tmp_path / "datasets" / "made")
+    assert load_base(*declared(pipeline))[1] == str(tmp_path / "datasets" / "made")
 
 
 def damaged(path: Path, how: str) -> None:
@@ -85,18 +85,18 @@ def damaged(path: Path, how: str) -> None:
         ("altered", "train_images.gz: SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}; delete the file"),
     ],
 )
-def test_a_file_that_is_not_intact_is_named_with_what_to_do(line: Line, how: str, message: str) -> None:
-    damaged(line.data / "train_images.gz", how)
+def test_a_file_that_is_not_intact_is_named_with_what_to_do(pipeline: Pipeline, how: str, message: str) -> None:
+    damaged(pipeline.data / "train_images.gz", how)
     with pytest.raises(DataError, match=rf"(?s)no source has its four files intact.*{message}.*FMNIST_DATA_DIR"):
-        load_base(*declared(line))
+        load_base(*declared(pipeline))
 
 
 @pytest.fixture
-def web(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def web(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The made files behind HTTPS, with a certificate that only this test trusts, and nowhere else."""
     certificate, key = make_certificate(tmp_path)
-    shutil.move(line.data, tmp_path / "served")
-    shutil.copytree(tmp_path / "served", line.data, ignore=shutil.ignore_patterns("*.gz"))
+    shutil.move(pipeline.data, tmp_path / "served")
+    shutil.copytree(tmp_path / "served", pipeline.data, ignore=shutil.ignore_patterns("*.gz"))
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -117,32 +117,32 @@ def web(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.mark.integration
-def test_files_from_the_web_enter_the_cache_and_serve_from_there(line: Line, web: str) -> None:
-    assert load_base(*declared(line, url=web))[1] == web
-    assert load_base(*declared(line, url=web))[1] == str(line.home / "cache" / "made")
+def test_files_from_the_web_enter_the_cache_and_serve_from_there(pipeline: Pipeline, web: str) -> None:
+    assert load_base(*declared(pipeline, url=web))[1] == web
+    assert load_base(*declared(pipeline, url=web))[1] == str(pipeline.home / "cache" / "made")
 
 
 @pytest.mark.integration
-def test_a_file_altered_on_the_web_does_not_enter_the_cache(line: Line, web: str, tmp_path: Path) -> None:
+def test_a_file_altered_on_the_web_does_not_enter_the_cache(pipeline: Pipeline, web: str, tmp_path: Path) -> None:
     damaged(tmp_path / "served" / "train_images.gz", "altered")
     with pytest.raises(DataError, match="SHA-256 is"):
-        load_base(*declared(line, url=web))
-    assert not (line.home / "cache" / "made" / "train_images.gz").exists()
+        load_base(*declared(pipeline, url=web))
+    assert not (pipeline.home / "cache" / "made" / "train_images.gz").exists()
 
 
 @pytest.mark.integration
-def test_a_web_server_that_is_not_there_is_one_reason_among_others(line: Line) -> None:
-    damaged(line.data / "test_labels.gz", "missing")
+def test_a_web_server_that_is_not_there_is_one_reason_among_others(pipeline: Pipeline) -> None:
+    damaged(pipeline.data / "test_labels.gz", "missing")
     with pytest.raises(DataError, match=r"https://127.0.0.1:9/train_images.gz: .*refused"):
-        load_base(*declared(line, url="https://127.0.0.1:9/"))
+        load_base(*declared(pipeline, url="https://127.0.0.1:9/"))
 
 
 @pytest.fixture
-def programs(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def programs(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder on the PATH; a dataset that only a Debian package has."""
-    shutil.move(line.data, tmp_path / "packaged")
-    shutil.copytree(tmp_path / "packaged", line.data, ignore=shutil.ignore_patterns("*.gz"))
-    declaration = line.data / "made.toml"
+    shutil.move(pipeline.data, tmp_path / "packaged")
+    shutil.copytree(tmp_path / "packaged", pipeline.data, ignore=shutil.ignore_patterns("*.gz"))
+    declaration = pipeline.data / "made.toml"
     declaration.write_text('debian_package = "dataset-made"\n' + declaration.read_text())
     monkeypatch.setattr(sources, "SYSTEM_FOLDER", tmp_path / "system")
     (tmp_path / "programs").mkdir()
@@ -174,45 +174,47 @@ def debian(programs: Path, tmp_path: Path) -> Path:
     return called
 
 
-def test_a_dataset_that_nothing_else_serves_comes_from_its_debian_package(line: Line, debian: Path) -> None:
+def test_a_dataset_that_nothing_else_serves_comes_from_its_debian_package(pipeline: Pipeline, debian: Path) -> None:
     result = CliRunner().invoke(app, ["download"])
     assert result.exit_code == 0, result.output
     assert "from Debian package dataset-made" in result.stdout
-    assert load_base(*declared(line))[1] == str(line.home / "cache" / "made")
-    assert [path.name for path in (line.home / "cache").iterdir()] == ["made"]
+    assert load_base(*declared(pipeline))[1] == str(pipeline.home / "cache" / "made")
+    assert [path.name for path in (pipeline.home / "cache").iterdir()] == ["made"]
 
 
-def test_apt_changes_nothing_of_the_system(line: Line, debian: Path) -> None:
-    load_base(*declared(line))
+def test_apt_changes_nothing_of_the_system(pipeline: Pipeline, debian: Path) -> None:
+    load_base(*declared(pipeline))
     text = debian.read_text()
     calls = [called for called in text.splitlines() if called.startswith("-c apt.conf ")]
     assert calls == ["-c apt.conf update", "-c apt.conf download dataset-made"]
     folders = re.findall(r'Dir::(?:State|Cache) "(.*)";', text)
     assert len(folders) == 4
-    assert all(Path(folder).is_relative_to(line.home / "cache") for folder in folders)
+    assert all(Path(folder).is_relative_to(pipeline.home / "cache") for folder in folders)
     assert text.count("#clear APT::Update;") == 2
 
 
-def test_an_altered_file_of_a_debian_package_does_not_enter_the_cache(line: Line, debian: Path, tmp_path: Path) -> None:
+def test_an_altered_file_of_a_debian_package_does_not_enter_the_cache(
+    pipeline: Pipeline, debian: Path, tmp_path: Path
+) -> None:
     damaged(tmp_path / "packaged" / "test_labels.gz", "altered")
     with pytest.raises(DataError, match=r"Debian package dataset-made: test_labels.gz: SHA-256 is"):
-        load_base(*declared(line))
-    assert list((line.home / "cache").rglob("*.gz")) == []
+        load_base(*declared(pipeline))
+    assert list((pipeline.home / "cache").rglob("*.gz")) == []
 
 
-def test_why_no_debian_package_could_be_fetched(line: Line, programs: Path) -> None:
+def test_why_no_debian_package_could_be_fetched(pipeline: Pipeline, programs: Path) -> None:
     """The reason names the program and what it said; what to do follows."""
     with pytest.raises(DataError, match=r"(?s)Debian package dataset-made: there is no apt-get on this .*FMNIST_DATA"):
-        load_base(*declared(line))
+        load_base(*declared(pipeline))
     stand_in(programs / "apt-get", "[ $3 = update ] && { echo 'W: no server answers' >&2; exit; }", "exit 100")
     with pytest.raises(DataError, match=r"`apt-get -c apt.conf download dataset-made` .* code 100: W: no server ans"):
-        load_base(*declared(line))
+        load_base(*declared(pipeline))
     stand_in(programs / "apt-get", "touch dataset-made_1_all.deb")
     with pytest.raises(DataError, match="there is no dpkg-deb on this machine"):
-        load_base(*declared(line))
+        load_base(*declared(pipeline))
     stand_in(programs / "dpkg-deb", "echo 'error: is no archive' >&2; exit 2")
     with pytest.raises(DataError, match=r"`dpkg-deb .*` ended with exit code 2: error: is no archive"):
-        load_base(*declared(line))
+        load_base(*declared(pipeline))
 
 
 AS_NOBODY = """\
@@ -266,15 +268,15 @@ def test_the_real_package_is_fetched_by_one_who_is_not_root() -> None:
         ('name = "x"\ntitle = "x"\nclasses = ["a"]\nfiles = {}', "needs the files"),
     ],
 )
-def test_a_declaration_that_lacks_something(line: Line, text: str, message: str) -> None:
-    path = line.data / "made.toml"
+def test_a_declaration_that_lacks_something(pipeline: Pipeline, text: str, message: str) -> None:
+    path = pipeline.data / "made.toml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=message):
         read_declaration(path)
 
 
-def test_a_declaration_without_encryption_or_with_one_class(line: Line) -> None:
-    path = line.data / "made.toml"
+def test_a_declaration_without_encryption_or_with_one_class(pipeline: Pipeline) -> None:
+    path = pipeline.data / "made.toml"
     original = path.read_text()
     path.write_text('url = "http://example.org/"\n' + original)
     with pytest.raises(SettingsError, match="must begin with https"):

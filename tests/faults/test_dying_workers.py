@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.airflow_home import until
+from tests.support.airflow_home import wait_until
 from tests.support.fault_cluster import FaultCluster
 
 pytestmark = pytest.mark.exhaustive
@@ -21,22 +21,24 @@ Record = Callable[[str, object], None]
 def test_workers_that_die_in_training_cost_one_epoch_each_at_most(
     cluster: FaultCluster, step: str, deaths: list[int], record_property: Record
 ) -> None:
-    cluster.worker()
-    run_id, kept = cluster.begin(), []
+    cluster.start_worker()
+    run_id, kept = cluster.trigger_run(), []
     for attempt, checkpoints in enumerate(deaths, start=1):
-        cluster.worker()  # who takes over
-        dead = cluster.begun(run_id, step, attempt)
-        until(lambda checkpoints=checkpoints: cluster.epochs(run_id, step) >= checkpoints, every=0.1)
+        cluster.start_worker()  # who takes over
+        dead = cluster.wait_for_start(run_id, step, attempt)
+        wait_until(
+            lambda checkpoints=checkpoints: cluster.count_checkpointed_epochs(run_id, step) >= checkpoints, every=0.1
+        )
         next(worker for worker in cluster.workers if worker.name == dead).kill()
-        kept.append(cluster.epochs(run_id, step))
-        again = cluster.begun(run_id, step, attempt + 1)
+        kept.append(cluster.count_checkpointed_epochs(run_id, step))
+        again = cluster.wait_for_start(run_id, step, attempt + 1)
         assert again != dead
-    assert cluster.ended(run_id) == "success"
-    assert cluster.tasks(run_id)[step]["try_number"] == len(deaths) + 1
+    assert cluster.wait_for_end(run_id) == "success"
+    assert cluster.read_tasks(run_id)[step]["try_number"] == len(deaths) + 1
     for attempt, epochs in enumerate(kept, start=2):
-        log = cluster.task_log(run_id, step, attempt)
+        log = cluster.read_task_log(run_id, step, attempt)
         resumed = f"{epochs:06d}" in log if epochs else "going on from" not in log
         assert resumed, log
-    cluster.one_release(run_id)
-    assert cluster.alerts(run_id) == ["champion changed"]
+    cluster.check_only_release(run_id)
+    assert cluster.list_alerts(run_id) == ["champion changed"]
     record_property("shown", f"killed in {step} after {kept} kept epochs, which another worker went on from")

@@ -27,7 +27,7 @@ LASTING = ("scheduler", "dag-processor", "triggerer", "api-server")
 
 def memory(cluster: FaultCluster) -> list[int]:
     """Bytes of each process that stays between two runs: Airflow's services and the worker, with their children."""
-    first = [psutil.Process(cluster.supervisor.pid(name)) for name in LASTING]
+    first = [psutil.Process(cluster.supervisor.find_pid(name)) for name in LASTING]
     first += [psutil.Process(host.process.pid) for host in cluster.workers if host.process]
     found = []
     for one in (one for process in first for one in (process, *process.children(recursive=True))):
@@ -38,7 +38,7 @@ def memory(cluster: FaultCluster) -> list[int]:
 
 def xcom_rows(cluster: FaultCluster) -> int:
     """How many rows of XCom Airflow's database has."""
-    secret = {"PGPASSWORD": cluster.declared.settings()["POSTGRES_PASSWORD"]}
+    secret = {"PGPASSWORD": cluster.local_cluster.provide_settings()["POSTGRES_PASSWORD"]}
     command = ["psql", "-h", cluster.address, "-U", "airflow", "-d", "airflow", "-Atc", "select count(*) from xcom"]
     return int(subprocess.run(command, env=os.environ | secret, capture_output=True, text=True, check=True).stdout)
 
@@ -50,10 +50,10 @@ def folders(cluster: FaultCluster, kind: str) -> set[str]:
 
 def week(cluster: FaultCluster, number: int) -> dict[str, float]:
     """One run with a new batch, and what there is after it."""
-    pixels, labels = synthetic.images(A_WEEK, 100 + number)
-    cluster.store.put(f"incoming/week-{number:02d}.npz", synthetic.npz(images=pixels, labels=labels))
+    pixels, labels = synthetic.make_images(A_WEEK, 100 + number)
+    cluster.store.put(f"incoming/week-{number:02d}.npz", synthetic.encode_npz(images=pixels, labels=labels))
     began = time.monotonic()
-    assert cluster.ended(cluster.begin()) == "success"
+    assert cluster.wait_for_end(cluster.trigger_run()) == "success"
     seconds, lasting = time.monotonic() - began, memory(cluster)
     return {
         "seconds": round(seconds, 1),
@@ -68,7 +68,7 @@ def week(cluster: FaultCluster, number: int) -> dict[str, float]:
 
 
 def test_thirty_weeks_in_a_row(cluster: FaultCluster, record_property: Callable[[str, object], None]) -> None:
-    cluster.worker()
+    cluster.start_worker()
     table = []
     for number in range(1, WEEKS + 1):
         table.append(week(cluster, number))

@@ -13,17 +13,17 @@ from fmnist_tasks.settings import PROFILES
 
 
 @pytest.fixture(scope="session")
-def saved() -> bytes:
+def saved_model() -> bytes:
     """An untrained model with both outputs, as the bytes of its `.h5`."""
     keras.utils.set_random_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (600, 28, 28), dtype=np.uint8)
     untrained = trained(PROFILES["quick"], 10, build(PROFILES["quick"], 10))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fmnist_tasks.model.probe.fitted", unfitted)
+        patch.setattr("fmnist_tasks.model.probe.fitted", make_unfitted_probe)
         return h5.save(novelty.publishable(untrained, Training.of(images, np.zeros(len(images), np.uint8))))
 
 
-def unfitted(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def make_unfitted_probe(features: np.ndarray, wanted: np.ndarray, hidden: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights of a probe that has learnt nothing."""
     random = np.random.default_rng(1)
     sizes = ((features.shape[1], hidden), (hidden, 1))

@@ -8,7 +8,7 @@ import pytest
 from fmnist_tasks.model.fakes import FAMILIES, SHOWN, fake_images
 from tests.support import synthetic
 
-REAL = synthetic.images(200, 1)[0]
+REAL = synthetic.make_images(200, 1)[0]
 
 
 def fakes(family: str, count: int = 100, seed: int = 0) -> np.ndarray:

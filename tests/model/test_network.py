@@ -34,8 +34,8 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
 
 
 def small(count: int = 320) -> Arrays:
-    images, labels = synthetic.images(count, 1)
-    held = synthetic.images(100, 2)
+    images, labels = synthetic.make_images(count, 1)
+    held = synthetic.make_images(100, 2)
     return Arrays(Training.of(images, labels), *held, *held)
 
 
@@ -68,14 +68,14 @@ def test_the_published_form_of_every_profile_keeps_the_answers(name: str) -> Non
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([random.uniform(0.5, 2, weight.shape) for weight in layer.get_weights()])
-    classifier, (images, _) = trained(PROFILES[name], 10, network), synthetic.images(20, 1)
+    classifier, (images, _) = trained(PROFILES[name], 10, network), synthetic.make_images(20, 1)
     answers = np.log(h5.classify(published(PROFILES[name], 10, classifier, temperature=1.0), images))
     np.testing.assert_allclose(answers, np.log(h5.classify(classifier, images)), atol=1e-3)
     assert np.ptp(answers, axis=0).max() > 1  # they are not all alike
 
 
 def test_an_image_and_its_mirror_image_get_the_same_answer() -> None:
-    images, _ = synthetic.images(50, 1)
+    images, _ = synthetic.make_images(50, 1)
     classifier = trained(PROFILE, 10, build(PROFILE, 10))
     forth, back = h5.classify(classifier, images), h5.classify(classifier, images[:, :, ::-1])
     np.testing.assert_allclose(forth, back, atol=1e-6)
@@ -129,7 +129,7 @@ def test_cut_mix_takes_a_square_of_the_image_before_and_its_part_of_the_target()
 
 
 def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
-    images, labels = synthetic.images(325, 1)
+    images, labels = synthetic.make_images(325, 1)
 
     def epoch(number: int) -> list[np.ndarray]:
         batches = training_batches(Training.of(images, labels), STAGE, classes=10, seed=0, epoch=number)
@@ -263,7 +263,7 @@ def test_the_published_model_keeps_the_answers_and_knows_noise(checkpoints: Chec
     np.testing.assert_allclose(softened, expected, atol=1e-4)
     bound = novelty.threshold(familiarity)
     assert (familiarity >= bound).mean() == pytest.approx(novelty.LET_THROUGH, abs=0.01)
-    more, _ = synthetic.images(1_000, 3)
+    more, _ = synthetic.make_images(1_000, 3)
     _, mirrored = h5.predict(model, more[:, :, ::-1])
     assert (mirrored >= novelty.threshold(h5.predict(model, more)[1])).mean() > 0.9  # mirror images are clothing
     _, noise_familiarity = h5.predict(model, fake_images("Gaussian noise", arrays.test_images, 50, seed=0))

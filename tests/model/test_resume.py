@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.killed_training import EPOCHS, MOMENTS, train
-from tests.support.processes import apart, survived
+from tests.support.killed_training import EPOCHS, MOMENTS, train_until_killed
+from tests.support.processes import start_process, wait_for_exit
 
 pytestmark = pytest.mark.integration
 
@@ -18,7 +18,7 @@ def live(store: Path, moment: int, epochs: int = EPOCHS) -> list[str]:
     """What the training prints in one life, which a kill at `moment` ends unless that is 0."""
     said = store.with_suffix(".txt")
     said.unlink(missing_ok=True)
-    assert survived(apart(said, train, store, moment, epochs), said) == (moment == 0)
+    assert wait_for_exit(start_process(said, train_until_killed, store, moment, epochs), said) == (moment == 0)
     return said.read_text().splitlines()
 
 

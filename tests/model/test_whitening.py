@@ -16,7 +16,7 @@ def answers(kernel: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def test_answers_are_uncorrelated_equally_strong_and_come_in_opposites() -> None:
-    images, labels = synthetic.images(500, 1)
+    images, labels = synthetic.make_images(500, 1)
     kernel = whitened(np.zeros((3, 3, 1, 18), np.float32), Training.of(images, labels))
     np.testing.assert_array_equal(kernel[..., 0::2], -kernel[..., 1::2])
     covariance = np.cov(answers(kernel[..., 0::2], images).T)
@@ -28,7 +28,7 @@ def test_answers_are_uncorrelated_equally_strong_and_come_in_opposites() -> None
 
 
 def test_the_most_common_components_come_first_and_filters_beyond_all_of_them_stay() -> None:
-    images, labels = synthetic.images(500, 1)
+    images, labels = synthetic.make_images(500, 1)
     training = Training.of(images, labels)
     some, many = np.ones((3, 3, 1, 4), np.float32), np.ones((3, 3, 1, 20), np.float32)
     few, all_of_them = whitened(some, training), whitened(many, training)

@@ -25,11 +25,11 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID, Settings
 from tests.support import synthetic
-from tests.support.airflow_home import QUICK, Airflow, migrate, until
-from tests.support.chromium import launched
-from tests.support.listeners import Hook, Mailbox
-from tests.support.minio_server import Server
-from tests.support.pipeline import Line
+from tests.support.airflow_home import QUICK, AirflowInstallation, copy_migrated_home, wait_until
+from tests.support.chromium import launch_chromium
+from tests.support.listeners import MailServer, WebhookServer
+from tests.support.minio_server import MinioServer
+from tests.support.pipeline import Pipeline
 from tests.support.requirements import CHROMIUM, require
 
 pytestmark = pytest.mark.integration
@@ -49,7 +49,7 @@ def has_chromium() -> None:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE)
-    with launched() as browser:
+    with launch_chromium() as browser:
         yield browser
 
 
@@ -65,11 +65,11 @@ def windows(chromium: Browser) -> Iterator[None]:
 class House:
     """A running Airflow with its store in MinIO and connections for everything in its own database."""
 
-    airflow: Airflow
+    airflow: AirflowInstallation
     told_at_start: str
     store: S3Store
-    mailbox: Mailbox
-    hook: Hook
+    mail_server: MailServer
+    webhook_server: WebhookServer
     secrets: list[str]
 
     @property
@@ -84,8 +84,8 @@ class House:
 
     def told(self, event: str) -> int:
         """How often each channel delivered an alert of this event; both the same."""
-        mails = [mail for mail in self.mailbox.mails if mail["Subject"].endswith(f": {event}")]
-        posts = [post for post in self.hook.posts if post["title"].endswith(f": {event}")]
+        mails = [mail for mail in self.mail_server.mails if mail["Subject"].endswith(f": {event}")]
+        posts = [post for post in self.webhook_server.posts if post["title"].endswith(f": {event}")]
         assert len(mails) == len(posts)
         return len(mails)
 
@@ -103,30 +103,30 @@ class House:
     def outcome(self, page: Page, run_id: str) -> str | None:
         """How the run ends, waited for away from Airflow, whose pages draw and ask all the time that a run goes on."""
         page.goto("about:blank")
-        until(lambda: self.airflow.state(run_id) in {"success", "failed"}, seconds=1800)
-        return self.airflow.state(run_id)
+        wait_until(lambda: self.airflow.read_run_state(run_id) in {"success", "failed"}, seconds=1800)
+        return self.airflow.read_run_state(run_id)
 
     def triggered(self, page: Page) -> str:
         """Press the button of the open form; the id of the run that this makes, and its DAG is switched on."""
-        known = set(self.airflow.query("select run_id from dag_run"))
+        known = set(self.airflow.query_database("select run_id from dag_run"))
         form(page).get_by_role("button", name="Trigger").click()
         runs = "select run_id from dag_run where run_type = 'manual'"
-        ((run_id,),) = until(lambda: set(self.airflow.query(runs)) - known)
+        ((run_id,),) = wait_until(lambda: set(self.airflow.query_database(runs)) - known)
         off = f"select dag_id from dag join dag_run using (dag_id) where is_paused and run_id = '{run_id}'"  # noqa: S608
-        until(lambda: not self.airflow.query(off))  # the form does it after it has made the run
+        wait_until(lambda: not self.airflow.query_database(off))  # the form does it after it has made the run
         return str(run_id)
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, server: Server, finished_home: Path) -> Iterator[House]:
-    line = Line(tmp_path_factory.mktemp("house"))
-    labels = synthetic.images(600, 2)[1]
+def house(tmp_path_factory: pytest.TempPathFactory, minio_server: MinioServer, finished_home: Path) -> Iterator[House]:
+    pipeline = Pipeline(tmp_path_factory.mktemp("house"))
+    labels = synthetic.make_images(600, 2)[1]
     labels[:3] = (labels[:3] + 1) % synthetic.CLASSES  # no model can be right on these
-    synthetic.declare(line.data, test_labels=labels)
+    synthetic.write_dataset(pipeline.data, test_labels=labels)
     with pytest.MonkeyPatch.context() as patch:  # Airflow has the connection alone
-        for name, value in server.credentials.items():
+        for name, value in minio_server.credentials.items():
             patch.setenv(name, value)
-        store = server.store(f"test-{uuid4().hex}")
+        store = minio_server.open_store(f"test-{uuid4().hex}")
     changed = {
         "FMNIST_STORE": f"s3://{store.bucket}?connection=fmnist_store",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
@@ -134,26 +134,39 @@ def house(tmp_path_factory: pytest.TempPathFactory, server: Server, finished_hom
     if PICTURES:
         real = str(Settings.from_environment().cache / "fashion-mnist")
         changed |= {"FMNIST_DATASET": "", "FMNIST_DATA_DIR": real}
-    airflow = Airflow(migrate(line.home / "airflow"), line, changed)
-    with Mailbox(password=uuid4().hex).running() as mailbox, Hook(password=uuid4().hex).running() as hook:
-        login, secret = server.credentials.values()
-        endpoint = {"endpoint_url": server.endpoint}
+    airflow = AirflowInstallation(copy_migrated_home(pipeline.home / "airflow"), pipeline, changed)
+    with (
+        MailServer(password=uuid4().hex).serve() as mail_server,
+        WebhookServer(password=uuid4().hex).serve() as webhook_server,
+    ):
+        login, secret = minio_server.credentials.values()
+        endpoint = {"endpoint_url": minio_server.endpoint}
         bucket = {"conn_type": "generic", "login": login, "password": secret, "extra": endpoint}
-        connections = {"fmnist_mail": json.loads(mailbox.connection), "fmnist_apprise": json.loads(hook.connection)}
-        (line.home / "connections.json").write_text(json.dumps(connections | {"fmnist_store": bucket}))
-        code, output = airflow("airflow", "connections", "import", str(line.home / "connections.json"))
+        connections = {
+            "fmnist_mail": json.loads(mail_server.connection),
+            "fmnist_apprise": json.loads(webhook_server.connection),
+        }
+        (pipeline.home / "connections.json").write_text(json.dumps(connections | {"fmnist_store": bucket}))
+        code, output = airflow("airflow", "connections", "import", str(pipeline.home / "connections.json"))
         assert code == 0, output
         if PICTURES:
-            code, output = airflow.run()
+            code, output = airflow.run_dag()
             assert code == 0, output
         else:
-            finished = Line(finished_home).store
+            finished = Pipeline(finished_home).store
             for stat in finished.list(""):
                 store.put(stat.key, finished.get(stat.key))
-        with airflow.ui() as told:
-            until(lambda: len(airflow.query("select distinct dag_id from serialized_dag")) == 4)
+        with airflow.run_ui() as told:
+            wait_until(lambda: len(airflow.query_database("select distinct dag_id from serialized_dag")) == 4)
             airflow.postpone_schedule()
-            yield House(airflow, told, store, mailbox, hook, [secret, mailbox.password, hook.password])
+            yield House(
+                airflow,
+                told,
+                store,
+                mail_server,
+                webhook_server,
+                [secret, mail_server.password, webhook_server.password],
+            )
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +286,7 @@ def test_a_gate_that_says_no_ends_red_tells_a_person_and_changes_nothing(
     assert champion.history(house.store) == before
 
     assert house.told("rejected") == 1
-    (mail,) = (mail for mail in house.mailbox.mails if mail["Subject"].endswith(": rejected"))
+    (mail,) = (mail for mail in house.mail_server.mails if mail["Subject"].endswith(": rejected"))
     told = mail.get_body(("html",)).get_content()
     assert re.search(r"test accuracy is [0-9.]+%, below the bound of 99.90%", told)
     assert before[-1].version in told
@@ -292,8 +305,8 @@ def test_a_gate_that_says_no_ends_red_tells_a_person_and_changes_nothing(
 def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Browser, pictures: Path) -> None:
     policy = {"speed": {"bytes_at_most": 1}, "champion": {"worse": "hold"}}
     held = QUICK | {"seed": 5, "approval": True, "policy": policy}
-    house.airflow.api(house.url).trigger(DAG_ID, held, "held")
-    until(lambda: house.airflow.asks("held"), seconds=1800)
+    house.airflow.open_api(house.url).trigger_run(DAG_ID, held, "held")
+    wait_until(lambda: house.airflow.is_waiting_for_approval("held"), seconds=1800)
     before = champion.history(house.store)
     assert house.told("hold waiting") == 1
     page = house.enter(chromium)
@@ -320,7 +333,7 @@ def test_a_person_goes_back_by_the_form_and_another_agrees(house: House, chromiu
     what.locator("[name=element_reason]").fill("this week was odd")
     unfolded(page, "Who").locator("label:has([name=element_approval])").click()  # which hides the box itself
     run_id = house.triggered(page)
-    until(lambda: house.airflow.asks(run_id, "fmnist_rollback", "approval"))
+    wait_until(lambda: house.airflow.is_waiting_for_approval(run_id, "fmnist_rollback", "approval"))
     assert champion.history(house.store) == before
     page.goto(f"/dags/fmnist_rollback/runs/{run_id}/tasks/approval/required_actions")
     expect(page.get_by_text("this week was odd")).to_be_visible()
@@ -369,7 +382,7 @@ def test_no_secret_is_in_any_log_nor_in_the_store(house: House) -> None:
     told = b"\n".join([*logs, *(house.store.get(stat.key) for stat in house.store.list(""))])
     assert b"promotion_gate done" in told
     assert b"delivered through fmnist_mail" in told
-    values = json.dumps(house.airflow.query("select value from xcom"), default=str)
+    values = json.dumps(house.airflow.query_database("select value from xcom"), default=str)
     for secret in house.secrets:
         assert secret.encode() not in told
         assert secret not in values

@@ -29,8 +29,8 @@ from fmnist_tasks.registry.documents import unseal
 from fmnist_tasks.registry.runs import read_record
 from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
-from tests.support.hostile_images import HOSTILE, png, saved
-from tests.support.pipeline import Line
+from tests.support.hostile_images import HOSTILE_IMAGES, encode_image, make_png
+from tests.support.pipeline import Pipeline
 from tests.support.synthetic import RUN
 
 HERE = {"sec-fetch-site": "same-origin"}
@@ -68,13 +68,13 @@ def plugin_app() -> FastAPI:
 
 
 @pytest.fixture
-def page(finished: Line) -> TestClient:
+def page(finished_pipeline: Pipeline) -> TestClient:
     return browser(app())
 
 
 @pytest.fixture
-def version(finished: Line) -> str:
-    return service.in_service(finished.store).version
+def version(finished_pipeline: Pipeline) -> str:
+    return service.in_service(finished_pipeline.store).version
 
 
 class Links(HTMLParser):
@@ -89,7 +89,7 @@ class Links(HTMLParser):
         self.found |= {value for name, value in attributes if name in {"href", "src"} and value}
 
 
-def test_an_empty_registry_says_what_to_do(line: Line) -> None:
+def test_an_empty_registry_says_what_to_do(pipeline: Pipeline) -> None:
     page = browser(app())
     text = page.get("/").text
     assert "No champion yet" in text
@@ -99,8 +99,10 @@ def test_an_empty_registry_says_what_to_do(line: Line) -> None:
 
 
 @pytest.mark.integration
-def test_the_overview_tells_of_the_champion_and_every_release(page: TestClient, finished: Line, version: str) -> None:
-    manifest = releases.read_manifest(finished.store, version)
+def test_the_overview_tells_of_the_champion_and_every_release(
+    page: TestClient, finished_pipeline: Pipeline, version: str
+) -> None:
+    manifest = releases.read_manifest(finished_pipeline.store, version)
     text = page.get("/").text
     assert f"{manifest['figures']['test']['accuracy']:.2%}" in text
     assert text.count("<svg") == 2
@@ -110,9 +112,9 @@ def test_the_overview_tells_of_the_champion_and_every_release(page: TestClient, 
 
 @pytest.mark.integration
 def test_a_release_shows_its_checks_classes_families_data_and_pictures(
-    page: TestClient, finished: Line, version: str
+    page: TestClient, finished_pipeline: Pipeline, version: str
 ) -> None:
-    manifest = releases.read_manifest(finished.store, version)
+    manifest = releases.read_manifest(finished_pipeline.store, version)
     text = page.get(f"/releases/{version}").text
     for row in manifest["verdict"]["checks"]:
         assert f">{row['name']}</th>" in text
@@ -130,7 +132,7 @@ def test_a_release_shows_its_checks_classes_families_data_and_pictures(
 
 @pytest.mark.integration
 @pytest.mark.parametrize("root", ["", "/airflow/fmnist"])
-def test_every_link_leads_somewhere_below_the_root(finished: Line, root: str) -> None:
+def test_every_link_leads_somewhere_below_the_root(finished_pipeline: Pipeline, root: str) -> None:
     page = browser(app(), root_path=root)
     seen, waiting = set(), {f"{root}/"}
     while waiting:
@@ -166,20 +168,20 @@ def test_a_run_shows_its_report_and_nothing_else_of_the_store(page: TestClient) 
 
 
 @pytest.mark.integration
-def test_only_files_of_the_manifest_are_served(page: TestClient, version: str, finished: Line) -> None:
-    finished.store.put(f"releases/{version}/secret.txt", b"not of this release")
+def test_only_files_of_the_manifest_are_served(page: TestClient, version: str, finished_pipeline: Pipeline) -> None:
+    finished_pipeline.store.put(f"releases/{version}/secret.txt", b"not of this release")
     for name in ("secret.txt", "../../champion/00000001.json", "manifest.json"):
         assert page.get(f"/releases/{version}/{name}").status_code == 404
     assert page.get(f"/releases/{version}/model.h5").content[:4] == b"\x89HDF"
 
 
 @pytest.mark.integration
-def test_a_person_rolls_back_with_a_reason(page: TestClient, finished: Line, version: str) -> None:
-    finished.succeeded()
+def test_a_person_rolls_back_with_a_reason(page: TestClient, finished_pipeline: Pipeline, version: str) -> None:
+    finished_pipeline.promote_second_release()
     form = {"version": version, "reason": "<script>alert('worse')</script>"}
     answer = page.post("/rollback", data=form, headers=HERE)
     assert (answer.status_code, urlsplit(answer.headers["location"]).path) == (303, "/")
-    entry = service.in_service(finished.store)
+    entry = service.in_service(finished_pipeline.store)
     assert (entry.version, entry.action) == (version, "rollback")
     assert entry.reason == "<script>alert('worse')</script> (ann, on the page)"
     text = page.get("/").text
@@ -204,26 +206,28 @@ def test_a_person_rolls_back_with_a_reason(page: TestClient, finished: Line, ver
         (HERE, 303),
     ],
 )
-def test_another_site_changes_nothing(finished: Line, version: str, headers: dict[str, str], status: int) -> None:
-    finished.succeeded()
+def test_another_site_changes_nothing(
+    finished_pipeline: Pipeline, version: str, headers: dict[str, str], status: int
+) -> None:
+    finished_pipeline.promote_second_release()
     answer = browser(app()).post("/rollback", data={"version": version, "reason": "r"}, headers=headers)
     assert answer.status_code == status
-    assert (service.in_service(finished.store).version == version) == (status == 303)
+    assert (service.in_service(finished_pipeline.store).version == version) == (status == 303)
 
 
 @pytest.mark.integration
-def test_a_viewer_reads_but_changes_nothing(finished: Line, version: str) -> None:
-    finished.succeeded()
+def test_a_viewer_reads_but_changes_nothing(finished_pipeline: Pipeline, version: str) -> None:
+    finished_pipeline.promote_second_release()
     page = browser(app(may_edit=refuse(403)))
     assert page.get("/").status_code == 200
     assert page.post("/rollback", data={"version": version, "reason": "r"}, headers=HERE).status_code == 403
-    assert service.in_service(finished.store).version == "second"
+    assert service.in_service(finished_pipeline.store).version == "second"
     for reason in ("", "   "):
         answer = browser(app()).post("/rollback", data={"version": version, "reason": reason}, headers=HERE)
         assert answer.status_code in {409, 422}
 
 
-def test_every_route_refuses_a_stranger(line: Line) -> None:
+def test_every_route_refuses_a_stranger(pipeline: Pipeline) -> None:
     mounted = plugin_app()
     page = TestClient(mounted, follow_redirects=False)
     routes = list(mounted.routes)
@@ -253,9 +257,9 @@ def image(pixels: np.ndarray) -> bytes:
 
 
 @pytest.mark.integration
-def test_an_upload_is_answered_and_kept_nowhere(page: TestClient, finished: Line) -> None:
-    before = list(finished.store.list(""))
-    images, labels = synthetic.images(50, 2)
+def test_an_upload_is_answered_and_kept_nowhere(page: TestClient, finished_pipeline: Pipeline) -> None:
+    before = list(finished_pipeline.store.list(""))
+    images, labels = synthetic.make_images(50, 2)
     answer = page.post("/try/image", content=image(images[0]), headers=HERE).json()
     assert answer["class"] == f"pattern {labels[0]}"
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=0.01)
@@ -265,7 +269,7 @@ def test_an_upload_is_answered_and_kept_nowhere(page: TestClient, finished: Line
     assert answer["answer"] == "not clothing"
     assert answer["familiarity"] < answer["threshold"]
     assert page.post("/try/image", content=image(noise), headers={"sec-fetch-site": "cross-site"}).status_code == 403
-    assert list(finished.store.list("")) == before
+    assert list(finished_pipeline.store.list("")) == before
 
 
 @pytest.mark.integration
@@ -276,9 +280,9 @@ def test_a_sample_of_each_class_is_drawn(page: TestClient) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE_IMAGES)
 def test_hostile_uploads_are_refused_with_a_reason(page: TestClient, name: str) -> None:
-    answer = page.post("/try/image", content=HOSTILE[name], headers={**HERE, "accept": "application/json"})
+    answer = page.post("/try/image", content=HOSTILE_IMAGES[name], headers={**HERE, "accept": "application/json"})
     assert answer.status_code == 422, answer.text
     assert "the upload" in answer.json()["detail"]
 
@@ -290,14 +294,14 @@ def test_hostile_uploads_are_refused_with_a_reason(page: TestClient, name: str) 
 def test_only_formats_that_people_have_are_decoded(kind: str, is_read: bool) -> None:
     expected = contextlib.nullcontext() if is_read else pytest.raises(DataError, match="no picture that can be read")
     with expected:
-        assert read_picture(io.BytesIO(saved(kind)), "the upload").shape == (28, 28)
+        assert read_picture(io.BytesIO(encode_image(kind)), "the upload").shape == (28, 28)
 
 
 @pytest.mark.integration
 def test_an_image_that_is_a_page_as_well_is_only_an_image(page: TestClient) -> None:
     import zlib
 
-    both = png(64, 64, zlib.compress(b"\x00" * (64 * 65))) + b"<script>alert(1)</script>"
+    both = make_png(64, 64, zlib.compress(b"\x00" * (64 * 65))) + b"<script>alert(1)</script>"
     answer = page.post("/try/image", content=both, headers=HERE)
     assert answer.status_code == 200
     assert "script" not in answer.text
@@ -314,45 +318,47 @@ def test_an_upload_that_is_too_large_is_cut_off(page: TestClient) -> None:
 
 
 @pytest.mark.integration
-def test_a_store_that_does_not_answer_is_told(page: TestClient, finished: Line) -> None:
-    (finished.store.root / "champion" / "00000001.json").write_bytes(b"foreign")
+def test_a_store_that_does_not_answer_is_told(page: TestClient, finished_pipeline: Pipeline) -> None:
+    (finished_pipeline.store.root / "champion" / "00000001.json").write_bytes(b"foreign")
     answer = page.get("/")
     assert answer.status_code == 500
     assert "its bytes were changed" in answer.text
 
 
 @pytest.mark.integration
-def test_a_damaged_release_hides_no_other(page: TestClient, finished: Line, version: str) -> None:
-    finished.succeeded()
+def test_a_damaged_release_hides_no_other(page: TestClient, finished_pipeline: Pipeline, version: str) -> None:
+    finished_pipeline.promote_second_release()
     key = f"releases/{version}/manifest.json"
-    finished.store.put(key, finished.store.get(key).replace(b"quick", b"quiet", 1))
+    finished_pipeline.store.put(key, finished_pipeline.store.get(key).replace(b"quick", b"quiet", 1))
     text = page.get("/").text
     assert f"{key}: its bytes were changed" in text
     assert "Champion <a href" in text
     assert page.get(f"/releases/{version}").status_code == 500
-    finished.store.put("releases/second/manifest.json", b"foreign")
+    finished_pipeline.store.put("releases/second/manifest.json", b"foreign")
     answer = browser(app()).get("/")
     assert answer.status_code == 200
     assert answer.text.count("its bytes were changed") == 2
 
 
 @pytest.mark.integration
-def test_two_hundred_releases_stay_small(finished: Line, version: str) -> None:
-    data = finished.store.get(f"releases/{version}/manifest.json")
+def test_two_hundred_releases_stay_small(finished_pipeline: Pipeline, version: str) -> None:
+    data = finished_pipeline.store.get(f"releases/{version}/manifest.json")
     manifest = unseal(data, "manifest")
     for number in range(200):
         name = f"20270101T000000Z-{number:08d}"
         files = {"model.h5": b"model"}
         releases.publish(
-            finished.store, name, files, {k: v for k, v in manifest.items() if k not in {"files", "version"}}
+            finished_pipeline.store, name, files, {k: v for k, v in manifest.items() if k not in {"files", "version"}}
         )
-    assert read_record(finished.store, RUN.id, "promote")["status"] == "done"
+    assert read_record(finished_pipeline.store, RUN.id, "promote")["status"] == "done"
     answer = browser(app()).get("/")
     assert len(answer.content) < 500_000
 
 
 @pytest.mark.integration
-def test_what_was_read_ahead_is_not_read_again(finished: Line, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_read_ahead_is_not_read_again(
+    finished_pipeline: Pipeline, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made_app = app()
     made_app.state.read_ahead()
     monkeypatch.setattr(releases, "read_manifest", refuse(500))
@@ -360,7 +366,7 @@ def test_what_was_read_ahead_is_not_read_again(finished: Line, version: str, mon
 
 
 def test_a_store_that_cannot_be_read_ahead_is_told(
-    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FMNIST_STORE", "ftp://nowhere")
     app().state.read_ahead()
@@ -368,7 +374,7 @@ def test_a_store_that_cannot_be_read_ahead_is_told(
     assert "FMNIST_STORE" in caplog.text
 
 
-def test_the_plugin_reads_ahead(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plugin_reads_ahead(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = Event()
     monkeypatch.setattr(Shelf, "log", lambda _: begun.set())
     plugin_app()

@@ -33,14 +33,14 @@ def saved(store: Store) -> Checkpoints:
     return new
 
 
-def test_the_newest_state_is_found_and_only_the_last_two_are_kept(either: Store) -> None:
-    assert training(either).latest() is None
-    saved(either)
-    assert training(either).latest() == STATES[3]
-    assert [stat.key for stat in either.list("checkpoints/")] == [KEY.replace("3", "2"), KEY]
-    checkpoints.clear(either, "run-1")
-    assert training(either).latest() is None
-    assert list(either.list("checkpoints/")) == []
+def test_the_newest_state_is_found_and_only_the_last_two_are_kept(store_of_each_kind: Store) -> None:
+    assert training(store_of_each_kind).latest() is None
+    saved(store_of_each_kind)
+    assert training(store_of_each_kind).latest() == STATES[3]
+    assert [stat.key for stat in store_of_each_kind.list("checkpoints/")] == [KEY.replace("3", "2"), KEY]
+    checkpoints.clear(store_of_each_kind, "run-1")
+    assert training(store_of_each_kind).latest() is None
+    assert list(store_of_each_kind.list("checkpoints/")) == []
 
 
 def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(

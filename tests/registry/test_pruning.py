@@ -46,34 +46,34 @@ def pruned(store: Store, keep: int, later: timedelta = 2 * MONTH, older_than: ti
     return groups
 
 
-def test_what_is_in_service_new_or_referred_to_stays(either: Store) -> None:
-    data = [put_blob(either, f"data {number}".encode()) for number in range(6)]
+def test_what_is_in_service_new_or_referred_to_stays(store_of_each_kind: Store) -> None:
+    data = [put_blob(store_of_each_kind, f"data {number}".encode()) for number in range(6)]
     for number in range(1, 6):
-        release(either, f"v{number}", data[0], data[number])
-    promote(either, "v1", "v2", "v2", "v3", "v2")
-    groups = pruned(either, keep=1)
+        release(store_of_each_kind, f"v{number}", data[0], data[number])
+    promote(store_of_each_kind, "v1", "v2", "v2", "v3", "v2")
+    groups = pruned(store_of_each_kind, keep=1)
     # v5 is the newest, v2 the champion, v3 the one before it
-    assert releases.versions(either) == ["v2", "v3", "v5"]
+    assert releases.versions(store_of_each_kind) == ["v2", "v3", "v5"]
     assert [(group.kind, group.name) for group in groups if group.kind != "blob"] == [
         ("release", "v1"),
         ("release", "v4"),
         ("run", "run-of-v1"),
         ("run", "run-of-v4"),
     ]
-    left = {stat.key for stat in either.list("blobs/")}
+    left = {stat.key for stat in store_of_each_kind.list("blobs/")}
     assert {data[number]["uri"] in left for number in (0, 2, 3, 5)} == {True}
     assert {data[number]["uri"] in left for number in (1, 4)} == {False}
     assert len(left) == 4 + 3  # and the models that the kept runs trained
-    assert [entry.version for entry in champion.history(either)] == ["v1", "v2", "v2", "v3", "v2"]
-    assert pruned(either, keep=1) == []
+    assert [entry.version for entry in champion.history(store_of_each_kind)] == ["v1", "v2", "v2", "v3", "v2"]
+    assert pruned(store_of_each_kind, keep=1) == []
 
 
-def test_accepted_batches_and_what_they_refer_to_stay(either: Store) -> None:
-    blob = put_blob(either, b"batch")
-    either.put("batches/b.json", seal({"blob": blob}))
-    either.put("incoming/new.npz", b"x")
-    either.put("quarantine/run/bad.npz", b"x")
-    assert pruned(either, keep=1) == []
+def test_accepted_batches_and_what_they_refer_to_stay(store_of_each_kind: Store) -> None:
+    blob = put_blob(store_of_each_kind, b"batch")
+    store_of_each_kind.put("batches/b.json", seal({"blob": blob}))
+    store_of_each_kind.put("incoming/new.npz", b"x")
+    store_of_each_kind.put("quarantine/run/bad.npz", b"x")
+    assert pruned(store_of_each_kind, keep=1) == []
 
 
 def test_what_is_young_stays(store: FolderStore) -> None:
@@ -88,17 +88,17 @@ def test_what_is_young_stays(store: FolderStore) -> None:
     assert len([group for group in groups if group.kind == "blob"]) == 2
 
 
-def test_a_publication_that_was_cut_short_goes_once_it_is_old(either: Store) -> None:
-    either.put("releases/v0/model.h5", b"half a release")
-    assert pruned(either, keep=1, later=timedelta(0)) == []
-    (group,) = pruned(either, keep=1)
+def test_a_publication_that_was_cut_short_goes_once_it_is_old(store_of_each_kind: Store) -> None:
+    store_of_each_kind.put("releases/v0/model.h5", b"half a release")
+    assert pruned(store_of_each_kind, keep=1, later=timedelta(0)) == []
+    (group,) = pruned(store_of_each_kind, keep=1)
     assert (group.kind, group.name, group.bytes) == ("release", "v0", 14)
 
 
-def test_checkpoints_of_a_run_that_did_not_end_go_once_they_are_old(either: Store) -> None:
-    either.put("checkpoints/run-1/base-0/000002", b"state")
-    assert pruned(either, keep=1, later=timedelta(0)) == []
-    (group,) = pruned(either, keep=1)
+def test_checkpoints_of_a_run_that_did_not_end_go_once_they_are_old(store_of_each_kind: Store) -> None:
+    store_of_each_kind.put("checkpoints/run-1/base-0/000002", b"state")
+    assert pruned(store_of_each_kind, keep=1, later=timedelta(0)) == []
+    (group,) = pruned(store_of_each_kind, keep=1)
     assert (group.kind, group.name) == ("checkpoints", "run-1")
 
 

@@ -24,8 +24,8 @@ from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
 from tests.support.certificate import make_certificate
-from tests.support.minio_server import Server
-from tests.support.proxy import Harm, Proxy
+from tests.support.minio_server import MinioServer
+from tests.support.proxy import Fault, Proxy
 
 pytestmark = pytest.mark.integration
 
@@ -37,40 +37,42 @@ def fresh() -> Store:
     return open_store(Settings.from_environment().store)
 
 
-def raw(server: Server) -> client.Minio:
-    return client.Minio(f"127.0.0.1:{server.port}", *server.credentials.values(), secure=False)
+def raw(minio_server: MinioServer) -> client.Minio:
+    return client.Minio(f"127.0.0.1:{minio_server.port}", *minio_server.credentials.values(), secure=False)
 
 
-def test_the_first_write_makes_the_bucket_with_versioning(server: Server, minio: S3Store) -> None:
-    assert list(minio.list("")) == []
-    assert not raw(server).bucket_exists(minio.bucket)
-    minio.put("k", b"one")
-    minio.put("k", b"two")
-    assert raw(server).get_bucket_versioning(minio.bucket).status == "Enabled"
-    assert len(list(raw(server).list_objects(minio.bucket, "k", include_version=True))) == 2
-    (rule,) = raw(server).get_bucket_lifecycle(minio.bucket).rules
+def test_the_first_write_makes_the_bucket_with_versioning(minio_server: MinioServer, minio_store: S3Store) -> None:
+    assert list(minio_store.list("")) == []
+    assert not raw(minio_server).bucket_exists(minio_store.bucket)
+    minio_store.put("k", b"one")
+    minio_store.put("k", b"two")
+    assert raw(minio_server).get_bucket_versioning(minio_store.bucket).status == "Enabled"
+    assert len(list(raw(minio_server).list_objects(minio_store.bucket, "k", include_version=True))) == 2
+    (rule,) = raw(minio_server).get_bucket_lifecycle(minio_store.bucket).rules
     assert (rule.rule_filter.prefix, rule.noncurrent_version_expiration.noncurrent_days) == ("checkpoints/", 1)
 
 
-def test_rules_that_a_person_has_set_for_a_bucket_stay(server: Server, minio: S3Store) -> None:
-    raw(server).make_bucket(minio.bucket)
+def test_rules_that_a_person_has_set_for_a_bucket_stay(minio_server: MinioServer, minio_store: S3Store) -> None:
+    raw(minio_server).make_bucket(minio_store.bucket)
     mine = Rule(ENABLED, rule_id="mine", rule_filter=Filter(prefix="runs/"), expiration=Expiration(days=90))
-    raw(server).set_bucket_lifecycle(minio.bucket, LifecycleConfig([mine]))
-    minio.put("k", b"x")
-    assert [rule.rule_id for rule in raw(server).get_bucket_lifecycle(minio.bucket).rules] == ["mine"]
+    raw(minio_server).set_bucket_lifecycle(minio_store.bucket, LifecycleConfig([mine]))
+    minio_store.put("k", b"x")
+    assert [rule.rule_id for rule in raw(minio_server).get_bucket_lifecycle(minio_store.bucket).rules] == ["mine"]
 
 
-def test_a_bucket_left_without_versioning_by_a_killed_process_gets_it(server: Server, minio: S3Store) -> None:
-    raw(server).make_bucket(minio.bucket)
-    minio.put("k", b"x")
-    assert raw(server).get_bucket_versioning(minio.bucket).status == "Enabled"
+def test_a_bucket_left_without_versioning_by_a_killed_process_gets_it(
+    minio_server: MinioServer, minio_store: S3Store
+) -> None:
+    raw(minio_server).make_bucket(minio_store.bucket)
+    minio_store.put("k", b"x")
+    assert raw(minio_server).get_bucket_versioning(minio_store.bucket).status == "Enabled"
 
 
-def test_a_bucket_whose_versioning_a_person_suspended_stays_so(server: Server, minio: S3Store) -> None:
-    raw(server).make_bucket(minio.bucket)
-    raw(server).set_bucket_versioning(minio.bucket, client.versioningconfig.VersioningConfig("Suspended"))
-    minio.put("k", b"x")
-    assert raw(server).get_bucket_versioning(minio.bucket).status == "Suspended"
+def test_a_bucket_whose_versioning_a_person_suspended_stays_so(minio_server: MinioServer, minio_store: S3Store) -> None:
+    raw(minio_server).make_bucket(minio_store.bucket)
+    raw(minio_server).set_bucket_versioning(minio_store.bucket, client.versioningconfig.VersioningConfig("Suspended"))
+    minio_store.put("k", b"x")
+    assert raw(minio_server).get_bucket_versioning(minio_store.bucket).status == "Suspended"
 
 
 @pytest.mark.parametrize(
@@ -84,17 +86,19 @@ def test_a_bucket_whose_versioning_a_person_suspended_stays_so(server: Server, m
         ("blobs/sha256/ab", "application/octet-stream"),
     ],
 )
-def test_objects_carry_their_type_and_digest(server: Server, minio: S3Store, key: str, kind: str) -> None:
+def test_objects_carry_their_type_and_digest(
+    minio_server: MinioServer, minio_store: S3Store, key: str, kind: str
+) -> None:
     digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-    minio.put(key, b"test")
-    minio.put_if_absent(f"again/{key}", b"test")
+    minio_store.put(key, b"test")
+    minio_store.put_if_absent(f"again/{key}", b"test")
     for name in (key, f"again/{key}"):
-        found = raw(server).stat_object(minio.bucket, name)
+        found = raw(minio_server).stat_object(minio_store.bucket, name)
         assert found.content_type == kind
         assert found.metadata["x-amz-meta-sha256"] == digest
 
 
-def test_the_server_itself_refuses_a_second_create(minio: S3Store, proxy: Proxy) -> None:
+def test_the_server_itself_refuses_a_second_create(minio_store: S3Store, proxy: Proxy) -> None:
     store = fresh()
     assert store.put_if_absent("k", b"first")
     proxy.reset()
@@ -103,48 +107,48 @@ def test_the_server_itself_refuses_a_second_create(minio: S3Store, proxy: Proxy)
     assert (request.method, request.status) == ("PUT", 412)
     assert request.headers["if-none-match"] == "*"
     assert not [name for name in request.headers if name.startswith("x-amz-meta-") and "match" in name]
-    assert minio.get("k") == b"first"
+    assert minio_store.get("k") == b"first"
 
 
-def test_the_condition_never_becomes_metadata(server: Server, minio: S3Store) -> None:
-    minio.put_if_absent("k", b"first")
-    names = [name.lower() for name in raw(server).stat_object(minio.bucket, "k").metadata]
+def test_the_condition_never_becomes_metadata(minio_server: MinioServer, minio_store: S3Store) -> None:
+    minio_store.put_if_absent("k", b"first")
+    names = [name.lower() for name in raw(minio_server).stat_object(minio_store.bucket, "k").metadata]
     assert not [name for name in names if "match" in name]
 
 
 def test_a_server_that_ignores_conditions_is_never_written_to(proxy: Proxy) -> None:
-    ignoring = lambda request: Harm(status=200) if "if-none-match" in request.headers else None  # noqa: E731
+    ignoring = lambda request: Fault(status=200) if "if-none-match" in request.headers else None  # noqa: E731
     proxy.reset(ignoring)
     with pytest.raises(AccessError, match=r"overwrites what it should create only if absent.*see the README"):
         fresh().put_if_absent("champion/00000001.json", b"x")
     assert not [request for request in proxy.requests if "champion" in request.path]
 
 
-def test_large_objects_go_in_parts_and_conditional_ones_never(minio: S3Store, proxy: Proxy) -> None:
+def test_large_objects_go_in_parts_and_conditional_ones_never(minio_store: S3Store, proxy: Proxy) -> None:
     large = bytes(9 << 20)
     fresh().put("large", io.BytesIO(large))
     assert {request.path.partition("?")[2].partition("=")[0] for request in proxy.requests} >= {"uploads", "partNumber"}
     proxy.reset()
     assert fresh().put_if_absent("other", large)
     assert not [request for request in proxy.requests if "upload" in request.path.lower()]
-    assert minio.get("other") == large
+    assert minio_store.get("other") == large
 
 
-def test_large_transfers_tell_how_far_they_are(minio: S3Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_large_transfers_tell_how_far_they_are(minio_store: S3Store, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    minio.put("small", bytes(1 << 20))
+    minio_store.put("small", bytes(1 << 20))
     assert "MB" not in caplog.text
-    minio.put("large", bytes(20_000_000))
+    minio_store.put("large", bytes(20_000_000))
     assert "large: 20 of 20 MB" in caplog.text
     caplog.clear()
-    minio.get("large")
+    minio_store.get("large")
     told = [int(text) for text in re.findall(r"large: (\d+) of 20 MB", caplog.text)]
     assert len(told) == 4
     assert told == sorted(told)
 
 
 @pytest.mark.exhaustive
-def test_a_gigabyte_passes_in_little_memory(minio: S3Store, tmp_path: Path) -> None:
+def test_a_gigabyte_passes_in_little_memory(minio_store: S3Store, tmp_path: Path) -> None:
     program = """
 import re, sys
 from pathlib import Path
@@ -179,9 +183,9 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text(
     ],
 )
 def test_wrong_credentials(
-    minio: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str, changed: dict[str, str], message: str
+    minio_store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str, changed: dict[str, str], message: str
 ) -> None:
-    minio.put("k", b"x")
+    minio_store.put("k", b"x")
     for name, value in changed.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(AccessError, match=message) as caught:
@@ -203,10 +207,10 @@ def asked(store: Store, what: str) -> object:
 
 @pytest.mark.parametrize("ask", ["get", "stat", "put", "list"])
 def test_no_right_to_the_bucket(
-    server: Server, minio: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str
+    minio_server: MinioServer, minio_store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str
 ) -> None:
-    minio.put("k", b"x")
-    for name, value in server.user("reader", "another-bucket").items():
+    minio_store.put("k", b"x")
+    for name, value in minio_server.create_user("reader", "another-bucket").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(AccessError, match=r"does not allow it with these credentials .AccessDenied.*include/policies"):
         asked(fresh(), ask)
@@ -214,8 +218,10 @@ def test_no_right_to_the_bucket(
 
 
 @pytest.mark.parametrize("ask", ["get", "stat", "put", "list"])
-def test_a_clock_that_is_an_hour_off(minio: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
-    minio.put("k", b"x")
+def test_a_clock_that_is_an_hour_off(
+    minio_store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    minio_store.put("k", b"x")
     now = client.time.utcnow
     monkeypatch.setattr("minio.time.utcnow", lambda: now() - timedelta(hours=1))
     with pytest.raises(AccessError, match=r"this machine's clock and that of http://\S+ differ too much; set them"):
@@ -223,30 +229,30 @@ def test_a_clock_that_is_an_hour_off(minio: S3Store, proxy: Proxy, monkeypatch: 
     assert len(proxy.requests) <= 2
 
 
-def test_an_authority_that_is_not_trusted(tls: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_authority_that_is_not_trusted(tls: MinioServer, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in tls.credentials.items():
         monkeypatch.setenv(name, value)
-    store = open_store(tls.uri(bucket))
+    store = open_store(tls.build_uri(bucket))
     with pytest.raises(AccessError, match=r"certificate of https://\S+ is not trusted \(.*; put.*SSL_CERT_FILE"):
         store.get("k")
     monkeypatch.setenv("SSL_CERT_FILE", str(tls.certificate))
-    trusting = open_store(tls.uri(bucket))
+    trusting = open_store(tls.build_uri(bucket))
     trusting.put("k", b"x")
     assert trusting.put_if_absent("l", b"y")
     assert trusting.get("k") == b"x"
 
 
-def test_plain_text_spoken_to_a_tls_client(server: Server, minio: S3Store) -> None:
-    store = open_store(server.uri(minio.bucket, server.endpoint.replace("http:", "https:")))
+def test_plain_text_spoken_to_a_tls_client(minio_server: MinioServer, minio_store: S3Store) -> None:
+    store = open_store(minio_server.build_uri(minio_store.bucket, minio_server.endpoint.replace("http:", "https:")))
     with pytest.raises(AccessError, match=r"does not speak TLS .*is the endpoint http:// instead"):
         store.get("k")
 
 
 @pytest.fixture(scope="module")
-def tls(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def tls(minio_server: MinioServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
     """A MinIO server behind a certificate that no authority has signed."""
     certificate, _ = make_certificate(tmp_path_factory.mktemp("certificates"))
-    own = Server(tmp_path_factory.mktemp("tls") / "data", certificate=certificate)
+    own = MinioServer(tmp_path_factory.mktemp("tls") / "data", certificate=certificate)
     own.start()
     yield own
     own.stop()
@@ -287,14 +293,16 @@ def test_credentials_that_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store("s3://bucket?endpoint=http://127.0.0.1:9")
 
 
-def test_requests_are_signed_for_the_region_that_the_uri_names(minio: S3Store) -> None:
+def test_requests_are_signed_for_the_region_that_the_uri_names(minio_store: S3Store) -> None:
     bucket = reach("s3://bucket?endpoint=http://127.0.0.1:9&region=eu-central-1")
     assert "%2Feu-central-1%2Fs3%2F" in bucket.client.presigned_get_object(bucket.name, "k")
 
 
-def test_credentials_by_their_aws_names(server: Server, minio: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    access, secret = server.credentials.values()
+def test_credentials_by_their_aws_names(
+    minio_server: MinioServer, minio_store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access, secret = minio_server.credentials.values()
     for name, value in {**NO_CREDENTIALS, "AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}.items():
         monkeypatch.setenv(name, value)
     fresh().put("k", b"x")
-    assert minio.get("k") == b"x"
+    assert minio_store.get("k") == b"x"

@@ -15,7 +15,7 @@ from fmnist_tasks import steps
 from fmnist_tasks.errors import StoreError
 from fmnist_tasks.registry import access, tries
 from fmnist_tasks.registry.store import Store, open_store
-from tests.support.pipeline import Line
+from tests.support.pipeline import Pipeline
 from tests.support.synthetic import RUN
 
 GONE = "s3://bucket?endpoint=http://gone:9000"
@@ -74,7 +74,7 @@ def test_no_call_to_a_server_that_is_gone_takes_more_than_a_minute(
 
 
 def test_a_step_whose_server_is_gone_ends_clearly_within_two_minutes(
-    line: Line, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FMNIST_STORE", GONE)
     with pytest.raises(StoreError, match=r"gone:9000 .*; see that the server runs, and clear the task"):

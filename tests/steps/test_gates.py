@@ -15,7 +15,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.runs import read_record, run_key
 from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import Run, run_again
-from tests.support.pipeline import Line
+from tests.support.pipeline import Pipeline
 from tests.support.replay import replay_steps
 from tests.support.synthetic import RUN
 
@@ -25,8 +25,8 @@ TOO_LARGE = {"speed": {"bytes_at_most": 1}}
 NEXT = Run("run-2", "2026-11-30T02:00:00+00:00", replace(RUN.parameters, seed=1))
 
 
-def results(line: Line, names: tuple[str, ...], run: Run = RUN) -> dict[str, dict]:
-    return {name: read_record(line.store, run.id, name)["result"] for name in names}
+def results(pipeline: Pipeline, names: tuple[str, ...], run: Run = RUN) -> dict[str, dict]:
+    return {name: read_record(pipeline.store, run.id, name)["result"] for name in names}
 
 
 def asking(approval: bool, policy: dict = TOO_LARGE) -> Run:
@@ -34,7 +34,7 @@ def asking(approval: bool, policy: dict = TOO_LARGE) -> Run:
 
 
 def test_every_check_is_a_row_of_the_verdict_the_report_the_manifest_and_the_log(
-    finished: Line, caplog: pytest.LogCaptureFixture
+    finished_pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
         verdict = run_again("promotion_gate", RUN)
@@ -52,8 +52,10 @@ def test_every_check_is_a_row_of_the_verdict_the_report_the_manifest_and_the_log
         "loading",
         "size",
     ]
-    report = finished.store.get(run_key(RUN.id, "report.html")).decode()
-    manifest = service.open_release(finished.store, service.in_service(finished.store).version).manifest
+    report = finished_pipeline.store.get(run_key(RUN.id, "report.html")).decode()
+    manifest = service.open_release(
+        finished_pipeline.store, service.in_service(finished_pipeline.store).version
+    ).manifest
     assert [row["name"] for row in manifest["verdict"]["checks"]] == names
     assert manifest["policy"]["digest"] == verdict["policy_digest"]
     for row in verdict["checks"]:
@@ -63,15 +65,15 @@ def test_every_check_is_a_row_of_the_verdict_the_report_the_manifest_and_the_log
 
 
 def test_the_report_has_all_it_shows_inside_and_the_model_card_says_what_it_takes_to_use_the_model(
-    finished: Line,
+    finished_pipeline: Pipeline,
 ) -> None:
-    report = finished.store.get(run_key(RUN.id, "report.html")).decode()
+    report = finished_pipeline.store.get(run_key(RUN.id, "report.html")).decode()
     addresses = re.findall(r"""(?:src|href)=["']([^"']*)|url\(([^)]*)""", report)
     assert {address.partition(",")[0] for pair in addresses for address in pair if address} == {
         "data:image/png;base64",
         "data_docs/index.html",  # the only one outside, for those who look at the folder
     }
-    release = service.open_release(finished.store, service.in_service(finished.store).version)
+    release = service.open_release(finished_pipeline.store, service.in_service(finished_pipeline.store).version)
     card, manifest = release.files["model_card.md"].decode(), release.manifest
     assert f"below **{manifest['novelty_threshold']:.6f}**" in card
     for told in ("version", "run_id", "model_sha256"):
@@ -80,17 +82,17 @@ def test_the_report_has_all_it_shows_inside_and_the_model_card_says_what_it_take
     assert all(f"| {name} |" in card for name in manifest["classes"])
 
 
-def test_a_candidate_that_is_held_is_rejected_where_nobody_is_asked(finished: Line) -> None:
+def test_a_candidate_that_is_held_is_rejected_where_nobody_is_asked(finished_pipeline: Pipeline) -> None:
     with pytest.raises(RejectedError, match=r"candidate rejected: the size in bytes is .*, above the bound of 1\."):
         run_again("promotion_gate", asking(approval=False))
-    record = read_record(finished.store, RUN.id, "promotion_gate")
+    record = read_record(finished_pipeline.store, RUN.id, "promotion_gate")
     assert (record["status"], record["result"]["decision"]) == ("rejected", "hold")
 
 
-def test_a_candidate_that_is_held_is_published_only_with_an_approval(finished: Line) -> None:
+def test_a_candidate_that_is_held_is_published_only_with_an_approval(finished_pipeline: Pipeline) -> None:
     verdict = run_again("promotion_gate", asking(approval=True))
     assert verdict["decision"] == "hold"
-    given = results(finished, steps.INPUTS["publish"])
+    given = results(finished_pipeline, steps.INPUTS["publish"])
     for answer in (None, {"chosen_options": ["Reject"]}, {"chosen_options": []}):
         with pytest.raises(ConflictError, match=r"it says hold, and nobody approved; nothing is published"):
             steps.publish(RUN, *given.values(), approval=answer)
@@ -101,46 +103,48 @@ def test_a_candidate_that_is_held_is_published_only_with_an_approval(finished: L
     }
     again = replace(RUN, created="2026-11-24T02:00:00+00:00")
     version = steps.publish(again, *given.values(), approval=approved)["version"]
-    verdict = releases.read_manifest(finished.store, version)["verdict"]
+    verdict = releases.read_manifest(finished_pipeline.store, version)["verdict"]
     assert (verdict["decision"], verdict["approval"]["by"]) == ("hold", "admin")
 
 
-def test_an_approval_does_not_help_a_rejected_candidate(finished: Line) -> None:
-    given = results(finished, steps.INPUTS["publish"])
+def test_an_approval_does_not_help_a_rejected_candidate(finished_pipeline: Pipeline) -> None:
+    given = results(finished_pipeline, steps.INPUTS["publish"])
     given["promotion_gate"] = given["promotion_gate"] | {"decision": "reject"}
     with pytest.raises(ConflictError, match=r"it says reject"):
         steps.publish(RUN, *given.values(), approval={"chosen_options": ["Approve"]})
 
 
-def test_the_next_candidate_is_compared_with_the_champion(finished: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    replay_steps(monkeypatch, finished.store, names=("train", "fine_tune"))
-    before = service.in_service(finished.store)
-    finished.upto("promotion_gate", NEXT)
-    verdict = results(finished, ("promotion_gate",), NEXT)["promotion_gate"]
+def test_the_next_candidate_is_compared_with_the_champion(
+    finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay_steps(monkeypatch, finished_pipeline.store, names=("train", "fine_tune"))
+    before = service.in_service(finished_pipeline.store)
+    finished_pipeline.run_until("promotion_gate", NEXT)
+    verdict = results(finished_pipeline, ("promotion_gate",), NEXT)["promotion_gate"]
     assert (verdict["champion"]["version"], verdict["champion"]["sequence"]) == (before.version, before.sequence)
     (row,) = (row for row in verdict["checks"] if row["name"] == "champion")
     assert before.version in row["reason"]
     run_again("publish", NEXT)
     run_again("verify_release", NEXT)
     run_again("promote", NEXT)
-    assert len(champion.history(finished.store)) == 2
+    assert len(champion.history(finished_pipeline.store)) == 2
 
 
-def test_a_policy_without_meaning_ends_the_run_at_its_beginning(line: Line) -> None:
+def test_a_policy_without_meaning_ends_the_run_at_its_beginning(pipeline: Pipeline) -> None:
     run = Run("run-1", RUN.created, Parameters(policy={"accuracy": {"at_least": 92}}))
     with pytest.raises(SettingsError, match=r"accuracy.at_least: Input should be less than or equal to 1"):
         steps.ingest(run)
 
 
 def test_a_planted_report_of_last_week_publishes_nothing_when_training_fails(
-    finished: Line, monkeypatch: pytest.MonkeyPatch
+    finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("ingest", "validate_data", "detect_change"):
         run_again(name, NEXT)
-    for stat in finished.store.list(f"runs/{RUN.id}/"):
+    for stat in finished_pipeline.store.list(f"runs/{RUN.id}/"):
         key = stat.key.replace(RUN.id, NEXT.id, 1)
-        if finished.store.stat(key) is None:
-            finished.store.put(key, finished.store.get(stat.key))
+        if finished_pipeline.store.stat(key) is None:
+            finished_pipeline.store.put(key, finished_pipeline.store.get(stat.key))
 
     def fail(*arguments: object) -> None:
         raise TrainingError("loss is nan")
@@ -148,9 +152,9 @@ def test_a_planted_report_of_last_week_publishes_nothing_when_training_fails(
     monkeypatch.setattr(training, "train", fail)
     with pytest.raises(TrainingError):
         run_again("train", NEXT)
-    before = releases.versions(finished.store)
+    before = releases.versions(finished_pipeline.store)
     for name in ("publish", "accuracy_gate", "promotion_gate"):
         with pytest.raises((ConflictError, RejectedError)):
             run_again(name, NEXT)
-    assert releases.versions(finished.store) == before
-    assert len(champion.history(finished.store)) == 1
+    assert releases.versions(finished_pipeline.store) == before
+    assert len(champion.history(finished_pipeline.store)) == 1

@@ -18,9 +18,9 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.steps import run_again
-from tests.support.pipeline import Line
-from tests.support.processes import apart, run_step, survived
-from tests.support.proxy import Harm, Proxy, Request
+from tests.support.pipeline import Pipeline
+from tests.support.processes import run_step, start_process, wait_for_exit
+from tests.support.proxy import Fault, Proxy, Request
 from tests.support.synthetic import RUN
 
 OLD = "20260101T000000Z-0ld"
@@ -30,30 +30,30 @@ MOMENTS = ("before", "halfway", "after")
 @pytest.fixture(scope="module")
 def judged(finished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FolderStore, str]:
     """A store with an old champion and a run that has come as far as publishing; the version it is to publish."""
-    done = Line(finished_home)
-    line = Line(tmp_path_factory.mktemp("judged"))
+    done = Pipeline(finished_home)
+    pipeline = Pipeline(tmp_path_factory.mktemp("judged"))
     version = service.in_service(done.store).version
     old = service.open_release(done.store, version)
     facts = {name: value for name, value in old.manifest.items() if name not in {"version", "files"}}
-    releases.publish(line.store, OLD, old.files, facts | {"run_id": "run-0"})
-    champion.append(line.store, version=OLD, action="promote", reason="first", write_id="run-0", after=0)
+    releases.publish(pipeline.store, OLD, old.files, facts | {"run_id": "run-0"})
+    champion.append(pipeline.store, version=OLD, action="promote", reason="first", write_id="run-0", after=0)
     for stat in done.store.list(""):
         if not stat.key.startswith(("releases/", "champion/")):
-            line.store.put(stat.key, done.store.get(stat.key))
+            pipeline.store.put(stat.key, done.store.get(stat.key))
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in line.environment.items():
+        for name, value in pipeline.environment.items():
             patch.setenv(name, value)
         run_again("evaluate_tuned", RUN)
         run_again("promotion_gate", RUN)
-    return line.store, version
+    return pipeline.store, version
 
 
 @pytest.fixture
-def ready(judged: tuple[FolderStore, str], line: Line, minio: S3Store) -> str:
+def ready(judged: tuple[FolderStore, str], pipeline: Pipeline, minio_store: S3Store) -> str:
     """The same in a bucket; the version that the run is to publish."""
     store, version = judged
     for stat in store.list(""):
-        minio.put(stat.key, store.get(stat.key))
+        minio_store.put(stat.key, store.get(stat.key))
     return version
 
 
@@ -85,11 +85,11 @@ class Killer:
     victim: Future[int] = field(default_factory=Future)
     done: bool = False
 
-    def __call__(self, request: Request) -> Harm | None:
+    def __call__(self, request: Request) -> Fault | None:
         if self.done or not self.is_target(request):
             return None
         self.done = True
-        return Harm(kill=self.victim.result(), moment=self.moment)
+        return Fault(kill=self.victim.result(), moment=self.moment)
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class Scene:
     def play(self, killer: Killer | None = None) -> bool:
         """Run the step in a process of its own, and again if it was killed; True if it was."""
         self.proxy.reset(*([killer] if killer else []))
-        process = apart(self.said, run_step, self.step)
+        process = start_process(self.said, run_step, self.step)
         if killer:
             killer.victim.set_result(process.pid or 0)
-        killed = not survived(process, self.said)
+        killed = not wait_for_exit(process, self.said)
         whole(self.store, OLD, *([self.version] if self.step == "promote" else []))
         if killed:
             self.proxy.reset()
@@ -126,10 +126,10 @@ class Scene:
 
 
 @pytest.fixture(params=["publish", "promote"])
-def scene(request: pytest.FixtureRequest, ready: str, minio: S3Store, proxy: Proxy, tmp_path: Path) -> Scene:
+def scene(request: pytest.FixtureRequest, ready: str, minio_store: S3Store, proxy: Proxy, tmp_path: Path) -> Scene:
     if request.param == "promote":
         run_again("publish", RUN)
-    return Scene(request.param, ready, minio, proxy, tmp_path / "said.txt")
+    return Scene(request.param, ready, minio_store, proxy, tmp_path / "said.txt")
 
 
 @pytest.mark.integration

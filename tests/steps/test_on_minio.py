@@ -23,7 +23,7 @@ from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps import run_again
 from tests.support import synthetic
-from tests.support.minio_server import Server
+from tests.support.minio_server import MinioServer
 from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.integration
@@ -43,12 +43,12 @@ def fmnist(*arguments: str) -> str:
 
 
 def test_a_reader_can_read_and_nothing_else(
-    server: Server, finished_minio: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    minio_server: MinioServer, finished_minio_store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = service.in_service(finished_minio).version
-    store = be(monkeypatch, server.user("reader", finished_minio.bucket))
+    version = service.in_service(finished_minio_store).version
+    store = be(monkeypatch, minio_server.create_user("reader", finished_minio_store.bucket))
     picture = tmp_path / "garment.png"
-    Image.fromarray(synthetic.images(1, 5)[0][0]).save(picture)
+    Image.fromarray(synthetic.make_images(1, 5)[0][0]).save(picture)
     assert version in fmnist("champion")
     assert version in fmnist("history")
     assert version in fmnist("history", "--at", "2999-01-01")
@@ -66,13 +66,13 @@ def test_a_reader_can_read_and_nothing_else(
 
 
 def test_a_publisher_can_run_the_line_and_delete_nothing_published(
-    server: Server, finished_minio: S3Store, monkeypatch: pytest.MonkeyPatch
+    minio_server: MinioServer, finished_minio_store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = service.in_service(finished_minio).version
-    for stat in list(finished_minio.list("releases/")) + list(finished_minio.list("champion/")):
-        finished_minio.delete(stat.key)
-    finished_minio.put("incoming/bad.npz", b"no batch")
-    store = be(monkeypatch, server.user("publisher", finished_minio.bucket))
+    version = service.in_service(finished_minio_store).version
+    for stat in list(finished_minio_store.list("releases/")) + list(finished_minio_store.list("champion/")):
+        finished_minio_store.delete(stat.key)
+    finished_minio_store.put("incoming/bad.npz", b"no batch")
+    store = be(monkeypatch, minio_server.create_user("publisher", finished_minio_store.bucket))
     for step in ("ingest", "validate_data", "publish", "verify_release", "promote"):
         run_again(step, RUN)
     assert service.in_service(store).version == version
@@ -84,10 +84,10 @@ def test_a_publisher_can_run_the_line_and_delete_nothing_published(
 
 
 def test_a_pruner_can_delete_what_is_old_and_write_nothing(
-    server: Server, finished_minio: S3Store, monkeypatch: pytest.MonkeyPatch
+    minio_server: MinioServer, finished_minio_store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished_minio.put("releases/20200101T000000Z-0ld/model.h5", b"half")
-    store = be(monkeypatch, server.user("pruner", finished_minio.bucket))
+    finished_minio_store.put("releases/20200101T000000Z-0ld/model.h5", b"half")
+    store = be(monkeypatch, minio_server.create_user("pruner", finished_minio_store.bucket))
     assert "nothing to delete" in fmnist("prune", "--keep", "1", "--older-than", "1")
     store.delete("releases/20200101T000000Z-0ld/model.h5")
     for write in (lambda: store.put("blobs/x", b""), lambda: store.delete("champion/00000001.json")):
@@ -96,36 +96,36 @@ def test_a_pruner_can_delete_what_is_old_and_write_nothing(
 
 
 def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    minio_server: MinioServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access, secret = server.credentials.values()
-    root = {"MINIO_ENDPOINT": server.endpoint, "MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret}
+    access, secret = minio_server.credentials.values()
+    root = {"MINIO_ENDPOINT": minio_server.endpoint, "MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret}
     secrets = {f"{user.upper()}_PASSWORD": f"secret-of-{user}" for user in provision.USERS}
     for name, value in (root | secrets).items():
         monkeypatch.setenv(name, value)
     for _ in range(2):
         provision.main()
-    admin = client.Minio(server.endpoint.removeprefix("http://"), access, secret, secure=False)
+    admin = client.Minio(minio_server.endpoint.removeprefix("http://"), access, secret, secure=False)
     (rule,) = admin.get_bucket_lifecycle(provision.LOGS).rules
     assert (rule.rule_filter.prefix, rule.expiration.days) == ("", 90)
     for user, (own, foreign) in {"publisher": ("fmnist", "fmnist-logs"), "logs": ("fmnist-logs", "fmnist")}.items():
-        monkeypatch.setenv("FMNIST_STORE", server.uri(own))
+        monkeypatch.setenv("FMNIST_STORE", minio_server.build_uri(own))
         store = be(monkeypatch, {"MINIO_ACCESS_KEY": user, "MINIO_SECRET_KEY": f"secret-of-{user}"})
         store.put("tasks/one.log", user.encode())
         with pytest.raises(AccessError, match="does not allow it"):
             store.delete("tasks/one.log")
-        monkeypatch.setenv("FMNIST_STORE", server.uri(foreign))
+        monkeypatch.setenv("FMNIST_STORE", minio_server.build_uri(foreign))
         with pytest.raises(AccessError, match="does not allow it"):
             open_store(Settings.from_environment().store).get("tasks/one.log")
 
 
 @pytest.mark.parametrize("what", ["model", "manifest", "dataset", "log entry"])
 def test_every_changed_byte_is_refused_before_keras_opens_one(
-    finished_minio: S3Store, monkeypatch: pytest.MonkeyPatch, what: str
+    finished_minio_store: S3Store, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """50 changes each, 200 in all."""
-    version = service.in_service(finished_minio).version
-    manifest = releases.read_manifest(finished_minio, version)
+    version = service.in_service(finished_minio_store).version
+    manifest = releases.read_manifest(finished_minio_store, version)
     key = {
         "model": manifest["files"]["model.h5"]["uri"],
         "manifest": f"releases/{version}/manifest.json",
@@ -134,17 +134,17 @@ def test_every_changed_byte_is_refused_before_keras_opens_one(
     }[what]
     opened: list[object] = []
     monkeypatch.setattr("keras.saving.load_model", lambda *arguments, **_: opened.append(arguments))
-    intact = finished_minio.get(key)
+    intact = finished_minio_store.get(key)
     dice = random.Random(what)  # noqa: S311
     for _ in range(50):
         position, change = dice.randrange(len(intact)), dice.randrange(1, 256)
         changed = intact[:position] + bytes([intact[position] ^ change]) + intact[position + 1 :]
-        finished_minio.put(key, changed)
+        finished_minio_store.put(key, changed)
         with pytest.raises(IntegrityError, match=key):
-            in_use(finished_minio)
+            in_use(finished_minio_store)
     assert opened == []
-    finished_minio.put(key, intact)
-    in_use(finished_minio)
+    finished_minio_store.put(key, intact)
+    in_use(finished_minio_store)
     assert len(opened) == 1
 
 
@@ -158,13 +158,13 @@ def in_use(store: Store) -> None:
 
 
 def test_a_consumer_without_this_project_needs_a_client_and_keras(
-    server: Server, finished_minio: S3Store, tmp_path: Path
+    minio_server: MinioServer, finished_minio_store: S3Store, tmp_path: Path
 ) -> None:
-    entry = service.in_service(finished_minio)
-    reader = server.user("reader", finished_minio.bucket)
+    entry = service.in_service(finished_minio_store)
+    reader = minio_server.create_user("reader", finished_minio_store.bucket)
     path = tmp_path / "model.h5"
-    plain = client.Minio(f"127.0.0.1:{server.port}", *reader.values(), secure=False)
-    plain.fget_object(finished_minio.bucket, f"releases/{entry.version}/model.h5", str(path))
+    plain = client.Minio(f"127.0.0.1:{minio_server.port}", *reader.values(), secure=False)
+    plain.fget_object(finished_minio_store.bucket, f"releases/{entry.version}/model.h5", str(path))
     program = """
 import sys, keras, numpy
 model = keras.models.load_model(sys.argv[1], compile=False)

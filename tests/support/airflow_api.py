@@ -13,9 +13,9 @@ class AirflowApi:
 
     def __init__(self, address: str, user: str, password: str) -> None:
         self.address, self._token = address, ""
-        self._token = self.ask("POST", "/auth/token", username=user, password=password)["access_token"]
+        self._token = self.send_request("POST", "/auth/token", username=user, password=password)["access_token"]
 
-    def ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+    def send_request(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         """The answer to one request; raises `urllib.error.HTTPError` where it is no success."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
         body = json.dumps(content).encode() if content else None
@@ -23,33 +23,37 @@ class AirflowApi:
         with urlopen(request, timeout=60) as response:  # noqa: S310
             return dict(json.load(response))
 
-    def unpause(self, dag_id: str) -> None:
+    def unpause_dag(self, dag_id: str) -> None:
         """Let the runs of a DAG go on, and those of its schedule begin."""
-        self.ask("PATCH", f"/api/v2/dags/{dag_id}?update_mask=is_paused", is_paused=False)
+        self.send_request("PATCH", f"/api/v2/dags/{dag_id}?update_mask=is_paused", is_paused=False)
 
-    def trigger(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> str:
+    def trigger_run(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> str:
         """Begin a run; its id, which Airflow chooses unless one is given."""
-        run = self.ask("POST", f"/api/v2/dags/{dag_id}/dagRuns", logical_date=None, conf=conf, dag_run_id=run_id)
+        run = self.send_request(
+            "POST", f"/api/v2/dags/{dag_id}/dagRuns", logical_date=None, conf=conf, dag_run_id=run_id
+        )
         return str(run["dag_run_id"])
 
-    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+    def read_run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """A run as it stands: among others its `state`, `start_date` and `end_date`."""
-        return self.ask("GET", self.run_path(dag_id, run_id))
+        return self.send_request("GET", self.build_run_path(dag_id, run_id))
 
-    def state(self, dag_id: str, run_id: str) -> str:
+    def read_run_state(self, dag_id: str, run_id: str) -> str:
         """How a run stands."""
-        return str(self.run(dag_id, run_id)["state"])
+        return str(self.read_run(dag_id, run_id)["state"])
 
-    def running(self, dag_id: str) -> list[str]:
+    def list_active_runs(self, dag_id: str) -> list[str]:
         """The runs of a DAG that are under way."""
-        runs = self.ask("GET", f"/api/v2/dags/{dag_id}/dagRuns?state=running")["dag_runs"]
+        runs = self.send_request("GET", f"/api/v2/dags/{dag_id}/dagRuns?state=running")["dag_runs"]
         return [str(run["dag_run_id"]) for run in runs]
 
-    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+    def list_tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's tasks as they stand, each with the worker it is on."""
-        return list(self.ask("GET", f"{self.run_path(dag_id, run_id)}/taskInstances?limit=100")["task_instances"])
+        return list(
+            self.send_request("GET", f"{self.build_run_path(dag_id, run_id)}/taskInstances?limit=100")["task_instances"]
+        )
 
     @staticmethod
-    def run_path(dag_id: str, run_id: str) -> str:
+    def build_run_path(dag_id: str, run_id: str) -> str:
         """Where the API has a run."""
         return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"

@@ -20,11 +20,11 @@ import psutil
 from fmnist_tasks.settings import DAG_ID, PROJECT
 from tests.support.airflow_api import AirflowApi
 from tests.support.finished_run import provide_migrated_database
-from tests.support.pipeline import Line
-from tests.support.ports import free_port
+from tests.support.pipeline import Pipeline
+from tests.support.ports import reserve_port
 
 QUICK = {"profile": "quick"}
-IMPATIENT = {  # what Airflow waits for between two looks, in seconds
+FAST_POLLING = {  # what Airflow waits for between two looks, in seconds
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # which a worker may spend idle after a task
     "AIRFLOW__CORE__PARALLELISM": "2",
@@ -36,19 +36,19 @@ IMPATIENT = {  # what Airflow waits for between two looks, in seconds
 T = TypeVar("T")
 
 
-def migrate(home: Path) -> Path:
+def copy_migrated_home(home: Path) -> Path:
     """A new Airflow home with an empty database."""
     shutil.copytree(provide_migrated_database(), home)
     return home
 
 
 @dataclass(frozen=True)
-class Airflow:
-    """An Airflow home of its own, and the line that its DAG works on."""
+class AirflowInstallation:
+    """An Airflow home of its own, and the pipeline that its DAG works on."""
 
     home: Path
-    line: Line
-    changed: dict[str, str] = field(default_factory=dict)  # in the line's environment
+    pipeline: Pipeline
+    overrides: dict[str, str] = field(default_factory=dict)  # in the pipeline's environment
 
     @property
     def environment(self) -> dict[str, str]:
@@ -56,8 +56,8 @@ class Airflow:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         return (
             inherited
-            | self.line.environment
-            | self.changed
+            | self.pipeline.environment
+            | self.overrides
             | {
                 "AIRFLOW_HOME": str(self.home),
                 "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
@@ -67,76 +67,76 @@ class Airflow:
             }
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start_program(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             arguments, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
-        process = self.start(*arguments)
+        process = self.start_program(*arguments)
         output, _ = process.communicate(timeout=1200)
         return process.returncode, output
 
-    def run(self, **conf: object) -> tuple[int, str]:
+    def run_dag(self, **conf: object) -> tuple[int, str]:
         return self(str(PROJECT / "include" / "run"), json.dumps(QUICK | conf))
 
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
+    def query_database(self, sql: str) -> list[tuple[Any, ...]]:
         with sqlite3.connect(self.home / "airflow.db", timeout=60) as database:
             return database.execute(sql).fetchall()
 
-    def state(self, run_id: str) -> str | None:
+    def read_run_state(self, run_id: str) -> str | None:
         """How the run stands."""
-        rows = self.query(f"select state from dag_run where run_id = '{run_id}'")  # noqa: S608
+        rows = self.query_database(f"select state from dag_run where run_id = '{run_id}'")  # noqa: S608
         return rows[0][0] if rows else None
 
-    def states(self, run_id: str) -> dict[str, str]:
+    def read_task_states(self, run_id: str) -> dict[str, str]:
         """How its tasks stand, by their last part of the name."""
-        rows = self.query(f"select task_id, state from task_instance where run_id = '{run_id}'")  # noqa: S608
+        rows = self.query_database(f"select task_id, state from task_instance where run_id = '{run_id}'")  # noqa: S608
         return {task_id.rpartition(".")[2]: state for task_id, state in rows}
 
     def postpone_schedule(self) -> None:
         """Let unpausing the main DAG begin no run of this week, which no test wants."""
-        self._await_dag(DAG_ID)
+        self._wait_for_dag(DAG_ID)
         later = "2999-01-01 00:00:00.000000"
-        self.query(f"update dag set next_dagrun_create_after = '{later}' where dag_id = '{DAG_ID}'")  # noqa: S608
+        self.query_database(f"update dag set next_dagrun_create_after = '{later}' where dag_id = '{DAG_ID}'")  # noqa: S608
 
-    def unpause(self, dag_id: str) -> None:
+    def unpause_dag(self, dag_id: str) -> None:
         """Let the scheduler begin the runs of one of the DAGs.
 
         The command finds nothing, and ends well, before the dag-processor has read that DAG.
         """
-        self._await_dag(dag_id)
+        self._wait_for_dag(dag_id)
         code, output = self("airflow", "dags", "unpause", dag_id)
         assert code == 0, output
-        assert self.query(f"select is_paused from dag where dag_id = '{dag_id}'") == [(0,)], output  # noqa: S608
+        assert self.query_database(f"select is_paused from dag where dag_id = '{dag_id}'") == [(0,)], output  # noqa: S608
 
-    def _await_dag(self, dag_id: str) -> None:
+    def _wait_for_dag(self, dag_id: str) -> None:
         """Wait until the dag-processor has read a DAG."""
-        until(lambda: self.query(f"select dag_id from serialized_dag where dag_id = '{dag_id}'"))  # noqa: S608
+        wait_until(lambda: self.query_database(f"select dag_id from serialized_dag where dag_id = '{dag_id}'"))  # noqa: S608
 
-    def asks(self, run_id: str, dag_id: str = DAG_ID, task_id: str = "tuned_model.approval") -> bool:
+    def is_waiting_for_approval(self, run_id: str, dag_id: str = DAG_ID, task_id: str = "tuned_model.approval") -> bool:
         """Whether the run waits for a person, and the scheduler has seen that it does.
 
         An answer before that is lost: the scheduler takes the task that goes on for one that died, and asks again.
         """
         seen = f"TaskInstance Finished: dag_id={dag_id}, task_id={task_id}, run_id={run_id},"
-        waits = self.states(run_id).get("approval") == "awaiting_input"
+        waits = self.read_task_states(run_id).get("approval") == "awaiting_input"
         return waits and seen in (self.home / "standalone.log").read_text()
 
-    def answer(self, url: str, run_id: str, option: str) -> None:
+    def decide_approval(self, url: str, run_id: str, option: str) -> None:
         """Decide on the run's candidate as a person does in the UI at that address."""
-        task = f"{AirflowApi.run_path(DAG_ID, run_id)}/taskInstances/tuned_model.approval/-1/hitlDetails"
-        self.api(url).ask("PATCH", task, chosen_options=[option], params_input={})
+        task = f"{AirflowApi.build_run_path(DAG_ID, run_id)}/taskInstances/tuned_model.approval/-1/hitlDetails"
+        self.open_api(url).send_request("PATCH", task, chosen_options=[option], params_input={})
 
-    def api(self, url: str) -> AirflowApi:
+    def open_api(self, url: str) -> AirflowApi:
         """The API of what `standalone` started, for its administrator."""
         passwords = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
         return AirflowApi(url, "admin", passwords["admin"])
 
     @contextmanager
-    def standalone(self) -> Iterator[str]:
+    def run_standalone(self) -> Iterator[str]:
         """Scheduler, dag-processor, triggerer and API server, until the end; the latter's address."""
-        port = free_port()
+        port = reserve_port()
         changes = {
             "AIRFLOW__API__PORT": str(port),
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
@@ -144,7 +144,11 @@ class Airflow:
         }
         with (self.home / "standalone.log").open("wb") as log:
             process = subprocess.Popen(
-                ["airflow", "standalone"], env=self._serving | changes, stdout=log, stderr=log, start_new_session=True
+                ["airflow", "standalone"],
+                env=self._service_environment | changes,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             yield f"http://127.0.0.1:{port}"
@@ -158,11 +162,11 @@ class Airflow:
                 os.killpg(process.pid, signal.SIGKILL)
 
     @contextmanager
-    def ui(self) -> Iterator[str]:
+    def run_ui(self) -> Iterator[str]:
         """The same by `make ui`, until Ctrl-C; what it prints once all is ready. Nothing of it may be left."""
         process = subprocess.Popen(
             [PROJECT / "include" / "ui"],
-            env=self._serving | {"PORT": str(free_port())},
+            env=self._service_environment | {"PORT": str(reserve_port())},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -186,15 +190,15 @@ class Airflow:
         assert (ended, left) == (0, [])
 
     @property
-    def _serving(self) -> dict[str, str]:
+    def _service_environment(self) -> dict[str, str]:
         names = ("AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT")
         config = self.home / "config"
         config.mkdir(exist_ok=True)
         shutil.copy(Path(__file__).with_name("preloading_scheduler.py"), config / "airflow_local_settings.py")
-        return self.environment | IMPATIENT | {name: str(free_port()) for name in names}
+        return self.environment | FAST_POLLING | {name: str(reserve_port()) for name in names}
 
 
-def until(condition: Callable[[], T | None], seconds: float = 900, every: float = 0.2) -> T:
+def wait_until(condition: Callable[[], T | None], seconds: float = 900, every: float = 0.2) -> T:
     """Wait for something true, looked for every so many seconds; fails when the time is over."""
     end = time.monotonic() + seconds
     while not (found := condition()):

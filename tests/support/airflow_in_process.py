@@ -60,7 +60,7 @@ class AirflowInProcess:
         """Run a DAG by `airflow dags test`."""
         return self("dags", "test", dag_id, "--conf", json.dumps(conf))
 
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
+    def query_database(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows of Airflow's database."""
         with sqlite3.connect(self.home / "airflow.db") as database:
             return database.execute(sql).fetchall()

@@ -10,14 +10,16 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.support.requirements import find_chromium
 
-_QUIET = ("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+_QUIET_OPTIONS = ("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync")
 
 
 @contextmanager
-def launched() -> Iterator[Browser]:
+def launch_chromium() -> Iterator[Browser]:
     """The browser, without a window, until the end; ask for it with `require(CHROMIUM)` before."""
     sandbox = os.geteuid() != 0  # Chromium refuses to start one as root
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), chromium_sandbox=sandbox, args=_QUIET)
+        browser = playwright.chromium.launch(
+            executable_path=find_chromium(), chromium_sandbox=sandbox, args=_QUIET_OPTIONS
+        )
         yield browser
         browser.close()

@@ -20,14 +20,14 @@ from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID
 from tests.support import synthetic
 from tests.support.airflow_api import AirflowApi
-from tests.support.airflow_home import until
+from tests.support.airflow_home import wait_until
 from tests.support.cluster.cluster import Cluster
-from tests.support.cluster.programs import Place, Program
+from tests.support.cluster.programs import Location, Program
 from tests.support.cluster.supervision import Supervisor
-from tests.support.hosts import HUB, Host, hub
+from tests.support.hosts import HUB_ADDRESS, Host, create_hub
 
-ENDED = {"success", "failed"}
-INSIDE = {  # where a host has what is its own
+FINAL_STATES = {"success", "failed"}
+HOST_ENVIRONMENT = {  # where a host has what is its own
     "HOME": "/tmp/home",  # noqa: S108 - a host's own
     "AIRFLOW_HOME": "/tmp/airflow",  # noqa: S108
     "FMNIST_HOME": "/tmp/fmnist",  # noqa: S108
@@ -35,7 +35,7 @@ INSIDE = {  # where a host has what is its own
     "FMNIST_DATA_DIR": "/tmp/data",  # noqa: S108
     "AIRFLOW__OPERATORS__DEFAULT_QUEUE": "default,even,odd",  # what a worker listens to
 }
-HASTY = {  # what takes minutes in service and would take hours in tests
+SHORT_TIMEOUTS = {  # what takes minutes in service and would take hours in tests
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
@@ -50,146 +50,152 @@ class FaultCluster:
     """The cluster, its store as an administrator sees it, and its workers."""
 
     folder: Path
-    declared: Cluster
+    local_cluster: Cluster
     supervisor: Supervisor
     api: AirflowApi
     store: S3Store
     hub: str
     programs: list[Program]
     workers: list[Host] = field(default_factory=list)
-    usual: list[Host] = field(default_factory=list)  # those that were asked for without anything of their own
-    spare: Host | None = None  # left by the test before: to start one takes longer than most tasks
-    model: str = ""  # digest of the model of every run that `one_release` was asked of
-    on_one: bool = False  # whether one of these had one worker only
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    unmodified: list[Host] = field(default_factory=list)  # those that were asked for without anything of their own
+    spare_worker: Host | None = None  # left by the test before: to start one takes longer than most tasks
+    model_digest: str = ""  # digest of the model of every run that `check_only_release` was asked of
+    ran_on_one_worker: bool = False  # whether one of these had one worker only
+    worker_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
     def address(self) -> str:
         """Where stores and Airflow are."""
-        return HUB
+        return HUB_ADDRESS
 
-    def worker(self, changes: dict[str, str] | None = None, store: str = "", **traits: str) -> Host:
+    def start_worker(self, changes: dict[str, str] | None = None, store: str = "", **traits: str) -> Host:
         """A worker on a host of its own: a new one, or the spare one if there is one and it may be like any."""
-        usual = not (changes or store or traits)
-        spare, self.spare = self.spare, None
+        is_unmodified = not (changes or store or traits)
+        spare, self.spare_worker = self.spare_worker, None
         if spare:
-            if usual:
+            if is_unmodified:
                 self.workers.append(spare)
                 return spare
             spare.unplug()  # it would take tasks that are meant for the other
-        number = next(self.numbers)
+        number = next(self.worker_numbers)
         host = Host(self.hub, number, self.folder / "hosts" / str(number), **traits)
         self.workers.append(host)
         host.plug_in()
         shutil.copytree(self.folder / "given", host.folder, dirs_exist_ok=True)
         named = {"FMNIST_STORE": store} if store else {}
-        program = self.declared.worker(Place(host.folder, HUB), host.name, INSIDE | HASTY | named | (changes or {}))
+        program = self.local_cluster.write_worker(
+            Location(host.folder, HUB_ADDRESS), host.name, HOST_ENVIRONMENT | SHORT_TIMEOUTS | named | (changes or {})
+        )
         for script in (program.script, program.health):
             assert script is not None
             script.write_text(script.read_text().replace(str(host.folder), "/tmp"))  # noqa: S108
-        self.start(host)
-        if usual:
-            self.usual.append(host)
+        self.start_program(host)
+        if is_unmodified:
+            self.unmodified.append(host)
         return host
 
-    def rest(self) -> None:
+    def release_workers(self) -> None:
         """Between two tests: every worker goes, but one that lives and has nothing to do stays as the spare one."""
         for host in list(self.workers):
-            if self.spare is None and host in self.usual and host.alive() and not host.tasks():
+            if self.spare_worker is None and host in self.unmodified and host.is_alive() and not host.list_tasks():
                 self.workers.remove(host)
-                self.spare = host
+                self.spare_worker = host
             else:
-                self.take_away(host)
+                self.remove_worker(host)
 
-    def take_away(self, host: Host) -> None:
+    def remove_worker(self, host: Host) -> None:
         """A worker's host is gone for good."""
         self.workers.remove(host)
         host.unplug()
 
-    def start(self, host: Host) -> None:
-        host.start(f"/tmp/programs/{host.name}", self.log(host))  # noqa: S108
+    def start_program(self, host: Host) -> None:
+        host.start_program(f"/tmp/programs/{host.name}", self.find_log(host))  # noqa: S108
 
-    def log(self, host: Host) -> Path:
+    def find_log(self, host: Host) -> Path:
         return self.folder / "logs" / f"{host.name}.log"
 
-    def begin(self, **conf: Any) -> str:
-        return self.api.trigger(DAG_ID, {"profile": "quick", **conf})
+    def trigger_run(self, **conf: Any) -> str:
+        return self.api.trigger_run(DAG_ID, {"profile": "quick", **conf})
 
-    def ended(self, run_id: str, seconds: float = 600) -> str:
+    def wait_for_end(self, run_id: str, seconds: float = 600) -> str:
         """How the run ended."""
-        until(lambda: self.api.state(DAG_ID, run_id) in ENDED, seconds, every=2)  # an answer takes a core's time too
-        return self.api.state(DAG_ID, run_id)
+        wait_until(
+            lambda: self.api.read_run_state(DAG_ID, run_id) in FINAL_STATES, seconds, every=2
+        )  # an answer takes a core's time too
+        return self.api.read_run_state(DAG_ID, run_id)
 
-    def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
+    def read_tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
         """The run's tasks by the last part of their names."""
-        return {task["task_id"].rpartition(".")[2]: task for task in self.api.tasks(DAG_ID, run_id)}
+        return {task["task_id"].rpartition(".")[2]: task for task in self.api.list_tasks(DAG_ID, run_id)}
 
-    def ran(self, run_id: str) -> list[dict[str, Any]]:
+    def list_finished_tasks(self, run_id: str) -> list[dict[str, Any]]:
         """The tasks of a run that a worker has done."""
-        return [task for task in self.api.tasks(DAG_ID, run_id) if task["state"] == "success" and task["hostname"]]
+        return [task for task in self.api.list_tasks(DAG_ID, run_id) if task["state"] == "success" and task["hostname"]]
 
-    def epochs(self, run_id: str, step: str) -> int:
+    def count_checkpointed_epochs(self, run_id: str, step: str) -> int:
         """The epochs of a step's training that the store has the latest checkpoint of."""
         prefix = f"checkpoints/{run_id}/{'tuned' if step == 'fine_tune' else 'base'}"
         return max((int(stat.key.rpartition("/")[2]) for stat in self.store.list(prefix)), default=0)
 
-    def alerts(self, run_id: str) -> list[str]:
+    def list_alerts(self, run_id: str) -> list[str]:
         """The events of a run that a person was told of."""
         keys = [stat.key for stat in self.store.list(f"runs/{run_id}/alerts/")]
         return sorted(read_document(self.store, key)["event"] for key in keys)
 
-    def task_log(self, run_id: str, step: str, attempt: int) -> str:
+    def read_task_log(self, run_id: str, step: str, attempt: int) -> str:
         """What a task wrote, as Airflow shows it: from the object store, whichever worker it was on."""
-        task = self.tasks(run_id)[step]
-        where = f"{self.api.run_path(DAG_ID, run_id)}/taskInstances/{task['task_id']}/logs/{attempt}"
-        return json.dumps(self.api.ask("GET", f"{where}?map_index={task['map_index']}&full_content=true"))
+        task = self.read_tasks(run_id)[step]
+        where = f"{self.api.build_run_path(DAG_ID, run_id)}/taskInstances/{task['task_id']}/logs/{attempt}"
+        return json.dumps(self.api.send_request("GET", f"{where}?map_index={task['map_index']}&full_content=true"))
 
-    def one_release(self, run_id: str) -> dict[str, Any]:
+    def check_only_release(self, run_id: str) -> dict[str, Any]:
         """The manifest of the only release, which the run made and promoted once.
 
         Its model is that of all other such runs of this cluster, whatever becomes of them and their workers.
         """
-        releases, log = self.outcome()
+        releases, log = self.read_releases_and_log()
         assert len(releases) == 1
         assert log == releases
         manifest = read_manifest(self.store, releases[0])
         assert manifest["run_id"] == run_id
         model = manifest["files"]["model.h5"]["sha256"]
-        self.model = self.model or model
-        assert model == self.model
-        self.on_one = self.on_one or len({task["hostname"] for task in self.ran(run_id)}) == 1
+        self.model_digest = self.model_digest or model
+        assert model == self.model_digest
+        self.ran_on_one_worker = (
+            self.ran_on_one_worker or len({task["hostname"] for task in self.list_finished_tasks(run_id)}) == 1
+        )
         return manifest
 
-    def begun(self, run_id: str, step: str = "train", attempt: int = 1) -> str:
+    def wait_for_start(self, run_id: str, step: str = "train", attempt: int = 1) -> str:
         """Wait until a step has begun, for the first time or again; the worker that it is on."""
 
-        def worker() -> str | None:
-            task = self.tasks(run_id).get(step)
+        def find_worker() -> str | None:
+            task = self.read_tasks(run_id).get(step)
             on_it = task and task["try_number"] >= attempt and task["state"] in {"running", "success"}
             return str(task["hostname"]) if task and on_it else None
 
-        return until(worker, every=1)
+        return wait_until(find_worker, every=1)
 
-    def well(self, name: str) -> None:
+    def wait_until_healthy(self, name: str) -> None:
         """Wait until a program is healthy."""
         (program,) = (program for program in self.programs if program.name == name)
-        self.supervisor.wait(program)
+        self.supervisor.wait_until_healthy(program)
 
-    def clear(self) -> None:
+    def empty_store(self) -> None:
         """Empty the store."""
         for stat in list(self.store.list("")):
             self.store.delete(stat.key)
 
-    def outcome(self) -> tuple[list[str], list[str]]:
+    def read_releases_and_log(self) -> tuple[list[str], list[str]]:
         """Releases, and the champion log's versions in its order."""
         return versions(self.store), [entry.version for entry in champion.history(self.store)]
 
 
 @contextmanager
-def running(train: int, test: int) -> Iterator[FaultCluster]:
-    """Everything but the workers, with so many made images to train and to test on."""
+def run_fault_cluster(train: int, test: int) -> Iterator[FaultCluster]:
+    """Everything but the workers, with so many synthetic images to train and to test on."""
     folder = Path(tempfile.mkdtemp(prefix="fmnist-cluster-"))  # Postgres, another user, cannot pass through pytest's
-    synthetic.declare(folder / "given" / "data", train=train, test=test)
+    synthetic.write_dataset(folder / "given" / "data", train=train, test=test)
     policy = Path(__file__).with_name("airflow_local_settings.py")
     for home in (folder / "airflow", folder / "given" / "airflow"):
         (home / "config").mkdir(parents=True)
@@ -198,17 +204,19 @@ def running(train: int, test: int) -> Iterator[FaultCluster]:
         "FMNIST_DATASET": str(folder / "given" / "data" / "made.toml"),
         "FMNIST_DATA_DIR": str(folder / "given" / "data"),
     }
-    it, supervisor, name = Cluster(folder), Supervisor(folder), f"fmnist{os.getpid()}"
-    with hub(name) as address:
-        programs = it.programs(Place(folder, address), HASTY | inside)
-        supervisor.begin(programs)
+    local_cluster, supervisor, name = Cluster(folder), Supervisor(folder), f"fmnist{os.getpid()}"
+    with create_hub(name) as address:
+        programs = local_cluster.write_programs(Location(folder, address), SHORT_TIMEOUTS | inside)
+        supervisor.start_daemon(programs)
         try:
             supervisor.start_all(programs)
-            api, place = it.api(f"http://{address}:8080"), Place(folder, address)
-            cluster = FaultCluster(folder, it, supervisor, api, it.store(place), name, programs)
-            it.postpone_schedule(place)
-            api.unpause(DAG_ID)
+            api, location = local_cluster.open_api(f"http://{address}:8080"), Location(folder, address)
+            cluster = FaultCluster(
+                folder, local_cluster, supervisor, api, local_cluster.open_store(location), name, programs
+            )
+            local_cluster.postpone_schedule(location)
+            api.unpause_dag(DAG_ID)
             yield cluster
         finally:
-            supervisor.end()
+            supervisor.shut_down()
     shutil.rmtree(folder)

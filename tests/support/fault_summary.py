@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-_shown: list[str] = []
+_rows: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Keep what a fault-injection test showed."""
     if report.when == "call" and "/faults/" in report.nodeid:
         name, shown = report.nodeid.rpartition("::")[2], dict(report.user_properties).get("shown", "")
-        _shown.append(f"{report.outcome:<7} {report.duration:4.0f} s  {name}: {shown}")
+        _rows.append(f"{report.outcome:<7} {report.duration:4.0f} s  {name}: {shown}")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the table."""
-    if _shown:
+    if _rows:
         terminalreporter.section("fault injection")
-        for row in _shown:
+        for row in _rows:
             terminalreporter.write_line(row)

@@ -18,11 +18,11 @@ from fmnist_tasks.provenance import machine_facts
 from fmnist_tasks.settings import INCLUDE, PROJECT
 from fmnist_tasks.turns import one_at_a_time
 from tests.support import synthetic
-from tests.support.pipeline import Line
+from tests.support.pipeline import Pipeline
 
 CACHE = PROJECT / "var" / "cache" / "tests"
 _SUPPORT = Path(__file__).parent
-_KEPT = 24 * 3600  # seconds
+_KEPT_SECONDS = 24 * 3600  # seconds
 
 
 def provide_finished_run() -> Path:
@@ -33,24 +33,24 @@ def provide_finished_run() -> Path:
     """
     sources = [*(PROJECT / "fmnist_tasks").rglob("*.py"), *(path for path in INCLUDE.rglob("*") if path.is_file())]
     sources += [_SUPPORT / name for name in ("synthetic.py", "pipeline.py")]
-    return _provide("finished", sources, str(machine_facts()["processor"]), _make_finished_run)
+    return _provide_home("finished", sources, str(machine_facts()["processor"]), _make_finished_run)
 
 
 def provide_migrated_database() -> Path:
     """Find or make an Airflow home with an empty database. Copy it, do not change it."""
-    return _provide("airflow", [], "", _migrate)
+    return _provide_home("airflow", [], "", _migrate_database)
 
 
 def _make_finished_run(home: Path) -> None:
-    line = Line(home)
-    synthetic.declare(line.data)
+    pipeline = Pipeline(home)
+    synthetic.write_dataset(pipeline.data)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in line.environment.items():
+        for name, value in pipeline.environment.items():
             patch.setenv(name, value)
-        line.upto("promote")
+        pipeline.run_until("promote")
 
 
-def _migrate(home: Path) -> None:
+def _migrate_database(home: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     ended = subprocess.run(
         ["airflow", "db", "migrate"], env=environment | {"AIRFLOW_HOME": str(home)}, capture_output=True, text=True
@@ -60,7 +60,7 @@ def _migrate(home: Path) -> None:
         generated.unlink()
 
 
-def _provide(kind: str, sources: list[Path], machine: str, make: Callable[[Path], None]) -> Path:
+def _provide_home(kind: str, sources: list[Path], machine: str, make: Callable[[Path], None]) -> Path:
     digest = hashlib.sha256(f"{machine} {platform.python_version()}".encode())
     for source in sorted([*sources, PROJECT / "requirements.txt"]):
         digest.update(source.read_bytes())
@@ -68,7 +68,7 @@ def _provide(kind: str, sources: list[Path], machine: str, make: Callable[[Path]
     with one_at_a_time(CACHE / f"{kind}.lock"):
         if not home.exists():
             for outdated in CACHE.glob(f"{kind}-*"):
-                if time.time() - outdated.stat().st_mtime > _KEPT:  # a younger one may be in use
+                if time.time() - outdated.stat().st_mtime > _KEPT_SECONDS:  # a younger one may be in use
                     shutil.rmtree(outdated)
             with tempfile.TemporaryDirectory(dir=CACHE) as folder:
                 make(Path(folder) / "home")

@@ -15,7 +15,7 @@ def copy_project(folder: Path) -> Path:
     return Path(shutil.copytree(PROJECT, folder / "a copy", ignore=left_out))
 
 
-def fresh_shell() -> dict[str, str]:
+def make_clean_environment() -> dict[str, str]:
     """The environment as if no project had been activated in it."""
     own = ("FMNIST_", "AIRFLOW", "VIRTUAL_ENV", "COVERAGE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}

@@ -11,33 +11,39 @@ import zlib
 from PIL import Image
 
 
-def png(width: int, height: int, data: bytes, extra: bytes = b"") -> bytes:
+def make_png(width: int, height: int, data: bytes, extra: bytes = b"") -> bytes:
     """A grey PNG with that header and that compressed data, whether or not they agree."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + make_png_chunk(b"IHDR", header)
+        + extra
+        + make_png_chunk(b"IDAT", data)
+        + make_png_chunk(b"IEND", b"")
+    )
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
+def make_png_chunk(kind: bytes, content: bytes) -> bytes:
     """One chunk of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def saved(kind: str) -> bytes:
+def encode_image(kind: str) -> bytes:
     """A good image of that format."""
     buffer = io.BytesIO()
     Image.new("L", (64, 64), 90).save(buffer, kind)
     return buffer.getvalue()
 
 
-def archive() -> bytes:
+def make_zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("image.png", saved("PNG"))
+        file.writestr("image.png", encode_image("PNG"))
     return buffer.getvalue()
 
 
 ROWS = zlib.compress(b"\x00" * (64 * 65))
-HOSTILE = {
+HOSTILE_IMAGES = {
     "nothing": b"",
     "a text": b"this is no image",
     "a page": b"<html><script>alert(1)</script></html>",
@@ -45,17 +51,23 @@ HOSTILE = {
     "a document": b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\ntrailer\n<<>>\n%%EOF",
     "PostScript, a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(x) print\nshowpage\n",
     "a pickle": pickle.dumps({"an": "object"}),
-    "an archive": archive(),
+    "an archive": make_zip(),
     "an array": b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (28, 28)}",
-    "a bomb of pixels": png(60_000, 60_000, zlib.compress(b"\x00" * 100_000)),
-    "a bomb of pixels, just too large": png(4097, 4096, zlib.compress(bytes(4098) * 4096)),
-    "a bomb in a text": png(64, 64, ROWS, chunk(b"zTXt", b"k\x00\x00" + zlib.compress(b"\x00" * 100_000_000))),
-    "a bomb in a profile": png(64, 64, ROWS, chunk(b"iCCP", b"k\x00\x00" + zlib.compress(b"\x00" * 100_000_000))),
-    "a PNG without its data": png(64, 64, b""),
-    "a PNG cut short": saved("PNG")[:60],
-    "a PNG with a flipped bit": saved("PNG")[:45] + bytes([saved("PNG")[45] ^ 1]) + saved("PNG")[46:],
-    "a PNG without pixels": png(0, 0, ROWS),
-    "a JPEG cut short": saved("JPEG")[:300],
+    "a decompression bomb": make_png(60_000, 60_000, zlib.compress(b"\x00" * 100_000)),
+    "a decompression bomb, just too large": make_png(4097, 4096, zlib.compress(bytes(4098) * 4096)),
+    "a decompression bomb in a text": make_png(
+        64, 64, ROWS, make_png_chunk(b"zTXt", b"k\x00\x00" + zlib.compress(b"\x00" * 100_000_000))
+    ),
+    "a decompression bomb in a profile": make_png(
+        64, 64, ROWS, make_png_chunk(b"iCCP", b"k\x00\x00" + zlib.compress(b"\x00" * 100_000_000))
+    ),
+    "a PNG without its data": make_png(64, 64, b""),
+    "a PNG cut short": encode_image("PNG")[:60],
+    "a PNG with a flipped bit": encode_image("PNG")[:45]
+    + bytes([encode_image("PNG")[45] ^ 1])
+    + encode_image("PNG")[46:],
+    "a PNG without pixels": make_png(0, 0, ROWS),
+    "a JPEG cut short": encode_image("JPEG")[:300],
     "a GIF that is only a header": b"GIF89a\xff\xff\xff\xff\x00\x00\x00",
     "a TIFF whose directory is elsewhere": b"II*\x00\xff\xff\xff\x7f" + bytes(64),
     "a BMP of negative size": b"BM"

@@ -19,11 +19,11 @@ import psutil
 
 from fmnist_tasks.settings import PROJECT
 
-HUB = "10.77.0.1"
+HUB_ADDRESS = "10.77.0.1"
 _CLONE_NEWNET = 0x40000000
 
 
-def ip(*words: str) -> None:
+def run_ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
@@ -36,26 +36,26 @@ def can_make_hosts() -> bool:
 
 
 @contextmanager
-def hub(name: str) -> Iterator[str]:
+def create_hub(name: str) -> Iterator[str]:
     """A network of its own, which this thread and all that it starts from now on are in; its bridge's address."""
-    ip("netns", "add", name)
+    run_ip("netns", "add", name)
     try:
-        ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", name, "link", "add", "bridge", "type", "bridge")
-        ip("-n", name, "address", "add", f"{HUB}/24", "dev", "bridge")
-        ip("-n", name, "link", "set", "bridge", "up")
+        run_ip("-n", name, "link", "set", "lo", "up")
+        run_ip("-n", name, "link", "add", "bridge", "type", "bridge")
+        run_ip("-n", name, "address", "add", f"{HUB_ADDRESS}/24", "dev", "bridge")
+        run_ip("-n", name, "link", "set", "bridge", "up")
         with Path("/proc/thread-self/ns/net").open() as before:
             with Path(f"/run/netns/{name}").open() as inside:
-                _enter(inside.fileno())
+                _enter_namespace(inside.fileno())
             try:
-                yield HUB
+                yield HUB_ADDRESS
             finally:
-                _enter(before.fileno())
+                _enter_namespace(before.fileno())
     finally:
-        ip("netns", "delete", name)
+        run_ip("netns", "delete", name)
 
 
-def _enter(namespace: int) -> None:
+def _enter_namespace(namespace: int) -> None:
     """`os.setns`, which Python has from 3.12 on."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(namespace, _CLONE_NEWNET):
@@ -79,27 +79,27 @@ class Host:
 
     @property
     def address(self) -> str:
-        return HUB.rpartition(".")[0] + f".{10 + self.number}"
+        return HUB_ADDRESS.rpartition(".")[0] + f".{10 + self.number}"
 
     def plug_in(self) -> None:
         """Make the namespace and its cable to the bridge."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        ip("netns", "add", self.name)
-        ip("-n", self.name, "link", "set", "lo", "up")
-        ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        ip("link", "set", self._cable, "master", "bridge", "up")
-        ip("-n", self.name, "address", "add", f"{self.address}/24", "dev", "eth0")
-        ip("-n", self.name, "link", "set", "eth0", "up")
+        run_ip("netns", "add", self.name)
+        run_ip("-n", self.name, "link", "set", "lo", "up")
+        run_ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        run_ip("link", "set", self._cable, "master", "bridge", "up")
+        run_ip("-n", self.name, "address", "add", f"{self.address}/24", "dev", "eth0")
+        run_ip("-n", self.name, "link", "set", "eth0", "up")
 
     @property
     def _cable(self) -> str:
         return f"host{self.number}"
 
-    def reach(self, connected: bool) -> None:
+    def set_connected(self, connected: bool) -> None:
         """Cut the cable, or mend it."""
-        ip("link", "set", self._cable, "up" if connected else "down")
+        run_ip("link", "set", self._cable, "up" if connected else "down")
 
-    def start(self, script: str, log: Path) -> None:
+    def start_program(self, script: str, log: Path) -> None:
         """Run a script of /tmp, which is this host's folder there. Its home is below, its name is the host's."""
         inside = [
             f"hostname {self.name}",
@@ -124,29 +124,29 @@ class Host:
                 start_new_session=True,
             )
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether its program runs."""
         return self.process is not None and self.process.poll() is None
 
-    def _family(self) -> list[psutil.Process]:
+    def _list_processes(self) -> list[psutil.Process]:
         assert self.process is not None
         with suppress(psutil.NoSuchProcess):
             family: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
             return family
         return []
 
-    def tasks(self) -> list[psutil.Process]:
+    def list_tasks(self) -> list[psutil.Process]:
         """The tasks of Airflow that run here."""
         found = []
-        for process in self._family():
+        for process in self._list_processes():
             with suppress(psutil.NoSuchProcess):
                 if process.cmdline()[:1] and process.cmdline()[0].startswith("airflow worker"):
                     found.append(process)
         return found
 
-    def fill(self) -> None:
+    def fill_disk(self) -> None:
         """Leave no room on its disk."""
-        pid = str(self._family()[0].pid)
+        pid = str(self._list_processes()[0].pid)
         command = ["nsenter", "--target", pid, "--mount", "dd", "if=/dev/zero", "of=/tmp/filled", "bs=1M"]
         ended = subprocess.run(command, capture_output=True, text=True)
         assert "No space left" in ended.stderr
@@ -154,7 +154,7 @@ class Host:
     def kill(self) -> None:
         """Pull the plug: every process of the host dies by SIGKILL."""
         assert self.process is not None
-        for process in self._family():
+        for process in self._list_processes():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
         self.process.kill()
@@ -162,6 +162,6 @@ class Host:
 
     def unplug(self) -> None:
         """Kill what runs, and take the host away."""
-        if self.alive():
+        if self.is_alive():
             self.kill()
-        ip("netns", "delete", self.name)
+        run_ip("netns", "delete", self.name)

@@ -16,11 +16,11 @@ from tests.support.synthetic import RUN
 R = TypeVar("R")
 
 
-def run_mortal(step: str, fatal: int) -> None:
+def run_until_killed(step: str, fatal: int) -> None:
     """Run the step until that moment: odd ones are before the bytes of a write are in place, even ones after."""
     moments = itertools.count(1)
 
-    def mortal(write: Callable[[FolderStore, str, bytes], R]) -> Callable[[FolderStore, str, bytes], R]:
+    def make_mortal(write: Callable[[FolderStore, str, bytes], R]) -> Callable[[FolderStore, str, bytes], R]:
         def write_or_die(self: FolderStore, key: str, data: bytes) -> R:
             if next(moments) == fatal:
                 (self.root / ".scratch").mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def run_mortal(step: str, fatal: int) -> None:
         return write_or_die
 
     with (
-        patch.object(FolderStore, "put", mortal(FolderStore.put)),
-        patch.object(FolderStore, "put_if_absent", mortal(FolderStore.put_if_absent)),
+        patch.object(FolderStore, "put", make_mortal(FolderStore.put)),
+        patch.object(FolderStore, "put_if_absent", make_mortal(FolderStore.put_if_absent)),
     ):
         run_again(step, RUN)

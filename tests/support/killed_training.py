@@ -28,7 +28,7 @@ MOMENTS = BATCHES + 3  # of one epoch
 STAGE = replace(PROFILES["quick"].base, batch_size=16, shift=1, cut_mix=0.5)
 
 
-def train(folder: Path, fatal: int, epochs: int) -> None:
+def train_until_killed(folder: Path, fatal: int, epochs: int) -> None:
     """Train until that moment, 0 for to the end, with checkpoints in a store in the folder.
 
     Prints the epoch it begins with, the memory it holds after each checkpoint, in MiB, and, at the end, a digest of the
@@ -36,7 +36,7 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
     """
     moments, begun = 0, False
 
-    def moment() -> None:
+    def pass_moment() -> None:
         nonlocal moments
         moments += 1
         if moments == fatal:
@@ -45,12 +45,12 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
     put = FolderStore.put
 
     def mortal_put(self: FolderStore, key: str, data: bytes) -> None:
-        moment()
+        pass_moment()
         (self.root / ".scratch").mkdir(parents=True, exist_ok=True)
         (self.root / ".scratch" / "half").write_bytes(data[: len(data) // 2])
-        moment()
+        pass_moment()
         put(self, key, data)
-        moment()
+        pass_moment()
         print("holds", int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) >> 10)
 
     def mortal_batches(images: Training, stage: Stage, classes: int, seed: int, epoch: int) -> Iterator[training.Batch]:
@@ -59,13 +59,13 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
             print("begins with epoch", epoch, flush=True)
             begun = True
         for batch in batches.training_batches(images, stage, classes, seed, epoch):
-            moment()
+            pass_moment()
             yield batch
 
-    images, labels = synthetic.images(16 * BATCHES, 1)
+    images, labels = synthetic.make_images(16 * BATCHES, 1)
     parts = [(images[start : start + 16], labels[start : start + 16]) for start in range(0, len(labels), 16)]
-    shards = Training([(16, partial(read, part)) for part in parts], window=32)  # so that there are several
-    arrays = Arrays(shards, *synthetic.images(40, 2), *synthetic.images(40, 2))
+    shards = Training([(16, partial(read_part, part)) for part in parts], window=32)  # so that there are several
+    arrays = Arrays(shards, *synthetic.make_images(40, 2), *synthetic.make_images(40, 2))
     checkpoints = Checkpoints(FolderStore(folder), "run", "base-0", {"made": True})
     stage = replace(STAGE, epochs=epochs, patience=epochs)
     profile = replace(PROFILES["quick"], base=stage, dropout=0.5)
@@ -75,6 +75,6 @@ def train(folder: Path, fatal: int, epochs: int) -> None:
     print(len(fit.curves["loss"]), fit.best_epoch, hashlib.sha256(weights).hexdigest())
 
 
-def read(part: Chunk) -> Iterator[Chunk]:
+def read_part(part: Chunk) -> Iterator[Chunk]:
     """The images and labels of a part of the training images."""
     yield part

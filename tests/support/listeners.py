@@ -16,16 +16,16 @@ from typing import Any
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
 
-from tests.support.ports import free_port
+from tests.support.ports import reserve_port
 
 
 @dataclass
-class Mailbox:
+class MailServer:
     """Keeps what a mail server is given."""
 
     mails: list[EmailMessage] = field(default_factory=list)
-    port: int = field(default_factory=free_port)
-    password: str = ""  # with one, only `line` may send
+    port: int = field(default_factory=reserve_port)
+    password: str = ""  # with one, only `pipeline` may send
 
     async def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
         if self.password and not session.authenticated:
@@ -35,17 +35,17 @@ class Mailbox:
         return "250 kept"
 
     @contextmanager
-    def running(self) -> Iterator[Mailbox]:
-        def known(
+    def serve(self) -> Iterator[MailServer]:
+        def authenticate(
             server: object, session: object, envelope: object, mechanism: str, given: LoginPassword
         ) -> AuthResult:
-            return AuthResult(success=(given.login, given.password) == (b"line", self.password.encode()))
+            return AuthResult(success=(given.login, given.password) == (b"pipeline", self.password.encode()))
 
         controller = Controller(
             self,
             hostname="127.0.0.1",
             port=self.port,
-            authenticator=known,
+            authenticator=authenticate,
             auth_require_tls=False,  # both are on this machine
         )
         controller.start()
@@ -57,31 +57,36 @@ class Mailbox:
     @property
     def connection(self) -> str:
         """What an Airflow connection of type SMTP says to send mail here."""
-        extra = {"disable_tls": True, "disable_ssl": True, "from_email": "line@example.com", "to": "team@example.com"}
-        named = {"login": "line", "password": self.password} if self.password else {}
-        return json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": self.port, "extra": extra, **named})
+        extra = {
+            "disable_tls": True,
+            "disable_ssl": True,
+            "from_email": "pipeline@example.com",
+            "to": "team@example.com",
+        }
+        credentials = {"login": "pipeline", "password": self.password} if self.password else {}
+        return json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": self.port, "extra": extra, **credentials})
 
 
 @dataclass
-class Hook:
+class WebhookServer:
     """Keeps what is posted to a web address."""
 
     posts: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
     status: int = 200
-    password: str = ""  # with one, only `line` may post
+    password: str = ""  # with one, only `pipeline` may post
 
     @contextmanager
-    def running(self) -> Iterator[Hook]:
-        hook = self
+    def serve(self) -> Iterator[WebhookServer]:
+        webhook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 post = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                known = not hook.password or self.headers["Authorization"] == f"Basic {hook.named}"
+                known = not webhook.password or self.headers["Authorization"] == f"Basic {webhook.credentials}"
                 if known:
-                    hook.posts.append(post)
-                self.send_response(hook.status if known else 401)
+                    webhook.posts.append(post)
+                self.send_response(webhook.status if known else 401)
                 self.end_headers()
 
             def log_message(self, *arguments: object) -> None:
@@ -99,12 +104,12 @@ class Hook:
             thread.join()
 
     @property
-    def named(self) -> str:
+    def credentials(self) -> str:
         """Name and password, as HTTP has them."""
-        return b64encode(f"line:{self.password}".encode()).decode()
+        return b64encode(f"pipeline:{self.password}".encode()).decode()
 
     @property
     def connection(self) -> str:
         """What an Airflow connection of type Apprise says to post here."""
-        path = f"json://{f'line:{self.password}@' if self.password else ''}127.0.0.1:{self.port}/"
+        path = f"json://{f'pipeline:{self.password}@' if self.password else ''}127.0.0.1:{self.port}/"
         return json.dumps({"conn_type": "apprise", "extra": {"config": {"path": path, "tag": "all"}}})

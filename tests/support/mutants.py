@@ -44,7 +44,7 @@ class Mutant:
         """The start of its row in docs/mutants.md; does not depend on mutmut's numbering."""
         function = self.name.rpartition(".")[2].partition("__mutmut_")[0]
         function = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
-        before, after = _changed_words(get_diff_for_mutant(self.name, path=self.path))
+        before, after = _find_changed_words(get_diff_for_mutant(self.name, path=self.path))
         return f"| {Path(self.path).stem}.{function} | `{before}` | `{after}` |"
 
 
@@ -94,7 +94,7 @@ def print_score(mutants: list[Mutant]) -> None:
         print(path.ljust(40), *(f"{figure:9}" for figure in figures))
 
 
-def _changed_words(diff: str) -> tuple[str, str]:
+def _find_changed_words(diff: str) -> tuple[str, str]:
     """What a unified diff removes and adds, from the word before the first difference to the one after the last."""
     lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++"))]
     before, after = (" ".join(line[1:] for line in lines if line[0] == sign).split() for sign in "-+")

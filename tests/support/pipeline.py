@@ -13,8 +13,8 @@ from tests.support.synthetic import RUN
 
 
 @dataclass(frozen=True)
-class Line:
-    """A retraining line of its own in a temporary folder, on made data."""
+class Pipeline:
+    """A retraining pipeline of its own in a temporary folder, on synthetic images."""
 
     home: Path
 
@@ -35,14 +35,14 @@ class Line:
             "FMNIST_DATA_DIR": str(self.data),
         }
 
-    def upto(self, last: str, run: Run = RUN) -> None:
+    def run_until(self, last: str, run: Run = RUN) -> None:
         """Run the steps of a run, in their order, up to one of them."""
         for name in STEPS:
             run_again(name, run)
             if name == last:
                 return
 
-    def succeeded(self) -> str:
+    def promote_second_release(self) -> str:
         """The version of another release, with the champion's files, that has taken the champion's place."""
         release = service.open_release(self.store, service.in_service(self.store).version)
         facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}

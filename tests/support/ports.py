@@ -14,7 +14,7 @@ _RANGE = range(20_000, 32_000)
 _RESERVED: list[int] = []  # descriptors of the lock files: open, and so locked, as long as this process lives
 
 
-def free_port() -> int:
+def reserve_port() -> int:
     """Reserve a loopback port on which nothing listens, for as long as this process lives.
 
     A lock file for each port keeps the test processes of one user apart, those of other checkouts included; a port

@@ -19,34 +19,38 @@ from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps import run_again
 from tests.support.synthetic import RUN
 
-CONTEXT = multiprocessing.get_context("forkserver")
+PROCESS_CONTEXT = multiprocessing.get_context("forkserver")
 # No module of the tests: the server does not find them, says nothing, and each process would import everything itself.
-CONTEXT.set_forkserver_preload(
+PROCESS_CONTEXT.set_forkserver_preload(
     ["fmnist_tasks.preload", "fmnist_tasks.steps", "fmnist_tasks.registry.s3", "fmnist_tasks.evaluation.report"]
 )
 
 
-def apart(said: Path, function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+def start_process(output: Path, function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     """Call a function of a module in a process of its own; what it prints, and its errors, are added to a file."""
     # A daemon, so that one that hangs does not outlive the tests.
-    process = CONTEXT.Process(target=_call, args=(dict(os.environ), said, function, arguments), daemon=True)
+    process = PROCESS_CONTEXT.Process(
+        target=_call_function, args=(dict(os.environ), output, function, arguments), daemon=True
+    )
     process.start()
     return process
 
 
-def survived(process: ForkServerProcess, said: Path) -> bool:
-    """How it ended, once it has: well, or killed. Anything else is an error, with what it said."""
+def wait_for_exit(process: ForkServerProcess, output: Path) -> bool:
+    """How it ended, once it has: well, or killed. Anything else is an error, with its output."""
     process.join(900)
-    assert process.exitcode in {0, -signal.SIGKILL}, said.read_text()
+    assert process.exitcode in {0, -signal.SIGKILL}, output.read_text()
     return process.exitcode == 0
 
 
-def _call(environment: dict[str, str], said: Path, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _call_function(
+    environment: dict[str, str], output: Path, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    with said.open("ab") as output:
+    with output.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
-            os.dup2(output.fileno(), stream.fileno())
+            os.dup2(file.fileno(), stream.fileno())
     function(*arguments)
 
 
@@ -55,7 +59,7 @@ def run_step(name: str) -> None:
     run_again(name, RUN)
 
 
-def promote_many(writer: int, promotions: int, told: Queue[Any]) -> None:
+def promote_releases(writer: int, promotions: int, queue: Queue[Any]) -> None:
     """Promote different releases; report what each call said: its sequence, or 0 for a conflict."""
     store, outcomes = open_store(Settings.from_environment().store), []
     for number in range(promotions):
@@ -74,4 +78,4 @@ def promote_many(writer: int, promotions: int, told: Queue[Any]) -> None:
             except ConflictError:
                 sequence = 0
             outcomes.append((sequence, version))
-    told.put(outcomes)
+    queue.put(outcomes)

@@ -1,4 +1,4 @@
-"""A proxy between client and server that does harm on request: the n-th or any request, before, during or after it."""
+"""A proxy between client and server that injects faults: into the n-th or any request, before, during or after it."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Harm:
+class Fault:
     """What happens to a request. Without any of these it passes unharmed."""
 
     status: int = 0  # answered by the proxy; the server never sees the request
-    refuse: bool = False  # the connection is closed before the server sees the request
-    lose_answer: bool = False  # the server did it; the connection is closed instead of an answer
-    cut_body: bool = False  # half of the answer's body, then the connection is closed
+    close_connection: bool = False  # the connection is closed before the server sees the request
+    drop_response: bool = False  # the server did it; the connection is closed instead of an answer
+    truncate_body: bool = False  # half of the answer's body, then the connection is closed
     delay: float = 0  # seconds before the request goes on
     kill: int = 0  # this process is killed (SIGKILL) before, `halfway` into, or after the request
     moment: str = "before"
 
 
 class Proxy:
-    """Listens on a free port; `harm` decides for each request."""
+    """Listens on a free port; `choose_fault` decides for each request."""
 
     def __init__(self, target: str, address: str = "127.0.0.1") -> None:
         self.target = urlsplit(target).netloc
-        self.harm: Callable[[Request], Harm | None] = lambda _: None
+        self.choose_fault: Callable[[Request], Fault | None] = lambda _: None
         self.requests: list[Request] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer((address, 0), self._handler())
+        self._server = ThreadingHTTPServer((address, 0), self._make_handler())
         self._server.daemon_threads = True
         self.endpoint = f"http://{address}:{self._server.server_port}"
 
     @contextmanager
-    def running(self) -> Iterator[Proxy]:
+    def serve(self) -> Iterator[Proxy]:
         thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -63,24 +63,24 @@ class Proxy:
             thread.join()
             self._server.server_close()
 
-    def reset(self, harm: Callable[[Request], Harm | None] = lambda _: None) -> None:
-        """Forget earlier requests and do this harm from now on."""
+    def reset(self, choose_fault: Callable[[Request], Fault | None] = lambda _: None) -> None:
+        """Forget earlier requests, and let this choose the faults from now on."""
         with self._lock:
-            self.requests, self.harm = [], harm
+            self.requests, self.choose_fault = [], choose_fault
 
-    def _begun(self, handler: BaseHTTPRequestHandler) -> tuple[Request, Harm]:
+    def _record_request(self, handler: BaseHTTPRequestHandler) -> tuple[Request, Fault]:
         with self._lock:
             number = len(self.requests) + 1
             request = Request(number, handler.command, handler.path, {k.lower(): v for k, v in handler.headers.items()})
             self.requests.append(request)
-            return request, self.harm(request) or Harm()
+            return request, self.choose_fault(request) or Fault()
 
-    def _answered(self, request: Request, status: int) -> None:
+    def _record_status(self, request: Request, status: int) -> None:
         with self._lock:
             if len(self.requests) >= request.number and self.requests[request.number - 1] is request:
                 self.requests[request.number - 1] = Request(**{**vars(request), "status": status})
 
-    def _handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's
+    def _make_handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True  # or every answer waits for the client's acknowledgement of its headers
@@ -97,39 +97,39 @@ class Proxy:
 
             def forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                request, harm = proxy._begun(self)
-                time.sleep(harm.delay)
-                if harm.status:
-                    code = {409: "ConditionalRequestConflict", 429: "TooManyRequests"}.get(harm.status, "SlowDown")
+                request, fault = proxy._record_request(self)
+                time.sleep(fault.delay)
+                if fault.status:
+                    code = {409: "ConditionalRequestConflict", 429: "TooManyRequests"}.get(fault.status, "SlowDown")
                     text = f"<Error><Code>{code}</Code><Message>the proxy says no</Message></Error>"
-                    return self.answer(harm.status, {"Content-Type": "application/xml"}, text.encode())
-                if harm.refuse:
+                    return self.send_answer(fault.status, {"Content-Type": "application/xml"}, text.encode())
+                if fault.close_connection:
                     return self.hang_up()
-                if harm.kill and harm.moment == "before":
-                    return self.kill(harm.kill)
+                if fault.kill and fault.moment == "before":
+                    return self.kill(fault.kill)
                 connection = http.client.HTTPConnection(proxy.target, timeout=60)
                 try:
                     connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                     for name, value in self.headers.items():
                         connection.putheader(name, value)
-                    if harm.kill and harm.moment == "halfway":
+                    if fault.kill and fault.moment == "halfway":
                         connection.endheaders(body[: len(body) // 2])
-                        return self.kill(harm.kill)
+                        return self.kill(fault.kill)
                     connection.endheaders(body)
                     response = connection.getresponse()
                     data = response.read()
                 finally:
                     connection.close()
-                proxy._answered(request, response.status)
-                if harm.kill:
-                    return self.kill(harm.kill)
-                if harm.lose_answer:
+                proxy._record_status(request, response.status)
+                if fault.kill:
+                    return self.kill(fault.kill)
+                if fault.drop_response:
                     return self.hang_up()
-                return self.answer(response.status, dict(response.getheaders()), data, cut=harm.cut_body)
+                return self.send_answer(response.status, dict(response.getheaders()), data, cut=fault.truncate_body)
 
             do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815 - the names that http.server asks for
 
-            def answer(self, status: int, headers: dict[str, str], data: bytes, cut: bool = False) -> None:
+            def send_answer(self, status: int, headers: dict[str, str], data: bytes, cut: bool = False) -> None:
                 self.send_response_only(status)
                 length = headers.pop("Content-Length", len(data)) if self.command == "HEAD" else len(data)
                 for name, value in headers.items():

@@ -15,30 +15,30 @@ from fmnist_tasks.steps import STEPS, Run
 from fmnist_tasks.steps.step import INPUTS, PER_SEED, Result, step
 from tests.support.synthetic import RUN
 
-REPLAYED = ("train", "evaluate_base", "fine_tune", "evaluate_tuned")
+REPLAYED_STEPS = ("train", "evaluate_base", "fine_tune", "evaluate_tuned")
 
 
 def replay_steps(
     patch: pytest.MonkeyPatch,
-    finished: Store,
+    finished_store: Store,
     changes: Mapping[str, Result] | None = None,
-    names: tuple[str, ...] = REPLAYED,
+    names: tuple[str, ...] = REPLAYED_STEPS,
 ) -> None:
     """Let these steps end with their recorded results, with these changes, as results of the run that asks.
 
-    `finished` has the records of the finished run; the store of the run that asks has its blobs.
+    `finished_store` has the records of the finished run; the store of the run that asks has its blobs.
     """
     for name in names:
-        recorded = read_record(finished, RUN.id, f"{name}-{RUN.parameters.seed}" if name in PER_SEED else name)
+        recorded = read_record(finished_store, RUN.id, f"{name}-{RUN.parameters.seed}" if name in PER_SEED else name)
         result = json.dumps(recorded["result"] | (changes or {}).get(name, {}))
         patch.setitem(STEPS, name, STEPS[name])  # `step` puts another in its place
-        patch.setattr(steps, name, step(*INPUTS[name], per_seed=name in PER_SEED)(_replay(name, result)))
+        patch.setattr(steps, name, step(*INPUTS[name], per_seed=name in PER_SEED)(_make_replay(name, result)))
 
 
-def _replay(name: str, recorded: str) -> Callable[..., Result]:
-    def replayed(store: Store, run: Run, *arguments: Any) -> Result:
+def _make_replay(name: str, recorded: str) -> Callable[..., Result]:
+    def replay_step(store: Store, run: Run, *arguments: Any) -> Result:
         result: Result = json.loads(recorded.replace(json.dumps(RUN.id), json.dumps(run.id)))
         return result | ({"seed": arguments[-1]} if name in PER_SEED else {})
 
-    replayed.__name__ = name
-    return replayed
+    replay_step.__name__ = name
+    return replay_step

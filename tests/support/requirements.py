@@ -55,7 +55,7 @@ def _has_python(version: str) -> bool:
     return find_python(version) is not None
 
 
-def _has(*names: str) -> Callable[[], bool]:
+def _make_program_check(*names: str) -> Callable[[], bool]:
     return lambda: all(map(shutil.which, names))
 
 
@@ -90,17 +90,17 @@ def _has_network() -> bool:
 
 
 POSTGRES = Requirement("Postgres", _BY_MAKE, _has_postgres)
-REDIS = Requirement("Redis", _BY_MAKE, _has("redis-server"))
+REDIS = Requirement("Redis", _BY_MAKE, _make_program_check("redis-server"))
 CHROMIUM = Requirement("Chromium", _BY_MAKE, lambda: find_chromium() is not None)
-FAKETIME = Requirement("faketime", _BY_MAKE, _has("faketime"))
-HOST_PROGRAMS = Requirement("ip, unshare and nsenter", _BY_MAKE, _has("ip", "unshare", "nsenter"))
-OPENSSL = Requirement("openssl", _BY_MAKE, _has("openssl"))
+FAKETIME = Requirement("faketime", _BY_MAKE, _make_program_check("faketime"))
+HOST_PROGRAMS = Requirement("ip, unshare and nsenter", _BY_MAKE, _make_program_check("ip", "unshare", "nsenter"))
+OPENSSL = Requirement("openssl", _BY_MAKE, _make_program_check("openssl"))
 MINIO = Requirement("MinIO", _BY_GO, _has_minio)
 COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _BY_GO, _can_parse_compose_files)
 HOSTS = Requirement("root with permission to create network namespaces", _BY_ROOT, can_make_hosts)
 NAMESPACES = Requirement("permission to create namespaces", _BY_ROOT, _can_make_namespaces)
 NETWORK = Requirement("access to a package index", "connect the machine, or set PIP_INDEX_URL", _has_network)
-APT = Requirement("apt", "run the tests on Debian", _has("apt-get", "dpkg-deb"))
+APT = Requirement("apt", "run the tests on Debian", _make_program_check("apt-get", "dpkg-deb"))
 PYTHONS = {
     version: Requirement(
         f"Python {version}", f".venv/bin/uv python install {version}", functools.partial(_has_python, version)

@@ -17,7 +17,7 @@ CLASSES = 10
 RUN = Run("run-1", "2026-11-23T02:00:00+00:00", Parameters(profile="quick"))
 
 
-def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (count, 28, 28) and labels (count,), both uint8, classes evenly mixed."""
     patterns = np.kron(np.random.default_rng(7).random((CLASSES, 4, 4)) > 0.55, np.ones((7, 7)))
     random = np.random.default_rng(seed)
@@ -26,26 +26,28 @@ def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(pixels, 0, 255).astype(np.uint8), labels
 
 
-def idx(array: np.ndarray) -> bytes:
+def encode_idx(array: np.ndarray) -> bytes:
     """The array of uint8 as an IDX file."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def npz(**arrays: np.ndarray) -> bytes:
+def encode_npz(**arrays: np.ndarray) -> bytes:
     """The arrays as a person would save them."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=True, **arrays)
     return buffer.getvalue()
 
 
-def declare(folder: Path, train: int = 1600, test: int = 600, classes: int = CLASSES, **changed: np.ndarray) -> Path:
+def write_dataset(
+    folder: Path, train: int = 1600, test: int = 600, classes: int = CLASSES, **changed: np.ndarray
+) -> Path:
     """Write the four files and their declaration, whose path is returned; `changed` replaces arrays by role."""
-    arrays = dict(zip(("train_images", "train_labels"), images(train, 1), strict=True))
-    arrays |= dict(zip(("test_images", "test_labels"), images(test, 2), strict=True))
+    arrays = dict(zip(("train_images", "train_labels"), make_images(train, 1), strict=True))
+    arrays |= dict(zip(("test_images", "test_labels"), make_images(test, 2), strict=True))
     lines = ['name = "made"', 'title = "Made patterns"', f"classes = {[f'pattern {i}' for i in range(classes)]}"]
     folder.mkdir(parents=True, exist_ok=True)
     for role, array in (arrays | changed).items():
-        content = idx(array)
+        content = encode_idx(array)
         (folder / f"{role}.gz").write_bytes(gzip.compress(content, 1, mtime=0))
         lines += [f"[files.{role}]", f'name = "{role}.gz"', f"bytes = {len(content)}"]
         lines += [f'sha256 = "{hashlib.sha256(content).hexdigest()}"']

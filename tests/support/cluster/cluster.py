@@ -17,10 +17,10 @@ from minio.credentials.providers import StaticProvider
 
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.s3 import S3Store
-from fmnist_tasks.settings import PROJECT
+from fmnist_tasks.settings import DAG_ID, PROJECT
 from tests.support.airflow_api import AirflowApi
 from tests.support.cluster.declaration import Service, read_services, read_settings
-from tests.support.cluster.programs import Place, Program, write_program
+from tests.support.cluster.programs import Location, Program, write_program
 from tests.support.cluster.supervision import ClusterError
 from tests.support.requirements import MINIO, POSTGRES, REDIS, find_missing
 
@@ -34,7 +34,6 @@ PORTS = (
     ("triggerer", 8794),
     ("worker", 8793),
 )
-DAG_ID = "fmnist_retrain"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Cluster:
 
     folder: Path
 
-    def settings(self) -> dict[str, str]:
+    def provide_settings(self) -> dict[str, str]:
         """What .env holds; the first call makes it, secrets and all."""
         file = self.folder / ".env"
         if not file.exists():
@@ -53,38 +52,38 @@ class Cluster:
             subprocess.run([PROJECT / "include" / "cluster" / "secrets", file], check=True, stdout=subprocess.DEVNULL)
         return read_settings(file)
 
-    def services(self, place: Place) -> dict[str, Service]:
+    def read_declared_services(self, location: Location) -> dict[str, Service]:
         """What docker-compose.yaml declares, with this cluster's settings; those of the environment go before."""
-        settings = self.settings()
+        settings = self.provide_settings()
         given = {name: os.environ[name] for name in settings if os.environ.get(name)}
-        url = f"http://{place.address}:{place.port('api-server', 8080)}"
+        url = f"http://{location.address}:{location.find_port('api-server', 8080)}"
         return read_services(PROJECT / "docker-compose.yaml", {**settings, **given, "AIRFLOW_URL": url})
 
-    def programs(self, place: Place, changes: Mapping[str, str]) -> list[Program]:
+    def write_programs(self, location: Location, changes: Mapping[str, str]) -> list[Program]:
         """The programs of all services but the workers, each after those that it needs."""
-        services = self.services(place)
+        services = self.read_declared_services(location)
         return [
-            write_program(service, place, changes=changes) for name, service in services.items() if name != "worker"
+            write_program(service, location, changes=changes) for name, service in services.items() if name != "worker"
         ]
 
-    def worker(self, place: Place, name: str, changes: Mapping[str, str]) -> Program:
+    def write_worker(self, location: Location, name: str, changes: Mapping[str, str]) -> Program:
         """The program of one worker."""
-        return write_program(self.services(place)["worker"], place, name, changes)
+        return write_program(self.read_declared_services(location)["worker"], location, name, changes)
 
-    def store(self, place: Place) -> S3Store:
+    def open_store(self, location: Location) -> S3Store:
         """The object store, for its administrator."""
-        root = StaticProvider("fmnist-root", self.settings()["MINIO_ROOT_PASSWORD"])
-        authority = f"{place.address}:{place.port('minio', 9000)}"
+        root = StaticProvider("fmnist-root", self.provide_settings()["MINIO_ROOT_PASSWORD"])
+        authority = f"{location.address}:{location.find_port('minio', 9000)}"
         return S3Store(Bucket("fmnist", f"http://{authority}", Minio(authority, secure=False, credentials=root)))
 
-    def postpone_schedule(self, place: Place) -> None:
+    def postpone_schedule(self, location: Location) -> None:
         """Let unpausing the main DAG begin no run of this week, once the dag-processor has read it."""
         connection = psycopg2.connect(
-            host=place.address,
-            port=place.port("postgres", 5432),
+            host=location.address,
+            port=location.find_port("postgres", 5432),
             dbname="airflow",
             user="airflow",
-            password=self.settings()["POSTGRES_PASSWORD"],
+            password=self.provide_settings()["POSTGRES_PASSWORD"],
         )
         later = "UPDATE dag SET next_dagrun_create_after = '2999-01-01' WHERE dag_id = %s"
         with closing(connection), connection, connection.cursor() as cursor:
@@ -92,9 +91,9 @@ class Cluster:
                 time.sleep(0.2)
                 cursor.execute(later, (DAG_ID,))
 
-    def api(self, address: str) -> AirflowApi:
+    def open_api(self, address: str) -> AirflowApi:
         """Airflow's API for the administrator."""
-        return AirflowApi(address, "admin", self.settings()["ADMIN_PASSWORD"])
+        return AirflowApi(address, "admin", self.provide_settings()["ADMIN_PASSWORD"])
 
 
 def require_stores() -> None:

@@ -10,33 +10,34 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from fmnist_tasks.settings import DAG_ID
 from tests.support.airflow_api import AirflowApi
-from tests.support.cluster.cluster import DAG_ID, PORTS, Cluster, require_stores
-from tests.support.cluster.programs import Place
+from tests.support.cluster.cluster import PORTS, Cluster, require_stores
+from tests.support.cluster.programs import Location
 from tests.support.cluster.supervision import ClusterError, Supervisor
-from tests.support.ports import free_port
+from tests.support.ports import reserve_port
 
 
-def start_cluster(folder: Path, workers: int, port: int, changes: Mapping[str, str] | None = None) -> Place:
+def start_cluster(folder: Path, workers: int, port: int, changes: Mapping[str, str] | None = None) -> Location:
     """Start everything and print where it is. Changes are of the environment of Airflow's services."""
     cluster, supervisor = Cluster(folder), Supervisor(folder)
-    if supervisor.process():
+    if supervisor.find_daemon():
         raise ClusterError("the cluster is already running; stop it with `make cluster-down`")
     with socket.socket() as probe:
         if not probe.connect_ex(("127.0.0.1", port)):
             raise ClusterError(f"port {port} is taken; choose another: make cluster PORT=8081")
     require_stores()
     began = time.monotonic()
-    place = Place(folder, ports={name: free_port() for name in PORTS} | {("api-server", 8080): port})
-    programs = cluster.programs(place, changes or {})
+    location = Location(folder, ports={name: reserve_port() for name in PORTS} | {("api-server", 8080): port})
+    programs = cluster.write_programs(location, changes or {})
     for number in range(1, workers + 1):  # on one machine each needs a port of its own
-        own = {**(changes or {}), "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port())}
-        programs.append(cluster.worker(place, f"worker-{number}", own))
-    supervisor.begin(programs)
+        own = {**(changes or {}), "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(reserve_port())}
+        programs.append(cluster.write_worker(location, f"worker-{number}", own))
+    supervisor.start_daemon(programs)
     try:
         supervisor.start_all(programs)
     except BaseException:
-        supervisor.end()
+        supervisor.shut_down()
         raise
     (folder / "address").write_text(f"http://127.0.0.1:{port}\n")
     print(f"""
@@ -46,25 +47,25 @@ def start_cluster(folder: Path, workers: int, port: int, changes: Mapping[str, s
   Train:  make run-cluster, or in the UI
   Stop:   make cluster-down; data stays
 """)
-    return place
+    return location
 
 
 def stop_cluster(folder: Path) -> None:
     """Stop everything; what was stored stays."""
-    print("cluster stopped" if Supervisor(folder).end() else "no cluster is running")
+    print("cluster stopped" if Supervisor(folder).shut_down() else "no cluster is running")
 
 
 def run_on_cluster(folder: Path, parameters: str) -> None:
     """Run the main DAG on the cluster, print which worker runs which task, and exit with the run's result."""
-    if not Supervisor(folder).process():
+    if not Supervisor(folder).find_daemon():
         raise ClusterError("no cluster is running; start one with `make cluster`")
-    api = Cluster(folder).api((folder / "address").read_text().strip())
-    run_id = api.trigger(DAG_ID, json.loads(parameters))
-    api.unpause(DAG_ID)
+    api = Cluster(folder).open_api((folder / "address").read_text().strip())
+    run_id = api.trigger_run(DAG_ID, json.loads(parameters))
+    api.unpause_dag(DAG_ID)
     print(f"run {run_id} is queued; one run at a time, on a new cluster this week's scheduled run first", flush=True)
     told: set[tuple[str, ...]] = set()
-    while (state := api.state(DAG_ID, run_id)) in {"queued", "running"}:
-        for running in api.running(DAG_ID):
+    while (state := api.read_run_state(DAG_ID, run_id)) in {"queued", "running"}:
+        for running in api.list_active_runs(DAG_ID):
             _print_tasks(api, running, told)
         time.sleep(1)
     _print_tasks(api, run_id, told)
@@ -75,7 +76,7 @@ def run_on_cluster(folder: Path, parameters: str) -> None:
 
 def _print_tasks(api: AirflowApi, run_id: str, told: set[tuple[str, ...]]) -> None:
     """Print what has become of each task of a run, once, and on which worker."""
-    for task in api.tasks(DAG_ID, run_id):
+    for task in api.list_tasks(DAG_ID, run_id):
         fact = (run_id, *(str(task[name]) for name in ("task_id", "map_index", "state", "try_number")))
         if task["state"] in {"running", "success", "failed", "up_for_retry"} and fact not in told:
             told.add(fact)

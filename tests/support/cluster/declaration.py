@@ -34,13 +34,13 @@ class Service:
     health: tuple[str, ...]  # ends with 0 once the service is of use; empty for a job, which ends by itself
     needs: tuple[str, ...]  # what has to be healthy, or done, before
     stop_signal: str
-    ours: bool  # whether it runs Airflow with this project
+    runs_airflow: bool  # whether it runs Airflow with this project
 
 
-def interpolated(text: str, variables: Mapping[str, str]) -> str:
+def interpolate(text: str, variables: Mapping[str, str]) -> str:
     """`${NAME}`, `${NAME:-default}`, `${NAME:?why}` and `$$` replaced, as Compose does; :class:`DeclarationError`."""
 
-    def value(found: re.Match[str]) -> str:
+    def find_value(found: re.Match[str]) -> str:
         name, kind, text = found.groups()
         if name is None:
             return "$"
@@ -50,7 +50,7 @@ def interpolated(text: str, variables: Mapping[str, str]) -> str:
             raise DeclarationError(f"{name} is not set: {text}")
         return text or ""
 
-    return _VARIABLE.sub(value, text)
+    return _VARIABLE.sub(find_value, text)
 
 
 def read_settings(file: Path) -> dict[str, str]:
@@ -62,32 +62,36 @@ def read_settings(file: Path) -> dict[str, str]:
 def read_services(file: Path, variables: Mapping[str, str]) -> dict[str, Service]:
     """The services of a compose file, each after those that it needs."""
     declared = yaml.safe_load(file.read_text())["services"]
-    services = {name: _service(name, content, file.parent, variables) for name, content in declared.items()}
+    services = {name: _read_service(name, content, file.parent, variables) for name, content in declared.items()}
     order = TopologicalSorter({name: service.needs for name, service in services.items()}).static_order()
     return {name: services[name] for name in order}
 
 
-def _service(name: str, content: Mapping[str, Any], folder: Path, variables: Mapping[str, str]) -> Service:
+def _read_service(name: str, content: Mapping[str, Any], folder: Path, variables: Mapping[str, str]) -> Service:
     environment: dict[str, str] = {}
     for file in content.get("env_file", ()):
         environment |= read_settings(folder / file)
-    environment |= {key: interpolated(str(value), variables) for key, value in content["environment"].items()}
+    environment |= {key: interpolate(str(value), variables) for key, value in content["environment"].items()}
     return Service(
         name,
-        _words(STORE_COMMANDS.get(name) or content["command"], variables),
+        _interpolate_words(STORE_COMMANDS.get(name) or content["command"], variables),
         environment,
-        _check(content.get("healthcheck", {}).get("test", ()), variables),
+        _read_health_check(content.get("healthcheck", {}).get("test", ()), variables),
         tuple(content.get("depends_on", ())),
         content.get("stop_signal", "SIGTERM").removeprefix("SIG"),
         "env_file" in content,
     )
 
 
-def _words(command: list[str], variables: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(interpolated(word, variables) for word in command)
+def _interpolate_words(command: list[str], variables: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(interpolate(word, variables) for word in command)
 
 
-def _check(test: list[str], variables: Mapping[str, str]) -> tuple[str, ...]:
+def _read_health_check(test: list[str], variables: Mapping[str, str]) -> tuple[str, ...]:
     if not test:
         return ()
-    return ("sh", "-c", *_words(test[1:], variables)) if test[0] == "CMD-SHELL" else _words(test[1:], variables)
+    return (
+        ("sh", "-c", *_interpolate_words(test[1:], variables))
+        if test[0] == "CMD-SHELL"
+        else _interpolate_words(test[1:], variables)
+    )

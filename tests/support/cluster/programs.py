@@ -38,61 +38,63 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where programs run: folder, address, and the port that stands for each port of the declaration."""
 
     folder: Path
     address: str = "127.0.0.1"
     ports: Mapping[tuple[str, int], int] | None = None  # None: those of the declaration
 
-    def port(self, service: str, port: int) -> int:
+    def find_port(self, service: str, port: int) -> int:
         """The port on which a service listens here."""
         return self.ports[service, port] if self.ports else port
 
-    def resolved(self, text: str) -> str:
+    def resolve(self, text: str) -> str:
         """A text with the address of each service in place of its name, and our own files where they are."""
-        text = _ADDRESS.sub(lambda found: f"{self.address}:{self.port(found[1], int(found[2]))}", text)
+        text = _ADDRESS.sub(lambda found: f"{self.address}:{self.find_port(found[1], int(found[2]))}", text)
         return str(PROJECT / text) if text.startswith(("include/", "tests/")) else text
 
 
-def write_program(service: Service, place: Place, name: str = "", changes: Mapping[str, str] | None = None) -> Program:
+def write_program(
+    service: Service, location: Location, name: str = "", changes: Mapping[str, str] | None = None
+) -> Program:
     """Write the scripts of a service; one of several workers has a name of its own. Changes are of its environment."""
     name = name or service.name
-    environment = {key: place.resolved(value) for key, value in service.environment.items()}
-    if service.ours:
-        environment |= _of_the_image(place, name) | dict(changes or {})
-    (place.folder / "programs").mkdir(parents=True, exist_ok=True)
-    script = _write(place, name, environment, service.command)
-    health = _write(place, f"{name}.health", environment, service.health) if service.health else None
+    environment = {key: location.resolve(value) for key, value in service.environment.items()}
+    if service.runs_airflow:
+        environment |= _make_image_environment(location, name) | dict(changes or {})
+    (location.folder / "programs").mkdir(parents=True, exist_ok=True)
+    script = _write_script(location, name, environment, service.command)
+    health = _write_script(location, f"{name}.health", environment, service.health) if service.health else None
     return Program(name, script, health, service.needs, service.stop_signal)
 
 
-def _of_the_image(place: Place, name: str) -> dict[str, str]:
+def _make_image_environment(location: Location, name: str) -> dict[str, str]:
     """What airflow.Dockerfile and the container itself say there."""
     return {
-        "AIRFLOW_HOME": str(place.folder / "airflow"),
-        "FMNIST_HOME": str(place.folder / "fmnist"),
+        "AIRFLOW_HOME": str(location.folder / "airflow"),
+        "FMNIST_HOME": str(location.folder / "fmnist"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
-        "AIRFLOW__API__HOST": place.address,
-        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_HOST": place.address,
+        "AIRFLOW__API__HOST": location.address,
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_HOST": location.address,
         "HOSTNAME": name,
-        **{variable: str(place.port(*port)) for variable, port in _PORTS.items()},
+        **{variable: str(location.find_port(*port)) for variable, port in _PORTS.items()},
     }
 
 
-def _write(place: Place, name: str, environment: Mapping[str, str], command: Sequence[str]) -> Path:
+def _write_script(location: Location, name: str, environment: Mapping[str, str], command: Sequence[str]) -> Path:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "SSL_CERT_FILE") if name in os.environ}
     kept["FMNIST_HOME"] = str(PROJECT / "var")  # where include/minio keeps the server that it has built
     exports = [f"export {key}={shlex.quote(value)}" for key, value in {**kept, **environment}.items()]
-    words = shlex.join([place.resolved(word) for word in command])
-    script = place.folder / "programs" / name
+    words = shlex.join([location.resolve(word) for word in command])
+    script = location.folder / "programs" / name
     script.touch(0o700)
     script.write_text(
         "\n".join(
             [
                 "#!/bin/sh",
-                f"cd {shlex.quote(str(place.folder))} || exit",
+                f"cd {shlex.quote(str(location.folder))} || exit",
                 *exports,
                 '[ $# = 0 ] || exec "$@"',
                 f"exec {words}",

@@ -43,8 +43,8 @@ stdout_logfile={folder}/logs/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=4
 """
-PATIENCE = 20  # seconds to stop in, before a program is killed
-READY = 180  # seconds in which a program has to become healthy
+STOP_SECONDS = 20  # seconds to stop in, before a program is killed
+READY_SECONDS = 180  # seconds in which a program has to become healthy
 
 
 class ClusterError(Exception):
@@ -57,12 +57,12 @@ class Supervisor:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def _ask(self, what: str, *words: str | bool) -> Any:
+    def _call(self, what: str, *words: str | bool) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self.folder}/supervisor.sock")
         with ServerProxy("http://unix", transport=transport) as server:
             return getattr(server.supervisor, what)(*words)
 
-    def process(self) -> psutil.Process | None:
+    def find_daemon(self) -> psutil.Process | None:
         """The running supervisord."""
         file = self.folder / "supervisord.pid"
         try:
@@ -71,7 +71,7 @@ class Supervisor:
         except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
             return None
 
-    def begin(self, programs: Sequence[Program]) -> None:
+    def start_daemon(self, programs: Sequence[Program]) -> None:
         """Start supervisord with these programs, none of which it starts yet."""
         (self.folder / "logs").mkdir(exist_ok=True)
         sections = [
@@ -79,7 +79,7 @@ class Supervisor:
                 name=program.name,
                 script=program.script,
                 signal=program.stop_signal,
-                patience=PATIENCE,
+                patience=STOP_SECONDS,
                 folder=self.folder,
             )
             for program in programs
@@ -96,44 +96,44 @@ class Supervisor:
         for program in programs:
             for name in program.needs:
                 if name not in well:
-                    self.wait(known[name])
+                    self.wait_until_healthy(known[name])
                     well.add(name)
             if program.health:
-                self._ask("startProcess", program.name, False)
+                self._call("startProcess", program.name, False)
             else:
-                self._finish(program)
+                self._run_job(program)
                 well.add(program.name)
         for program in programs:
             if program.name not in well:
-                self.wait(program)
+                self.wait_until_healthy(program)
 
-    def wait(self, program: Program) -> None:
+    def wait_until_healthy(self, program: Program) -> None:
         """Wait until a program is healthy; raises :class:`ClusterError`."""
-        end = time.monotonic() + READY
+        end = time.monotonic() + READY_SECONDS
         while subprocess.run([str(program.health)], capture_output=True).returncode:
             if time.monotonic() > end:
-                raise self._error(program, f"is not healthy after {READY} seconds")
+                raise self._make_error(program, f"is not healthy after {READY_SECONDS} seconds")
             time.sleep(0.5)
 
-    def stop(self, name: str) -> None:
+    def stop_program(self, name: str) -> None:
         """Stop a program, which stays so until it is started."""
-        self._ask("stopProcess", name)
+        self._call("stopProcess", name)
 
-    def start(self, name: str) -> None:
+    def start_program(self, name: str) -> None:
         """Start a program that was stopped."""
-        self._ask("startProcess", name, False)
+        self._call("startProcess", name, False)
 
-    def pid(self, name: str) -> int:
+    def find_pid(self, name: str) -> int:
         """The process that a program is at present; 0 if it is none."""
-        return int(self._ask("getProcessInfo", name)["pid"])
+        return int(self._call("getProcessInfo", name)["pid"])
 
-    def end(self) -> bool:
+    def shut_down(self) -> bool:
         """Stop everything; False if nothing ran."""
-        if (process := self.process()) is None:
+        if (process := self.find_daemon()) is None:
             return False
         everything = {process}
         process.terminate()
-        end = time.monotonic() + 2 * PATIENCE
+        end = time.monotonic() + 2 * STOP_SECONDS
         # A worker that stops may still begin a task, in a process that outlives it.
         while process.is_running() and time.monotonic() < end:
             with suppress(psutil.NoSuchProcess):  # it may end as it is asked
@@ -145,14 +145,14 @@ class Supervisor:
         psutil.wait_procs(everything)
         return True
 
-    def _finish(self, job: Program) -> None:
+    def _run_job(self, job: Program) -> None:
         log = self.folder / "logs" / f"{job.name}.log"
         with log.open("wb") as output:
             ended = subprocess.run([job.script], stdout=output, stderr=output).returncode
         if ended:
-            raise self._error(job, f"ended with {ended}")
+            raise self._make_error(job, f"ended with {ended}")
 
-    def _error(self, program: Program, what: str) -> ClusterError:
+    def _make_error(self, program: Program, what: str) -> ClusterError:
         log = self.folder / "logs" / f"{program.name}.log"
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
         return ClusterError(f"{program.name} {what}; the end of {log}:\n{tail}")
