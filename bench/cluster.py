@@ -32,7 +32,7 @@ from fmnist_tasks.registry.store import Stat, Store
 from fmnist_tasks.settings import DAG_ID, PROJECT
 from tests.support import synthetic
 from tests.support.airflow_api import AirflowApi
-from tests.support.airflow_home import AirflowInstallation, copy_migrated_home, wait_until
+from tests.support.airflow_home import UNSCHEDULED, AirflowInstallation, copy_migrated_home, wait_until
 from tests.support.fault_cluster import FaultCluster, run_fault_cluster
 from tests.support.hosts import Host
 from tests.support.minio_server import MinioServer
@@ -82,10 +82,9 @@ def measure_on_sqlite() -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         pipeline = Pipeline(Path(folder) / "pipeline")
         synthetic.write_dataset(pipeline.data, train=TRAIN_IMAGES, test=TEST_IMAGES)
-        airflow = AirflowInstallation(copy_migrated_home(Path(folder) / "airflow"), pipeline)
+        airflow = AirflowInstallation(copy_migrated_home(Path(folder) / "airflow"), pipeline, UNSCHEDULED)
         results = []
         with run_ui(airflow) as url:
-            airflow.postpone_schedule()
             airflow.unpause_dag(DAG_ID)
             api = airflow.open_api(url)
             for seed in range(1, 4):

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from fmnist_tasks.settings import DAG_ID, PROJECT
-from tests.support.airflow_home import wait_until
+from tests.support.airflow_home import UNSCHEDULED, wait_until
 from tests.support.cluster.cluster import Cluster
 from tests.support.cluster.commands import start_cluster
 from tests.support.cluster.declaration import read_settings
@@ -103,7 +103,7 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
     assert "no cluster is running" in command(folder, pipeline, "run", "{}").stderr
     cluster, supervisor, port = Cluster(folder), Supervisor(folder), reserve_port()
     try:
-        location = start_cluster(folder, 2, port, SHORT_TIMEOUTS)
+        location = start_cluster(folder, 2, port, SHORT_TIMEOUTS | UNSCHEDULED)
         said = capsys.readouterr().out
         assert f"http://127.0.0.1:{port} " in said
         assert len(of_cluster(folder)) >= 9
@@ -113,7 +113,6 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
         assert port in {port for _, port in listening(folder)}
         assert "the cluster is already running" in command(folder, pipeline, "up", "--port", str(port)).stderr
 
-        cluster.postpone_schedule(location)
         store, api = cluster.open_store(location), cluster.open_api(f"http://127.0.0.1:{port}")
         with (tmp_path / "run.txt").open("w+") as ran:
             run = subprocess.Popen(cluster_command(folder, "run", '{"profile": "quick"}'), cwd=PROJECT, stdout=ran)

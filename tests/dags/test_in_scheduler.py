@@ -16,7 +16,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID
 from tests.support import synthetic
-from tests.support.airflow_home import QUICK, AirflowInstallation, wait_until
+from tests.support.airflow_home import QUICK, UNSCHEDULED, AirflowInstallation, wait_until
 from tests.support.minio_server import MinioServer
 from tests.support.pipeline import Pipeline
 
@@ -49,7 +49,6 @@ def test_a_training_that_is_killed_in_a_scheduler_goes_on_from_its_checkpoint(
 ) -> None:
     airflow = AirflowInstallation(own_migrated_home, pipeline)
     with airflow.run_standalone() as url:
-        airflow.postpone_schedule()
         airflow.unpause_dag(DAG_ID)
         run_id = airflow.open_api(url).trigger_run(DAG_ID, QUICK)
         wait_until(lambda: list(pipeline.store.list(f"checkpoints/{run_id}/base-0/")))
@@ -79,9 +78,9 @@ def test_a_held_candidate_waits_for_a_person_in_a_scheduler(
 ) -> None:
     store = finished_pipeline.store
     store.put("inbox/batch.npz", synthetic.encode_npz(images=synthetic.make_images(3, 5)[0]))
-    airflow = AirflowInstallation(own_migrated_home, finished_pipeline, {"FMNIST_PREDICT_PREFIX": "inbox/"})
+    inbox = {"FMNIST_PREDICT_PREFIX": "inbox/"}
+    airflow = AirflowInstallation(own_migrated_home, finished_pipeline, inbox)
     with airflow.run_standalone() as url:
-        airflow.postpone_schedule()
         airflow.unpause_dag(DAG_ID)
         airflow.unpause_dag("fmnist_predict")
         answers = ("refused", "Reject", "failed"), ("late", "", "failed"), ("approved", "Approve", "success")
@@ -96,7 +95,11 @@ def test_a_held_candidate_waits_for_a_person_in_a_scheduler(
                 three_days_pass(airflow, run_id)
             wait_until(lambda run_id=run_id: airflow.read_run_state(run_id) in {"success", "failed"})
             assert airflow.read_run_state(run_id) == ends
-        # A new champion answers what lies in the inbox.
+        code, output = airflow("airflow", "dags", "pause", DAG_ID)
+        assert code == 0, output
+    # A new champion answers what lies in the inbox, as soon as a scheduler begins runs by assets.
+    scheduled = dict.fromkeys(UNSCHEDULED, "True")
+    with AirflowInstallation(own_migrated_home, finished_pipeline, inbox | scheduled).run_standalone():
         (stat,) = wait_until(lambda: [one for one in store.list("predictions/") if one.key.endswith("summary.json")])
     summary = read_document(store, stat.key)
     assert (summary["release"], summary["images"]) == (service.in_service(store).version, 3)
@@ -131,7 +134,6 @@ def test_a_server_that_is_gone_ends_the_run_red_and_cleared_tasks_finish_it(
         own_migrated_home, finished_pipeline, {"FMNIST_STORE": own_minio_server.build_uri("fmnist")}
     )
     with airflow.run_standalone() as url:
-        airflow.postpone_schedule()
         airflow.unpause_dag(DAG_ID)
         run_id = airflow.open_api(url).trigger_run(DAG_ID, QUICK | {"seed": 1})
         wait_until(lambda: airflow.read_task_states(run_id).get("promotion_gate") == "success", every=0.05)

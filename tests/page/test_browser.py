@@ -158,7 +158,6 @@ def house(tmp_path_factory: pytest.TempPathFactory, minio_server: MinioServer, f
                 store.put(stat.key, finished.get(stat.key))
         with airflow.run_ui() as told:
             wait_until(lambda: len(airflow.query_database("select distinct dag_id from serialized_dag")) == 4)
-            airflow.postpone_schedule()
             yield House(
                 airflow,
                 told,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from http import HTTPStatus
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
@@ -22,6 +25,19 @@ class AirflowApi:
         request = Request(f"{self.address}{path}", body, headers, method=method)  # noqa: S310 - http only, see callers
         with urlopen(request, timeout=60) as response:  # noqa: S310
             return dict(json.load(response))
+
+    def wait_for_dag(self, dag_id: str, seconds: float = 300) -> None:
+        """Wait until the dag-processor has read a DAG; before that, Airflow does not know it."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.send_request("GET", f"/api/v2/dags/{dag_id}")
+            except HTTPError as error:
+                if error.code != HTTPStatus.NOT_FOUND or time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
 
     def unpause_dag(self, dag_id: str) -> None:
         """Let the runs of a DAG go on, and those of its schedule begin."""

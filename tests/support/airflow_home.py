@@ -33,6 +33,9 @@ FAST_POLLING = {  # what Airflow waits for between two looks, in seconds
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "36000",
 }
 
+# No run begins by a schedule or an asset, which would come between the runs of a test.
+UNSCHEDULED = {"AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False"}
+
 T = TypeVar("T")
 
 
@@ -93,12 +96,6 @@ class AirflowInstallation:
         """How its tasks stand, by their last part of the name."""
         rows = self.query_database(f"select task_id, state from task_instance where run_id = '{run_id}'")  # noqa: S608
         return {task_id.rpartition(".")[2]: state for task_id, state in rows}
-
-    def postpone_schedule(self) -> None:
-        """Let unpausing the main DAG begin no run of this week, which no test wants."""
-        self._wait_for_dag(DAG_ID)
-        later = "2999-01-01 00:00:00.000000"
-        self.query_database(f"update dag set next_dagrun_create_after = '{later}' where dag_id = '{DAG_ID}'")  # noqa: S608
 
     def unpause_dag(self, dag_id: str) -> None:
         """Let the scheduler begin the runs of one of the DAGs.
@@ -195,7 +192,7 @@ class AirflowInstallation:
         config = self.home / "config"
         config.mkdir(exist_ok=True)
         shutil.copy(Path(__file__).with_name("preloading_scheduler.py"), config / "airflow_local_settings.py")
-        return self.environment | FAST_POLLING | {name: str(reserve_port()) for name in names}
+        return UNSCHEDULED | self.environment | FAST_POLLING | {name: str(reserve_port()) for name in names}
 
 
 def wait_until(condition: Callable[[], T | None], seconds: float = 900, every: float = 0.2) -> T:

@@ -20,7 +20,7 @@ from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID
 from tests.support import synthetic
 from tests.support.airflow_api import AirflowApi
-from tests.support.airflow_home import wait_until
+from tests.support.airflow_home import UNSCHEDULED, wait_until
 from tests.support.cluster.cluster import Cluster
 from tests.support.cluster.programs import Location, Program
 from tests.support.cluster.supervision import Supervisor
@@ -206,7 +206,7 @@ def run_fault_cluster(train: int, test: int) -> Iterator[FaultCluster]:
     }
     local_cluster, supervisor, name = Cluster(folder), Supervisor(folder), f"fmnist{os.getpid()}"
     with create_hub(name) as address:
-        programs = local_cluster.write_programs(Location(folder, address), SHORT_TIMEOUTS | inside)
+        programs = local_cluster.write_programs(Location(folder, address), SHORT_TIMEOUTS | UNSCHEDULED | inside)
         supervisor.start_daemon(programs)
         try:
             supervisor.start_all(programs)
@@ -214,7 +214,7 @@ def run_fault_cluster(train: int, test: int) -> Iterator[FaultCluster]:
             cluster = FaultCluster(
                 folder, local_cluster, supervisor, api, local_cluster.open_store(location), name, programs
             )
-            local_cluster.postpone_schedule(location)
+            api.wait_for_dag(DAG_ID)
             api.unpause_dag(DAG_ID)
             yield cluster
         finally:

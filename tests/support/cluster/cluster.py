@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg2
 from minio import Minio
 from minio.credentials.providers import StaticProvider
 
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.s3 import S3Store
-from fmnist_tasks.settings import DAG_ID, PROJECT
+from fmnist_tasks.settings import PROJECT
 from tests.support.airflow_api import AirflowApi
 from tests.support.cluster.declaration import Service, read_services, read_settings
 from tests.support.cluster.programs import Location, Program, write_program
@@ -75,21 +72,6 @@ class Cluster:
         root = StaticProvider("fmnist-root", self.provide_settings()["MINIO_ROOT_PASSWORD"])
         authority = f"{location.address}:{location.find_port('minio', 9000)}"
         return S3Store(Bucket("fmnist", f"http://{authority}", Minio(authority, secure=False, credentials=root)))
-
-    def postpone_schedule(self, location: Location) -> None:
-        """Let unpausing the main DAG begin no run of this week, once the dag-processor has read it."""
-        connection = psycopg2.connect(
-            host=location.address,
-            port=location.find_port("postgres", 5432),
-            dbname="airflow",
-            user="airflow",
-            password=self.provide_settings()["POSTGRES_PASSWORD"],
-        )
-        later = "UPDATE dag SET next_dagrun_create_after = '2999-01-01' WHERE dag_id = %s"
-        with closing(connection), connection, connection.cursor() as cursor:
-            while not cursor.rowcount > 0:
-                time.sleep(0.2)
-                cursor.execute(later, (DAG_ID,))
 
     def open_api(self, address: str) -> AirflowApi:
         """Airflow's API for the administrator."""

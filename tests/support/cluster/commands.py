@@ -60,6 +60,7 @@ def run_on_cluster(folder: Path, parameters: str) -> None:
     if not Supervisor(folder).find_daemon():
         raise ClusterError("no cluster is running; start one with `make cluster`")
     api = Cluster(folder).open_api((folder / "address").read_text().strip())
+    api.wait_for_dag(DAG_ID)
     run_id = api.trigger_run(DAG_ID, json.loads(parameters))
     api.unpause_dag(DAG_ID)
     print(f"run {run_id} is queued; one run at a time, on a new cluster this week's scheduled run first", flush=True)
