@@ -48,15 +48,22 @@ run-cluster: setup ## run the same DAG on that cluster
 cluster-down: setup ## stop the cluster; its data stays
 	@source include/activate && python -m tests.support.cluster down
 
-# Tests run in groups, which tests/conftest.py forms and orders. CI=true asks for more: coverage is measured and must suffice.
+# Tests run in groups, which tests/conftest.py forms and orders. CI=true asks for more: what they need is installed, their
+# coverage is measured and must suffice, and nothing of the caller's environment chooses which of them run.
 GROUPS = --dist loadscope --no-loadscope-reorder
-TESTS = @source include/activate && rm -rf var/coverage && python -m tests.support.contain $(PYTEST) --numprocesses 2 $(GROUPS)
-MEASURED = coverage run -m pytest
-REPORT = && coverage combine --quiet && coverage report --skip-covered --skip-empty
+TESTS = @source include/activate && $(ERASE) python -m tests.support.contain $(PYTEST) --numprocesses 2 $(GROUPS)
 UNIT = not integration and not exhaustive
+MEASURED = coverage run -m pytest
+EMPTY = mkdir -p var/coverage && coverage erase &&
+REPORT = && coverage combine --quiet && coverage report --skip-covered --skip-empty
 PYTEST = pytest
-ifeq ($(CI),true)
+ERASE =
+ENFORCED =
+unexport PYTHONPATH COVERAGE_RCFILE
+ifneq ($(filter-out false 0,$(CI)),)
+unexport PYTEST_ADDOPTS
 test test-all: PYTEST = $(MEASURED)
+test test-all: ERASE = $(EMPTY)
 test test-all: ENFORCED = $(REPORT)
 test test-all: test-deps
 endif
@@ -77,6 +84,7 @@ test-deps: ## install what the tests use and Debian has: Postgres, Redis, Chromi
 	@include/test-deps
 
 coverage: PYTEST = $(MEASURED)
+coverage: ERASE = $(EMPTY)
 coverage: setup ## run the tests of `make test` and report their branch coverage; fails below 98 %
 	$(TESTS) -m 'not exhaustive' $(REPORT)
 

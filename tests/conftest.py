@@ -10,6 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+# What the caller has set for another Airflow, store or receiver of alerts must not reach the tests, nor they it.
+_KEPT = {"FMNIST_HOME", "FMNIST_TEST_ENDPOINT", "FMNIST_SCREENSHOTS"}
+_FOREIGN = ("AIRFLOW", "FMNIST_", "PYTHONPATH")
+if "FMNIST_TEST_ENDPOINT" not in os.environ:
+    _FOREIGN += ("MINIO_", "AWS_")
+for _name in [name for name in os.environ if name.startswith(_FOREIGN) and name not in _KEPT]:
+    del os.environ[_name]
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost")))
+_PROJECT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("FMNIST_HOME", str(_PROJECT / "var"))
+os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(_PROJECT / "dags")
+os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"] = str(_PROJECT / "plugins")
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 # Airflow reads its home at the first import, wherever that happens.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
 os.environ["AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY"] = "1"

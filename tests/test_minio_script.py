@@ -78,6 +78,12 @@ def test_the_server_comes_from_the_first_that_there_is(path: Path) -> None:
     assert served(path, MINIO=str(stand_in(path.parent / "named"))).stdout.startswith("named server")
 
 
+def test_settings_of_another_server_do_not_reach_this_one(path: Path) -> None:
+    foreign = {"MINIO_VOLUMES": "/another", "MINIO_ROOT_USER": "root", "MINIO_ROOT_PASSWORD": "secret"}
+    named = stand_in(path.parent / "named", 'echo "$MINIO_VOLUMES,$MINIO_ROOT_USER,$MINIO_ROOT_PASSWORD"')
+    assert served(path, MINIO=str(named), **foreign).stdout == ",root,secret\n"
+
+
 def test_a_build_that_fails_goes_on_to_the_next(path: Path) -> None:
     stand_in(path / "go", "echo 'go: too old' >&2; exit 1")
     failed = served(path)

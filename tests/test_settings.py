@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 from datetime import timedelta
@@ -95,7 +96,8 @@ def test_make_run_hands_its_variables_to_the_run() -> None:
         (given, Parameters("quick", 1, 3, accuracy_threshold=0.93, policy={"speed": {}}, force=True)),
     ):
         command = ["make", "--dry-run", "--no-print-directory", "run", *variables]
-        printed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        bare = {"PATH": os.environ["PATH"]}
+        printed = subprocess.run(command, cwd=PROJECT, env=bare, capture_output=True, text=True, check=True).stdout
         (conf,) = re.findall(r"include/run '(.*)'", printed)
         assert Parameters.from_mapping(json.loads(conf)) == asked
 

@@ -1,13 +1,22 @@
-"""A pytest plugin: the end of a run lists once each requirement for which tests were skipped, and how to get it."""
+"""A pytest plugin: lists once each requirement for which tests were skipped, and how to get it. In CI, none may be."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.support.requirements import REQUIREMENTS
+import pytest
+
+from tests.support.requirements import REQUIREMENTS, is_ci
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Let a run in CI fail if any test was skipped or expected to fail, for whatever reason."""
+    if is_ci() and exitstatus == pytest.ExitCode.OK and _count_omitted(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Count the skipped tests by missing requirement."""
     reasons = [str(report.longrepr) for report in terminalreporter.getreports("skipped")]
     counts = {requirement: sum(str(requirement) in reason for reason in reasons) for requirement in REQUIREMENTS}
@@ -17,3 +26,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             if count:
                 tests = "1 test" if count == 1 else f"{count} tests"
                 terminalreporter.write_line(f"{requirement.name}: {tests} skipped; to fix: {requirement.remedy}")
+    if is_ci() and (omitted := _count_omitted(config)):
+        terminalreporter.section("omitted in CI")
+        terminalreporter.write_line(f"{omitted} tests were skipped or expected to fail; with CI set, none may be")
+
+
+def _count_omitted(config: pytest.Config) -> int:
+    """How many tests have not shown anything; 0 in a worker, whose reports go to the main process."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    return sum(len(reporter.stats.get(outcome, [])) for outcome in ("skipped", "xfailed")) if reporter else 0
