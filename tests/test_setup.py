@@ -156,3 +156,99 @@ def test_nothing_is_installed_or_said_where_tests_lack_nothing(programs: Path) -
         stand_in(programs, name)
     ended = install_test_dependencies(programs)
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
+
+
+@pytest.fixture
+def system(tmp_path: Path, programs: Path) -> Path:
+    """A folder in place of / for test-deps, which root calls where only openssl is missing and apt-get installs it."""
+    folder = tmp_path / "system"
+    for name in ("run/lock", "usr/sbin"):
+        (folder / name).mkdir(parents=True)
+    text = (PROJECT / "include" / "test-deps").read_text()
+    (folder / "test-deps").write_text(re.sub(r"(?m)^(\w+=)/(?=run/|etc/|usr/)", rf"\1{folder}/", text))
+    for name in ("initdb", "redis-server", "google-chrome", "faketime", "ip", "unshare", "nsenter"):
+        stand_in(programs, name)
+    for name in ("chmod", "flock", "mkdir", "rm", "true"):
+        found = shutil.which(name)
+        assert found
+        (programs / name).symlink_to(found)
+    stand_in(programs, "id", "echo 0")
+    let_apt_get_install(programs, f"'{folder}/usr/sbin/policy-rc.d'; echo $? >'{folder}/answer'")
+    return folder
+
+
+def let_apt_get_install(programs: Path, text: str) -> None:
+    """Let it do something, a service's start for example, and install openssl."""
+    made = programs / "openssl"
+    stand_in(programs, "apt-get", f"case $* in *install*) {text}; : >'{made}'; chmod +x '{made}' ;; esac")
+
+
+def call_test_dependencies(system: Path, programs: Path) -> subprocess.Popen[str]:
+    command = ["/bin/bash", system / "test-deps"]
+    return subprocess.Popen(command, env={"PATH": str(programs)}, stderr=subprocess.PIPE, text=True)
+
+
+def list_test_dependency_files(system: Path) -> list[Path]:
+    return sorted(file for name in ("usr", "etc") for file in (system / name).rglob("*") if file.is_file())
+
+
+def kill_while_apt_get_runs(system: Path, programs: Path) -> subprocess.Popen[str]:
+    """A call that apt-get kills, with what it has left; a zombie, so that its process number is taken."""
+    apt_get = (programs / "apt-get").read_text()
+    let_apt_get_install(programs, "kill -9 $PPID; exit")
+    process = call_test_dependencies(system, programs)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert process.stderr is not None
+    with process.stderr:
+        process.stderr.read()  # apt-get has ended too
+    (programs / "apt-get").write_text(apt_get)
+    assert len(list_test_dependency_files(system)) == 2
+    return process
+
+
+def test_no_service_starts_while_packages_are_installed_not_even_after_a_killed_call(
+    system: Path, programs: Path
+) -> None:
+    kill_while_apt_get_runs(system, programs).wait()
+    process = call_test_dependencies(system, programs)
+    assert (process.communicate()[1], process.returncode) == ("\x1b[1m==> Installing openssl\x1b[0m\n", 0)
+    assert (system / "answer").read_text() == "101\n"
+    assert list_test_dependency_files(system) == []
+
+
+def test_what_a_killed_call_left_hinders_no_service_and_goes_with_the_next_call(system: Path, programs: Path) -> None:
+    killed = kill_while_apt_get_runs(system, programs)
+    policy = system / "usr" / "sbin" / "policy-rc.d"
+    assert subprocess.run([policy], env={"PATH": str(programs)}).returncode == 0
+    killed.wait()
+    stand_in(programs, "openssl")
+    process = call_test_dependencies(system, programs)
+    assert (process.communicate()[1], process.returncode) == ("", 0)
+    assert list_test_dependency_files(system) == []
+
+
+def test_a_container_keeps_its_own_policy(system: Path, programs: Path) -> None:
+    policy = system / "usr" / "sbin" / "policy-rc.d"
+    stand_in(policy.parent, policy.name, "exit 101")
+    process = call_test_dependencies(system, programs)
+    process.communicate()
+    assert (process.returncode, (system / "answer").read_text()) == (0, "101\n")
+    assert list_test_dependency_files(system) == [policy]
+
+
+def test_a_link_that_anyone_can_plant_is_not_written_through(system: Path, programs: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("fmnist-test-deps", "fmnist-test-deps.lock"):
+        (system / "run" / "lock" / name).symlink_to(victim)
+    process = call_test_dependencies(system, programs)
+    process.communicate()
+    assert (process.returncode, victim.read_text()) == (0, "precious")
+
+
+def test_a_call_that_is_told_to_end_does_so_after_apt_get(system: Path, programs: Path) -> None:
+    let_apt_get_install(programs, f"kill $PPID; '{system}/usr/sbin/policy-rc.d'; echo $? >'{system}/answer'")
+    process = call_test_dependencies(system, programs)
+    process.communicate()
+    assert (process.returncode, (system / "answer").read_text()) == (1, "101\n")
+    assert list_test_dependency_files(system) == []
