@@ -6,7 +6,9 @@ import fcntl
 import os
 import random
 import socket
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 # Below the range from which Linux takes the ports of outgoing connections, so that none of these is in the way.
@@ -20,10 +22,9 @@ def reserve_port() -> int:
     A lock file for each port keeps the test processes of one user apart, those of other checkouts included; a port
     that is only probed could be given to two of them.
     """
-    folder = Path(tempfile.gettempdir()) / f"fmnist-ports-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    folder = _provide_folder()
     for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):
-        descriptor = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with socket.socket() as probe:
@@ -34,3 +35,16 @@ def reserve_port() -> int:
             _RESERVED.append(descriptor)
             return port
     raise RuntimeError(f"no free port from {_RANGE.start} to {_RANGE.stop - 1}")
+
+
+def _provide_folder() -> Path:
+    """The folder of the lock files. Its name is no secret, so another user may have made it, full of links."""
+    folder = Path(tempfile.gettempdir()) / f"fmnist-ports-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise RuntimeError(
+            f"{folder} is not a folder that this user alone can write to; remove it, or set TMPDIR to another folder"
+        )
+    return folder
