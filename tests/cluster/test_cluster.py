@@ -84,12 +84,12 @@ def of_cluster(folder: Path) -> list[psutil.Process]:
 
 
 def listening(folder: Path) -> set[tuple[str, int]]:
-    return {
-        tuple(connection.laddr)
-        for process in of_cluster(folder)
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    found = set()
+    for process in of_cluster(folder):
+        with suppress(psutil.NoSuchProcess):  # one that has just ended
+            connections = process.net_connections("tcp")
+            found |= {tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN}
+    return found
 
 
 def scripts(folder: Path) -> list[str]:
@@ -159,6 +159,33 @@ def test_a_port_that_is_taken_is_named(folder: Path, pipeline: Pipeline) -> None
         up = command(folder, pipeline, "up", "--port", port)
     assert (up.returncode, of_cluster(folder)) == (1, [])
     assert f"port {port} is taken" in up.stderr
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "%(ENV_PATH)s ;#'", "long" * 40])
+def test_a_cluster_stands_below_any_folder_and_knows_no_secret_of_the_shell(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_SHELL", "secret")
+    below = folder / name
+    (below / "programs").mkdir(parents=True)
+    script, health = below / "programs" / "worker", below / "programs" / "worker.health"
+    script.write_text("#!/bin/sh\nenv >environment\ntouch ready\nexec sleep 987\n")
+    health.write_text('#!/bin/sh\ntest -e "${0%/*}/../ready"\n')
+    for file in (script, health):
+        file.chmod(0o755)
+    supervisor, program = Supervisor(below), Program("worker", script, health, (), "TERM")
+    supervisor.start_daemon([program])
+    try:
+        supervisor.start_all([program])
+        socket_folder = (below / "socket").readlink()
+        assert psutil.Process(supervisor.find_pid("worker")).cwd() == str(below)
+        assert socket_folder.stat().st_mode & 0o777 == 0o700
+        told = (below / "environment").read_text() + " ".join(supervisor.find_daemon().environ())
+        assert "SECRET_OF_THE_SHELL" not in told
+    finally:
+        supervisor.shut_down()
+    assert of_cluster(below) == []
+    assert not socket_folder.exists()
 
 
 def test_a_process_that_is_begun_while_everything_stops_is_stopped_too(folder: Path) -> None:

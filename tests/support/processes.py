@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.queues import Queue
@@ -24,10 +25,17 @@ PROCESS_CONTEXT = multiprocessing.get_context("forkserver")
 PROCESS_CONTEXT.set_forkserver_preload(
     ["fmnist_tasks.preload", "fmnist_tasks.steps", "fmnist_tasks.registry.s3", "fmnist_tasks.evaluation.report"]
 )
+# Bytes. A socket's path has at most 107; the server's is /pymp-abcdefgh/listener-abcdefgh below the temporary folder.
+_LONGEST_FOLDER = 107 - 32
 
 
 def start_process(output: Path, function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     """Call a function of a module in a process of its own; what it prints, and its errors, are added to a file."""
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        raise RuntimeError(
+            f"the path of {tempfile.gettempdir()} is too long for a socket in it: "
+            f"set TMPDIR to one of at most {_LONGEST_FOLDER} bytes"
+        )
     # A daemon, so that one that hangs does not outlive the tests.
     process = PROCESS_CONTEXT.Process(
         target=_call_function, args=(dict(os.environ), output, function, arguments), daemon=True

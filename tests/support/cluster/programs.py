@@ -23,6 +23,9 @@ _PORTS = {  # ports that Airflow listens on are told by the environment
     "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": ("triggerer", 8794),
     "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": ("worker", 8793),
 }
+# What programs have of the environment in which the cluster is started: no more, for it may hold other secrets.
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "SSL_CERT_FILE", "MINIO", "DOCKER_HOST")
+_KEPT_PREFIXES = ("COVERAGE_", "OMP_", "TF_")  # of tests
 _ADDRESS = re.compile(r"\b(postgres|redis|minio|api-server|scheduler|triggerer|worker):(\d{4,5})\b")
 
 
@@ -69,6 +72,11 @@ def write_program(
     return Program(name, script, health, service.needs, service.stop_signal)
 
 
+def select_environment() -> dict[str, str]:
+    """The part of this process's environment that programs have too."""
+    return {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+
+
 def _make_image_environment(location: Location, name: str) -> dict[str, str]:
     """What airflow.Dockerfile and the container itself say there."""
     return {
@@ -84,7 +92,7 @@ def _make_image_environment(location: Location, name: str) -> dict[str, str]:
 
 
 def _write_script(location: Location, name: str, environment: Mapping[str, str], command: Sequence[str]) -> Path:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "SSL_CERT_FILE") if name in os.environ}
+    kept = select_environment()
     kept["FMNIST_HOME"] = str(PROJECT / "var")  # where include/minio keeps the server that it has built
     exports = [f"export {key}={shlex.quote(value)}" for key, value in {**kept, **environment}.items()]
     words = shlex.join([location.resolve(word) for word in command])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,24 +15,24 @@ from xmlrpc.client import ServerProxy
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
-from tests.support.cluster.programs import Program
+from tests.support.cluster.programs import Program, select_environment
 
+# Paths are relative to supervisord's working folder: that one's own may have spaces, or percent signs to be expanded.
 _CONFIGURATION = """\
 [unix_http_server]
-file={folder}/supervisor.sock
+file={socket}
 chmod=0700
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 [supervisorctl]
-serverurl=unix://{folder}/supervisor.sock
+serverurl=unix://{socket}
 [supervisord]
-logfile={folder}/logs/supervisord.log
-pidfile={folder}/supervisord.pid
-directory={folder}
+logfile=logs/supervisord.log
+pidfile=supervisord.pid
 """
 _PROGRAM = """\
 [program:{name}]
-command={script}
+command=./{script}
 autostart=false
 autorestart=true
 startsecs=10
@@ -39,7 +41,7 @@ stopsignal={signal}
 stopwaitsecs={patience}
 killasgroup=true
 redirect_stderr=true
-stdout_logfile={folder}/logs/{name}.log
+stdout_logfile=logs/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=4
 """
@@ -58,9 +60,24 @@ class Supervisor:
         self.folder = folder
 
     def _call(self, what: str, *words: str | bool) -> Any:
-        transport = SupervisorTransport(None, None, f"unix://{self.folder}/supervisor.sock")
+        transport = SupervisorTransport(None, None, f"unix://{self._find_socket()}")
         with ServerProxy("http://unix", transport=transport) as server:
             return getattr(server.supervisor, what)(*words)
+
+    def _find_socket(self) -> Path:
+        return (self.folder / "socket").readlink() / "supervisor.sock"
+
+    def _make_socket_folder(self) -> None:
+        """Let `socket` lead to a private folder: the path of a socket has at most 107 bytes, or 103 on macOS."""
+        self._remove_socket_folder()
+        made = tempfile.mkdtemp(prefix="fmnist-", dir="/tmp")  # $TMPDIR may be long itself
+        (self.folder / "socket").symlink_to(made)
+
+    def _remove_socket_folder(self) -> None:
+        link = self.folder / "socket"
+        if link.is_symlink():
+            shutil.rmtree(link.readlink(), ignore_errors=True)
+            link.unlink()
 
     def find_daemon(self) -> psutil.Process | None:
         """The running supervisord."""
@@ -74,20 +91,21 @@ class Supervisor:
     def start_daemon(self, programs: Sequence[Program]) -> None:
         """Start supervisord with these programs, none of which it starts yet."""
         (self.folder / "logs").mkdir(exist_ok=True)
+        self._make_socket_folder()
         sections = [
             _PROGRAM.format(
                 name=program.name,
-                script=program.script,
+                script=program.script.relative_to(self.folder),
                 signal=program.stop_signal,
                 patience=STOP_SECONDS,
-                folder=self.folder,
             )
             for program in programs
             if program.health
         ]
         configuration = self.folder / "supervisord.conf"
-        configuration.write_text("".join([_CONFIGURATION.format(folder=self.folder), *sections]))
-        subprocess.run(["supervisord", "--configuration", configuration], check=True)
+        configuration.write_text("".join([_CONFIGURATION.format(socket=self._find_socket()), *sections]))
+        command = ["supervisord", "--configuration", str(configuration.absolute())]
+        subprocess.run(command, cwd=self.folder, env=select_environment(), check=True)
 
     def start_all(self, programs: Sequence[Program]) -> None:
         """Start each program once what it needs is healthy or done, and wait until all are."""
@@ -110,7 +128,7 @@ class Supervisor:
     def wait_until_healthy(self, program: Program) -> None:
         """Wait until a program is healthy; raises :class:`ClusterError`."""
         end = time.monotonic() + READY_SECONDS
-        while subprocess.run([str(program.health)], capture_output=True).returncode:
+        while subprocess.run([str(program.health)], env=select_environment(), capture_output=True).returncode:
             if time.monotonic() > end:
                 raise self._make_error(program, f"is not healthy after {READY_SECONDS} seconds")
             time.sleep(0.5)
@@ -143,12 +161,13 @@ class Supervisor:
             with suppress(psutil.NoSuchProcess):
                 survivor.kill()
         psutil.wait_procs(everything)
+        self._remove_socket_folder()
         return True
 
     def _run_job(self, job: Program) -> None:
         log = self.folder / "logs" / f"{job.name}.log"
         with log.open("wb") as output:
-            ended = subprocess.run([job.script], stdout=output, stderr=output).returncode
+            ended = subprocess.run([job.script], env=select_environment(), stdout=output, stderr=output).returncode
         if ended:
             raise self._make_error(job, f"ended with {ended}")
 
