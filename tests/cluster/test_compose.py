@@ -40,7 +40,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def parser(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
-    """A command that prints what a compose file declares."""
+    """A command that prints what a compose file declares. To build it needs Go's modules, hence `integration`."""
     require(COMPOSE_PARSER)
     if shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
         return ["docker", "compose", "--file", COMPOSE, "config", "--format", "json"]
@@ -54,6 +54,7 @@ def parsed(parser: list[str | Path], variables: dict[str, str]) -> subprocess.Co
     return subprocess.run(parser, env=needed | variables, capture_output=True, text=True)
 
 
+@pytest.mark.integration
 def test_the_parser_of_docker_compose_reads_what_make_cluster_reads(
     parser: list[str | Path], settings: dict[str, str]
 ) -> None:
@@ -75,6 +76,7 @@ def test_the_parser_of_docker_compose_reads_what_make_cluster_reads(
         assert [*(["sh", "-c"] if kind == "CMD-SHELL" else []), *words] == list(service.health)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("missing", sorted(read_settings(PROJECT / ".env.example")))
 def test_without_a_setting_that_it_needs_nothing_starts(
     parser: list[str | Path], settings: dict[str, str], missing: str

@@ -1,4 +1,4 @@
-"""What tests need and a machine may lack. Without it a test is skipped, or fails with CI=true, and names the remedy."""
+"""What tests need and a machine may lack. Without it a test is skipped, or fails in CI, and names the remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from fmnist_tasks.turns import one_at_a_time
 from tests.support.hosts import can_make_hosts
 
 _BY_MAKE = "sudo make test-deps"
-_BY_GO = "install Go 1.24 or newer, https://go.dev/dl"
 _BY_ROOT = "run the tests as root"
 
 
@@ -27,8 +26,13 @@ class Requirement:
     """Something that a machine may lack."""
 
     name: str
-    remedy: str  # what gets it: a command where there is one
+    how: str | Callable[[], str]  # what gets it, or what finds that out: a command where there is one
     is_met: Callable[[], bool]
+
+    @property
+    def remedy(self) -> str:
+        """What gets it on this machine."""
+        return self.how if isinstance(self.how, str) else self.how()
 
     def __str__(self) -> str:
         return f"missing: {self.name} ({self.remedy})"
@@ -81,6 +85,13 @@ def _can_parse_compose_files() -> bool:
     return _succeeds("docker", "compose", "version") or _succeeds("go", "-C", parser, "mod", "download")
 
 
+def _find_remedy_by_go() -> str:
+    """Go is missing, or what it would fetch and build."""
+    if shutil.which("go"):
+        return "connect the machine, or set GOPROXY"
+    return "install Go 1.24 or newer, https://go.dev/dl"
+
+
 def _can_make_namespaces() -> bool:
     return _succeeds("unshare", "--map-root-user", "--net", "--mount", "mount", "-t", "tmpfs", "none", "/mnt")
 
@@ -95,8 +106,8 @@ CHROMIUM = Requirement("Chromium", _BY_MAKE, lambda: find_chromium() is not None
 FAKETIME = Requirement("faketime", _BY_MAKE, _make_program_check("faketime"))
 HOST_PROGRAMS = Requirement("ip, unshare and nsenter", _BY_MAKE, _make_program_check("ip", "unshare", "nsenter"))
 OPENSSL = Requirement("openssl", _BY_MAKE, _make_program_check("openssl"))
-MINIO = Requirement("MinIO", _BY_GO, _has_minio)
-COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _BY_GO, _can_parse_compose_files)
+MINIO = Requirement("MinIO", _find_remedy_by_go, _has_minio)
+COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _find_remedy_by_go, _can_parse_compose_files)
 HOSTS = Requirement("root with permission to create network namespaces", _BY_ROOT, can_make_hosts)
 NAMESPACES = Requirement("permission to create namespaces", _BY_ROOT, _can_make_namespaces)
 NETWORK = Requirement("access to a package index", "connect the machine, or set PIP_INDEX_URL", _has_network)
@@ -136,7 +147,7 @@ def find_missing(*needed: Requirement) -> str:
 
 
 def require(*needed: Requirement) -> None:
-    """Skip the calling test, or fail it with CI=true, if this machine lacks any of these."""
+    """Skip the calling test, or fail it in CI, if this machine lacks any of these."""
     __tracebackhide__ = True
     if missing := find_missing(*needed):
         if is_ci():
