@@ -45,12 +45,14 @@ from tests.support.pipeline import Pipeline
 from tests.support.proxy import Proxy
 from tests.support.replay import replay_steps
 from tests.support.requirements import MINIO, require
-from tests.support.unit_lane import LaneError, enforce_unit_lane
+from tests.support.unit_lane import enforce_unit_lane, raise_attempts
 
 pytest_plugins = ["tests.support.skip_summary", "tests.support.fault_summary"]
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 
+# Fixtures that train or start a service. They begin before the fixture that refuses that.
+COSTLY_FIXTURES = {"finished_home", "minio_server", "airflow_database", "migrated_home", "shared_cluster"}
 # The groups that take longest, longest first. A group is a file, or the fault-injection tests that share a cluster.
 LONGEST_GROUPS = (
     "faults",
@@ -80,19 +82,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
     return GroupScheduling(config, log)
 
 
+def is_unit_test(item: pytest.Item) -> bool:
+    """Whether a test has no marker of another lane."""
+    return not any(item.get_closest_marker(lane) for lane in ("integration", "exhaustive"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest groups begin first."""
+    """Refuse unit tests that use costly fixtures, and let the longest groups begin first."""
+    for item in items:
+        costly = COSTLY_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if costly and is_unit_test(item):
+            raise pytest.UsageError(f"{item.nodeid} uses {', '.join(sorted(costly))}; mark this test `integration`")
     order = {name: rank for rank, name in enumerate(LONGEST_GROUPS)}
     items.sort(key=lambda item: order.get(find_group(item.nodeid), len(order)))
 
 
 @pytest.fixture(autouse=True)
-def unit_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a test without a marker from training, starting Airflow or using the network."""
-    if not any(request.node.get_closest_marker(lane) for lane in ("integration", "exhaustive")):
-        if "finished_home" in request.fixturenames:
-            raise LaneError("unit tests must not start from a finished run, which trains; mark this test `integration`")
+def unit_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make the usual attempts of a test without a marker to train, start Airflow or use the network fail."""
+    if is_unit_test(request.node):
         enforce_unit_lane(monkeypatch)
+        yield
+        raise_attempts()
+    else:
+        yield
 
 
 @pytest.fixture(scope="session")

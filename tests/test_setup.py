@@ -81,32 +81,33 @@ def test_setup_is_repaired_then_silent_and_notices_a_changed_lock(copy: Path) ->
     subprocess.run([copy / ".venv" / "bin" / "fmnist", "--help"], check=True, stdout=subprocess.DEVNULL)
 
 
+def read_refusal(copy: Path, **changes: str) -> str:
+    """What set-up says when it cannot work."""
+    ended = subprocess.run(
+        [copy / "include" / "setup"], env=make_clean_environment() | changes, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    return ended.stderr
+
+
 @pytest.mark.integration
 def test_a_machine_without_network_and_caches_is_told_what_to_do(copy: Path, tmp_path: Path) -> None:
     nothing = {"XDG_CACHE_HOME": str(tmp_path), "PIP_CACHE_DIR": str(tmp_path), "PIP_FIND_LINKS": ""}
-    unreachable = {"PIP_INDEX_URL": "https://127.0.0.1:9/simple"}
-    ended = subprocess.run(
-        [copy / "include" / "setup"],
-        env=make_clean_environment() | nothing | unreachable,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 1
-    assert "cannot get the packages in requirements.txt" in ended.stderr
-    assert "Connect this machine to a network, or set\nPIP_INDEX_URL and UV_DEFAULT_INDEX" in ended.stderr
+    refusal = read_refusal(copy, **nothing, PIP_INDEX_URL="https://127.0.0.1:9/simple")
+    assert "cannot get the packages in requirements.txt" in refusal
+    assert "Connect this machine to a network, or set\nPIP_INDEX_URL and UV_DEFAULT_INDEX" in refusal
 
 
 @pytest.mark.integration
 def test_a_machine_without_a_python_that_serves_is_told_what_to_install(copy: Path) -> None:
-    ended = subprocess.run(
-        [copy / "include" / "setup"],
-        env=make_clean_environment() | {"PYTHON": "/bin/false"},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 1
-    assert "no Python 3.11, 3.12 or 3.13 with venv found; tried: /bin/false" in ended.stderr
-    assert "make setup PYTHON=/path/to/python" in ended.stderr
+    refusal = read_refusal(copy, PYTHON="/bin/false")
+    assert "no Python 3.11, 3.12 or 3.13 with venv found; tried: /bin/false" in refusal
+    assert "make setup PYTHON=/path/to/python" in refusal
+
+
+@pytest.mark.integration
+def test_a_folder_that_airflow_cannot_use_is_refused(copy: Path) -> None:
+    assert "the path of this folder has a %" in read_refusal(copy.rename(copy.parent / "100 %"))
 
 
 @pytest.mark.integration
