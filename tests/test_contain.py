@@ -14,63 +14,140 @@ import pytest
 from fmnist_tasks.settings import PROJECT
 
 # A service in a session of its own, whose parent ends at once.
+DAEMON = "sleep 1000 & echo $! >{folder}/daemon"
 COMMAND = """
-setsid sh -c '{trap}sleep 1000 & echo $! >{folder}/daemon' &
+setsid sh -c '{daemon}' &
 while ! [ -s {folder}/daemon ]; do sleep 0.05; done
 echo ready
 {last}
 """
+CONTAIN = (sys.executable, "-m", "tests.support.contain")
+# It may not end the first daemon, which belongs to another user.
+CONTAIN_WITHOUT_PERMISSION = """
+import pathlib, psutil, sys
+from tests.support.contain import run_contained
+
+def refuse(end):
+    def end_or_refuse(process):
+        if process.pid == int(pathlib.Path(sys.argv[1], "daemon").read_text()):
+            raise psutil.AccessDenied(process.pid)
+        end(process)
+    return end_or_refuse
+
+psutil.Process.terminate = refuse(psutil.Process.terminate)
+psutil.Process.kill = refuse(psutil.Process.kill)
+sys.exit(run_contained(sys.argv[2:]))
+"""
 
 
-def contained(folder: Path, last: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.contain",
-        "sh",
-        "-c",
-        COMMAND.format(folder=folder, last=last, trap=""),
-    ]
-    return subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+def format_command(folder: Path, last: str, daemon: str = DAEMON) -> list[str]:
+    return ["sh", "-c", COMMAND.format(folder=folder, last=last, daemon=daemon.format(folder=folder))]
+
+
+def reset_signals() -> None:
+    """Undo what `nohup` and the background of a script change: the tests may run there."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    """Start a command and wait until it says that it is ready."""
+    process = subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=reset_signals,
     )
+    assert read_line(process) == "ready"
+    return process
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
 def left_of(folder: Path) -> list[int]:
     return [int(file.read_text()) for file in folder.iterdir() if psutil.pid_exists(int(file.read_text()))]
 
 
+def finish(process: subprocess.Popen[str], folder: Path) -> str:
+    """Wait until it has ended; what it said on stderr, if it left nothing."""
+    process.wait(timeout=30)
+    assert left_of(folder) == []
+    return process.communicate()[1]
+
+
 @pytest.mark.parametrize(("last", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -signal.SIGKILL)])
 def test_a_command_that_ends_leaves_nothing(tmp_path: Path, last: str, code: int) -> None:
-    process = contained(tmp_path, last)
-    _, errors = process.communicate()
+    process = start(*CONTAIN, *format_command(tmp_path, last))
+    assert " cores used" in finish(process, tmp_path)
     assert process.returncode == code % 256
-    assert " cores used" in errors
-    assert left_of(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_command_that_is_interrupted_leaves_nothing(tmp_path: Path, number: int) -> None:
-    process = contained(tmp_path, "exec sleep 1002")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    process = start(*CONTAIN, *format_command(tmp_path, "exec sleep 1002"))
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    process.communicate()
+    finish(process, tmp_path)
     assert process.returncode == 130
-    assert left_of(tmp_path) == []
+
+
+def test_interruptions_while_what_a_command_left_is_ended_change_nothing_but_the_exit_code(tmp_path: Path) -> None:
+    trap = r'trap "echo told; trap \"\" TERM; exec sleep 1000" TERM; echo $$ >{folder}/daemon; '
+    process = start(*CONTAIN, *format_command(tmp_path, "exit 0", trap + "while true; do sleep 1000 & wait; done"))
+    assert read_line(process) == "told"
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
+    assert " cores used" in finish(process, tmp_path)
+    assert process.returncode == 130
+
+
+def test_a_process_that_may_not_be_ended_is_reported_and_the_others_are_ended(tmp_path: Path) -> None:
+    two = "sleep 1000 >/dev/null 2>&1 & echo $! >{folder}/daemon; sleep 1000 & echo $! >{folder}/other"
+    command = format_command(tmp_path, f"while ! [ -s {tmp_path}/other ]; do sleep 0.05; done", two)
+    process = start(sys.executable, "-c", CONTAIN_WITHOUT_PERMISSION, str(tmp_path), *command)
+    daemon = int((tmp_path / "daemon").read_text())
+    try:
+        process.wait(timeout=30)
+        assert left_of(tmp_path) == [daemon]
+        report = process.communicate()[1].splitlines()[0]
+        assert report == f"still running, as only another user may end them: {daemon}"
+        assert process.returncode == 0
+    finally:
+        os.kill(daemon, signal.SIGKILL)
+
+
+def test_a_command_ends_even_when_its_container_is_killed() -> None:
+    process = start(*CONTAIN, "sh", "-c", "echo ready; exec sleep 1002")
+    process.kill()
+    process.communicate(timeout=30)  # the command has the pipes as long as it lives
+
+
+def test_a_command_in_the_background_of_a_script_stops_when_it_is_asked_to(tmp_path: Path) -> None:
+    background = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+    process = start(*background, *CONTAIN, *format_command(tmp_path, "exec sleep 1002"))
+    process.terminate()
+    finish(process, tmp_path)
+    assert process.returncode == 130
+
+
+def test_a_command_under_nohup_goes_on_when_its_terminal_closes(tmp_path: Path) -> None:
+    process = start("nohup", *CONTAIN, *format_command(tmp_path, "read go; exit 3"))
+    process.send_signal(signal.SIGHUP)
+    assert process.stdin is not None
+    print("go", file=process.stdin, flush=True)
+    finish(process, tmp_path)
+    assert process.returncode == 3
 
 
 def test_a_command_whose_caller_is_killed_leaves_nothing_even_of_what_does_not_want_to_end(tmp_path: Path) -> None:
-    command = COMMAND.format(folder=tmp_path, last="exec sleep 1002", trap='trap "" TERM INT; ')
-    program = [sys.executable, "-m", "tests.support.contain", "sh", "-c", command]
-    caller = subprocess.Popen(
-        [sys.executable, "-c", f"import subprocess; subprocess.run({program!r})"],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert caller.stdout is not None
-    assert caller.stdout.readline() == "ready\n"
+    program = [*CONTAIN, *format_command(tmp_path, "exec sleep 1002", 'trap "" TERM INT; ' + DAEMON)]
+    caller = start(sys.executable, "-c", f"import subprocess; subprocess.run({program!r})")
     (container,) = psutil.Process(caller.pid).children()
     caller.kill()
     caller.communicate()
