@@ -57,10 +57,12 @@ COSTLY_FIXTURES = {"finished_home", "minio_server", "airflow_database", "migrate
 LONGEST_GROUPS = (
     "faults",
     "faults/test_weeks.py",
+    "test_pythons.py",
     "page/test_browser.py",
     "dags/test_real_images.py",
     "cluster/test_cluster.py",
     "steps/test_killed_on_minio.py",
+    "steps/test_killed.py",
     "dags/test_in_scheduler.py",
 )
 
