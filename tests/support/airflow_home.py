@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -148,6 +149,8 @@ class AirflowInstallation:
                 start_new_session=True,
             )
         try:
+            wait_until(lambda: process.poll() is not None or accepts_connections(port))
+            assert process.poll() is None, "Airflow ended before its API server was there"
             yield f"http://127.0.0.1:{port}"
         except Exception as error:
             error.add_note("\n".join((self.home / "standalone.log").read_text().splitlines()[-200:]))
@@ -188,11 +191,17 @@ class AirflowInstallation:
 
     @property
     def _service_environment(self) -> dict[str, str]:
-        names = ("AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT")
+        names = ("AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT")
         config = self.home / "config"
         config.mkdir(exist_ok=True)
         shutil.copy(Path(__file__).with_name("preloading_scheduler.py"), config / "airflow_local_settings.py")
         return UNSCHEDULED | self.environment | FAST_POLLING | {name: str(reserve_port()) for name in names}
+
+
+def accepts_connections(port: int) -> bool:
+    """Whether something listens on this port of the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(condition: Callable[[], T | None], seconds: float = 900, every: float = 0.2) -> T:
