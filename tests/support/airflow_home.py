@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
@@ -22,7 +21,7 @@ from fmnist_tasks.settings import DAG_ID, PROJECT
 from tests.support.airflow_api import AirflowApi
 from tests.support.finished_run import provide_migrated_database
 from tests.support.pipeline import Pipeline
-from tests.support.ports import reserve_port
+from tests.support.ports import accepts_connections, reserve_port
 
 QUICK = {"profile": "quick"}
 FAST_POLLING = {  # what Airflow waits for between two looks, in seconds
@@ -103,14 +102,10 @@ class AirflowInstallation:
 
         The command finds nothing, and ends well, before the dag-processor has read that DAG.
         """
-        self._wait_for_dag(dag_id)
+        wait_until(lambda: self.query_database(f"select dag_id from serialized_dag where dag_id = '{dag_id}'"))  # noqa: S608
         code, output = self("airflow", "dags", "unpause", dag_id)
         assert code == 0, output
         assert self.query_database(f"select is_paused from dag where dag_id = '{dag_id}'") == [(0,)], output  # noqa: S608
-
-    def _wait_for_dag(self, dag_id: str) -> None:
-        """Wait until the dag-processor has read a DAG."""
-        wait_until(lambda: self.query_database(f"select dag_id from serialized_dag where dag_id = '{dag_id}'"))  # noqa: S608
 
     def is_waiting_for_approval(self, run_id: str, dag_id: str = DAG_ID, task_id: str = "tuned_model.approval") -> bool:
         """Whether the run waits for a person, and the scheduler has seen that it does.
@@ -196,12 +191,6 @@ class AirflowInstallation:
         config.mkdir(exist_ok=True)
         shutil.copy(Path(__file__).with_name("preloading_scheduler.py"), config / "airflow_local_settings.py")
         return UNSCHEDULED | self.environment | FAST_POLLING | {name: str(reserve_port()) for name in names}
-
-
-def accepts_connections(port: int) -> bool:
-    """Whether something listens on this port of the loopback interface."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(condition: Callable[[], T | None], seconds: float = 900, every: float = 0.2) -> T:

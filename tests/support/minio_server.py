@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from fmnist_tasks.registry.access import reach
 from fmnist_tasks.registry.provision import add_user
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE, PROJECT
-from tests.support.ports import reserve_port
+from tests.support.ports import accepts_connections, reserve_port
 
 ROOT_USER = "tests-root"
 
@@ -62,9 +61,8 @@ class MinioServer:
             time.sleep(0.05)
 
     def is_healthy(self) -> bool:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", self.port)):
-                return False
+        if not accepts_connections(self.port):
+            return False
         authority = str(self.certificate) if self.certificate else None
         with urllib3.PoolManager(retries=False, ca_certs=authority) as pool:
             return pool.request("GET", f"{self.endpoint}/minio/health/live").status == 200

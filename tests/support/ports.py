@@ -37,6 +37,12 @@ def reserve_port() -> int:
     raise RuntimeError(f"no free port from {_RANGE.start} to {_RANGE.stop - 1}")
 
 
+def accepts_connections(port: int) -> bool:
+    """Whether something listens on this loopback port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _provide_folder() -> Path:
     """The folder of the lock files. Its name is no secret, so another user may have made it, full of links."""
     folder = Path(tempfile.gettempdir()) / f"fmnist-ports-{os.getuid()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from tests.support.airflow_api import AirflowApi
 from tests.support.cluster.cluster import PORTS, Cluster, require_stores
 from tests.support.cluster.programs import Location
 from tests.support.cluster.supervision import ClusterError, Supervisor
-from tests.support.ports import reserve_port
+from tests.support.ports import accepts_connections, reserve_port
 
 
 def start_cluster(folder: Path, workers: int, port: int, changes: Mapping[str, str] | None = None) -> Location:
@@ -23,9 +22,8 @@ def start_cluster(folder: Path, workers: int, port: int, changes: Mapping[str, s
     cluster, supervisor = Cluster(folder), Supervisor(folder)
     if supervisor.find_daemon():
         raise ClusterError("the cluster is already running; stop it with `make cluster-down`")
-    with socket.socket() as probe:
-        if not probe.connect_ex(("127.0.0.1", port)):
-            raise ClusterError(f"port {port} is taken; choose another: make cluster PORT=8081")
+    if accepts_connections(port):
+        raise ClusterError(f"port {port} is taken; choose another: make cluster PORT=8081")
     require_stores()
     began = time.monotonic()
     location = Location(folder, ports={name: reserve_port() for name in PORTS} | {("api-server", 8080): port})
