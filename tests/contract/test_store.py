@@ -13,7 +13,7 @@ import pytest
 
 from fmnist_tasks.errors import MissingError, SettingsError, StoreError
 from fmnist_tasks.registry.local import FolderStore
-from fmnist_tasks.registry.store import Store, check_key, open_store
+from fmnist_tasks.registry.store import Store, check_key, open_store, read_clock
 
 
 @pytest.fixture
@@ -38,6 +38,16 @@ def test_what_is_put_is_got_and_replaced(store: Store) -> None:
     assert found
     assert (found.key, found.bytes) == ("a/b.bin", 5)
     assert abs(datetime.now(UTC) - found.modified) < timedelta(minutes=5)
+
+
+def test_the_clock_is_the_stores_own(store: Store) -> None:
+    store.put("before", b"")
+    now = read_clock(store)
+    store.put("after", b"")
+    before, after = store.stat("before"), store.stat("after")
+    assert before
+    assert after
+    assert before.modified <= now <= after.modified
 
 
 @pytest.mark.parametrize("size", [0, 1, (8 << 20) + 1, 20 << 20])  # in one piece and in parts
