@@ -1,17 +1,19 @@
-"""What the tasks of all DAGs here have in common: who is told of a failure, what is tried again, what is handed on."""
+"""What the tasks of all DAGs have in common: who is told of a failure, what is retried, who acts, who approves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
-from airflow.sdk import XComArg, task
+from airflow.providers.standard.exceptions import HITLRejectException
+from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
+from airflow.sdk import Asset, Param, XComArg, get_current_context, task
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from fmnist_tasks.alerts import task_failed
 from fmnist_tasks.errors import StoreError
-from fmnist_tasks.settings import TASK_LIMIT
+from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, TASK_LIMIT
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Operator
@@ -35,6 +37,39 @@ TASKS: dict[str, Any] = {
     "on_failure_callback": task_failed,
     "execution_timeout": TASK_LIMIT,
 }
+
+
+CHAMPION = Asset(CHAMPION_ASSET)
+REASON = "approval_reason"  # field of an approval; `reason` alone is a parameter of fmnist_rollback
+
+
+class Approval(ApprovalOperator):
+    """Waits for a user to approve or reject, with a reason; no response within three days is a failure.
+
+    Any user who may edit the task's run may respond, the one who triggered it included.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        # Airflow gives some of these to every operator; those of this one win.
+        reason = Param("", title="Reason", description="Kept with the decision.", type="string", minLength=3)
+        own = {"response_timeout": APPROVAL_LIMIT, "execution_timeout": None, "params": {REASON: reason}}
+        super().__init__(fail_on_reject=True, **kwargs | own)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        """The response; raises if it rejects, or gives no reason."""
+        response = HITLOperator.execute_complete(self, context, event)
+        user = (response["responded_by_user"] or {}).get("name", "an unknown user")
+        reason = (response["params_input"] or {}).get(REASON, "").strip()
+        if response["chosen_options"] != [self.APPROVE]:
+            raise HITLRejectException(f"{user} rejected it: {reason or 'no reason was given'}")
+        if not reason:
+            raise ValueError(f"{user} approved without a reason; clear this task to be asked again")
+        return response
+
+
+def get_actor() -> str:
+    """The user who triggered this run, or what started it otherwise."""
+    return str(get_current_context()["dag_run"].triggering_user_name or "schedule")
 
 
 class StepTask(Protocol[P, R]):

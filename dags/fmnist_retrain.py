@@ -19,22 +19,13 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import Asset, BaseOperatorLink, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
-from fmnist_defaults import TASKS, get_operator, step
+from airflow.sdk import BaseOperatorLink, CronTriggerTimetable, Param, TaskGroup, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
+from fmnist_defaults import CHAMPION, TASKS, Approval, get_actor, get_operator, step
 
 from fmnist_tasks.alerts import airflow_address, run_timed_out
-from fmnist_tasks.settings import (
-    APPROVAL_LIMIT,
-    CHAMPION_ASSET,
-    DAG_ID,
-    MOST_CANDIDATES,
-    PROFILES,
-    RUN_LIMIT,
-    Parameters,
-)
+from fmnist_tasks.settings import DAG_ID, MOST_CANDIDATES, PROFILES, RUN_LIMIT, Parameters
 
-CHAMPION = Asset(CHAMPION_ASSET)
 DEFAULT = Parameters()
 
 
@@ -72,7 +63,7 @@ def current_run() -> Any:
     parameters = Parameters.from_mapping(context["params"])
     if sys.argv[1:3] == ["dags", "test"]:  # nobody would be asked there, and nothing ends the waiting
         parameters = replace(parameters, approval=False)
-    return Run(context["run_id"], created, parameters)
+    return Run(context["run_id"], created, parameters, get_actor())
 
 
 @step
@@ -185,10 +176,15 @@ def verify_release(validated: dict[str, Any], evaluated: dict[str, Any], publish
 
 @step(outlets=[CHAMPION])
 def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[str, Any]) -> dict[str, Any]:
-    """Append the release to the champion log and emit the champion's asset event."""
+    """Append the release to the champion log and emit the champion's asset event.
+
+    If it runs again after a later change of the champion, it is skipped: nothing changes, and no event is emitted.
+    """
     from fmnist_tasks import steps
 
     promoted = steps.promote(current_run(), verdict, published, verified)
+    if not promoted["current"]:
+        raise AirflowSkipException(promoted["summary"])
     facts = {name: promoted[name] for name in ("version", "sequence", "accuracy")}
     get_current_context()["outlet_events"][CHAMPION].extra.update(facts)
     return promoted
@@ -284,15 +280,13 @@ def fmnist_retrain() -> None:
         tuned = fine_tune(validated, trained, accepted)
         figures = evaluate_tuned(validated, tuned)
         verdict = promotion_gate(validated, tuned, figures)
-        approval = ApprovalOperator(
+        approval = Approval(
             task_id="approval",
-            doc_md="Asks a person about a candidate that is held, for three days at most: no answer is a no.",
-            subject="May the candidate of {{ run_id }} become the champion?",
+            doc_md="Waits up to three days for a user to approve or reject a candidate on hold. Without a response, "
+            "nothing is promoted.",
+            subject="Promote the candidate of run {{ run_id }}?",
             body="{{ ti.xcom_pull(task_ids='tuned_model.promotion_gate')['summary'] }}\n\n"
             f"[Verdict and figures]({page()}/runs/{{{{ run_id | urlencode }}}}#promotion_gate)",
-            response_timeout=APPROVAL_LIMIT,
-            execution_timeout=None,
-            fail_on_reject=True,
         )
         get_operator(verdict).operator_extra_links = (RunLink(),)
         asked = ask_person(verdict)

@@ -1,7 +1,12 @@
-"""### Go back to an earlier release
+"""### Roll back to an earlier release
 
-Checks every byte of the release that is asked for, loads its model, and makes it the champion again by one more entry
-in the champion log. With `approval` a person must say yes first.
+Verifies the release (digests, predictions, test accuracy), makes it the champion by one more entry in the champion log,
+and withdraws the release that it replaces: no later run promotes the same model, or one trained by the same code with
+the same parameters on the same data, until `fmnist_withdraw` restores it.
+
+The release must have been the champion before and have the champion's classes; **Force** waives both. With
+**Approval** on, the run waits up to three days for a user to approve. Any user who may edit its runs can do so, the one
+who triggered it included: approval is a second look, not necessarily a second person.
 """
 
 from __future__ import annotations
@@ -9,38 +14,60 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, dag, get_current_context, task
-from fmnist_defaults import TASKS, get_operator, step
+from fmnist_defaults import CHAMPION, TASKS, Approval, get_actor, get_operator, step
 
-from fmnist_tasks.registry.store import open_store
-from fmnist_tasks.settings import APPROVAL_LIMIT, Settings
+from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.settings import Settings
+
+
+def store() -> Store:
+    """The store with the releases and the champion log."""
+    return open_store(Settings.from_environment().store)
+
+
+@step
+def find_champion() -> dict[str, Any]:
+    """Note the champion that is to be replaced: if another run replaces it first, nothing is rolled back."""
+    from fmnist_tasks import service
+
+    return service.require_champion(store(), get_current_context()["params"]["replaces"]).as_json()
 
 
 @task.branch
-def ask_person() -> str:
-    """Whether somebody must agree first."""
+def ask_user() -> str:
+    """With approval on, a user must approve first."""
     return "approval" if get_current_context()["params"]["approval"] else "rollback"
 
 
-@step(trigger_rule="none_failed_min_one_success")
-def rollback() -> dict[str, Any]:
-    """Check the release, load its model, and append it to the champion log."""
+@step(trigger_rule="none_failed_min_one_success", outlets=[CHAMPION])
+def rollback(current: dict[str, Any]) -> dict[str, Any]:
+    """Verify the release, append it to the champion log, and emit the champion's asset event."""
     from fmnist_tasks import service
 
     context = get_current_context()
-    store = open_store(Settings.from_environment().store)
-    return service.rollback(store, context["params"]["version"], context["params"]["reason"]).as_json()
+    parameters = context["params"]
+    entry = service.rollback(
+        store(),
+        parameters["version"],
+        parameters["reason"],
+        actor=get_actor(),
+        after=current["sequence"],
+        force=parameters["force"],
+    ).as_json()
+    context["outlet_events"][CHAMPION].extra.update({name: entry[name] for name in ("version", "sequence")})
+    return entry
 
 
 @dag(
     dag_id="fmnist_rollback",
     doc_md=__doc__,
+    description="Make an earlier release the champion again",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     max_active_runs=1,
     tags=["fmnist"],
-    default_args=TASKS | {"retries": 0},  # a person asked, and sees at once why not
+    default_args=TASKS | {"retries": 0},  # a user is waiting, and sees at once why not
     params={
         "version": Param(
             "",
@@ -48,39 +75,53 @@ def rollback() -> dict[str, Any]:
             description="The release to roll back to, as the registry page and `fmnist releases` list it.",
             type="string",
             minLength=1,
-            section="What",
+            section="Rollback",
         ),
         "reason": Param(
             "",
             title="Reason",
-            description="Why; it stays in the champion log.",
+            description="Why the champion is replaced. It is kept in the champion log.",
             type="string",
             minLength=3,
             maxLength=500,
-            section="What",
+            section="Rollback",
+        ),
+        "replaces": Param(
+            None,
+            title="Champion to replace",
+            description="The run fails if another release is the champion when it starts. Empty: whichever is.",
+            type=["null", "string"],
+            section="Rollback",
+        ),
+        "force": Param(
+            False,
+            title="Force",
+            description="Also accept a release that has never been the champion, or has other classes.",
+            type="boolean",
+            section="Rollback",
         ),
         "approval": Param(
             False,
             title="Approval",
-            description="A person must agree first, within three days.",
+            description="Wait for a user to approve, three days at most.",
             type="boolean",
-            section="Who",
+            section="Approval",
         ),
     },
 )
 def fmnist_rollback() -> None:
-    """The graph: ask, if asked to, then roll back."""
-    approval = ApprovalOperator(
+    """The graph: find the champion, ask if required, roll back."""
+    current = find_champion()
+    approval = Approval(
         task_id="approval",
-        doc_md="Asks a person whether to go back, for three days at most: no answer is a no.",
-        subject="May {{ params.version }} become the champion again?",
+        doc_md="Waits up to three days for a user to approve or reject the rollback.",
+        subject="Roll back from {{ ti.xcom_pull(task_ids='find_champion')['version'] }} to {{ params.version }}?",
         body="{{ params.reason }}",
-        response_timeout=APPROVAL_LIMIT,
-        fail_on_reject=True,
     )
-    asked = ask_person()
-    asked >> approval
-    [asked, approval] >> get_operator(rollback())
+    asked = ask_user()
+    rolled_back = get_operator(rollback(current))
+    get_operator(current) >> asked >> approval
+    [asked, approval] >> rolled_back
 
 
 fmnist_rollback()

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 refused or failed with the reason on standard error, 2 wro
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from fmnist_tasks import service
+from fmnist_tasks import service, withdrawal
+from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.errors import FmnistError, MissingError, RejectedError
 from fmnist_tasks.registry import champion as champions
 from fmnist_tasks.registry import pruning
@@ -30,7 +32,10 @@ from fmnist_tasks.tables import print_json, show, show_summary
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 complaints = Console(stderr=True)
 
+_HISTORY = ("sequence", "time", "action", "version", "replaces", "actor", "reason")  # what a table has of an entry
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Reason = Annotated[str, typer.Option(help="Why; kept with your name.")]
 RunId = Annotated[str | None, typer.Option("--run", help="The run to work on; by default the latest one.")]
 
 
@@ -84,7 +89,7 @@ def ingest(
         profile=profile, seed=seed, candidates=candidates, accuracy_threshold=accuracy_threshold, policy=policy or {}
     )
     _logging()
-    _show_steps([("ingest", STEPS["ingest"](Run(run or f"shell__{now}", now, parameters)))], as_json)
+    _show_steps([("ingest", STEPS["ingest"](Run(run or f"shell__{now}", now, parameters, _actor())))], as_json)
 
 
 @command
@@ -146,7 +151,7 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
 def releases(as_json: AsJson = False) -> None:
     """List the published releases, oldest first."""
     store = _store()
-    current = champions.champion(store)
+    log = champions.read_log(store)
     rows = []
     for version in published.versions(store):
         manifest = published.read_manifest(store, version)
@@ -157,7 +162,8 @@ def releases(as_json: AsJson = False) -> None:
                 "profile": manifest["parameters"]["profile"],
                 "seed": manifest["parameters"]["seed"],
                 "run_id": manifest["run_id"],
-                "champion": current is not None and current.version == version,
+                "champion": log.champion is not None and log.champion.version == version,
+                "withdrawn": version in log.withdrawn,
             }
         )
     show(rows, as_json, "no release yet; `make run` makes one")
@@ -190,7 +196,10 @@ def history(
     """Show every change of the champion, oldest first, or who was champion at a date."""
     store = _store()
     if at is None:
-        show([entry.as_json() for entry in champions.history(store)], as_json, "no champion so far")
+        rows = [entry.as_json() for entry in champions.history(store)]
+        if not as_json:
+            rows = [{name: row[name] or "" for name in _HISTORY} for row in rows]
+        show(rows, as_json, "no champion so far")
     elif entry := champions.champion_at(store, at):
         show(entry.as_json(), as_json)
     else:
@@ -205,12 +214,38 @@ def verify(version: Annotated[str, typer.Argument(help="The release to check.")]
 
 @command
 def rollback(
-    version: Annotated[str, typer.Argument(help="The release to go back to.")],
-    reason: Annotated[str, typer.Option(help="Why; kept in the champion log.")],
+    version: Annotated[str, typer.Argument(help="The release to roll back to.")],
+    reason: Reason,
+    replaces: Annotated[
+        str | None, typer.Option(help="The champion to replace; nothing is done if it is another one by now.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also accept a release that was never the champion, or has other classes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make an earlier release the champion again, after its bytes were checked and its model loaded."""
-    show(service.rollback(_store(), version, reason).as_json(), as_json)
+    """Verify an earlier release and make it the champion again; the release that it replaces is withdrawn."""
+    store = _store()
+    after = service.require_champion(store, replaces).sequence
+    entry = service.rollback(store, version, reason, actor=_actor(), after=after, force=force)
+    announce_champion(entry)
+    show(entry.as_json(), as_json)
+
+
+@command
+def withdraw(
+    name: Annotated[str, typer.Argument(help="The release to withdraw.")], reason: Reason, as_json: AsJson = False
+) -> None:
+    """Withdraw a release: a candidate that repeats it is held, not promoted, until it is restored."""
+    show(withdrawal.withdraw(_store(), name, reason, actor=_actor()), as_json)
+
+
+@command
+def restore(
+    name: Annotated[str, typer.Argument(help="The release to restore.")], reason: Reason, as_json: AsJson = False
+) -> None:
+    """Lift a withdrawal."""
+    show(withdrawal.restore(_store(), name, reason, actor=_actor()), as_json)
 
 
 @command
@@ -257,6 +292,11 @@ def predict(
     show(rows, as_json)
 
 
+def _actor() -> str:
+    """Who acts: the user of this shell."""
+    return f"{getpass.getuser()} (shell)"
+
+
 def _store() -> Store:
     return open_store(Settings.from_environment().store)
 
@@ -274,7 +314,7 @@ def _run(store: Store, run_id: str | None) -> Any:
         record = read_record(store, run_id, "ingest")
     except MissingError as error:
         raise MissingError(f"run {run_id} left no results in the store") from error
-    return Run(run_id, record["created"], Parameters.from_mapping(record["parameters"]))
+    return Run(run_id, record["created"], Parameters.from_mapping(record["parameters"]), _actor())
 
 
 def _steps(run_id: str | None, as_json: bool, *names: str) -> None:

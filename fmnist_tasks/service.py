@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fmnist_tasks.alerts import Alert, send
-from fmnist_tasks.errors import MissingError, ModelError, RejectedError
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, ModelError, RejectedError, SettingsError
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.champion import Entry
+from fmnist_tasks.registry.champion import Entry, Log
 from fmnist_tasks.registry.store import Store
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ def in_service(store: Store) -> Entry:
     return entry
 
 
+def require_champion(store: Store, version: str | None) -> Entry:
+    """The champion; raises :class:`ConflictError` if a version is given and it is another one."""
+    entry = in_service(store)
+    if version and entry.version != version:
+        raise ConflictError(f"the champion is {entry.version}, not {version}; nothing was changed. Look at it first")
+    return entry
+
+
 def open_release(store: Store, version: str) -> Release:
     """Check every byte of a release against its manifest, then load its model."""
     manifest = releases.read_manifest(store, version)
@@ -51,14 +59,24 @@ def open_release(store: Store, version: str) -> Release:
 
 
 def verify(store: Store, version: str) -> dict[str, Any]:
-    """Open a release and measure it on its test images again; raises :class:`ModelError` if it scores otherwise."""
+    """Open a release and measure it on its test images again.
+
+    Raises :class:`ModelError` if a prediction is not a finite number, or if its accuracy is not the manifest's.
+    """
+    import numpy as np
+
     from fmnist_tasks.data.dataset import load_test
     from fmnist_tasks.evaluation.metrics import classification
     from fmnist_tasks.model import h5
 
     release = open_release(store, version)
     images, labels = load_test(store, release.manifest["data"])
-    probabilities, _ = h5.predict(release.model, images)
+    probabilities, familiarity = h5.predict(release.model, images)
+    wrong = int(np.sum(~np.isfinite(probabilities).all(axis=1) | ~np.isfinite(familiarity)))
+    if wrong:
+        raise ModelError(
+            f"release {version}: the predictions for {wrong:,} of {len(images):,} test images are not finite"
+        )
     found = classification(labels, probabilities, release.manifest["classes"])["accuracy"]
     promised = release.manifest["figures"]["test"]["accuracy"]
     if not abs(found - promised) <= _TURNED:
@@ -72,21 +90,74 @@ def verify(store: Store, version: str) -> dict[str, Any]:
     }
 
 
-def rollback(store: Store, version: str, reason: str) -> Entry:
-    """Make an earlier release the champion again, once its bytes were checked and its model loaded."""
-    current = in_service(store)
-    log.info("rollback begins: from %s to %s, because: %s", current.version, version, reason)
-    if not reason.strip():
-        raise RejectedError("a rollback needs a reason; it is kept in the champion log")
+def rollback(
+    store: Store, version: str, reason: str, *, actor: str, after: int | None = None, force: bool = False
+) -> Entry:
+    """Make an earlier release the champion again, and withdraw the one that it replaces.
+
+    `after` is the log entry of the champion that the user saw and wants to replace; by default that of the present one.
+    The release must pass :func:`verify`. It must also have been the champion before and have the champion's classes,
+    unless `force` waives both.
+
+    Raises :class:`SettingsError` for a request without meaning, :class:`ConflictError` if the champion is another one
+    than the user saw, :class:`RejectedError` if a requirement is not met, and what `verify` raises.
+    """
+    reason = require_reason(reason)
+    log_entries = champion.read_log(store)
+    current = log_entries.champion
+    if current is None:
+        raise MissingError("there is no champion yet, so nothing can be rolled back")
     if current.version == version:
-        raise RejectedError(f"{version} is the champion already")
-    open_release(store, version)
+        raise SettingsError(f"{version} is the champion already")
+    log.info("rollback from %s to %s by %s: %s", current.version, version, actor, reason)
+    if not force:
+        _require_former_champion(store, log_entries, current.version, version)
+    verify(store, version)
     entry = champion.append(
-        store, version=version, action="rollback", reason=reason.strip(), write_id=str(uuid4()), after=current.sequence
+        store,
+        version=version,
+        action="rollback",
+        reason=reason,
+        write_id=str(uuid4()),
+        actor=actor,
+        after=current.sequence if after is None else after,
+        origin=find_origin(store, log_entries, current.version),
     )
-    log.info("rollback done: %s is the champion, number %d", version, entry.sequence)
-    send(Alert("champion changed", None, f"{version} is the champion again, instead of {current.version}: {reason}"))
+    log.info("%s is the champion, number %d; %s is withdrawn", version, entry.sequence, current.version)
+    told = f"{actor} rolled back from {current.version}, which is withdrawn, to {version}: {reason}"
+    send(Alert("champion changed", None, told))
     return entry
+
+
+def require_reason(reason: str) -> str:
+    """The reason without blanks around it; raises :class:`SettingsError` if nothing is left."""
+    if not reason.strip():
+        raise SettingsError("a reason is required; it is kept in the champion log")
+    return reason.strip()
+
+
+def _require_former_champion(store: Store, log_entries: Log, current: str, version: str) -> None:
+    wrong = []
+    if not log_entries.has_been_champion(version):
+        wrong.append("it has never been the champion")
+    try:
+        theirs = releases.read_manifest(store, current)["classes"]
+    except (MissingError, IntegrityError) as error:
+        wrong.append(f"its classes cannot be compared with the champion's ({error})")
+    else:
+        if releases.read_manifest(store, version)["classes"] != theirs:
+            wrong.append(f"its classes are not those of the champion {current}")
+    if wrong:
+        raise RejectedError(f"no rollback to {version}: {', and '.join(wrong)}; to roll back all the same, use force")
+
+
+def find_origin(store: Store, log_entries: Log, version: str) -> champion.Origin:
+    """The origin of a release, from its manifest or, if that is lost, from the log."""
+    try:
+        return releases.origin_of(releases.read_manifest(store, version))
+    except (MissingError, IntegrityError) as error:
+        log.warning("the origin of %s is taken from the champion log: %s", version, error)
+        return log_entries.origin_of(version)
 
 
 def answers(release: Release, images: np.ndarray) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from fmnist_tasks import alerts, service
 from fmnist_tasks.alerts import Alert
-from fmnist_tasks.errors import RejectedError
+from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.runs import write_record
 from tests.support.listeners import MailServer, WebhookServer
@@ -121,14 +121,14 @@ def test_a_store_that_is_gone_does_not_silence_it(pipeline: Pipeline, webhook_se
 
 def test_a_rollback_is_told(finished_pipeline: Pipeline, webhook_server: WebhookServer) -> None:
     version = service.in_service(finished_pipeline.store).version
-    with pytest.raises(RejectedError, match=r"is the champion already"):
-        service.rollback(finished_pipeline.store, version, "no reason")
+    with pytest.raises(SettingsError, match=r"is the champion already"):
+        service.rollback(finished_pipeline.store, version, "no reason", actor="ann")
     assert webhook_server.posts == []
-    champion.append(finished_pipeline.store, version="v2", action="promote", reason="r", write_id="w", after=1)
-    service.rollback(finished_pipeline.store, version, "v2 was worse")
+    finished_pipeline.promote_second_release()
+    service.rollback(finished_pipeline.store, version, "it was worse", actor="ann")
     (post,) = webhook_server.posts
     assert post["type"] == "success"
-    assert f"{version} is the champion again, instead of v2: v2 was worse" in post["message"]
+    assert f"ann rolled back from second, which is withdrawn, to {version}: it was worse" in post["message"]
 
 
 @pytest.mark.parametrize(("reason", "told"), [("timed_out", ["run failed"]), ("task_failure", [])])

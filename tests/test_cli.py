@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -184,15 +185,37 @@ def test_rollback_checks_the_target_and_keeps_the_reason(finished_pipeline: Pipe
     store.put("releases/damaged/model.h5", bytes(model))
 
     assert "is the champion already" in fmnist("rollback", first, "--reason", "x", expect=1).stderr
-    assert "needs a reason" in fmnist("rollback", "another", "--reason", " ", expect=1).stderr
-    assert "there is no release gone" in fmnist("rollback", "gone", "--reason", "x", expect=1).stderr
-    assert "releases/damaged/model.h5: found" in fmnist("rollback", "damaged", "--reason", "x", expect=1).stderr
+    assert "a reason is required" in fmnist("rollback", "another", "--reason", " ", expect=1).stderr
+    for force in ((), ("--force",)):  # which never waives the checks
+        assert "there is no release gone" in fmnist("rollback", "gone", "--reason", "x", *force, expect=1).stderr
+    damaged = fmnist("rollback", "damaged", "--reason", "x", "--force", expect=1).stderr
+    assert "releases/damaged/model.h5: found" in damaged
     assert "releases/damaged/model.h5: found" in fmnist("verify", "damaged", expect=1).stderr
+    never = fmnist("rollback", "another", "--reason", "x", expect=1).stderr
+    assert "no rollback to another: it has never been the champion; to roll back all the same, use force" in never
+    moved_on = fmnist("rollback", "another", "--reason", "x", "--force", "--replaces", "v0", expect=1).stderr
+    assert f"the champion is {first}, not v0; nothing was changed" in moved_on
     assert [entry.version for entry in champion.history(store)] == [first]
 
-    entry = document("rollback", "another", "--reason", "shirts went wrong")
+    entry = document("rollback", "another", "--reason", "shirts went wrong", "--force", "--replaces", first)
     assert (entry["sequence"], entry["action"], entry["reason"]) == (2, "rollback", "shirts went wrong")
+    assert (entry["replaces"], entry["actor"]) == (first, f"{getpass.getuser()} (shell)")
     assert document("champion")["version"] == "another"
+    assert "shirts went wrong" in fmnist("history").stdout
+
+
+@pytest.mark.integration
+def test_a_release_is_withdrawn_and_restored(finished_pipeline: Pipeline) -> None:
+    first, second = service.in_service(finished_pipeline.store).version, finished_pipeline.promote_second_release()
+    assert f"{second} is the champion: roll back" in fmnist("withdraw", second, "--reason", "bad", expect=1).stderr
+    assert "there is no release gone" in fmnist("withdraw", "gone", "--reason", "bad", expect=1).stderr
+    entry = document("withdraw", first, "--reason", "its labels were wrong")
+    assert (entry["action"], entry["version"], entry["reason"]) == ("withdraw", first, "its labels were wrong")
+    assert document("champion")["version"] == second
+    listed = {row["version"]: row["withdrawn"] for row in document("releases")}
+    assert listed == {first: True, second: False}
+    assert document("restore", first, "--reason", "they were right")["action"] == "restore"
+    assert "is not withdrawn" in fmnist("restore", first, "--reason", "x", expect=1).stderr
 
 
 def test_who_was_champion_at_a_date(pipeline: Pipeline) -> None:

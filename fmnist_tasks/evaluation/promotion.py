@@ -125,6 +125,12 @@ def same_bytes(figures: Figures) -> Check:
     return Check("the same bytes", differing if finite(differing) else None, "no prediction differs", passed, reason)
 
 
+def not_withdrawn(repeated: str | None) -> Check:
+    """The candidate repeats no withdrawn release; `repeated` says which one it repeats, and what to do."""
+    reason = repeated or "the candidate repeats no withdrawn release"
+    return Check("withdrawn releases", None, "none repeated", repeated is None, reason, "hold")
+
+
 def speed(asked: policy.Speed, figures: Figures) -> list[Check]:
     """The model is fast and small enough to serve."""
     found, otherwise = figures.get("speed", {}), asked.otherwise

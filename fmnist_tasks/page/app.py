@@ -17,7 +17,8 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 from starlette.concurrency import run_in_threadpool
 
-from fmnist_tasks import errors, service
+from fmnist_tasks import errors, service, withdrawal
+from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.page.asking import Oracle
 from fmnist_tasks.page.charts import line_chart
 from fmnist_tasks.page.defence import as_report, bounded_body, from_here, guarded
@@ -83,12 +84,13 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/")
     def overview(request: Request) -> Response:
-        (rows, faults), history = shelf().releases(), shelf().log()
-        champion = history[-1] if history else None
+        (rows, faults), entries = shelf().releases(), shelf().log()
+        champion = entries.champion
         content: dict[str, Any] = {
             "rows": rows[::-1],
             "faults": faults,
-            "log": history[::-1],
+            "log": entries.entries[::-1],
+            "withdrawn": entries.withdrawn,
             "champion": champion,
             "figures": next((row for row in rows if champion and row["version"] == champion.version), None),
             "dag_id": DAG_ID,
@@ -109,11 +111,12 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     @app.get("/releases/{version}")
     def release(request: Request, version: str) -> Response:
         manifest = releases.read_manifest(shelf().store, version)
-        history = shelf().log()
+        entries = shelf().log()
         content = {
             "manifest": manifest,
-            "in_service": bool(history) and history[-1].version == version,
-            "entries": [entry for entry in history if entry.version == version],
+            "champion": entries.champion,
+            "withdrawn": entries.withdrawn.get(version),
+            "entries": [entry for entry in entries.entries if version in {entry.version, entry.replaces}],
             "others": [row["version"] for row in shelf().releases()[0] if row["version"] != version][::-1],
             "pictures": {
                 name.removeprefix("figures/").removesuffix(".png"): name
@@ -151,16 +154,35 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         request: Request,
         version: Annotated[str, Form()],
         reason: Annotated[str, Form(max_length=500)],
+        after: Annotated[int | None, Form()] = None,
         who: str = Depends(may_edit),
     ) -> Response:
-        told = f"{reason.strip()} ({who}, on the page)" if reason.strip() else ""
-        service.rollback(shelf().store, version, told)
+        announce_champion(service.rollback(shelf().store, version, reason, actor=who, after=after))
         return RedirectResponse(request.url_for("overview"), status_code=303)
+
+    @app.post("/withdraw", dependencies=[Depends(from_here)])
+    def withdraw(
+        request: Request,
+        version: Annotated[str, Form()],
+        reason: Annotated[str, Form(max_length=500)],
+        who: str = Depends(may_edit),
+    ) -> Response:
+        withdrawal.withdraw(shelf().store, version, reason, actor=who)
+        return RedirectResponse(request.url_for("release", version=version), status_code=303)
+
+    @app.post("/restore", dependencies=[Depends(from_here)])
+    def restore(
+        request: Request,
+        version: Annotated[str, Form()],
+        reason: Annotated[str, Form(max_length=500)],
+        who: str = Depends(may_edit),
+    ) -> Response:
+        withdrawal.restore(shelf().store, version, reason, actor=who)
+        return RedirectResponse(request.url_for("release", version=version), status_code=303)
 
     @app.get("/try")
     def attempt(request: Request) -> Response:
-        history = shelf().log()
-        return render.TemplateResponse(request, "try.html", {"champion": history[-1] if history else None})
+        return render.TemplateResponse(request, "try.html", {"champion": shelf().log().champion})
 
     @app.get("/try/samples")
     def samples() -> list[dict[str, Any]]:

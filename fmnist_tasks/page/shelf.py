@@ -7,7 +7,7 @@ from typing import Any
 
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.champion import Entry
+from fmnist_tasks.registry.champion import Entry, Log
 from fmnist_tasks.registry.store import Store, side_by_side
 
 Row = dict[str, Any]
@@ -33,11 +33,11 @@ class Shelf:
                 fault for fault in read if isinstance(fault, str)
             ]
 
-    def log(self) -> list[Entry]:
-        """The champion log, oldest first."""
+    def log(self) -> Log:
+        """The champion log."""
         with self._reading:
             self._log += champion.history(self.store, after=len(self._log))
-            return list(self._log)
+            return Log(tuple(self._log))
 
     def _read(self, version: str) -> Row | str:
         """A release's row, or what is wrong with it."""

@@ -1,124 +1,278 @@
-"""The champion log: `champion/<sequence>.json`, one sealed entry a change, never rewritten; the highest is in force.
+"""The champion log: `champion/<sequence>.json`, one sealed entry for each decision about a release, never rewritten.
+
+A promotion or a rollback makes a release the champion. A rollback also withdraws the release that it replaces; a
+release can be withdrawn and restored on its own as well. A candidate that repeats a withdrawn release is not promoted.
 
 Appending is one conditional create of the next number, so that two writers cannot both win. Each entry carries the
-writer's id: a writer that finds its own entry in that place knows that it has won, whatever became of the answer.
+writer's id: a writer that finds its own entry knows that it was written, whatever became of the response. After each
+entry a receipt is left, `champion-receipts/<sequence>.txt`: if the newest entry is lost, its receipt tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
-from fmnist_tasks.errors import ConflictError, IntegrityError
+from fmnist_tasks.errors import ConflictError, IntegrityError, RejectedError, StoreError
 from fmnist_tasks.registry.documents import read_document, seal
-from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
+
+Action = Literal["promote", "rollback", "withdraw", "restore"]
+
+_CHANGES = {"promote", "rollback"}  # the actions that make a release the champion
+_RECEIPTS = "champion-receipts/"
+_ATTEMPTS = 100  # to append an entry while others append theirs
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a release came from, as digests; None for what is not known."""
+
+    model_sha256: str | None = None
+    inputs: str | None = None  # of data, code and parameters
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One change of the champion."""
+    """One decision about a release."""
 
     sequence: int  # 1, 2, 3, … without gaps
-    version: str  # the release in service from here on
-    action: Literal["promote", "rollback"]
+    version: str  # the release that it is about
+    action: Action
     reason: str
-    write_id: str  # who wrote it: the run id of a promotion, a random id of a rollback
-    time: str  # UTC, ISO 8601
+    write_id: str  # who wrote it: the run id of a promotion, otherwise a random id
+    time: str  # UTC, ISO 8601, by the store's clock
+    actor: str = ""  # the user, or what started the run; entries of earlier versions do not say
+    replaces: str | None = None  # the champion before it, if it makes another release the champion
+    # Of the release that is promoted, or that is withdrawn from here on.
+    model_sha256: str | None = None
+    inputs: str | None = None
+
+    @property
+    def changes_champion(self) -> bool:
+        """Whether its release is the champion from here on."""
+        return self.action in _CHANGES
 
     def as_json(self) -> dict[str, Any]:
         """The entry as plain JSON values."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Log:
+    """All entries, oldest first."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def champion(self) -> Entry | None:
+        """The entry that made the champion, or None before the first promotion."""
+        return next((entry for entry in reversed(self.entries) if entry.changes_champion), None)
+
+    @property
+    def withdrawn(self) -> dict[str, Entry]:
+        """By version of each withdrawn release, the entry that withdrew it."""
+        found: dict[str, Entry] = {}
+        champion: str | None = None
+        for entry in self.entries:
+            if entry.action == "withdraw":
+                found[entry.version] = entry
+            elif entry.action == "restore":
+                found.pop(entry.version, None)
+            else:
+                if entry.action == "rollback" and champion not in {None, entry.version}:
+                    found[str(champion)] = entry
+                found.pop(entry.version, None)
+                champion = entry.version
+        return found
+
+    def has_been_champion(self, version: str) -> bool:
+        """Whether the release is or was the champion."""
+        return any(entry.changes_champion and entry.version == version for entry in self.entries)
+
+    def origin_of(self, version: str) -> Origin:
+        """What the log knows of the origin of a release."""
+        for entry in self.entries:
+            if entry.action == "promote" and entry.version == version and entry.model_sha256:
+                return Origin(entry.model_sha256, entry.inputs)
+        return Origin()
+
+    def find_withdrawal(self, candidate: Origin) -> tuple[str, Entry] | None:
+        """The withdrawn release that the candidate repeats, and the entry that withdrew it; None if there is none.
+
+        It repeats one if the models are the same, bit for bit, or were trained by the same code, with the same
+        parameters, on the same data. If only the version is known, its end, which is that of the digest, decides.
+        """
+        for version, entry in self.withdrawn.items():
+            digest = entry.model_sha256 or version.rpartition("-")[2]
+            same_model = candidate.model_sha256 is not None and candidate.model_sha256.startswith(digest)
+            if same_model or (candidate.inputs is not None and candidate.inputs == entry.inputs):
+                return version, entry
+        return None
+
+
+def read_log(store: Store) -> Log:
+    """All entries; raises :class:`IntegrityError` for one that was changed or is missing."""
+    return Log(tuple(history(store)))
+
+
 def history(store: Store, after: int = 0) -> list[Entry]:
-    """All entries after a number, oldest first; raises :class:`IntegrityError` for one that was changed or is lost."""
-    entries: list[Entry] = []
-    for expected, stat in enumerate(store.list("champion/", after=_key(after)), after + 1):
-        entries.append(_read(store, stat.key))
-        if entries[-1].sequence != expected:
-            raise _gap(stat.key, expected)
-    return entries
+    """All entries after a number, oldest first; raises like :func:`read_log`."""
+    stats = _list_entries(store, after)
+    return side_by_side(partial(_read, store), [stat.key for stat in stats])
 
 
 def champion(store: Store) -> Entry | None:
-    """The entry in force, or None before the first promotion; raises :class:`IntegrityError` for a log with gaps.
+    """The entry that made the champion, or None before the first promotion.
 
-    The highest number is found by doubling and halving, so that the time grows with the logarithm of the log's length.
+    Raises :class:`IntegrityError` if an entry is missing. Only the newest entries are read, back to that one.
     """
-
-    def exists(number: int) -> bool:
-        return store.stat(_key(number)) is not None
-
-    last = _last(exists)
-    while later := next(iter(store.list("champion/", after=_key(last))), None):
-        if not exists(last + 1):
-            raise _gap(later.key, last + 1)
-        last = _last(exists, last + 1)  # the log has grown in the meantime
-    return _read(store, _key(last)) if last else None
+    for stat in reversed(_list_entries(store)):
+        if (entry := _read(store, stat.key)).changes_champion:
+            return entry
+    return None
 
 
 def champion_at(store: Store, moment: datetime) -> Entry | None:
-    """The entry in force at that moment, or None if there was none yet. Times in the log never decrease."""
-    current = champion(store)
-    length = current.sequence if current else 0
-    last = _last(lambda n: n <= length and datetime.fromisoformat(_read(store, _key(n)).time) <= moment)
-    return _read(store, _key(last)) if last else None
+    """The entry that made the release which was the champion at that moment, or None if there was none yet.
+
+    An entry cannot be later than one that follows it, nor than the store says that it was written: a clock that was
+    ahead when an entry was written is put right by both.
+    """
+    latest = datetime.max.replace(tzinfo=UTC)
+    for stat in reversed(_list_entries(store)):
+        entry = _read(store, stat.key)
+        latest = min(latest, datetime.fromisoformat(entry.time), stat.modified)
+        if entry.changes_champion and latest <= moment:
+            return entry
+    return None
 
 
 def champion_before(store: Store, entry: Entry) -> str | None:
     """The release that was the champion before the one of this entry, or None if there was none."""
     for number in range(entry.sequence - 1, 0, -1):
-        if (version := _read(store, _key(number)).version) != entry.version:
-            return version
+        earlier = _read(store, _key(number))
+        if earlier.changes_champion and earlier.version != entry.version:
+            return earlier.version
     return None
 
 
 def append(
-    store: Store, *, version: str, action: Literal["promote", "rollback"], reason: str, write_id: str, after: int
+    store: Store,
+    *,
+    version: str,
+    action: Action,
+    reason: str,
+    write_id: str,
+    actor: str = "",
+    after: int | None = None,
+    origin: Origin | None = None,
 ) -> Entry:
-    """Make the release the champion, provided that entry number `after` (0: none) is still the one in force.
+    """Write the next entry, provided that what it decides still makes sense.
 
-    Returns the entry; if this writer's entry is in that place already, that one, and nothing is written: its answer was
-    lost, or the writer comes again. Raises :class:`ConflictError` if another writer's entry is there.
+    A promotion or a rollback names the entry that made the champion which it replaces, `after` (0: none). `origin` is
+    that of the release which is promoted or withdrawn. Returns the entry; if this writer's is in the log already, that
+    one, and nothing is written: its response was lost, or the writer comes again.
+
+    Raises :class:`ConflictError` if the champion is another one by now, and :class:`RejectedError` if the candidate
+    repeats a withdrawn release, or if there is nothing to withdraw or to restore.
     """
-    previous = _read(store, _key(after)) if after else None
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    new = Entry(
-        sequence=after + 1,
-        version=version,
-        action=action,
-        reason=reason,
-        write_id=write_id,
-        time=max(now, previous.time) if previous else now,  # a clock that is behind does not turn the order round
+    origin, log = origin or Origin(), Log(())
+    for _ in range(_ATTEMPTS):
+        log = Log((*log.entries, *history(store, after=len(log.entries))))
+        for entry in log.entries:
+            if (entry.write_id, entry.action, entry.version) == (write_id, action, version):
+                _leave_receipt(store, log.entries[-1].sequence)
+                return entry
+        current = log.champion
+        if action in _CHANGES:
+            _require_champion(log, version, action, after or 0)
+        if action == "promote" and (repeated := log.find_withdrawal(origin)):
+            raise RejectedError(describe_withdrawal(version, *repeated))
+        if action in {"withdraw", "restore"}:
+            _require_state(log, version, action)
+        new = Entry(
+            sequence=len(log.entries) + 1,
+            version=version,
+            action=action,
+            reason=reason,
+            write_id=write_id,
+            time=read_clock(store).isoformat(timespec="seconds"),
+            actor=actor,
+            replaces=current.version if current and action in _CHANGES else None,
+            model_sha256=origin.model_sha256,
+            inputs=origin.inputs,
+        )
+        if store.put_if_absent(_key(new.sequence), seal(new.as_json())):
+            _leave_receipt(store, new.sequence)
+            return new
+    raise StoreError(f"the champion log grew {_ATTEMPTS} times while {version} was to be entered; clear the task")
+
+
+def describe_withdrawal(candidate: str, version: str, entry: Entry) -> str:
+    """Why a candidate that repeats a withdrawn release is not promoted, and what to do."""
+    who = f" by {entry.actor}" if entry.actor else ""
+    like = "is" if candidate == version else "repeats"
+    return (
+        f"{candidate} {like} release {version}, which was withdrawn{who} on {entry.time[:10]}: {entry.reason}. "
+        f"Withdraw the batch that caused it, or lift the withdrawal (fmnist restore {version} --reason …)"
     )
-    if store.put_if_absent(_key(new.sequence), seal(new.as_json())):
-        return new
-    found = _read(store, _key(new.sequence))
-    if (found.write_id, found.version) == (write_id, version):
-        return found
-    raise ConflictError(
-        f"the champion is no longer {previous.version if previous else 'unset'}: entry {found.sequence} made it "
-        f"{found.version} in the meantime; {version} is not promoted. Clear evaluate_tuned and what follows to judge "
-        "it against the new champion"
+
+
+def _require_champion(log: Log, version: str, action: Action, after: int) -> None:
+    current = log.champion
+    if (current.sequence if current else 0) == after:
+        return
+    known = next((entry.version for entry in log.entries if entry.sequence == after), "unset")
+    now = f"entry {current.sequence} made it {current.version} in the meantime" if current else "there is none"
+    what_next = (
+        f"{version} is not promoted. Clear evaluate_tuned and what follows to compare it with the new champion"
+        if action == "promote"
+        else f"nothing was rolled back. Look at the new champion, and roll back again if {version} is still wanted"
     )
+    raise ConflictError(f"the champion is no longer {known}: {now}; {what_next}")
 
 
-def _last(holds: Callable[[int], bool], low: int = 0) -> int:
-    """The highest number from `low` on for which a condition holds that holds for all lower ones."""
-    step = 1
-    while holds(low + step):
-        low, step = low + step, 2 * step
-    high = low + step
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+def _require_state(log: Log, version: str, action: Action) -> None:
+    current, withdrawn = log.champion, log.withdrawn
+    if action == "restore" and version not in withdrawn:
+        raise RejectedError(f"release {version} is not withdrawn; `fmnist history` lists what was")
+    if action == "withdraw" and version in withdrawn:
+        raise RejectedError(f"release {version} was withdrawn already: {withdrawn[version].reason}")
+    if action == "withdraw" and current and current.version == version:
+        raise RejectedError(f"{version} is the champion: roll back to another release, which withdraws it")
 
 
-def _gap(key: str, missing: int) -> IntegrityError:
-    return IntegrityError(f"{key}: the champion log has no entry {missing} before it; restore what is missing")
+def _list_entries(store: Store, after: int = 0) -> list[Stat]:
+    """The objects of all entries after a number; raises :class:`IntegrityError` if one before the newest is missing.
+
+    Receipts are listed first: an entry that is written in between has been listed then.
+    """
+    receipts = list(store.list(_RECEIPTS, after=_receipt_key(after)))
+    stats = list(store.list("champion/", after=_key(after)))
+    for expected, stat in enumerate(stats, after + 1):
+        if stat.key != _key(expected):
+            raise IntegrityError(
+                f"{stat.key}: the champion log has no entry {expected} before it; restore what is missing"
+            )
+    newest = after + len(stats)
+    if receipts and receipts[-1].key > _receipt_key(newest):
+        lost = receipts[-1].key
+        raise IntegrityError(
+            f"{_key(newest + 1)} is missing, although {lost} says that it was written; restore it from a backup, "
+            f"or delete {_RECEIPTS}* from there on to make do without it"
+        )
+    return stats
+
+
+def _leave_receipt(store: Store, sequence: int) -> None:
+    store.put(_receipt_key(sequence), f"{_key(sequence)} was written.\n".encode())
+
+
+def _receipt_key(sequence: int) -> str:
+    return f"{_RECEIPTS}{sequence:08d}.txt"
 
 
 def _key(sequence: int) -> str:

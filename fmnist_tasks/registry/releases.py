@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from fmnist_tasks.errors import ConflictError, MissingError
+from fmnist_tasks.errors import ConflictError, MissingError, SettingsError
 from fmnist_tasks.registry.blobs import describe, get_verified
-from fmnist_tasks.registry.documents import read_document, seal
+from fmnist_tasks.registry.champion import Origin
+from fmnist_tasks.registry.documents import digest_of, read_document, seal
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.settings import Parameters
 
 Manifest = dict[str, Any]
+
+_DECIDING = {"force", "approval"}  # parameters that shape no model: whether to train, and who decides
 
 
 def file_key(version: str, name: str) -> str:
@@ -41,6 +46,28 @@ def read_manifest(store: Store, version: str) -> Manifest:
         return read_document(store, file_key(version, "manifest.json"))
     except MissingError as error:
         raise MissingError(f"there is no release {version}; `fmnist releases` lists those that exist") from error
+
+
+def describe_inputs(fingerprint: str, code_digest: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that shapes a model, by name: the data, the code and the parameters of a run."""
+    shaping = {name: value for name, value in parameters.items() if name not in _DECIDING}
+    return {"data": fingerprint, "code": code_digest, **shaping}
+
+
+def origin_of(manifest: Manifest) -> Origin:
+    """The origin of a release; without its inputs if its parameters are those of another version of this project."""
+    try:
+        parameters = Parameters.from_mapping(manifest["parameters"]).as_json()
+    except SettingsError:
+        return Origin(manifest["model_sha256"])
+    return find_origin(
+        manifest["model_sha256"], manifest["data"]["fingerprint"], manifest["code"]["digest"], parameters
+    )
+
+
+def find_origin(model_sha256: str, fingerprint: str, code_digest: str, parameters: Mapping[str, Any]) -> Origin:
+    """The origin of a model, by which a candidate that repeats a withdrawn release is recognised."""
+    return Origin(model_sha256, digest_of(describe_inputs(fingerprint, code_digest, parameters)))
 
 
 def read_files(store: Store, manifest: Manifest) -> dict[str, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import DataError
@@ -109,8 +109,10 @@ def detect_change(store: Store, run: Run, ingested: Result, validated: Result) -
     if current:
         manifest = releases.read_manifest(store, current.version)
         earlier = Parameters.from_mapping(manifest["parameters"])
-        made_from = _origin(manifest["data"]["fingerprint"], manifest["code"]["digest"], earlier)
-        wanted = _origin(validated["dataset"]["fingerprint"], ingested["code"]["digest"], run.parameters)
+        data, code = manifest["data"]["fingerprint"], manifest["code"]["digest"]
+        made_from = releases.describe_inputs(data, code, earlier.as_json())
+        data, code = validated["dataset"]["fingerprint"], ingested["code"]["digest"]
+        wanted = releases.describe_inputs(data, code, run.parameters.as_json())
         reasons = [f"{name} differs from the champion's" for name in wanted if wanted[name] != made_from[name]]
         if not reasons and run.parameters.force:
             reasons = ["training is forced"]
@@ -162,9 +164,3 @@ def _sorted_batches(
         text = f"batch {batch['batch']} is not used: {'; '.join(batch['reasons'])}. It lies at {batch['location']}"
         send(Alert("batch quarantined", run.id, text))
     return accepted, quarantined
-
-
-def _origin(fingerprint: str, code: str, parameters: Parameters) -> dict[str, Any]:
-    """All that shapes a release: force only asks for it again, approval only who decides."""
-    shaping = {name: value for name, value in parameters.as_json().items() if name not in {"force", "approval"}}
-    return {"data": fingerprint, "code": code, **shaping}

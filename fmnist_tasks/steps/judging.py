@@ -11,6 +11,7 @@ from fmnist_tasks.evaluation.policy import Policy, read_policy
 from fmnist_tasks.provenance import code_facts
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.blobs import Reference, open_verified, put_blob
+from fmnist_tasks.registry.releases import find_origin
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.service import open_release
 from fmnist_tasks.steps.step import Result, Run
@@ -35,6 +36,12 @@ def identity(run: Run, validated: Result, candidate: Result) -> gate.Identity:
     """What figures and verdict of this run's candidate must belong to."""
     code = code_facts()["digest"]
     return gate.Identity(run.id, candidate["model"]["sha256"], validated["dataset"]["fingerprint"], code)
+
+
+def origin(run: Run, validated: Result, candidate: Result) -> champion.Origin:
+    """What this run's candidate comes from."""
+    fingerprint, code = validated["dataset"]["fingerprint"], code_facts()["digest"]
+    return find_origin(candidate["model"]["sha256"], fingerprint, code, run.parameters.as_json())
 
 
 def differing(store: Store, model: keras.Model, images: np.ndarray, evaluated: Result) -> int:

@@ -11,13 +11,22 @@ from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.evaluation import gate, promotion
 from fmnist_tasks.provenance import code_facts
-from fmnist_tasks.registry import checkpoints
+from fmnist_tasks.registry import champion, checkpoints
 from fmnist_tasks.registry.blobs import get_verified, put_blob
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.documents import digest_of
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.settings import Settings
-from fmnist_tasks.steps.judging import against_champion, decided, differing, identity, measured, mistakes, policy
+from fmnist_tasks.steps.judging import (
+    against_champion,
+    decided,
+    differing,
+    identity,
+    measured,
+    mistakes,
+    origin,
+    policy,
+)
 from fmnist_tasks.steps.step import Result, Run, step
 from fmnist_tasks.turns import one_at_a_time
 
@@ -189,7 +198,12 @@ def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, eva
     model = h5.load(get_verified(store, candidate["model"]), "candidate model")
     read_back = {"sha256": candidate["model"]["sha256"], "differing": differing(store, model, images, evaluated)}
     expected = identity(run, validated, candidate)
-    rows = [gate.same_origin(expected, evaluated), *promotion.checks(asked, {**evaluated, "read_back": read_back})]
+    repeated = champion.read_log(store).find_withdrawal(origin(run, validated, candidate))
+    rows = [
+        gate.same_origin(expected, evaluated),
+        *promotion.checks(asked, {**evaluated, "read_back": read_back}),
+        promotion.not_withdrawn(repeated and champion.describe_withdrawal("the candidate", *repeated)),
+    ]
     verdict = decided(gate.judge(expected, rows), "candidate", waits=run.parameters.approval)
     if verdict["decision"] == "hold" and run.parameters.approval:
         send(Alert("hold waiting", run.id, f"The {verdict['summary']}. Answer the task tuned_model.approval"))

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from datetime import datetime
 
 from fmnist_tasks.alerts import Alert, send
-from fmnist_tasks.errors import ConflictError, ModelError
+from fmnist_tasks.errors import ConflictError, ModelError, RejectedError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.service import open_release
-from fmnist_tasks.steps.judging import differing, identity
+from fmnist_tasks.steps.judging import differing, identity, origin
 from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, step
 
 _OWN = {"publish", "verify_release", "promote"}
@@ -45,6 +45,9 @@ def publish(
     approved = verdict["decision"] == "hold" and approval is not None and approval["chosen_options"] == ["Approve"]
     if verdict["decision"] != "promote" and not approved:
         wrong.append(f"it says {verdict['decision']}, and nobody approved")
+    repeated = champion.read_log(store).find_withdrawal(origin(run, validated, candidate))
+    if repeated:
+        raise RejectedError(champion.describe_withdrawal("the candidate", *repeated))
     if wrong:
         raise ConflictError(
             f"the verdict does not promote the candidate of this run (model {candidate['model']['sha256'][:12]}): "
@@ -117,30 +120,46 @@ def verify_release(store: Store, run: Run, validated: Result, evaluated: Result,
 
 @step("promotion_gate", "publish", "verify_release")
 def promote(store: Store, run: Run, verdict: Result, published: Result, verified: Result) -> Result:
-    """Make the verified release the champion, unless the champion has changed since the candidate was judged."""
+    """Make the verified release the champion, unless the champion has changed since the candidate was evaluated.
+
+    A run promotes a release once. If its step runs again after a later change of the champion, the result says so, with
+    `current` false.
+    """
     version = published["version"]
     if verified["version"] != version or verified["identical"] is not True:
         raise ConflictError(f"release {version} was not verified ({verified['version']} was); it is not promoted")
-    held = verdict["decision"] == "hold"  # what nobody approved is not published
+    manifest = releases.read_manifest(store, version)
+    approval = manifest["verdict"]["approval"]  # what was held is published only if it was approved
     entry = champion.append(
         store,
         version=version,
         action="promote",
-        reason=f"run {run.id} {'was held, and a person approved' if held else 'passed every gate'}",
+        reason=f"run {run.id} passed every gate"
+        if approval is None
+        else f"run {run.id} was held; {approval['reason']}",
         write_id=run.id,
+        actor=run.actor if approval is None else str(approval["by"]),
         after=verdict["champion"]["sequence"] if verdict["champion"] else 0,
+        origin=releases.origin_of(manifest),
     )
     accuracy = next(check["value"] for check in verdict["checks"] if check["name"] == "accuracy")
+    current = champion.champion(store)
+    result = {**entry.as_json(), "accuracy": accuracy, "current": current == entry}
+    if current != entry:
+        later = f"{current.version} by {current.action}, number {current.sequence}" if current else "none"
+        told = f"{version} was promoted before, as number {entry.sequence}; since then the champion is {later}"
+        return {**result, "summary": f"{told}. Nothing changes"}
     send(Alert("champion changed", run.id, f"{version} is the champion now, with test accuracy {accuracy:.2%}"))
-    return {
-        **entry.as_json(),
-        "accuracy": accuracy,
-        "summary": f"{version} is the champion, number {entry.sequence}, with test accuracy {accuracy:.2%}",
-    }
+    told = f"{version} is the champion, number {entry.sequence}, with test accuracy {accuracy:.2%}"
+    return {**result, "summary": told}
 
 
 def _answer(approval: Result | None) -> Result | None:
-    """Who approved, and when; nobody had to if the verdict promotes."""
+    """Who approved, when and why; None if the verdict promotes without an approval."""
     if approval is None:
         return None
-    return {"by": (approval["responded_by_user"] or {}).get("name"), "at": str(approval["responded_at"])}
+    return {
+        "by": (approval["responded_by_user"] or {}).get("name"),
+        "at": str(approval["responded_at"]),
+        "reason": (approval["params_input"] or {}).get("approval_reason", "").strip(),
+    }

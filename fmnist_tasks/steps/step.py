@@ -32,11 +32,12 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the line: who it is, when it was asked for, and what it asks."""
+    """One run of the pipeline: its id, when it was requested, its parameters, and who started it."""
 
     id: str
     created: str  # UTC, ISO 8601; part of the version that the run publishes
     parameters: Parameters
+    actor: str = "schedule"  # the user who triggered it
 
 
 STEPS: dict[str, Callable[..., Result]] = {}

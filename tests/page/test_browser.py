@@ -191,8 +191,9 @@ def unfolded(page: Page, section: str) -> Locator:
     return form(page)
 
 
-def approve(page: Page) -> None:
-    """Press the button of the question that is shown; what waits has the answer then."""
+def approve(page: Page, reason: str) -> None:
+    """Give a reason and press the button of the question that is shown; what waits has the answer then."""
+    page.locator("[name=element_approval_reason]").fill(reason)
     with page.expect_response(lambda answer: answer.request.method == "PATCH") as answered:
         page.get_by_role("button", name="Approve").click()
     assert answered.value.ok
@@ -252,11 +253,12 @@ def test_a_person_trains_looks_tries_and_goes_back(house: House, chromium: Brows
 
     shelf.get_by_role("link", name="Releases").click()
     shelf.locator("tbody").get_by_role("link", name=older).first.click()
-    shelf.get_by_label("Reason for going back").fill("the newer one is <b>odd</b>")
+    shelf.get_by_label("Reason for rolling back").fill("the newer one is <b>odd</b>")
     shelf.get_by_role("button", name="Make it the champion again").click()
     expect(shelf.get_by_role("heading", level=1)).to_contain_text(older)
     entry = shelf.get_by_role("row", name=re.compile("rollback"))
-    expect(entry).to_contain_text("the newer one is <b>odd</b> (admin, on the page)")
+    for shown in ("the newer one is <b>odd</b>", "admin", newer):
+        expect(entry).to_contain_text(shown)
     entry.scroll_into_view_if_needed()
     page.screenshot(path=pictures / "log.png")
     assert service.in_service(house.store).version == older
@@ -316,31 +318,32 @@ def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Brow
         "href", f"{house.url}/fmnist/runs/held#promotion_gate"
     )
     assert champion.history(house.store) == before
-    approve(page)
+    approve(page, "it is small enough")
     assert house.outcome(page, "held") == "success"
     manifest = releases.read_manifest(house.store, service.in_service(house.store).version)
     assert (manifest["run_id"], manifest["verdict"]["approval"]["by"]) == ("held", "admin")
     *others, last = champion.history(house.store)
-    assert (others, last.reason) == (before, "run held was held, and a person approved")
+    assert (others, last.reason, last.actor) == (before, "run held was held; it is small enough", "admin")
 
 
 def test_a_person_goes_back_by_the_form_and_another_agrees(house: House, chromium: Browser) -> None:
     before = champion.history(house.store)
     page = house.enter(chromium)
-    what = opened(page, "fmnist_rollback", "What")
+    what = opened(page, "fmnist_rollback", "Rollback")
     what.locator("[name=element_version]").fill(before[0].version)
     what.locator("[name=element_reason]").fill("this week was odd")
-    unfolded(page, "Who").locator("label:has([name=element_approval])").click()  # which hides the box itself
+    unfolded(page, "Approval").locator("label:has([name=element_approval])").click()  # which hides the box itself
     run_id = house.triggered(page)
     wait_until(lambda: house.airflow.is_waiting_for_approval(run_id, "fmnist_rollback", "approval"))
     assert champion.history(house.store) == before
     page.goto(f"/dags/fmnist_rollback/runs/{run_id}/tasks/approval/required_actions")
     expect(page.get_by_text("this week was odd")).to_be_visible()
-    approve(page)
+    approve(page, "I agree")
     assert house.outcome(page, run_id) == "success"
     *others, last = champion.history(house.store)
     assert others == before
     assert (last.version, last.action, last.reason) == (before[0].version, "rollback", "this week was odd")
+    assert (last.actor, last.replaces) == ("admin", before[-1].version)
 
 
 def test_strangers_see_nothing_and_viewers_change_nothing(house: House, chromium: Browser) -> None:

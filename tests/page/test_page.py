@@ -178,18 +178,53 @@ def test_only_files_of_the_manifest_are_served(page: TestClient, version: str, f
 @pytest.mark.integration
 def test_a_person_rolls_back_with_a_reason(page: TestClient, finished_pipeline: Pipeline, version: str) -> None:
     finished_pipeline.promote_second_release()
-    form = {"version": version, "reason": "<script>alert('worse')</script>"}
+    form = {"version": version, "reason": "<script>alert('worse')</script>", "after": 2}
+    assert 'name="after" value="2"' in page.get(f"/releases/{version}").text
     answer = page.post("/rollback", data=form, headers=HERE)
     assert (answer.status_code, urlsplit(answer.headers["location"]).path) == (303, "/")
     entry = service.in_service(finished_pipeline.store)
     assert (entry.version, entry.action) == (version, "rollback")
-    assert entry.reason == "<script>alert('worse')</script> (ann, on the page)"
+    assert (entry.reason, entry.actor, entry.replaces) == ("<script>alert('worse')</script>", "ann", "second")
     text = page.get("/").text
     assert "&lt;script&gt;alert(&#39;worse&#39;)&lt;/script&gt;" in text
     assert "<script>alert" not in text
     again = page.post("/rollback", data=form, headers=HERE)
-    assert again.status_code == 409
+    assert again.status_code == 400
     assert "is the champion already" in again.text
+
+
+@pytest.mark.integration
+def test_a_champion_that_changed_since_the_page_was_loaded_is_not_replaced(
+    page: TestClient, finished_pipeline: Pipeline, version: str
+) -> None:
+    finished_pipeline.promote_second_release()
+    form = {"version": version, "reason": "the first was bad", "after": 1}
+    answer = page.post("/rollback", data=form, headers=HERE)
+    assert answer.status_code == 409
+    assert "entry 2 made it second in the meantime; nothing was rolled back" in answer.text
+    assert service.in_service(finished_pipeline.store).version == "second"
+
+
+@pytest.mark.integration
+def test_a_release_is_withdrawn_and_restored(page: TestClient, finished_pipeline: Pipeline, version: str) -> None:
+    finished_pipeline.promote_second_release()
+    assert "Withdraw it" in page.get(f"/releases/{version}").text
+    form = {"version": version, "reason": "its labels were wrong"}
+    answer = page.post("/withdraw", data=form, headers=HERE)
+    assert (answer.status_code, urlsplit(answer.headers["location"]).path) == (303, f"/releases/{version}")
+    text = page.get(f"/releases/{version}").text
+    assert re.search(r"Withdrawn on .* by ann: .*its labels were wrong", text)
+    assert "Restore it" in text
+    assert text.count("its labels were wrong") == 2  # there, and in the log
+    assert "withdrawn" in page.get("/").text
+    assert page.post("/withdraw", data=form, headers=HERE).status_code == 409
+    assert page.post("/withdraw", data=form | {"version": "second"}, headers=HERE).status_code == 409
+    assert page.post("/restore", data=form, headers=HERE).status_code == 303
+    assert "Withdraw it" in page.get(f"/releases/{version}").text
+    for address in ("/withdraw", "/restore"):
+        assert browser(app(may_edit=refuse(403))).post(address, data=form, headers=HERE).status_code == 403
+        assert page.post(address, data=form, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+        assert page.post(address, data=form | {"version": "gone"}, headers=HERE).status_code in {404, 409}
 
 
 @pytest.mark.integration
@@ -224,7 +259,7 @@ def test_a_viewer_reads_but_changes_nothing(finished_pipeline: Pipeline, version
     assert service.in_service(finished_pipeline.store).version == "second"
     for reason in ("", "   "):
         answer = browser(app()).post("/rollback", data={"version": version, "reason": reason}, headers=HERE)
-        assert answer.status_code in {409, 422}
+        assert answer.status_code in {400, 422}
 
 
 def test_every_route_refuses_a_stranger(pipeline: Pipeline) -> None:

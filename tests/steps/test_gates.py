@@ -51,6 +51,7 @@ def test_every_check_is_a_row_of_the_verdict_the_report_the_manifest_and_the_log
         "one image",
         "loading",
         "size",
+        "withdrawn releases",
     ]
     report = finished_pipeline.store.get(run_key(RUN.id, "report.html")).decode()
     manifest = service.open_release(
@@ -100,11 +101,13 @@ def test_a_candidate_that_is_held_is_published_only_with_an_approval(finished_pi
         "chosen_options": ["Approve"],
         "responded_by_user": {"id": "1", "name": "admin"},
         "responded_at": "2026-11-30T08:00:00+00:00",
+        "params_input": {"approval_reason": "it is small enough"},
     }
     again = replace(RUN, created="2026-11-24T02:00:00+00:00")
     version = steps.publish(again, *given.values(), approval=approved)["version"]
     verdict = releases.read_manifest(finished_pipeline.store, version)["verdict"]
-    assert (verdict["decision"], verdict["approval"]["by"]) == ("hold", "admin")
+    assert verdict["decision"] == "hold"
+    assert verdict["approval"] == {"by": "admin", "at": "2026-11-30T08:00:00+00:00", "reason": "it is small enough"}
 
 
 def test_an_approval_does_not_help_a_rejected_candidate(finished_pipeline: Pipeline) -> None:

@@ -47,5 +47,6 @@ class Pipeline:
         release = service.open_release(self.store, service.in_service(self.store).version)
         facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
         releases.publish(self.store, "second", release.files, facts)
-        champion.append(self.store, version="second", action="promote", reason="r", write_id="w", after=1)
+        current = service.in_service(self.store).sequence
+        champion.append(self.store, version="second", action="promote", reason="r", write_id="w", after=current)
         return "second"

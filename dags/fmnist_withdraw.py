@@ -1,0 +1,70 @@
+"""### Withdraw or restore a release or a batch
+
+* A **withdrawn release** is never promoted again: a candidate that is the same model, or was trained by the same code
+  with the same parameters on the same data, is held. To withdraw the champion, roll back to another release.
+* A **withdrawn batch** leaves the dataset from the next run on. Its images are kept, with the reason.
+
+**Restore** undoes either.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import Param, dag, get_current_context
+from fmnist_defaults import TASKS, get_actor, step
+
+from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.settings import Settings
+
+
+@step
+def decide() -> dict[str, Any]:
+    """Withdraw or restore what the form names."""
+    from fmnist_tasks import withdrawal
+
+    parameters = get_current_context()["params"]
+    act = withdrawal.withdraw if parameters["action"] == "withdraw" else withdrawal.restore
+    store = open_store(Settings.from_environment().store)
+    return act(store, parameters["name"], parameters["reason"], actor=get_actor())
+
+
+@dag(
+    dag_id="fmnist_withdraw",
+    doc_md=__doc__,
+    description="Withdraw or restore a release or a batch",
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    max_active_runs=1,
+    tags=["fmnist"],
+    default_args=TASKS | {"retries": 0},  # a user is waiting, and sees at once why not
+    params={
+        "action": Param(
+            "withdraw", title="Action", type="string", enum=["withdraw", "restore"], section="Withdraw or restore"
+        ),
+        "name": Param(
+            "",
+            title="Release or batch",
+            description="A release as `fmnist releases` lists it, or a batch as `fmnist batches` lists it.",
+            type="string",
+            minLength=1,
+            section="Withdraw or restore",
+        ),
+        "reason": Param(
+            "",
+            title="Reason",
+            description="It is kept with the decision.",
+            type="string",
+            minLength=3,
+            maxLength=500,
+            section="Withdraw or restore",
+        ),
+    },
+)
+def fmnist_withdraw() -> None:
+    """One task."""
+    decide()
+
+
+fmnist_withdraw()

@@ -1,0 +1,110 @@
+"""What was withdrawn stays withdrawn, week after week: whole runs of the DAGs, with recorded results of training."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fmnist_tasks import service
+from fmnist_tasks.registry import champion
+from fmnist_tasks.registry.blobs import Reference, get_verified, put_blob
+from fmnist_tasks.registry.runs import read_record
+from tests.support import synthetic
+from tests.support.airflow_in_process import AirflowInProcess
+from tests.support.pipeline import Pipeline
+from tests.support.replay import replay_steps
+from tests.support.synthetic import RUN
+
+pytestmark = pytest.mark.integration
+
+QUICK = {"profile": "quick"}
+
+
+def make_other_model(pipeline: Pipeline) -> Reference:
+    """Another model with the answers of the finished run's candidate: HDF5 ignores what follows its content."""
+    candidate = read_record(pipeline.store, RUN.id, "fine_tune")["result"]["candidate"]["model"]
+    return put_blob(pipeline.store, get_verified(pipeline.store, candidate) + b"another")
+
+
+def put_batch(pipeline: Pipeline, seed: int) -> None:
+    images, labels = synthetic.make_images(200, seed)
+    pipeline.store.put("incoming/week.npz", synthetic.encode_npz(images=images, labels=labels))
+
+
+def train_other_model(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
+    """From here on, every training ends with the other model, as it would with the same data, code and parameters."""
+    model = make_other_model(pipeline)
+    tuned = read_record(pipeline.store, RUN.id, "fine_tune")["result"]
+    changes = {
+        "fine_tune": {"candidate": tuned["candidate"] | {"model": model}},
+        "evaluate_tuned": {"model_sha256": model["sha256"]},
+    }
+    replay_steps(patch, pipeline.store, changes)
+
+
+def count_events(airflow: AirflowInProcess) -> int:
+    ((count,),) = airflow.query_database("select count(*) from asset_event")
+    return int(count)
+
+
+def test_a_release_that_was_rolled_back_does_not_come_back(
+    airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, first = finished_pipeline.store, service.in_service(finished_pipeline.store).version
+    train_other_model(finished_pipeline, monkeypatch)
+    put_batch(finished_pipeline, seed=9)
+    code, output = airflow.test_dag(**QUICK)
+    assert code == 0, output
+    second = service.in_service(store).version
+    assert second != first
+
+    events = count_events(airflow)
+    conf = {"version": first, "reason": "week 2 was bad", "replaces": second}
+    code, output = airflow.test_dag("fmnist_rollback", **conf)
+    assert code == 0, output
+    assert count_events(airflow) == events + 1
+    (extra,) = airflow.query_database("select extra from asset_event order by id")[-1]
+    assert json.loads(extra) == {"version": first, "sequence": 3}
+    code, output = airflow.test_dag("fmnist_rollback", **conf | {"version": second})
+    assert (code, f"the champion is {first}, not {second}" in output) == (1, True), output
+
+    before = champion.history(store)
+    for _ in range(2):
+        code, output = airflow.test_dag(**QUICK)
+        assert code == 1, output
+        assert "ALERT rejected" in output
+        assert f"repeats release {second}, which was withdrawn by dag_test on " in output
+        assert "week 2 was bad. Withdraw the batch" in output
+        assert champion.history(store) == before
+    assert count_events(airflow) == events + 1
+
+    code, output = airflow.test_dag("fmnist_withdraw", action="restore", name=second, reason="it was good after all")
+    assert code == 0, output
+    code, output = airflow.test_dag(**QUICK)
+    assert code == 0, output
+    assert service.in_service(store).model_sha256 == store_digest(finished_pipeline, second)
+
+
+def store_digest(pipeline: Pipeline, version: str) -> str:
+    return str(service.open_release(pipeline.store, version).manifest["model_sha256"])
+
+
+def test_promote_of_an_earlier_run_cleared_after_a_rollback_changes_and_announces_nothing(
+    airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, first = finished_pipeline.store, service.in_service(finished_pipeline.store).version
+    train_other_model(finished_pipeline, monkeypatch)
+    code, output = airflow.test_dag(**QUICK, seed=3)
+    assert code == 0, output
+    entry = service.in_service(store)
+    service.rollback(store, first, "the second was worse", actor="ann")
+    before, events = champion.history(store), count_events(airflow)
+    code, output = airflow("tasks", "test", "fmnist_retrain", "release.promote", entry.write_id)
+    assert code == 0, output
+    told = f"{entry.version} was promoted before, as number 2; since then the champion is {first} by rollback, number 3"
+    assert told in output
+    assert "skip" in output.lower()
+    assert champion.history(store) == before
+    assert count_events(airflow) == events
+    assert read_record(store, entry.write_id, "promote")["result"]["current"] is False
