@@ -9,11 +9,10 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from fmnist_tasks.provenance import machine_facts
 from fmnist_tasks.settings import INCLUDE, PROJECT
@@ -74,12 +73,18 @@ def provide_migrated_database() -> Path:
 
 
 def _make_finished_run(home: Path) -> None:
+    """In a process of its own: the alerts of a run import Airflow, whose logging would hold on to pytest's streams."""
     pipeline = Pipeline(home)
     synthetic.write_dataset(pipeline.data)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in pipeline.environment.items():
-            patch.setenv(name, value)
-        pipeline.run_until("promote")
+    program = f"from tests.support.pipeline import Pipeline; Pipeline(Path({str(home)!r})).run_until('promote')"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"from pathlib import Path; {program}"],
+        cwd=PROJECT,
+        env=os.environ | pipeline.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def _migrate_database(home: Path) -> None:
