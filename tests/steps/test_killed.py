@@ -32,7 +32,7 @@ def rewound(finished_pipeline: Pipeline, step: str) -> None:
         finished_pipeline.store.delete(f"runs/{RUN.id}/{later}-{RUN.parameters.seed}.json")
     if ORDER.index(step) <= ORDER.index("publish"):
         shutil.rmtree(finished_pipeline.store.root / "releases")
-    shutil.rmtree(finished_pipeline.store.root / "champion")
+    finished_pipeline.forget_champions()
 
 
 def whole(pipeline: Pipeline) -> None:

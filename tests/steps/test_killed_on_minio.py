@@ -116,7 +116,8 @@ class Scene:
         assert releases.versions(self.store) == [OLD, self.version]
         if self.step == "promote":
             assert [entry.version for entry in champion.history(self.store)] == [OLD, self.version]
-            self.store.delete("champion/00000002.json")
+            for key in ("champion/00000002.json", "champion-receipts/00000002.txt"):
+                self.store.delete(key)
         else:
             whole(self.store, OLD)
             for stat in list(self.store.list(f"releases/{self.version}/")):

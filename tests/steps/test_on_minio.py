@@ -69,7 +69,7 @@ def test_a_publisher_can_run_the_line_and_delete_nothing_published(
     minio_server: MinioServer, finished_minio_store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = service.in_service(finished_minio_store).version
-    for stat in list(finished_minio_store.list("releases/")) + list(finished_minio_store.list("champion/")):
+    for stat in list(finished_minio_store.list("releases/")) + list(finished_minio_store.list("champion")):
         finished_minio_store.delete(stat.key)
     finished_minio_store.put("incoming/bad.npz", b"no batch")
     store = be(monkeypatch, minio_server.create_user("publisher", finished_minio_store.bucket))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,11 @@ class Pipeline:
             run_again(name, run)
             if name == last:
                 return
+
+    def forget_champions(self) -> None:
+        """Empty the champion log, receipts included."""
+        for folder in ("champion", "champion-receipts"):
+            shutil.rmtree(self.store.root / folder)
 
     def promote_second_release(self) -> str:
         """The version of another release, with the champion's files, that has taken the champion's place."""
