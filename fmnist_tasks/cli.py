@@ -292,6 +292,26 @@ def predict(
     show(rows, as_json)
 
 
+@command
+def alert_test(as_json: AsJson = False) -> None:
+    """Send one alert through each channel; exit code 1 unless there is one and all accepted it."""
+    from fmnist_tasks.alerts.channels import deliver, find_channels
+    from fmnist_tasks.alerts.sending import make_test_message
+
+    channels, faults = find_channels()
+    message = make_test_message()
+    outcomes = [(channel.name, deliver(channel, message)) for channel in channels]
+    rows = [{"channel": name, "outcome": outcome.status, "reason": outcome.reason} for name, outcome in outcomes]
+    rows += [{"channel": "none", "outcome": "fault", "reason": fault} for fault in faults]
+    show(
+        rows,
+        as_json,
+        "there is no channel; add one of the connections fmnist_mail and fmnist_apprise, see docs/alerts.md",
+    )
+    if not rows or any(row["outcome"] != "accepted" for row in rows):
+        raise typer.Exit(1)
+
+
 def _actor() -> str:
     """Who acts: the user of this shell."""
     return f"{getpass.getuser()} (shell)"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 
@@ -24,18 +21,3 @@ def find_connection(name: str) -> Any:
         return Stored.get_connection_from_secrets(name)
     except AirflowException:
         return None
-
-
-@contextmanager
-def known_to_hooks(connection: Any) -> Iterator[None]:
-    """Airflow's hooks find the connection, outside tasks as well: there they look into the environment only."""
-    variable = f"AIRFLOW_CONN_{connection.conn_id.upper()}"
-    before = os.environ.get(variable)
-    os.environ[variable] = connection.get_uri()
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before

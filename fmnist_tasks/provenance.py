@@ -13,10 +13,9 @@ from fmnist_tasks.settings import INCLUDE
 
 _SHAPING = ("tensorflow", "keras", "numpy", "scikit-learn")  # libraries whose version can change a model
 _OUTSIDE = {  # modules and rooms that cannot
-    "alerts.py",
+    "alerts",
     "batch.py",
     "broker.py",
-    "channels.py",
     "cli.py",
     "connections.py",
     "page",

@@ -125,7 +125,7 @@ def rollback(
     )
     log.info("%s is the champion, number %d; %s is withdrawn", version, entry.sequence, current.version)
     told = f"{actor} rolled back from {current.version}, which is withdrawn, to {version}: {reason}"
-    send(Alert("champion changed", None, told))
+    send(Alert("champion changed", None, told, identity=f"entry {entry.sequence}"))
     return entry
 
 

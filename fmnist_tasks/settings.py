@@ -17,6 +17,7 @@ from fmnist_tasks.errors import SettingsError
 PROJECT = Path(__file__).resolve().parents[1]
 INCLUDE = PROJECT / "include"
 DAG_ID = "fmnist_retrain"
+WATCH_ID = "fmnist_watch"
 # Its event is a new champion. A name alone: for a URI, Airflow would load every provider's handlers with a DAG file.
 CHAMPION_ASSET = "fmnist_champion_model"
 TASK_LIMIT = timedelta(hours=6)  # a task that takes longer is stopped
@@ -35,6 +36,8 @@ class Settings:
     data_dir: Path | None  # a folder with the dataset's files, tried after the cache
     overdue: timedelta  # FMNIST_OVERDUE_DAYS without a run that ended well are too many
     predict_prefix: str  # where in the store every new champion finds images to answer; empty: nowhere
+    instance: str  # which installation this is, for the subjects of alerts; empty: there is only one
+    heartbeat_url: str = field(repr=False)  # fetched by every fmnist_watch that succeeds, and secret; empty: none
 
     @property
     def cache(self) -> Path:
@@ -58,6 +61,9 @@ class Settings:
         days = environment.get("FMNIST_OVERDUE_DAYS") or "8"
         if not days.isdecimal() or not int(days):
             raise SettingsError(f"FMNIST_OVERDUE_DAYS: {days!r} is no number of days")
+        heartbeat_url = environment.get("FMNIST_HEARTBEAT_URL", "")
+        if heartbeat_url and not heartbeat_url.startswith(("http://", "https://")):
+            raise SettingsError("FMNIST_HEARTBEAT_URL: must begin with http:// or https://")
         return cls(
             home=home,
             store=environment.get("FMNIST_STORE") or (home / "store").as_uri(),
@@ -65,6 +71,8 @@ class Settings:
             data_dir=Path(data_dir).expanduser().resolve() if data_dir else None,
             overdue=timedelta(days=int(days)),
             predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
+            instance=environment.get("FMNIST_INSTANCE", "").strip(),
+            heartbeat_url=heartbeat_url,
         )
 
 

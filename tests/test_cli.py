@@ -27,7 +27,7 @@ from tests.support.pipeline import Pipeline
 from tests.support.synthetic import RUN
 
 BAD_POLICY = ["ingest", "--policy", "strict"]
-COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
+COMMANDS = {command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback}
 
 
 @pytest.fixture(autouse=True)

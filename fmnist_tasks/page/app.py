@@ -22,6 +22,7 @@ from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.page.asking import Oracle
 from fmnist_tasks.page.charts import line_chart
 from fmnist_tasks.page.defence import as_report, bounded_body, from_here, guarded
+from fmnist_tasks.page.runbook import render_runbook
 from fmnist_tasks.page.shelf import Shelf
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
@@ -199,6 +200,10 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
             return oracle().answers(image[None])[0]
 
         return await run_in_threadpool(answer)
+
+    @app.get("/runbook")
+    def runbook(request: Request) -> Response:
+        return render.TemplateResponse(request, "runbook.html", {"content": render_runbook()})
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:

@@ -149,7 +149,8 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
         later = f"{current.version} by {current.action}, number {current.sequence}" if current else "none"
         told = f"{version} was promoted before, as number {entry.sequence}; since then the champion is {later}"
         return {**result, "summary": f"{told}. Nothing changes"}
-    send(Alert("champion changed", run.id, f"{version} is the champion now, with test accuracy {accuracy:.2%}"))
+    change = f"{version} is the champion now, with test accuracy {accuracy:.2%}"
+    send(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}"))
     told = f"{version} is the champion, number {entry.sequence}, with test accuracy {accuracy:.2%}"
     return {**result, "summary": told}
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import partial, update_wrapper
 from typing import Any, Concatenate, ParamSpec
 
+from fmnist_tasks.alerts import flush
 from fmnist_tasks.errors import FmnistError, RejectedError, StoreError
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_record, read_records, run_key, write_record
@@ -57,7 +58,7 @@ def step(
             store = open_store(Settings.from_environment().store)
             name = _record_name(step_name, args[-1]) if per_seed else step_name
             log.info("%s begins: run %s with %s", name, run.id, run.parameters.as_json())
-            record = {
+            record: Result = {
                 "created": run.created,
                 "parameters": run.parameters.as_json(),
                 "started": datetime.now(UTC).isoformat(),
@@ -70,12 +71,14 @@ def step(
                 write_record(store, run.id, name, {**record, **usage, "status": status, "outcome": outcome, **result})
                 store.put(run_key(run.id, "report.html"), build_report(store, run.id, read_records(store, run.id)))
                 log.info("%s %s after %.1f s: %s", name, status, seconds, outcome)
+                flush()
 
             try:
                 result = function(store, run, *args, **kwargs)
             except StoreError:
                 raise  # a store that does not answer now cannot keep a record of that either
             except Exception as error:
+                record["retryable"] = isinstance(error, OSError)  # as dags/fmnist_defaults.py retries it
                 try:
                     keep("failed", str(error))
                 except FmnistError as second:  # the first error is the one to report

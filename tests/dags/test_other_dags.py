@@ -44,6 +44,11 @@ def test_the_form_of_a_rollback_requires_a_release_and_a_reason() -> None:
             dag.params.get_param(name).resolve("")
 
 
+def test_the_watch_runs_hourly_from_the_start() -> None:
+    dag = runpy.run_path(str(PROJECT / "dags" / "fmnist_watch.py"))["fmnist_watch"]()
+    assert (dag.is_paused_upon_creation, dag.timetable.expression) == (False, "0 * * * *")
+
+
 @pytest.mark.parametrize("path", sorted((PROJECT / "dags").glob("*.py")), ids=lambda path: path.stem)
 def test_parsing_touches_no_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dag-processor parses every file again and again, and gives up one that waits for a store."""
@@ -95,7 +100,7 @@ def test_without_a_prefix_there_is_nothing_to_do(airflow: AirflowInProcess, fini
 
 
 @pytest.mark.integration
-def test_the_watch_tells_when_a_run_last_ended_well(airflow: AirflowInProcess, finished_pipeline: Pipeline) -> None:
+def test_the_watch_says_when_a_run_last_succeeded(airflow: AirflowInProcess, finished_pipeline: Pipeline) -> None:
     code, output = airflow.test_dag("fmnist_watch")
     assert code == 0, output
-    assert "The last run that ended well did so at" in output
+    assert "The last successful run was at" in output

@@ -414,3 +414,11 @@ def test_the_plugin_reads_ahead(pipeline: Pipeline, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Shelf, "log", lambda _: begun.set())
     plugin_app()
     assert begun.wait(30)
+
+
+@pytest.mark.integration
+def test_the_runbook_has_an_anchor_for_each_event(page: TestClient) -> None:
+    answer = page.get("/runbook")
+    assert answer.status_code == 200
+    assert '<h2 id="retraining-rejected">Retraining rejected</h2>' in answer.text
+    assert ">Runbook</a>" in answer.text

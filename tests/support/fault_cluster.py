@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.registry.releases import read_manifest, versions
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID
@@ -25,6 +24,7 @@ from tests.support.cluster.cluster import Cluster
 from tests.support.cluster.programs import Location, Program
 from tests.support.cluster.supervision import Supervisor
 from tests.support.hosts import HUB_ADDRESS, Host, create_hub
+from tests.support.outbox import read_alerts
 
 FINAL_STATES = {"success", "failed"}
 HOST_ENVIRONMENT = {  # where a host has what is its own
@@ -138,9 +138,8 @@ class FaultCluster:
         return max((int(stat.key.rpartition("/")[2]) for stat in self.store.list(prefix)), default=0)
 
     def list_alerts(self, run_id: str) -> list[str]:
-        """The events of a run that a person was told of."""
-        keys = [stat.key for stat in self.store.list(f"runs/{run_id}/alerts/")]
-        return sorted(read_document(self.store, key)["event"] for key in keys)
+        """The events of a run that alerts were saved for."""
+        return sorted(alert["event"] for alert in read_alerts(self.store) if alert["run_id"] == run_id)
 
     def read_task_log(self, run_id: str, step: str, attempt: int) -> str:
         """What a task wrote, as Airflow shows it: from the object store, whichever worker it was on."""

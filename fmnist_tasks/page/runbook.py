@@ -1,0 +1,22 @@
+"""The runbook, `include/page/runbook.md`, as HTML: one section for each event that alerts report."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from fmnist_tasks.settings import INCLUDE
+
+
+@cache
+def render_runbook() -> Markup:
+    """The text as HTML; each heading has its words, joined by hyphens, as id, which links in alerts lead to."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse((INCLUDE / "page" / "runbook.md").read_text(encoding="utf-8"))
+    for heading, content in pairwise(tokens):
+        if heading.type == "heading_open":
+            heading.attrSet("id", content.content.lower().replace(" ", "-"))
+    return Markup(parser.renderer.render(tokens, parser.options, {}))  # noqa: S704 - our own file, with HTML in it escaped

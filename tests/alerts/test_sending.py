@@ -1,0 +1,406 @@
+"""Alerts arrive at real servers: at least once through each channel, and only once if nothing fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+from uuid import uuid4
+
+import pytest
+
+from fmnist_tasks import alerts, service
+from fmnist_tasks.alerts import Alert, channels, outbox
+from fmnist_tasks.alerts.outbox import DELIVERED, PENDING, UNDELIVERABLE
+from fmnist_tasks.registry import champion
+from fmnist_tasks.registry.s3 import S3Store
+from tests.alerts.conftest import Clock
+from tests.support.listeners import MailServer, WebhookServer
+from tests.support.outbox import read_alerts
+from tests.support.pipeline import Pipeline
+from tests.support.proxy import Fault, Proxy
+
+pytestmark = pytest.mark.integration
+
+MISSED = Alert("rejected", "run-1", "Task accuracy_gate: test accuracy is 91.99%, below the bound of 92.00%")
+LABEL = "(possibly repeated)"
+SECRET = uuid4().hex
+
+
+def test_an_alert_arrives_by_every_channel(
+    pipeline: Pipeline, mail_server: MailServer, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com/pipeline/")
+    monkeypatch.setenv("FMNIST_INSTANCE", "prod")
+    champion.append(pipeline.store, version="v1", action="promote", reason="r", write_id="w", after=0)
+    alerts.send(MISSED)
+    (mail,), (post,) = mail_server.mails, webhook_server.posts
+    assert (mail["To"], mail["From"]) == ("team@example.com", "pipeline@example.com")
+    assert mail["Subject"] == post["title"] == f"[prod] Retraining rejected: {MISSED.text}"
+    assert post["type"] == "failure"
+    plain, page = (mail.get_body((kind,)).get_content() for kind in ("plain", "html"))
+    assert plain.split() == post["message"].split()
+    for text in (page, plain):
+        for fact in ("fmnist_retrain", "run-1", "91.99%, below the bound of 92.00%", "Current champion: v1"):
+            assert fact in text
+        for path in ("dags/fmnist_retrain/runs/run-1", "fmnist/runs/run-1", "fmnist/runbook#retraining-rejected"):
+            assert f"https://airflow.example.com/pipeline/{path}" in text
+    assert [read_alerts(pipeline.store, PENDING), len(read_alerts(pipeline.store, DELIVERED))] == [[], 1]
+    assert list(pipeline.store.list(PENDING)) == []
+
+
+def test_one_event_is_sent_once_and_another_again(
+    pipeline: Pipeline, webhook_server: WebhookServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        alerts.send(MISSED)
+    assert len(webhook_server.posts) == 1
+    assert caplog.text.count("ALERT rejected") == 3
+    alerts.send(Alert("rejected", "run-2", MISSED.text))
+    alerts.send(Alert("rejected", "run-1", "Task promotion_gate: the size is too large"))
+    assert len(webhook_server.posts) == 3
+
+
+def test_what_happens_twice_without_a_run_is_two_alerts(pipeline: Pipeline, webhook_server: WebhookServer) -> None:
+    for _ in range(2):
+        alerts.send(Alert("champion changed", None, "v1 is the champion again"))
+    assert len(webhook_server.posts) == 2
+    for _ in range(2):
+        alerts.send(Alert("champion changed", None, "v1 is the champion again", identity="entry 3"))
+    assert len(webhook_server.posts) == 3
+
+
+def test_what_comes_from_outside_is_shown_not_run(pipeline: Pipeline, mail_server: MailServer) -> None:
+    alerts.send(Alert("batch quarantined", "run-1", "batch <script>alert(1)</script>\r\nBcc: a@b.example\x1b[2J"))
+    (mail,) = mail_server.mails
+    page = mail.get_body(("html",)).get_content()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert mail["Bcc"] is None
+    assert mail["Subject"].isprintable()
+    assert mail_server.recipients == ["team@example.com"]
+
+
+def break_connections(mail_server: MailServer, webhook_server: WebhookServer) -> None:
+    mail_server.answer, webhook_server.status = "451 later", 503
+
+
+def repair_connections(mail_server: MailServer, webhook_server: WebhookServer) -> None:
+    mail_server.answer, webhook_server.status = "250 kept", 200
+
+
+def test_a_receiver_that_comes_back_gets_what_it_missed(
+    pipeline: Pipeline, mail_server: MailServer, webhook_server: WebhookServer, clock: Clock
+) -> None:
+    break_connections(mail_server, webhook_server)
+    alerts.send(MISSED)
+    repair_connections(mail_server, webhook_server)
+    alerts.flush()  # too early
+    assert (mail_server.mails, webhook_server.posts) == ([], [])
+    clock.advance(minutes=1.1)
+    alerts.flush()
+    (mail,), (post,) = mail_server.mails, webhook_server.posts
+    assert LABEL not in mail["Subject"] + post["title"]  # nothing arrived before
+    clock.advance(hours=2)
+    alerts.flush()
+    alerts.send(MISSED)
+    assert (len(mail_server.mails), len(webhook_server.posts)) == (1, 1)
+
+
+def test_retries_become_rarer(pipeline: Pipeline, webhook_server: WebhookServer, clock: Clock) -> None:
+    webhook_server.status = 503
+    alerts.send(MISSED)
+    for minutes in (1, 5, 15, 60, 60, 60):
+        count = sum(1 for _ in pipeline.store.list(PENDING))
+        clock.advance(minutes=minutes - 0.1)
+        alerts.flush()
+        assert sum(1 for _ in pipeline.store.list(PENDING)) == count
+        clock.advance(minutes=0.2)
+        alerts.flush()
+        assert sum(1 for _ in pipeline.store.list(PENDING)) == count + 1
+
+
+@pytest.mark.parametrize("broken", ["AIRFLOW_CONN_FMNIST_MAIL", "AIRFLOW_CONN_FMNIST_APPRISE"])
+def test_a_dead_channel_is_logged_and_does_not_hold_up_the_other(
+    pipeline: Pipeline,
+    mail_server: MailServer,
+    webhook_server: WebhookServer,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+) -> None:
+    dead = MailServer() if broken.endswith("MAIL") else WebhookServer(port=MailServer().port)
+    monkeypatch.setenv(broken, dead.connection)
+    alerts.send(MISSED)
+    assert len(mail_server.mails) + len(webhook_server.posts) == 1
+    channel = broken.removeprefix("AIRFLOW_CONN_").lower()
+    assert f"not delivered through {channel}" in caplog.text
+    with dead.serve():
+        clock.advance(minutes=2)
+        alerts.flush()
+    late = dead.mails if isinstance(dead, MailServer) else dead.posts
+    assert len(late) == 1
+    assert LABEL not in str(late[0]["Subject" if isinstance(dead, MailServer) else "title"])
+    assert len(mail_server.mails) + len(webhook_server.posts) == 1  # once to the one that accepted it
+
+
+def test_a_recipient_that_is_refused_is_retried_alone(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MailServer(to="a@example.com, b@example.com", refused=("a@example.com",)).serve() as server:
+        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_MAIL", server.connection)
+        alerts.send(MISSED)
+        assert server.recipients == ["b@example.com"]
+        server.refused = ()
+        clock.advance(minutes=2)
+        alerts.flush()
+        clock.advance(hours=2)
+        alerts.flush()
+        assert server.recipients == ["b@example.com", "a@example.com"]
+
+
+def test_a_service_that_fails_is_retried_alone(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WebhookServer().serve() as good, WebhookServer(status=500).serve() as bad:
+        paths = [json.loads(server.connection)["extra"]["config"] for server in (good, bad)]
+        connection = {"conn_type": "apprise", "extra": {"config": paths}}
+        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", json.dumps(connection))
+        alerts.send(MISSED)
+        bad.status = 200
+        clock.advance(minutes=2)
+        alerts.flush()
+        assert (len(good.posts), len(bad.posts)) == (1, 1)
+
+
+def test_what_may_have_arrived_is_labelled_when_it_is_sent_again(
+    pipeline: Pipeline, mail_server: MailServer, webhook_server: WebhookServer, clock: Clock
+) -> None:
+    mail_server.answer, webhook_server.status = "", 0  # takes the message, and breaks off
+    alerts.send(MISSED)
+    break_connections(mail_server, webhook_server)  # a clean refusal in between changes nothing
+    clock.advance(minutes=2)
+    alerts.flush()
+    repair_connections(mail_server, webhook_server)
+    clock.advance(minutes=6)
+    alerts.flush()
+    assert [LABEL in mail["Subject"] for mail in mail_server.mails] == [False, True]
+    assert [LABEL in post["title"] for post in webhook_server.posts] == [False, True]
+    assert "may have reached you before" in webhook_server.posts[1]["message"]
+    assert mail_server.mails[0]["Message-ID"] == mail_server.mails[1]["Message-ID"]
+
+
+def test_without_a_channel_it_waits_for_one(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    alerts.send(MISSED)
+    assert "ALERT rejected in fmnist_retrain, run run-1: Task accuracy_gate" in caplog.text
+    clock.advance(days=6)
+    alerts.flush()
+    with WebhookServer().serve() as webhook_server:
+        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", webhook_server.connection)
+        alerts.flush()
+        assert len(webhook_server.posts) == 1
+
+
+def test_without_a_channel_it_is_given_up_after_a_week(
+    pipeline: Pipeline, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    alerts.send(MISSED)
+    clock.advance(days=7.1)
+    alerts.flush()
+    assert "no channel was configured" in caplog.text
+    (given_up,) = read_alerts(pipeline.store)
+    assert given_up["reasons"] == ["no channel was configured"]
+    assert list(pipeline.store.list(PENDING)) == []
+    alerts.send(MISSED)
+    assert list(pipeline.store.list(PENDING)) == []
+
+
+def test_what_is_not_delivered_in_a_week_is_reported_through_the_others(
+    pipeline: Pipeline,
+    mail_server: MailServer,
+    webhook_server: WebhookServer,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    webhook_server.status = 500
+    alerts.send(MISSED)
+    clock.advance(days=7.1)
+    alerts.flush()
+    subjects = [str(mail["Subject"]) for mail in mail_server.mails]
+    assert len(subjects) == 2
+    assert subjects[1].startswith("Alert undeliverable: rejected of ")
+    assert "the service answered 500" in mail_server.mails[1].get_body(("plain",)).get_content()
+    assert any(one.levelno == logging.ERROR and "undeliverable for 7 days" in one.message for one in caplog.records)
+    assert [one["event"] for one in read_alerts(pipeline.store, UNDELIVERABLE)] == ["rejected"]
+    clock.advance(days=7.1)
+    alerts.flush()  # gives up the report as well, and reports nothing more
+    assert len(mail_server.mails) == 2
+    assert len(read_alerts(pipeline.store, UNDELIVERABLE)) == 2
+    assert list(pipeline.store.list(PENDING)) == []
+
+
+def test_after_a_long_pause_each_channel_gets_its_chance_first(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alerts.send(MISSED)
+    clock.advance(days=30)
+    with WebhookServer().serve() as webhook_server:
+        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", webhook_server.connection)
+        alerts.flush()
+        assert len(webhook_server.posts) == 1
+    assert [read_alerts(pipeline.store, UNDELIVERABLE), len(read_alerts(pipeline.store, DELIVERED))] == [[], 1]
+
+
+def test_an_alert_that_no_channel_takes_does_not_hold_up_the_next(
+    pipeline: Pipeline, webhook_server: WebhookServer, clock: Clock
+) -> None:
+    webhook_server.status = 413
+    alerts.send(MISSED)
+    clock.advance(minutes=2)
+    webhook_server.status = 200
+    delivered = channels.deliver
+
+    def refuse_first(channel: channels.Channel, message: channels.Message) -> channels.Outcome:
+        if "91.99" in message.subject:
+            return channels.Outcome("refused", "too large")
+        return delivered(channel, message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outbox, "deliver", refuse_first)
+        alerts.send(Alert("run failed", "run-2", "the next"))
+    assert [post["title"] for post in webhook_server.posts] == ["fmnist_retrain failed: the next"]
+
+
+def test_a_connection_that_is_not_found_for_a_moment_is_waited_for(
+    pipeline: Pipeline,
+    mail_server: MailServer,
+    webhook_server: WebhookServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Airflow says of a connection that its API server could not look up that it does not exist."""
+    alerts.send(MISSED)
+    with monkeypatch.context() as patch:
+        patch.delenv("AIRFLOW_CONN_FMNIST_MAIL")
+        alerts.send(Alert("rejected", "run-2", MISSED.text))
+    assert (len(mail_server.mails), len(webhook_server.posts)) == (1, 2)
+    alerts.flush()
+    assert (len(mail_server.mails), len(webhook_server.posts)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "fault"),
+    [
+        ("AIRFLOW_CONN_FMNIST_MAIL", {"from_email": "a@example.com"}, "its extra must have from_email and to"),
+        ("AIRFLOW_CONN_FMNIST_APPRISE", {}, "its extra must have config"),
+        ("AIRFLOW_CONN_FMNIST_APPRISE", {"config": {"path": "slak://token"}}, "an address that Apprise does not know"),
+    ],
+)
+def test_a_connection_that_is_wrong_is_reported_and_delivers_nothing_silently(
+    pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    extra: dict[str, object],
+    fault: str,
+) -> None:
+    kind = "smtp" if name.endswith("MAIL") else "apprise"
+    monkeypatch.setenv(name, json.dumps({"conn_type": kind, "host": "h", "extra": extra}))
+    alerts.send(MISSED)
+    assert fault in caplog.text
+    assert "token" not in caplog.text
+    assert len(read_alerts(pipeline.store, PENDING)) == 1
+
+
+def test_a_store_that_is_gone_does_not_silence_it(pipeline: Pipeline, webhook_server: WebhookServer) -> None:
+    pipeline.store.put("champion/00000001.json", b"foreign")
+    alerts.send(MISSED)
+    assert "The current champion cannot be read" in webhook_server.posts[0]["message"]
+    shutil.rmtree(pipeline.home / "store")
+    (pipeline.home / "store").write_text("no folder")
+    alerts.send(MISSED)
+    assert len(webhook_server.posts) == 2  # twice rather than never
+    assert LABEL in webhook_server.posts[1]["title"]
+
+
+@pytest.mark.parametrize("prefix", ["alerts/pending/", "alerts/delivered/"])
+def test_an_answer_of_the_store_that_is_lost_loses_no_alert(
+    pipeline: Pipeline, minio_store: S3Store, proxy: Proxy, webhook_server: WebhookServer, prefix: str
+) -> None:
+    lost: list[str] = []
+
+    def lose_first(request: object) -> Fault | None:
+        path = str(getattr(request, "path", ""))
+        if getattr(request, "method", "") != "PUT" or prefix not in path or path in lost:
+            return None
+        lost.append(path)
+        return Fault(drop_response=True)
+
+    proxy.reset(lose_first)
+    alerts.send(MISSED)
+    assert lost
+    assert len(webhook_server.posts) == 1
+    assert LABEL not in webhook_server.posts[0]["title"]
+    assert len(read_alerts(minio_store, DELIVERED)) == 1
+
+
+def test_a_damaged_alert_does_not_hold_up_the_others(
+    pipeline: Pipeline, webhook_server: WebhookServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.store.put(f"{PENDING}{'0' * 24}.json", b"foreign")
+    alerts.send(MISSED)
+    assert len(webhook_server.posts) == 1
+    assert f"alert {'0' * 24} cannot be read" in caplog.text
+
+
+def test_alerts_at_once_leave_no_secret_in_the_environment(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks get their connection handed over, not through the environment, which all threads share."""
+    seen: list[dict[str, str]] = []
+    together = threading.Barrier(2, timeout=30)
+
+    class SlowMailServer(MailServer):
+        async def handle_RCPT(self, *arguments: object) -> str:  # type: ignore[override]  # noqa: N802
+            seen.append(dict(os.environ))
+            return await super().handle_RCPT(*arguments)  # type: ignore[arg-type]
+
+    with SlowMailServer(password=SECRET).serve() as server:
+        from airflow.sdk import Connection
+
+        connection = Connection.from_json(server.connection, conn_id="fmnist_mail")
+        monkeypatch.setattr(channels, "find_connection", lambda name: connection if name == "fmnist_mail" else None)
+        before = dict(os.environ)
+
+        def send(number: int) -> None:
+            together.wait()
+            alerts.send(Alert("champion changed", None, f"rollback {number}"))
+
+        threads = [threading.Thread(target=send, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(server.mails) == 2
+    assert all(SECRET not in str(one) for one in [*seen, dict(os.environ)])
+    assert dict(os.environ) == before
+
+
+def test_a_rollback_is_reported(finished_pipeline: Pipeline, webhook_server: WebhookServer) -> None:
+    version = service.in_service(finished_pipeline.store).version
+    finished_pipeline.promote_second_release()
+    service.rollback(finished_pipeline.store, version, "it was worse", actor="ann")
+    (post,) = webhook_server.posts
+    assert post["type"] == "success"
+    assert post["title"].startswith("Champion changed: ")
+    assert f"ann rolled back from second, which is withdrawn, to {version}: it was worse" in post["message"]
+    assert "fmnist_retrain" not in post["message"]  # which had no part in it
+
+
+def test_nothing_waits_costs_one_listing(minio_store: S3Store, pipeline: Pipeline, proxy: Proxy) -> None:
+    proxy.reset()
+    alerts.flush()
+    assert [request.method for request in proxy.requests] == ["GET"]

@@ -1,0 +1,218 @@
+"""`fmnist_watch`: runs that never come, failures that nobody reported, and the heartbeat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fmnist_tasks import alerts
+from fmnist_tasks.alerts import Alert
+from fmnist_tasks.alerts.watch import watch
+from fmnist_tasks.errors import FmnistError, RejectedError
+from fmnist_tasks.registry import champion
+from fmnist_tasks.registry.runs import write_record
+from fmnist_tasks.registry.store import read_clock
+from tests.alerts.conftest import Clock
+from tests.support.outbox import read_alerts
+from tests.support.pipeline import Pipeline
+
+
+def list_events(pipeline: Pipeline) -> list[str]:
+    return sorted(alert["event"] for alert in read_alerts(pipeline.store))
+
+
+def record(pipeline: Pipeline, clock: Clock, run_id: str, step: str, status: str = "done", **fields: Any) -> None:
+    now = clock.read(pipeline.store).isoformat()
+    content = {"created": now, "started": now, "parameters": {"seed": 0}, "outcome": "why", "result": {}}
+    write_record(pipeline.store, run_id, step, content | {"status": status} | fields)
+
+
+def promote(pipeline: Pipeline, clock: Clock, version: str) -> None:
+    current = champion.champion(pipeline.store)
+    after = current.sequence if current else 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(champion, "read_clock", clock.read)
+        champion.append(
+            pipeline.store, version=version, action="promote", reason="r", write_id=f"run-{version}", after=after
+        )
+
+
+def list_failures(pipeline: Pipeline) -> list[str]:
+    return [event for event in list_events(pipeline) if event != "champion changed"]
+
+
+def test_a_pipeline_on_which_no_run_ever_succeeds_is_reported(pipeline: Pipeline, clock: Clock) -> None:
+    assert "No run has succeeded since fmnist_watch first ran" in watch()
+    clock.advance(days=7.9)
+    watch()
+    assert list_events(pipeline) == []
+    clock.advance(days=0.2)
+    for _ in range(3):
+        assert "more than the 8 allowed" in watch()
+    assert list_events(pipeline) == ["no successful run"]
+
+
+def test_it_is_repeated_weekly_until_a_run_succeeds(pipeline: Pipeline, clock: Clock) -> None:
+    promote(pipeline, clock, "v1")
+    for days, count in ((7.9, 0), (0.2, 1), (6.8, 1), (0.2, 2), (7, 3)):
+        clock.advance(days=days)
+        watch()
+        assert list_failures(pipeline) == ["no successful run"] * count
+    promote(pipeline, clock, "v2")
+    clock.advance(days=7.9)
+    watch()
+    assert list_failures(pipeline) == ["no successful run"] * 3
+    clock.advance(days=0.2)
+    watch()
+    assert list_failures(pipeline) == ["no successful run"] * 4
+
+
+def test_a_run_that_found_nothing_new_has_succeeded(pipeline: Pipeline, clock: Clock) -> None:
+    promote(pipeline, clock, "v1")
+    clock.advance(days=8)
+    record(pipeline, clock, "run-2", "detect_change", result={"changed": False})
+    record(pipeline, clock, "run-3", "detect_change", result={"changed": True})
+    clock.advance(days=7.9)
+    assert "The last successful run" in watch()
+    assert "no successful run" not in list_events(pipeline)
+
+
+def test_clearing_an_old_task_or_rolling_back_is_no_success(pipeline: Pipeline, clock: Clock) -> None:
+    record(pipeline, clock, "run-1", "detect_change", result={"changed": False})
+    created = clock.read(pipeline.store).isoformat()
+    promote(pipeline, clock, "v1")
+    clock.advance(days=8.1)
+    record(pipeline, clock, "run-1", "detect_change", created=created, result={"changed": False})
+    record(pipeline, clock, "run-0", "promote", created=created)
+    champion.append(pipeline.store, version="v0", action="rollback", reason="r", write_id="w", after=1)
+    watch()
+    assert list_failures(pipeline) == ["no successful run"]
+
+
+@pytest.mark.parametrize(("status", "event"), [("rejected", "rejected"), ("failed", "run failed")])
+def test_a_failure_that_a_killed_task_did_not_report_is_reported(
+    pipeline: Pipeline, clock: Clock, status: str, event: str
+) -> None:
+    record(pipeline, clock, "run-1", "accuracy_gate", status)
+    record(pipeline, clock, "shell__2026-11-23", "accuracy_gate", status)  # whoever typed it has seen it
+    watch()
+    watch()
+    (alert,) = read_alerts(pipeline.store)
+    assert (alert["event"], alert["run_id"]) == (event, "run-1")
+
+
+def test_a_failure_that_was_reported_is_not_reported_again(pipeline: Pipeline, clock: Clock) -> None:
+    record(pipeline, clock, "run-1", "accuracy_gate", "rejected")
+    task = SimpleNamespace(task_id="base_model.accuracy_gate", map_index=-1, try_number=2)
+    dag = SimpleNamespace(dag_id="fmnist_retrain")
+    alerts.task_failed({"run_id": "run-1", "dag": dag, "task_instance": task, "exception": RejectedError("why")})
+    watch()
+    assert list_events(pipeline) == ["rejected"]
+
+
+def test_a_change_of_the_champion_that_a_killed_process_did_not_report_is_reported(
+    pipeline: Pipeline, clock: Clock
+) -> None:
+    promote(pipeline, clock, "v1")
+    alerts.send(Alert("champion changed", "run-v1", "v1 it is", identity="entry 1"))
+    champion.append(pipeline.store, version="v0", action="rollback", reason="why", write_id="w", actor="ann", after=1)
+    watch()
+    watch()
+    texts = sorted(alert["text"] for alert in read_alerts(pipeline.store))
+    assert texts == ["v0 is the champion again, by ann, in place of v1: why", "v1 it is"]
+
+
+def test_what_may_be_retried_is_not_yet_a_failure(pipeline: Pipeline, clock: Clock) -> None:
+    record(pipeline, clock, "run-1", "train-0", "failed", retryable=True)
+    clock.advance(hours=6)
+    watch()
+    assert list_events(pipeline) == []
+    clock.advance(hours=1.5)
+    watch()
+    assert list_events(pipeline) == ["run failed"]
+
+
+def test_a_run_without_an_end_is_reported(pipeline: Pipeline, clock: Clock) -> None:
+    record(pipeline, clock, "run-1", "ingest")
+    clock.advance(days=3.4)
+    watch()
+    assert list_events(pipeline) == []
+    clock.advance(days=0.2)
+    watch()
+    watch()
+    assert list_events(pipeline) == ["run failed"]
+
+
+def test_a_run_that_a_user_rejected_has_its_alert(pipeline: Pipeline, clock: Clock) -> None:
+    record(pipeline, clock, "run-1", "promotion_gate")
+    alerts.send(Alert("rejected by a user", "run-1", "rejected by mia"))
+    clock.advance(days=4)
+    watch()
+    assert list_events(pipeline) == ["rejected by a user"]
+
+
+def test_one_damaged_record_fails_the_watch_but_not_the_look_at_the_last_success(
+    pipeline: Pipeline, clock: Clock
+) -> None:
+    watch()
+    clock.advance(days=8.1)
+    pipeline.store.put("runs/run-1/ingest.json", b"foreign")
+    with pytest.raises(FmnistError, match=r"runs/run-1/ingest\.json"):
+        watch()
+    assert list_events(pipeline) == ["no successful run"]
+
+
+@pytest.fixture
+def monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A monitor outside, which counts heartbeats."""
+    found = SimpleNamespace(pings=[], status=200)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.pings.append(self.path)
+            self.send_response(found.status)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    monkeypatch.setenv("FMNIST_HEARTBEAT_URL", f"http://127.0.0.1:{server.server_port}/s3cret")
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.integration
+def test_the_heartbeat_beats_only_if_the_watch_succeeds_and_is_never_logged(
+    pipeline: Pipeline, monitor: SimpleNamespace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch()
+    assert monitor.pings == ["/s3cret"]
+    monitor.status = 404
+    watch()
+    assert "FMNIST_HEARTBEAT_URL: answered 404" in caplog.text
+    pipeline.store.put("champion/00000001.json", b"foreign")
+    with pytest.raises(FmnistError):
+        watch()
+    assert len(monitor.pings) == 2
+    pipeline.store.delete("champion/00000001.json")
+    monkeypatch.setenv("FMNIST_HEARTBEAT_URL", "http://127.0.0.1:1/s3cret")
+    watch()
+    assert "FMNIST_HEARTBEAT_URL: not reached" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_times_are_those_of_the_store(pipeline: Pipeline, clock: Clock) -> None:
+    clock.advance(days=-400)  # of the store; this machine is far ahead
+    watch()
+    clock.advance(days=8.1)
+    assert "more than the 8 allowed" in watch()
+    assert abs(read_clock(pipeline.store) - clock.read(pipeline.store)) > timedelta(days=300)
