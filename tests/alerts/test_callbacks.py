@@ -153,6 +153,6 @@ def test_a_gate_of_a_real_run_gives_its_check_as_headline(finished_pipeline: Pip
     rejected = {**record, "status": "rejected", "outcome": "no", "result": {"checks": [changed]}}
     write_record(finished_pipeline.store, "run-1", "accuracy_gate", rejected)
     alerts.task_failed(make_context(RejectedError("no")))
-    (alert,) = read_alerts(finished_pipeline.store)
+    (alert,) = (one for one in read_alerts(finished_pipeline.store) if one["event"] == "rejected")
     assert f"{accuracy['value']:.2%}, below the threshold" in alert["headline"]
     assert service.in_service(finished_pipeline.store).version in alert["champion"]
