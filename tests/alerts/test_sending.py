@@ -256,6 +256,20 @@ def test_after_a_long_pause_each_channel_gets_its_chance_first(
     assert [read_alerts(pipeline.store, UNDELIVERABLE), len(read_alerts(pipeline.store, DELIVERED))] == [[], 1]
 
 
+def test_what_was_never_tried_is_not_given_up(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel that fails for one alert is not tried for the next in the same pass."""
+    for run_id in ("run-1", "run-2"):
+        alerts.send(Alert("rejected", run_id, MISSED.text))
+    clock.advance(days=30)
+    with WebhookServer(status=503).serve() as webhook_server:
+        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", webhook_server.connection)
+        alerts.flush()
+    waiting = [one["event"] for one in read_alerts(pipeline.store, PENDING)]
+    assert sorted(waiting) == ["alert undeliverable", "rejected"]
+
+
 def test_an_alert_that_no_channel_takes_does_not_hold_up_the_next(
     pipeline: Pipeline, webhook_server: WebhookServer, clock: Clock
 ) -> None:

@@ -95,6 +95,13 @@ def test_clearing_an_old_task_or_rolling_back_is_no_success(pipeline: Pipeline, 
     assert list_failures(pipeline) == ["no successful run"]
 
 
+def test_a_task_cleared_today_does_not_make_its_old_run_a_success_of_today(pipeline: Pipeline, clock: Clock) -> None:
+    created = clock.read(pipeline.store) - timedelta(days=9)
+    record(pipeline, clock, "run-1", "detect_change", created=created.isoformat(), result={"changed": False})
+    assert f"{created:%Y-%m-%d %H:%M}" in watch()
+    assert list_events(pipeline) == ["no successful run"]
+
+
 @pytest.mark.parametrize(("status", "event"), [("rejected", "rejected"), ("failed", "run failed")])
 def test_a_failure_that_a_killed_task_did_not_report_is_reported(
     pipeline: Pipeline, clock: Clock, status: str, event: str
