@@ -159,7 +159,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, minio_server: MinioServer, f
             for stat in finished.list(""):
                 store.put(stat.key, finished.get(stat.key))
         with airflow.run_ui() as told:
-            wait_until(lambda: len(airflow.query_database("select distinct dag_id from serialized_dag")) == 4)
+            wait_until(lambda: len(airflow.query_database("select distinct dag_id from serialized_dag")) == 5)
             yield House(
                 airflow,
                 told,
