@@ -132,6 +132,7 @@ def test_no_room_imports_against_the_way(tmp_path: Path) -> None:
         "model": r"fmnist_tasks\.(evaluation|steps|cli|alerts|service|registry|page)",
         "evaluation": r"fmnist_tasks\.(model|steps|cli|alerts|service|registry|page)",
         "registry": r"fmnist_tasks\.(data|model|evaluation|steps|cli|alerts|service|page)",
+        "alerts": r"fmnist_tasks\.(data|model|evaluation|steps|cli|service|page)",
         "steps": r"fmnist_tasks\.(cli|page)",
         "page": r"fmnist_tasks\.(cli|steps)",
         "settings.py": r"fmnist_tasks\.(?!errors)",
