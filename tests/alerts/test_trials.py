@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks.registry.local import FolderStore
-from fmnist_tasks.registry.s3 import S3Store
 from tests.support.alert_process import AlertProcesses
-from tests.support.alert_trials import SCENARIOS, Stage, Tally, play_trials
+from tests.support.alert_trials import SCENARIOS, Tally, build_stage_in_folder, build_stage_on_minio, play_trials
+from tests.support.minio_server import MinioServer
 from tests.support.proxy import Proxy
 
 FAULTLESS = ("receivers down", "answers of the store lost")  # nothing in them can be delivered twice
@@ -31,8 +30,7 @@ def check(tally: Tally) -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_alert_is_lost(tmp_path: Path, processes: AlertProcesses, scenario: str) -> None:
     for seed in range(2):
-        store = FolderStore(tmp_path / str(seed))
-        tally = Stage(store, {"FMNIST_STORE": store.root.as_uri()}, processes).play(scenario, seed)
+        tally = build_stage_in_folder(tmp_path / str(seed), processes).play(scenario, seed)
         check(tally)
         assert not (scenario in FAULTLESS and (tally.duplicates or tally.needless_labels)), tally
 
@@ -53,8 +51,7 @@ def test_killed_at_every_point(tmp_path: Path, processes: AlertProcesses) -> Non
     """Before and after each request to the store and each delivery, while an alert is raised and sent."""
     total = Tally()
     for fatal in range(1, 1000):
-        store = FolderStore(tmp_path / str(fatal))
-        tally = Stage(store, {"FMNIST_STORE": store.root.as_uri()}, processes).play("killed at a point", 0, fatal)
+        tally = build_stage_in_folder(tmp_path / str(fatal), processes).play("killed at a point", 2, fatal)
         total.add(tally)
         check(tally)
         if not tally.kills:
@@ -64,12 +61,10 @@ def test_killed_at_every_point(tmp_path: Path, processes: AlertProcesses) -> Non
 
 
 @pytest.mark.exhaustive
-def test_killed_at_every_point_on_minio(
-    minio_store: S3Store, proxy: Proxy, processes: AlertProcesses, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_at_every_point_on_minio(minio_server: MinioServer, proxy: Proxy, processes: AlertProcesses) -> None:
     total = Tally()
     for fatal in range(1, 1000):
-        tally = Stage(minio_store, {}, processes, proxy).play("killed at a point", fatal, fatal)
+        tally = build_stage_on_minio(minio_server, proxy, processes).play("killed at a point", 2, fatal)
         total.add(tally)
         check(tally)
         if not tally.kills:

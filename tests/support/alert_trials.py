@@ -204,9 +204,9 @@ def play_trials(count: int) -> dict[str, Tally]:
                     scenario = SCENARIOS[seed % len(SCENARIOS)]
                     on_server = seed // len(SCENARIOS) % 2 and not scenario.startswith("writes")
                     stage = (
-                        _build_stage_on_minio(server, proxy, processes)
+                        build_stage_on_minio(server, proxy, processes)
                         if on_server
-                        else _build_stage_in_folder(Path(home) / f"store-{seed}", processes)
+                        else build_stage_in_folder(Path(home) / f"store-{seed}", processes)
                     )
                     tallies[scenario].add(stage.play(scenario, seed))
         finally:
@@ -214,11 +214,13 @@ def play_trials(count: int) -> dict[str, Tally]:
     return tallies
 
 
-def _build_stage_in_folder(folder: Path, processes: AlertProcesses) -> Stage:
+def build_stage_in_folder(folder: Path, processes: AlertProcesses) -> Stage:
+    """A store in a new folder."""
     return Stage(FolderStore(folder), {"FMNIST_STORE": folder.as_uri()}, processes)
 
 
-def _build_stage_on_minio(server: MinioServer, proxy: Proxy, processes: AlertProcesses) -> Stage:
+def build_stage_on_minio(server: MinioServer, proxy: Proxy, processes: AlertProcesses) -> Stage:
+    """A bucket of its own, reached through the proxy."""
     bucket = f"trial-{uuid4().hex}"
     environment = {**server.credentials, "FMNIST_STORE": server.build_uri(bucket, proxy.endpoint)}
     os.environ.update(server.credentials)  # for the store of this process
