@@ -25,7 +25,7 @@ from fmnist_tasks.registry import champion as champions
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as published
 from fmnist_tasks.registry.runs import read_record, read_records, run_key
-from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.registry.store import Store, open_store, read_clock
 from fmnist_tasks.settings import Parameters, Settings
 from fmnist_tasks.tables import print_json, show, show_summary
 
@@ -132,7 +132,7 @@ def publish(run: RunId = None, as_json: AsJson = False) -> None:
 
 @command
 def summary(run: RunId = None, as_json: AsJson = False) -> None:
-    """Tell how a run went; exit code 1 unless it promoted a champion or found that nothing changed."""
+    """Tell how a run went or goes; exit code 1 unless it promoted a champion or found that nothing changed."""
     store = _store()
     run_id = _run(store, run).id
     records = read_records(store, run_id)
@@ -143,7 +143,9 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
     else:
         show_summary(store.location(run_key(run_id, "report.html")), records)
     if not (promoted or unchanged):
-        complaints.print("[red]No champion was promoted.[/red]")
+        running = [name for name, record in records.items() if record["status"] == "running"]
+        state = f"{', '.join(running)} has not ended" if running else "no champion was promoted"
+        complaints.print(f"Run {run_id}: {state}.", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -257,17 +259,22 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old releases, old runs and content that nothing refers to; never the champion nor the one before it."""
+    """Delete old releases, runs, predictions and unused content; never the champion nor the one before it."""
     store = _store()
-    going = pruning.plan(store, keep=keep, older_than=timedelta(days=older_than), now=datetime.now(UTC))
-    if not dry_run:
-        pruning.carry_out(store, going)
+    age = timedelta(days=older_than)
+    if dry_run:
+        plan = pruning.plan(store, keep=keep, older_than=age, now=read_clock(store))
+    else:
+        plan = pruning.prune(store, keep=keep, older_than=age)
+    for key, reason in plan.left_alone.items():
+        complaints.print(f"left alone: {key} {reason}", markup=False, highlight=False, soft_wrap=True)
     rows = [
-        {"kind": group.kind, "name": group.name, "objects": len(group.objects), "bytes": group.bytes} for group in going
+        {"kind": group.kind, "name": group.name, "objects": len(group.objects), "bytes": group.bytes}
+        for group in plan.groups
     ]
     show(rows, as_json, "nothing to delete")
     if not as_json and rows:
-        total = sum(group.bytes for group in going)
+        total = sum(group.bytes for group in plan.groups)
         print(f"{total:,} bytes {'would be' if dry_run else 'are'} deleted")
 
 

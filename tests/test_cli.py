@@ -147,7 +147,7 @@ def test_a_rejected_model_is_exit_code_1(pipeline: Pipeline) -> None:
         fmnist(*command)
     assert "base model rejected: test accuracy is" in fmnist("evaluate", expect=1).stderr
     assert "accuracy_gate of run" in fmnist("tune", expect=1).stderr
-    assert "No champion was promoted" in fmnist("summary", expect=1).stderr
+    assert "no champion was promoted" in fmnist("summary", expect=1).stderr
     assert document("summary", expect=1)["steps"]["accuracy_gate"]["status"] == "rejected"
 
 
@@ -239,10 +239,12 @@ def test_prune_shows_first_and_then_deletes(pipeline: Pipeline) -> None:
     os.utime(pipeline.store.root / "blobs/sha256/old", (0, 0))
     options = ["prune", "--keep", "3", "--older-than", "30"]
     assert "21 bytes would be deleted" in fmnist(*options, "--dry-run").stdout
-    assert len(list(pipeline.store.list(""))) == 2
+    assert len(list(pipeline.store.list("blobs/"))) == 2
     assert document(*options) == [{"kind": "blob", "name": "blobs/sha256/old", "objects": 1, "bytes": 21}]
-    assert [stat.key for stat in pipeline.store.list("")] == ["blobs/sha256/new"]
+    assert [stat.key for stat in pipeline.store.list("blobs/")] == ["blobs/sha256/new"]
     assert "nothing to delete" in fmnist(*options).stdout
+    pipeline.store.put("runs/[notes].txt", b"by hand")
+    assert "left alone: runs/[notes].txt was not written by this project" in fmnist(*options).stderr
     for wrong in (["--keep", "0", "--older-than", "30"], ["--keep", "1", "--older-than", "0"], ["--keep", "1"]):
         fmnist("prune", *wrong, expect=2)
 

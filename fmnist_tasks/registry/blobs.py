@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from fmnist_tasks.errors import IntegrityError
@@ -49,18 +48,6 @@ def open_verified(store: Store, reference: Reference) -> BinaryIO:
         raise
     file.seek(0)
     return file
-
-
-def references(document: Any) -> Iterator[Reference]:
-    """All references in a JSON document, however deep."""
-    if isinstance(document, dict):
-        if document.keys() == {"uri", "sha256", "bytes"}:
-            yield document
-        for value in document.values():
-            yield from references(value)
-    elif isinstance(document, list):
-        for value in document:
-            yield from references(value)
 
 
 def _compare(expected: Reference, found: Reference) -> None:

@@ -1,7 +1,8 @@
 """The init job of the object store: the bucket of the line, the one of the task logs, and a user for each task.
 
 Reads the administrator's `MINIO_ROOT_USER` and `MINIO_ROOT_PASSWORD`, the server's `MINIO_ENDPOINT`, and for each user
-the secret that it is to have, `<USER>_PASSWORD`. A second call changes what differs and nothing else.
+the secret that it is to have, `<USER>_PASSWORD`. A second call changes what differs and nothing else; lifecycle rules
+that are there stay as they are.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from urllib.parse import urlsplit
 from minio import Minio, MinioAdmin
 from minio.commonconfig import ENABLED, Filter
 from minio.credentials.providers import StaticProvider
-from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+from minio.lifecycleconfig import Expiration, Rule
 
 from fmnist_tasks.registry.access import Bucket
+from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE
 
@@ -44,7 +46,8 @@ def main() -> None:
     if not client.bucket_exists(LOGS):
         client.make_bucket(LOGS)
     old = Rule(ENABLED, rule_id="old logs", rule_filter=Filter(prefix=""), expiration=Expiration(days=LOG_DAYS))
-    client.set_bucket_lifecycle(LOGS, LifecycleConfig([old]))
+    add_rules(client, LINE, RULES)  # a bucket of an earlier version lacks some
+    add_rules(client, LOGS, [old])
     admin = MinioAdmin(endpoint=address.netloc, credentials=root, secure=secure)
     for name, bucket in USERS.items():
         add_user(admin, name, os.environ[f"{name.upper()}_PASSWORD"], name, bucket)

@@ -1,30 +1,44 @@
-"""What the store no longer needs: old releases, runs without a release, what runs left, and unused content.
+"""What the store no longer needs: old releases, runs without a release, predictions, and unused content.
 
 Never touched are the champion, the champion before it, the newest releases, whatever a kept document refers to, and the
-champion log itself. Accepted batches, incoming files and the quarantine are a person's to delete.
+champion log itself. Accepted batches, incoming files and the quarantine are for a user to delete. What is damaged, or
+was not written by this project, stays and is named. Ages are by the store's clock.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from fmnist_tasks.errors import ConflictError
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
 from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.blobs import references
-from fmnist_tasks.registry.documents import read_document
-from fmnist_tasks.registry.releases import file_key, read_manifest
-from fmnist_tasks.registry.store import Stat, Store
+from fmnist_tasks.registry.documents import unseal
+from fmnist_tasks.registry.pruning_flag import forbid_steps
+from fmnist_tasks.registry.releases import file_key
+from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
 from fmnist_tasks.settings import RUN_LIMIT
+
+_BLOB = re.compile(r'blobs/sha256/[^/"\\]+')
+_RECORD = re.compile(r"runs/[^/]+/[^/]+\.json")
+_OWN = {  # what this project writes below a run or a release
+    "runs": re.compile(r"runs/[^/]+/([^/]+\.json|report\.html|(data_docs|alerts)/.+)"),
+    "releases": re.compile(r"releases/[^/]+/(manifest\.json|model\.h5|model_card\.md|report\.html|figures/.+)"),
+    "checkpoints": re.compile(r"checkpoints/[^/]+/.+"),
+    "predictions": re.compile(r"predictions/[^/]+/.+"),
+}
+_FOREIGN = "was not written by this project; delete it yourself if nobody needs it"
+_DAMAGED = "was changed after it was written, or is foreign; restore it, or delete it yourself with what is beside it"
+# Below these are no documents that refer to blobs.
+_WITHOUT_REFERENCES = {"blobs", "checkpoints", "incoming", "predictions", "quarantine"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Objects that go together: a release, a run, the checkpoints of a run that did not end, or a blob."""
+    """Objects that go together: a release, a run, its checkpoints or predictions, delivered alerts, or a blob."""
 
     kind: str
     name: str
@@ -36,48 +50,181 @@ class Group:
         return sum(stat.bytes for stat in self.objects)
 
 
-def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> list[Group]:
+@dataclass(frozen=True)
+class Plan:
+    """What is to go, in this order, and what stays although nothing protects it."""
+
+    groups: list[Group]
+    left_alone: dict[str, str]  # by key: why it stays
+    before: datetime  # only what was last written before goes
+    runs: list[Stat]  # all objects below runs/ when this was planned
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A JSON document as far as pruning reads it."""
+
+    data: bytes
+    content: dict[str, Any] | None  # None: damaged or foreign
+
+    @property
+    def blobs(self) -> set[str]:
+        """Keys of the blobs that it names, damaged or not."""
+        return set(_BLOB.findall(self.data.decode(errors="replace")))
+
+
+def prune(store: Store, *, keep: int, older_than: timedelta) -> Plan:
+    """Delete what is older than that and not protected; what was deleted, and what was left alone.
+
+    Raises :class:`ConflictError` while a run is under way, and if one begins meanwhile or another prune is under way.
+    """
+    planned = plan(store, keep=keep, older_than=older_than, now=read_clock(store))
+    if not planned.groups:
+        return planned
+    with forbid_steps(store) as check:
+        if changed := set(store.list("runs/")) ^ set(planned.runs):
+            raise ConflictError(
+                f"run {_name(min(stat.key for stat in changed))} has begun or gone on meanwhile, nothing is deleted; "
+                "prune when it has ended"
+            )
+        return carry_out(store, planned, check)
+
+
+def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> Plan:
     """What is older than that and not protected, in the order in which it is to go; nothing is deleted.
 
     Raises :class:`ConflictError` while a run is under way, since it may rely on what nothing refers to yet.
     """
-    releases, runs = _by_name(store.list("releases/")), _by_name(store.list("runs/"))
-    blobs = list(store.list("blobs/"))
+    stats = list(store.list(""))
     before = now - older_than
-    for run_id, objects in runs.items():
-        if now - _last_written(objects) < RUN_LIMIT and not _ended(store, run_id, objects):
-            raise ConflictError(f"run {run_id} may be under way; prune when it has ended")
+    left_alone: dict[str, str] = {}
+    found = {area: _by_name(stats, area, left_alone) for area in _OWN}
+    runs, releases = found["runs"], found["releases"]
+    documents = _read_documents(store, [stat.key for stat in stats if _may_refer(stat.key)])
+    records = {key: document for key, document in documents.items() if _RECORD.fullmatch(key)}
+    manifests = {name: documents[key] for name in releases if (key := file_key(name, "manifest.json")) in documents}
+    damaged_runs = {_name(key) for key, record in records.items() if record.content is None}
+    damaged_releases = {name for name, manifest in manifests.items() if manifest.content is None}
+    for key in [*records, *(file_key(name, "manifest.json") for name in manifests)]:
+        if documents[key].content is None:
+            left_alone[key] = _DAMAGED
+    _refuse_runs_under_way(runs, records, now)
 
-    published = [
-        version for version, objects in releases.items() if file_key(version, "manifest.json") in _keys(objects)
-    ]
-    kept = _in_service(store) | set(published[max(0, len(published) - keep) :])
-    old_releases = [name for name, objects in releases.items() if name not in kept and _last_written(objects) < before]
-    manifests = [read_manifest(store, version) for version in published if version not in old_releases]
-    kept_runs = {manifest["run_id"] for manifest in manifests}
-    old_runs = [name for name, objects in runs.items() if name not in kept_runs and _last_written(objects) < before]
+    published = {stat.key: stat.modified for stat in stats if stat.key.endswith("/manifest.json")}
+    newest = sorted(
+        manifests.keys() - damaged_releases, key=lambda name: (published[file_key(name, "manifest.json")], name)
+    )
+    kept = _in_service(store) | set(newest[max(0, len(newest) - keep) :]) | damaged_releases
+    old_releases = [name for name in _older(releases, before) if name not in kept]
+    kept_manifests = [manifest for name, manifest in manifests.items() if name not in old_releases]
+    kept_runs = damaged_runs | {name for name in runs if any(_names_run(manifest, name) for manifest in kept_manifests)}
+    old_runs = [name for name in _older(runs, before) if name not in kept_runs]
 
-    checkpoints = _by_name(store.list("checkpoints/"))
-    old_trainings = [name for name, objects in checkpoints.items() if _last_written(objects) < before]
-
-    documents: list[Any] = [*manifests, *(read_document(store, stat.key) for stat in store.list("batches/"))]
-    for name in runs.keys() - set(old_runs):
-        documents += [read_document(store, stat.key) for stat in runs[name] if _is_record(stat.key)]
-    needed = {reference["uri"] for reference in references(documents)}
-
-    return [
+    going = {file_key(name, "manifest.json") for name in old_releases}
+    going |= {key for key in records if _name(key) in old_runs}
+    needed = set[str]().union(*(document.blobs for key, document in documents.items() if key not in going))
+    blobs = [stat for stat in stats if stat.key.startswith("blobs/")]
+    left_alone |= {stat.key: _FOREIGN for stat in blobs if not _BLOB.fullmatch(stat.key)}
+    delivered = [stat for stat in stats if stat.key.startswith("alerts/delivered/") and stat.modified < before]
+    groups = [
         *(Group("release", name, sorted(releases[name], key=_after_manifest)) for name in old_releases),
         *(Group("run", name, runs[name]) for name in old_runs),
-        *(Group("checkpoints", name, checkpoints[name]) for name in old_trainings),
-        *(Group("blob", stat.key, [stat]) for stat in blobs if stat.key not in needed and stat.modified < before),
+        *(
+            Group(area, name, found[area][name])
+            for area in ("checkpoints", "predictions")
+            for name in _older(found[area], before)
+        ),
+        *([Group("alerts", "delivered", delivered)] if delivered else []),
+        *(
+            Group("blob", stat.key, [stat])
+            for stat in blobs
+            if _BLOB.fullmatch(stat.key) and stat.key not in needed and stat.modified < before
+        ),
     ]
+    return Plan(groups, left_alone, before, [stat for stat in stats if stat.key.startswith("runs/")])
 
 
-def carry_out(store: Store, groups: list[Group]) -> None:
-    """Delete what is planned; if cut short, the next plan finds the rest."""
-    for group in groups:
+def carry_out(store: Store, planned: Plan, check: Callable[[], None]) -> Plan:
+    """Delete what is planned, unless it was written again or came into service since; what really went.
+
+    `check` is called before each deletion and raises if pruning must stop. If cut short, the next plan finds the rest.
+    """
+    groups, left_alone = [], dict(planned.left_alone)
+    for group in planned.groups:
+        if group.kind == "release" and group.name in _in_service(store):
+            left_alone[f"releases/{group.name}/"] = "came into service meanwhile"
+            continue
+        gone = []
         for stat in group.objects:
+            check()
+            current = store.stat(stat.key)
+            if current and current.modified >= planned.before:
+                left_alone[stat.key] = "was written again meanwhile"
+                break
             store.delete(stat.key)
+            gone.append(stat)
+        if gone:
+            groups.append(replace(group, objects=gone))
+    return replace(planned, groups=groups, left_alone=left_alone)
+
+
+def _by_name(stats: Iterable[Stat], area: str, left_alone: dict[str, str]) -> dict[str, list[Stat]]:
+    """Objects of an area by run or release, in the order of their names; foreign ones are left alone."""
+    named = defaultdict(list)
+    for stat in stats:
+        if stat.key.startswith(f"{area}/"):
+            if _OWN[area].fullmatch(stat.key):
+                named[_name(stat.key)].append(stat)
+            else:
+                left_alone[stat.key] = _FOREIGN
+    return dict(named)
+
+
+def _name(key: str) -> str:
+    """The run or release that a key belongs to."""
+    return key.split("/")[1]
+
+
+def _may_refer(key: str) -> bool:
+    area = key.split("/")[0]
+    if area in _OWN:
+        return _RECORD.fullmatch(key) is not None or (area == "releases" and key.endswith("/manifest.json"))
+    return key.endswith(".json") and area not in _WITHOUT_REFERENCES
+
+
+def _read_documents(store: Store, keys: list[str]) -> dict[str, _Document]:
+    """The documents that are still there, damaged or not."""
+
+    def read(key: str) -> _Document | None:
+        try:
+            data = store.get(key)
+        except MissingError:
+            return None
+        try:
+            return _Document(data, unseal(data, key))
+        except IntegrityError:
+            return _Document(data, None)
+
+    return {key: document for key, document in zip(keys, side_by_side(read, keys), strict=True) if document}
+
+
+def _refuse_runs_under_way(runs: dict[str, list[Stat]], records: dict[str, _Document], now: datetime) -> None:
+    steps: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for key, record in records.items():
+        steps[_name(key)][key.rpartition("/")[2].removesuffix(".json")] = record.content or {"status": "done"}
+    for run_id, objects in runs.items():
+        until = _last_written(objects) + RUN_LIMIT
+        if now < until and run_id in steps and not _ended(steps[run_id]):
+            raise ConflictError(
+                f"run {run_id} may be under way; prune when it has ended, or after {until:%Y-%m-%d %H:%M} UTC"
+            )
+
+
+def _ended(records: dict[str, dict[str, Any]]) -> bool:
+    """Whether a run came to its end: it promoted, was rejected, failed, or found nothing new, and no step goes on."""
+    statuses = {record.get("status") for record in records.values()}
+    unchanged = (records.get("detect_change", {}).get("result") or {}).get("changed") is False
+    return "running" not in statuses and (unchanged or statuses != {"done"} or "promote" in records)
 
 
 def _in_service(store: Store) -> set[str]:
@@ -86,16 +233,14 @@ def _in_service(store: Store) -> set[str]:
     return {entry.version, champion.champion_before(store, entry) or entry.version} if entry else set()
 
 
-def _by_name(stats: Iterable[Stat]) -> dict[str, list[Stat]]:
-    """Objects by the second part of their keys, in its order."""
-    named = defaultdict(list)
-    for stat in stats:
-        named[stat.key.split("/")[1]].append(stat)
-    return dict(named)
+def _names_run(manifest: _Document, run_id: str) -> bool:
+    if manifest.content is None:
+        return f'"{run_id}"'.encode() in manifest.data
+    return manifest.content.get("run_id") == run_id
 
 
-def _keys(objects: list[Stat]) -> set[str]:
-    return {stat.key for stat in objects}
+def _older(named: dict[str, list[Stat]], before: datetime) -> list[str]:
+    return [name for name, objects in named.items() if _last_written(objects) < before]
 
 
 def _last_written(objects: list[Stat]) -> datetime:
@@ -105,15 +250,3 @@ def _last_written(objects: list[Stat]) -> datetime:
 def _after_manifest(stat: Stat) -> bool:
     """Sorts the manifest first, so that a release ceases to exist before it is incomplete."""
     return not stat.key.endswith("/manifest.json")
-
-
-def _is_record(key: str) -> bool:
-    return re.fullmatch(r"runs/[^/]+/[^/]+\.json", key) is not None
-
-
-def _ended(store: Store, run_id: str, objects: list[Stat]) -> bool:
-    """Whether a run came to its end: it promoted, was turned down, failed, or found nothing new."""
-    records = {stat.key: read_document(store, stat.key) for stat in objects if _is_record(stat.key)}
-    unchanged = records.get(f"runs/{run_id}/detect_change.json", {}).get("result", {}).get("changed") is False
-    stopped = any(record["status"] != "done" for record in records.values())
-    return unchanged or stopped or f"runs/{run_id}/promote.json" in records

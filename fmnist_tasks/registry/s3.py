@@ -16,16 +16,17 @@ from itertools import islice
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, TypeVar, cast
 
-from minio.commonconfig import ENABLED, Filter
+from minio.commonconfig import ENABLED
 from minio.error import MinioException, S3Error
 from minio.helpers import DictType
-from minio.lifecycleconfig import Expiration, LifecycleConfig, NoncurrentVersionExpiration, Rule
+from minio.lifecycleconfig import LifecycleConfig
 from minio.versioningconfig import SUSPENDED, VersioningConfig
 from urllib3.exceptions import HTTPError
 
 from fmnist_tasks.errors import AccessError, MissingError
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.blobs import describe
+from fmnist_tasks.registry.lifecycle import RULES
 from fmnist_tasks.registry.progress import Progress
 from fmnist_tasks.registry.store import Stat, check_key
 from fmnist_tasks.registry.tries import explained, tried, was_disturbed
@@ -36,19 +37,6 @@ _PAGE = 1000  # keys that a server lists at once
 _PIECE = 8 << 20  # bytes held in memory; what is larger is sent in parts, and received into a temporary file
 _CHUNK = 1 << 20  # bytes read from the network at once
 _REFUSED = {"AccessDenied", "NotImplemented", "MethodNotAllowed"}
-
-# Checkpoints change with every epoch: of them alone, earlier versions and traces of deletion go after a day.
-_LIFECYCLE = LifecycleConfig(
-    [
-        Rule(
-            ENABLED,
-            rule_id="checkpoints",
-            rule_filter=Filter(prefix="checkpoints/"),
-            expiration=Expiration(expired_object_delete_marker=True),
-            noncurrent_version_expiration=NoncurrentVersionExpiration(noncurrent_days=1),
-        )
-    ]
-)
 
 # An object that exists, on which a server shows that it refuses a second create.
 _PROOF_KEY = "conditional-create.txt"
@@ -200,22 +188,22 @@ class S3Store:
         """See that the bucket is there, and that it keeps earlier versions unless a person decided otherwise."""
         try:
             if self._versioning() not in {ENABLED, SUSPENDED}:
-                self._forget_checkpoints()
+                self._set_lifecycle()
                 self._client.set_bucket_versioning(self.bucket, VersioningConfig(ENABLED))
         except S3Error as error:
             if error.code not in _REFUSED:
                 raise
             log.warning("bucket %s: earlier versions are not kept (%s)", self.bucket, error.message)
 
-    def _forget_checkpoints(self) -> None:
-        """Limit how long earlier versions of checkpoints are kept, unless a person has set rules for the bucket."""
+    def _set_lifecycle(self) -> None:
+        """Limit how long earlier versions are kept, unless a person has set rules for the bucket."""
         try:
             if self._client.get_bucket_lifecycle(self.bucket) is None:
-                self._client.set_bucket_lifecycle(self.bucket, _LIFECYCLE)
+                self._client.set_bucket_lifecycle(self.bucket, LifecycleConfig(RULES))
         except S3Error as error:
             if error.code not in _REFUSED:
                 raise
-            log.warning("bucket %s: every version of a checkpoint is kept (%s)", self.bucket, error.message)
+            log.warning("bucket %s: earlier versions are kept for ever (%s)", self.bucket, error.message)
 
     def _versioning(self) -> str | None:
         try:

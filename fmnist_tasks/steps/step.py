@@ -4,13 +4,14 @@ A step is a function from the store, the run and the results of earlier steps (J
 result must have `summary`, one sentence. A result with `rejection` is kept like any other and then raised, so that
 the run stops and what was found can be read. A step `per_seed` runs once for each seed of the run, which is its last
 argument, and keeps a record for each.
+
+Until it ends, the record of a step says `running`, so that nobody takes its run for one that has ended. A step that has
+a result and runs again keeps that one until it has another.
 """
 
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from functools import partial, update_wrapper
 from typing import Any, Concatenate, ParamSpec
 
 from fmnist_tasks.alerts import flush
-from fmnist_tasks.errors import FmnistError, RejectedError, StoreError
+from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError, RejectedError, StoreError
+from fmnist_tasks.memory import read_peak_memory, reset_peak_memory
 from fmnist_tasks.registry.blobs import get_verified
+from fmnist_tasks.registry.pruning_flag import refuse_while_pruning
 from fmnist_tasks.registry.runs import read_record, read_records, run_key, write_record
 from fmnist_tasks.registry.store import Store, open_store, side_by_side
 from fmnist_tasks.settings import Parameters, Settings
@@ -64,10 +67,15 @@ def step(
                 "started": datetime.now(UTC).isoformat(),
             }
             clock = time.monotonic()
+            reset_peak_memory()
+            if not inputs or not _is_done(store, run, name):
+                begun = {"seconds": 0.0, "peak_memory_mb": 0, "status": "running", "outcome": "has not ended"}
+                write_record(store, run.id, name, record | begun)
+            refuse_while_pruning(store)
 
             def keep(status: str, outcome: str, **result: Result) -> None:
                 seconds = round(time.monotonic() - clock, 3)
-                usage = {"seconds": seconds, "peak_memory_mb": _peak_memory()}
+                usage = {"seconds": seconds, "peak_memory_mb": read_peak_memory()}
                 write_record(store, run.id, name, {**record, **usage, "status": status, "outcome": outcome, **result})
                 store.put(run_key(run.id, "report.html"), build_report(store, run.id, read_records(store, run.id)))
                 log.info("%s %s after %.1f s: %s", name, status, seconds, outcome)
@@ -118,8 +126,17 @@ def result_of(store: Store, run: Run, name: str) -> Any:
     return _ended_well(store, run, name)
 
 
+def _is_done(store: Store, run: Run, name: str) -> bool:
+    try:
+        return bool(read_record(store, run.id, name)["status"] == "done")
+    except (MissingError, IntegrityError):
+        return False
+
+
 def _ended_well(store: Store, run: Run, name: str) -> Result:
     record = read_record(store, run.id, name)
+    if record["status"] == "running":
+        raise RejectedError(f"{name} of run {run.id} is running, or was stopped before it ended: run it again first")
     if record["status"] != "done":
         raise RejectedError(f"{name} of run {run.id} was {record['status']}: what follows it cannot run")
     result: Result = record["result"]
@@ -143,9 +160,3 @@ def read_pictures(store: Store, records: dict[str, dict[str, Any]]) -> dict[str,
     for record in records.values():
         blobs |= record.get("result", {}).get("pictures", {})
     return dict(zip(blobs, side_by_side(partial(get_verified, store), blobs.values()), strict=True))
-
-
-def _peak_memory() -> int:
-    """The most memory that this process has held so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak >> (20 if sys.platform == "darwin" else 10)

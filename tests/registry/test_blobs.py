@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pytest
 
 from fmnist_tasks.errors import IntegrityError, MissingError
-from fmnist_tasks.registry.blobs import describe, get_verified, open_verified, put_blob, references
+from fmnist_tasks.registry.blobs import describe, get_verified, open_verified, put_blob
 from fmnist_tasks.registry.local import FolderStore
 
 DATA = b"images and labels"
@@ -103,14 +103,3 @@ def test_a_refused_file_does_not_stay_open(watched: Watched) -> None:
     with pytest.raises(IntegrityError):
         open_verified(watched, REFERENCE)
     assert [file.closed for file in watched.opened] == [True]
-
-
-def test_references_are_found_however_deep_and_nothing_else_is_one() -> None:
-    first, second, third = ({**REFERENCE, "uri": name} for name in "abc")
-    document = {
-        "at the top": first,
-        "deep": {"rows": [1, None, [second], {"more": 1, "inner": third}]},
-        "no reference": [{"uri": "x", "sha256": "y"}, {**REFERENCE, "name": "more than a reference has"}, "uri"],
-    }
-    assert list(references(document)) == [first, second, third]
-    assert list(references([])) == []

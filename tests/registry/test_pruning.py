@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from fmnist_tasks.errors import ConflictError, IntegrityError
-from fmnist_tasks.registry import champion, pruning, releases
-from fmnist_tasks.registry.blobs import put_blob
+from fmnist_tasks.errors import ConflictError, StoreError
+from fmnist_tasks.registry import champion, pruning, pruning_flag, releases
+from fmnist_tasks.registry.blobs import describe, put_blob
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.runs import write_record
-from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.store import Store, read_clock
 
 MONTH = timedelta(days=30)
 
@@ -37,13 +38,29 @@ def promote(store: Store, *versions: str) -> None:
         champion.append(store, version=version, action="promote", reason="", write_id=str(number), after=number)
 
 
-def pruned(store: Store, keep: int, later: timedelta = 2 * MONTH, older_than: timedelta = MONTH) -> list[pruning.Group]:
-    groups = pruning.plan(store, keep=keep, older_than=older_than, now=datetime.now(UTC) + later)
+def planned(store: Store, keep: int, later: timedelta = 2 * MONTH) -> pruning.Plan:
+    """The plan as it will be after that time."""
+    return pruning.plan(store, keep=keep, older_than=MONTH, now=read_clock(store) + later)
+
+
+def pruned(store: Store, keep: int, later: timedelta = 2 * MONTH) -> list[pruning.Group]:
+    plan = planned(store, keep, later)
     before = {stat.key for stat in store.list("")}
-    pruning.carry_out(store, groups)
+    assert pruning.carry_out(store, plan, lambda: None) == plan
     gone = before - {stat.key for stat in store.list("")}
-    assert gone == {stat.key for group in groups for stat in group.objects}
-    return groups
+    assert gone == {stat.key for group in plan.groups for stat in group.objects}
+    return plan.groups
+
+
+def make_old(store: FolderStore, prefix: str, days: int = 60) -> None:
+    """Let everything below the prefix have been written long ago."""
+    moment = (datetime.now(UTC) - timedelta(days=days)).timestamp()
+    for stat in store.list(prefix):
+        os.utime(store.root / stat.key, (moment, moment))
+
+
+def list_keys(store: Store, *prefixes: str) -> list[str]:
+    return [stat.key for prefix in prefixes for stat in store.list(prefix)]
 
 
 def test_what_is_in_service_new_or_referred_to_stays(store_of_each_kind: Store) -> None:
@@ -80,9 +97,7 @@ def test_what_is_young_stays(store: FolderStore) -> None:
     for version in ("v1", "v2", "v3"):
         release(store, version, put_blob(store, version.encode()))
         if version == "v1":
-            long_ago = (datetime.now(UTC) - 2 * MONTH).timestamp()
-            for stat in store.list(""):
-                os.utime(store.root / stat.key, (long_ago, long_ago))
+            make_old(store, "")
     groups = pruned(store, keep=1, later=timedelta(0))
     assert {group.name for group in groups if group.kind != "blob"} == {"v1", "run-of-v1"}
     assert len([group for group in groups if group.kind == "blob"]) == 2
@@ -105,7 +120,7 @@ def test_checkpoints_of_a_run_that_did_not_end_go_once_they_are_old(store_of_eac
 def test_a_release_ceases_to_exist_before_it_is_incomplete(store: FolderStore) -> None:
     for version in ("v1", "v2"):
         release(store, version)
-    first = pruning.plan(store, keep=1, older_than=MONTH, now=datetime.now(UTC) + 2 * MONTH)[0]
+    first = planned(store, keep=1).groups[0]
     assert first.objects[0].key == "releases/v1/manifest.json"
 
 
@@ -131,10 +146,168 @@ def test_a_run_that_has_ended_is_not_under_way(store: FolderStore, end: tuple[st
     assert pruned(store, keep=1, later=timedelta(0)) == []
 
 
-def test_a_damaged_manifest_stops_pruning(store: FolderStore) -> None:
-    for version in ("v1", "v2"):
+def test_a_run_on_which_a_step_goes_on_has_not_ended(store: FolderStore) -> None:
+    write_record(store, "run-9", "ingest", {"status": "done", "started": "now"})
+    write_record(store, "run-9", "train-0", {"status": "failed", "started": "now"})
+    write_record(store, "run-9", "train-1", {"status": "running", "started": "now"})
+    with pytest.raises(ConflictError, match="run run-9 may be under way; prune when it has ended, or after 20"):
+        pruned(store, keep=1, later=timedelta(0))
+
+
+def test_the_newest_releases_are_those_published_last_whatever_their_names(store: FolderStore) -> None:
+    for number, version in enumerate(("20261101T000000Z-a", "20261108T000000Z-b", "19700101T000000Z-c")):
         release(store, version)
-    store.put("releases/v2/manifest.json", b"{}")
-    with pytest.raises(IntegrityError, match=r"releases/v2/manifest\.json"):
-        pruned(store, keep=1)
-    assert releases.versions(store) == ["v1", "v2"]
+        make_old(store, f"releases/{version}/", days=60 - number)
+    assert [group.name for group in pruned(store, keep=2) if group.kind == "release"] == ["20261101T000000Z-a"]
+
+
+def test_predictions_and_delivered_alerts_go_once_they_are_old(store_of_each_kind: Store) -> None:
+    for key in ("predictions/run-1/shard-00000.csv", "predictions/run-1/summary.json", "alerts/delivered/mail/1.json"):
+        store_of_each_kind.put(key, b"x")
+    store_of_each_kind.put("alerts/mail/2.json", b"x")
+    assert pruned(store_of_each_kind, keep=1, later=timedelta(0)) == []
+    groups = [(group.kind, group.name, len(group.objects)) for group in pruned(store_of_each_kind, keep=1)]
+    assert groups == [("predictions", "run-1", 2), ("alerts", "delivered", 1)]
+    assert list_keys(store_of_each_kind, "alerts/") == ["alerts/mail/2.json"]
+
+
+def test_what_is_damaged_or_foreign_stays_is_named_and_stops_nothing(store_of_each_kind: Store) -> None:
+    store = store_of_each_kind
+    for version in ("v1", "v2", "v3", "v4"):
+        release(store, version, put_blob(store, f"data of {version}".encode()))
+    promote(store, "v4")
+    damaged = ["releases/v2/manifest.json", "runs/run-of-v3/train.json"]
+    for key in damaged:
+        store.put(key, store.get(key).replace(b"2", b"3", 1) + b" ")
+    foreign = [
+        "blobs/notes.txt",
+        "predictions/notes.txt",
+        "releases/notes.txt",
+        "releases/v1/notes.txt",
+        "runs/notes.txt",
+    ]
+    for key in foreign:
+        store.put(key, b"by hand")
+    plan = planned(store, keep=1)
+    assert sorted(plan.left_alone) == sorted(damaged + foreign)
+    pruning.carry_out(store, plan, lambda: None)
+    assert list_keys(store, "releases/v1/", "releases/v3/") == ["releases/v1/notes.txt"]
+    assert releases.versions(store) == ["v2", "v4"]
+    for version in ("v2", "v3", "v4"):  # with what these refer to
+        assert store.stat(f"runs/run-of-{version}/train.json")
+        assert store.stat(find_blob(f"model {version}".encode()))
+    assert store.stat(find_blob(b"data of v2"))
+    assert not store.stat(find_blob(b"data of v1"))
+    assert planned(store, keep=1).groups == []
+
+
+def find_blob(data: bytes) -> str:
+    return f"blobs/sha256/{describe('', data)['sha256']}"
+
+
+def test_a_damaged_record_of_a_young_run_does_not_hide_that_it_is_under_way(store: FolderStore) -> None:
+    store.put("runs/run-9/ingest.json", b"{}")
+    with pytest.raises(ConflictError, match="run run-9 may be under way"):
+        planned(store, keep=1, later=timedelta(0))
+    assert planned(store, keep=1).left_alone.keys() == {"runs/run-9/ingest.json"}
+
+
+def test_a_plan_does_not_delete_what_changed_since(store: FolderStore) -> None:
+    for version in ("v1", "v2", "v3"):
+        release(store, version)
+    blob = put_blob(store, b"taken up again")
+    make_old(store, "")
+    plan = pruning.plan(store, keep=1, older_than=MONTH, now=read_clock(store))
+    promote(store, "v1")  # by a rollback, say
+    store.put(blob["uri"], b"taken up again")
+    done = pruning.carry_out(store, plan, lambda: None)
+    assert done.left_alone == {
+        "releases/v1/": "came into service meanwhile",
+        blob["uri"]: "was written again meanwhile",
+    }
+    assert releases.versions(store) == ["v1", "v3"]
+    assert store.stat(blob["uri"])
+    assert [group.name for group in done.groups if group.kind == "release"] == ["v2"]
+
+
+def prune(store: Store) -> pruning.Plan:
+    return pruning.prune(store, keep=1, older_than=MONTH)
+
+
+def with_old_blob(store: FolderStore) -> str:
+    key = str(put_blob(store, b"old")["uri"])
+    make_old(store, key)
+    return key
+
+
+def test_a_run_that_begins_after_the_plan_stops_pruning(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = with_old_blob(store)
+    monkeypatch.setattr(
+        pruning, "plan", and_then(pruning.plan, lambda: write_record(store, "run-9", "ingest", RUNNING))
+    )
+    with pytest.raises(ConflictError, match="run run-9 has begun or gone on meanwhile, nothing is deleted"):
+        prune(store)
+    assert store.stat(key)
+    assert not store.stat(pruning_flag.KEY)
+
+
+RUNNING = {"status": "running", "started": "now"}
+
+
+def and_then(function: Callable[..., Any], happens: Callable[[], object]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        happens()
+        return result
+
+    return both
+
+
+def test_no_step_begins_while_old_objects_are_deleted(store_of_each_kind: Store) -> None:
+    with pruning_flag.forbid_steps(store_of_each_kind):
+        with pytest.raises(StoreError, match="clear the task when it has ended, at the latest in 60 minutes"):
+            pruning_flag.refuse_while_pruning(store_of_each_kind)
+        with pytest.raises(ConflictError, match="another prune is under way"):
+            prune_something(store_of_each_kind)
+    pruning_flag.refuse_while_pruning(store_of_each_kind)
+
+
+def prune_something(store: Store) -> None:
+    store.put("predictions/run-1/summary.json", b"x")
+    pruning.prune(store, keep=1, older_than=-MONTH)
+
+
+def test_the_flag_of_a_prune_that_was_killed_expires(store: FolderStore) -> None:
+    store.put(pruning_flag.KEY, b"left by one that was killed")
+    with pytest.raises(ConflictError, match="another prune is under way; if that one was killed, prune again in 60"):
+        prune_something(store)
+    make_old(store, pruning_flag.KEY, days=1)
+    pruning_flag.refuse_while_pruning(store)
+    prune_something(store)
+    assert list_keys(store, "predictions/", pruning_flag.KEY) == []
+
+
+def test_a_prune_stops_before_its_flag_expires(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = with_old_blob(store)
+    seconds = iter([0.0, pruning_flag.LIFETIME.total_seconds() - 600])
+    monkeypatch.setattr(pruning_flag, "_read_seconds", lambda: next(seconds))
+    with pytest.raises(ConflictError, match="pruning has taken 45 minutes and stops; prune again"):
+        prune(store)
+    assert store.stat(key)
+
+
+def test_a_prune_stops_when_another_has_begun(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = with_old_blob(store)
+    monkeypatch.setattr(pruning, "carry_out", before(pruning.carry_out, lambda: store.put(pruning_flag.KEY, b"other")))
+    with pytest.raises(ConflictError, match="another prune has begun, this one stops"):
+        prune(store)
+    assert store.stat(key)
+    assert store.get(pruning_flag.KEY) == b"other"
+
+
+def before(function: Callable[..., Any], happens: Callable[[], object]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        happens()
+        return function(*args, **kwargs)
+
+    return both

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import logging
 import os
@@ -20,6 +22,7 @@ from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
 from fmnist_tasks.errors import AccessError, SettingsError
 from fmnist_tasks.registry.access import reach
+from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
@@ -48,8 +51,56 @@ def test_the_first_write_makes_the_bucket_with_versioning(minio_server: MinioSer
     minio_store.put("k", b"two")
     assert raw(minio_server).get_bucket_versioning(minio_store.bucket).status == "Enabled"
     assert len(list(raw(minio_server).list_objects(minio_store.bucket, "k", include_version=True))) == 2
-    (rule,) = raw(minio_server).get_bucket_lifecycle(minio_store.bucket).rules
-    assert (rule.rule_filter.prefix, rule.noncurrent_version_expiration.noncurrent_days) == ("checkpoints/", 1)
+    assert list_rules(minio_server, minio_store.bucket) == OUR_RULES
+
+
+OUR_RULES = [("checkpoints", "checkpoints/", 1, True), ("earlier versions", "", 30, True)]
+
+
+def list_rules(minio_server: MinioServer, bucket: str) -> list[tuple[str, str, int, bool]]:
+    """Of each rule, as the server has it: name, prefix, days of earlier versions, whether it removes delete markers."""
+    return [
+        (
+            rule.rule_id,
+            rule.rule_filter.prefix,
+            rule.noncurrent_version_expiration.noncurrent_days,
+            rule.expiration.expired_object_delete_marker,
+        )
+        for rule in raw(minio_server).get_bucket_lifecycle(bucket).rules
+    ]
+
+
+def read_rules(minio_server: MinioServer, bucket: str) -> str:
+    """The rules as the server's own XML."""
+    return raw(minio_server)._execute("GET", bucket, query_params={"lifecycle": ""}).data.decode()
+
+
+def test_rules_are_added_beside_those_that_a_person_has_set(minio_server: MinioServer, minio_store: S3Store) -> None:
+    client, bucket = raw(minio_server), minio_store.bucket
+    client.make_bucket(bucket)
+    # With a size, of which the client's own classes know nothing, and one of ours, changed.
+    theirs = (
+        "<Rule><ID>mine</ID><Status>Enabled</Status><Filter><And><Prefix>runs/</Prefix>"
+        "<ObjectSizeGreaterThan>1000</ObjectSizeGreaterThan></And></Filter><Expiration><Days>90</Days></Expiration></Rule>"
+        "<Rule><ID>checkpoints</ID><Status>Enabled</Status><Filter><Prefix>checkpoints/</Prefix></Filter>"
+        "<NoncurrentVersionExpiration><NoncurrentDays>3</NoncurrentDays></NoncurrentVersionExpiration></Rule>"
+    )
+    body = f"<LifecycleConfiguration>{theirs}</LifecycleConfiguration>".encode()
+    md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+    client._execute("PUT", bucket, body=body, headers={"Content-MD5": md5}, query_params={"lifecycle": ""})
+    before = read_rules(minio_server, bucket)
+    for _ in range(2):
+        add_rules(client, bucket, RULES)
+        after = read_rules(minio_server, bucket)
+        parts = re.findall("<Rule>.*?</Rule>", after)
+        assert parts[:2] == re.findall("<Rule>.*?</Rule>", before)
+        assert [re.findall("<ID>(.*?)</ID>", part) for part in parts] == [
+            ["mine"],
+            ["checkpoints"],
+            ["earlier versions"],
+        ]
+        assert "<NoncurrentDays>30</NoncurrentDays>" in parts[2]
+        assert "<ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker>" in parts[2]
 
 
 def test_rules_that_a_person_has_set_for_a_bucket_stay(minio_server: MinioServer, minio_store: S3Store) -> None:

@@ -6,10 +6,13 @@ import json
 import random
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import minio as client
 import pytest
+from minio.commonconfig import ENABLED
+from minio.versioningconfig import VersioningConfig
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,9 +20,9 @@ from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.data.dataset import load
 from fmnist_tasks.errors import AccessError, IntegrityError
-from fmnist_tasks.registry import champion, provision, releases
+from fmnist_tasks.registry import champion, provision, pruning, releases
 from fmnist_tasks.registry.s3 import S3Store
-from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.registry.store import Store, open_store, read_clock
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps import run_again
 from tests.support import synthetic
@@ -83,14 +86,33 @@ def test_a_publisher_can_run_the_line_and_delete_nothing_published(
             store.delete(key)
 
 
-def test_a_pruner_can_delete_what_is_old_and_write_nothing(
-    minio_server: MinioServer, finished_minio_store: S3Store, monkeypatch: pytest.MonkeyPatch
+def test_a_pruner_can_delete_what_is_old_and_write_only_its_flag(
+    minio_server: MinioServer,
+    finished_minio_store: S3Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    finished_minio_store.put("releases/20200101T000000Z-0ld/model.h5", b"half")
-    store = be(monkeypatch, minio_server.create_user("pruner", finished_minio_store.bucket))
-    assert "nothing to delete" in fmnist("prune", "--keep", "1", "--older-than", "1")
-    store.delete("releases/20200101T000000Z-0ld/model.h5")
-    for write in (lambda: store.put("blobs/x", b""), lambda: store.delete("champion/00000001.json")):
+    old = ["releases/20200101T000000Z-0ld/model.h5", "predictions/old/summary.json", "alerts/delivered/old.json"]
+    old += [f"blobs/sha256/{'0' * 64}", "checkpoints/old/base-0/000001", "runs/old/report.html"]
+    for key in old:
+        finished_minio_store.put(key, b"old")
+    be(monkeypatch, minio_server.create_user("pruner", finished_minio_store.bucket))
+    options = ["prune", "--keep", "1", "--older-than", "30"]
+    assert "nothing to delete" in fmnist(*options)
+    # The server gives objects its own time: let the store's clock be ahead of it instead.
+    monkeypatch.setattr(pruning, "read_clock", lambda store: read_clock(store) + timedelta(days=60))
+    expected = {stat.key for stat in finished_minio_store.list("") if stat.key not in old}
+    assert "are deleted" in fmnist(*options)
+    assert {stat.key for stat in finished_minio_store.list("")} == expected
+    assert "earlier versions are not kept" not in caplog.text
+    store = open_store(Settings.from_environment().store)
+    for write in (
+        lambda: store.put("blobs/x", b""),
+        lambda: store.put("runs/x/ingest.json", b""),
+        lambda: store.delete("champion/00000001.json"),
+        lambda: store.delete("incoming/x.npz"),
+        lambda: store.delete("alerts/mail/x.json"),
+    ):
         with pytest.raises(AccessError, match="does not allow it"):
             write()
 
@@ -103,9 +125,15 @@ def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(
     secrets = {f"{user.upper()}_PASSWORD": f"secret-of-{user}" for user in provision.USERS}
     for name, value in (root | secrets).items():
         monkeypatch.setenv(name, value)
+    admin = client.Minio(minio_server.endpoint.removeprefix("http://"), access, secret, secure=False)
+    admin.make_bucket(provision.LINE)  # by an earlier version, which set fewer rules
+    admin.set_bucket_versioning(provision.LINE, VersioningConfig(ENABLED))
     for _ in range(2):
         provision.main()
-    admin = client.Minio(minio_server.endpoint.removeprefix("http://"), access, secret, secure=False)
+    assert [rule.rule_id for rule in admin.get_bucket_lifecycle(provision.LINE).rules] == [
+        "checkpoints",
+        "earlier versions",
+    ]
     (rule,) = admin.get_bucket_lifecycle(provision.LOGS).rules
     assert (rule.rule_filter.prefix, rule.expiration.days) == ("", 90)
     for user, (own, foreign) in {"publisher": ("fmnist", "fmnist-logs"), "logs": ("fmnist-logs", "fmnist")}.items():
