@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.text import Text
 
 from fmnist_tasks import service, withdrawal
 from fmnist_tasks.announcement import announce_champion
@@ -47,7 +48,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except FmnistError as error:
-            complaints.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+            _complain("error:", str(error))
             raise typer.Exit(1) from error
 
     app.command()(reporting)
@@ -145,7 +146,7 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
     if not (promoted or unchanged):
         running = [name for name, record in records.items() if record["status"] == "running"]
         state = f"{', '.join(running)} has not ended" if running else "no champion was promoted"
-        complaints.print(f"Run {run_id}: {state}.", style="red", markup=False, highlight=False, soft_wrap=True)
+        _complain(f"run {run_id}:", state)
         raise typer.Exit(1)
 
 
@@ -267,7 +268,7 @@ def prune(
     else:
         plan = pruning.prune(store, keep=keep, older_than=age)
     for key, reason in plan.left_alone.items():
-        complaints.print(f"left alone: {key} {reason}", markup=False, highlight=False, soft_wrap=True)
+        _complain("left alone:", f"{key} {reason}")
     rows = [
         {"kind": group.kind, "name": group.name, "objects": len(group.objects), "bytes": group.bytes}
         for group in plan.groups
@@ -322,6 +323,11 @@ def alert_test(as_json: AsJson = False) -> None:
 def _actor() -> str:
     """Who acts: the user of this shell."""
     return f"{getpass.getuser()} (shell)"
+
+
+def _complain(heading: str, text: str) -> None:
+    """Print on standard error, as it is: rich would take parts of a string for markup or an emoji."""
+    complaints.print(Text.assemble((heading, "red"), " ", text), soft_wrap=True)
 
 
 def _store() -> Store:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def show(content: dict[str, Any] | list[dict[str, Any]], as_json: bool, if_empty: str = "") -> None:
@@ -56,9 +57,11 @@ def _cell(value: Any) -> str:
 def _table(columns: list[str], rows: list[list[str]], headless: bool = False) -> None:
     table = Table(show_header=not headless, box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=headless and index == 0)
+        table.add_column(Text(column), overflow="fold", no_wrap=headless and index == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(
+            *map(Text, row)
+        )  # a string may hold what rich takes for markup or an emoji, such as a file's name
     Console(width=None if sys.stdout.isatty() else 160).print(table, highlight=False)
 
 

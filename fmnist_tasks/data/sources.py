@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import wrap_file
 
 from fmnist_tasks.data.declaration import ROLES, Declaration, File
@@ -105,7 +106,7 @@ def _download(url: str, files: Mapping[str, File], folder: Path) -> Path:
                 size = int(answer.headers.get("Content-Length") or 0) or None
                 if size and size > 2 * file.bytes:
                     raise DataError(f"{address}: offers {size:,} bytes, more than the file can have")
-                with wrap_file(answer, total=size or file.bytes, description=file.name) as body:
+                with wrap_file(answer, total=size or file.bytes, description=escape(file.name)) as body:
                     (folder / file.name).write_bytes(body.read(2 * file.bytes))
         except urllib.error.URLError as error:
             raise DataError(f"{address}: {error.reason}") from error
@@ -130,7 +131,7 @@ def _unpack(package: str, name: str, folder: Path) -> Path:
     lines = [f'{option} "{value}";' for option, value in settings.items()]
     # The first line drops what the system has apt do after an update, such as emptying the system's cache.
     (folder / "apt.conf").write_text("\n".join(["#clear APT::Update;", *lines, ""]))
-    with Console(stderr=True).status(f"fetching the Debian package {package}"):
+    with Console(stderr=True).status(f"fetching the Debian package {escape(package)}"):
         warnings = _run(folder, "apt-get", "-c", "apt.conf", "update")  # a server that does not answer is only one
         _run(folder, "apt-get", "-c", "apt.conf", "download", package, said=warnings)
         archive = next(folder.glob("*.deb"))

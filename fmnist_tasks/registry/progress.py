@@ -23,7 +23,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.total > LARGE and sys.stderr.isatty():
-            columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn())
+            columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.DownloadColumn())
             self._bar = bars.Progress(*columns, bars.TransferSpeedColumn(), console=Console(stderr=True))
             self._bar.add_task(self.name, total=self.total)
             self._bar.start()

@@ -6,13 +6,14 @@ old object, the new one or none, never a part.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from fmnist_tasks.errors import SettingsError, StoreError
 
@@ -88,17 +89,19 @@ def check_key(key: str) -> str:
 
 
 def open_store(uri: str) -> Store:
-    """The store that a URI names; nothing is read from it or written to it yet."""
-    parts = urlsplit(uri)
-    if parts.scheme == "s3":
+    """The store that a URI names; nothing is read from it or written to it yet. Raises :class:`SettingsError`."""
+    if uri[:5].lower() == "s3://":
         from fmnist_tasks.registry.access import reach
         from fmnist_tasks.registry.s3 import S3Store
 
         return S3Store(reach(uri))
-    if parts.scheme == "file" and not parts.netloc and parts.path:
+    if found := re.fullmatch(r"(?i)file:(?://|(?!//))(/[^?#]+)", uri):
         from fmnist_tasks.registry.local import FolderStore
 
-        return FolderStore(Path(unquote(parts.path)))
+        path = unquote(found[1])
+        if not path.startswith("/~") and "\0" not in path:
+            return FolderStore(Path(path))
     raise SettingsError(
-        "FMNIST_STORE names no store; use file:///folder or s3://bucket?endpoint=https://host:port, without credentials"
+        "FMNIST_STORE names no store; use file:///folder, with the whole path (no ~, and % ? # as %25 %3F %23), or "
+        "s3://bucket?endpoint=https://host:port, without credentials"
     )

@@ -158,15 +158,25 @@ def test_a_write_that_fails_leaves_the_old_object_and_no_rest(folder: FolderStor
     assert list((folder.root / ".scratch").iterdir()) == []
 
 
-@pytest.mark.parametrize("uri", ["", "store", "ftp://host/x", "file://host/x", "http://a"])
+@pytest.mark.parametrize(
+    "uri", ["", "store", "ftp://host/x", "file://host/x", "http://a", "file:~/x", "file:///~/x", "file:x"]
+)
 def test_a_uri_that_names_no_store(uri: str) -> None:
     with pytest.raises(SettingsError, match="FMNIST_STORE"):
         open_store(uri)
 
 
-def test_a_folder_with_spaces_in_its_uri(tmp_path: Path) -> None:
-    open_store((tmp_path / "a b").as_uri()).put("k", b"x")
-    assert (tmp_path / "a b" / "k").read_bytes() == b"x"
+@pytest.mark.parametrize("name", ["a b", "ü\u00a0~", "100 %", "a?b#c", "FILE"])
+def test_a_folder_with_an_unusual_name_in_its_uri(tmp_path: Path, name: str) -> None:
+    uri = (tmp_path / name).as_uri()
+    for spelling in (
+        uri,
+        uri.replace("file://", "file:"),
+        uri.replace("file:", "FILE:"),
+        uri.replace("file://", "file:///"),
+    ):
+        open_store(spelling).put("k", spelling.encode())
+        assert (tmp_path / name / "k").read_bytes() == spelling.encode()
 
 
 def test_check_key_returns_the_key() -> None:

@@ -71,21 +71,27 @@ class Supervisor:
         """Let `socket` lead to a private folder: the path of a socket has at most 107 bytes, or 103 on macOS."""
         self._remove_socket_folder()
         made = tempfile.mkdtemp(prefix="fmnist-", dir="/tmp")  # $TMPDIR may be long itself
+        (Path(made) / "owner").write_text(str(self.folder.resolve()))
         (self.folder / "socket").symlink_to(made)
 
     def _remove_socket_folder(self) -> None:
         link = self.folder / "socket"
         if link.is_symlink():
-            shutil.rmtree(link.readlink(), ignore_errors=True)
+            owner = link / "owner"  # another cluster if this folder is a copy of that one's
+            if owner.exists() and owner.read_text() == str(self.folder.resolve()):
+                shutil.rmtree(link.readlink(), ignore_errors=True)
             link.unlink()
 
     def find_daemon(self) -> psutil.Process | None:
-        """The running supervisord."""
+        """The running supervisord of this folder; not the one of a folder that this is a copy of."""
         file = self.folder / "supervisord.pid"
         try:
             process = psutil.Process(int(file.read_text()))
-            return process if any("supervisord" in word for word in process.cmdline()) else None
-        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            is_ours = any("supervisord" in word for word in process.cmdline()) and process.cwd() == str(
+                self.folder.resolve()
+            )
+            return process if is_ours else None
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
             return None
 
     def start_daemon(self, programs: Sequence[Program]) -> None:
