@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from airflow.providers.standard.exceptions import HITLRejectException
@@ -21,11 +23,28 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+log = logging.getLogger(__name__)
+
+
+def report_ignored_keys(context: Mapping[str, Any]) -> None:
+    """Log the keys of the run's conf that are no parameter of the DAG: Airflow accepts any, and nothing reads them."""
+    if unknown := sorted((context["dag_run"].conf or {}).keys() - context["dag"].params.keys()):
+        log.warning("ignored in this run's conf, since %s has no such parameter: %s", context["dag"].dag_id, unknown)
+
+
 # What may pass is tried again: an object store or a network that does not answer, a machine whose disk is full (another
-# worker may have room). Bad data and weak models stay so.
+# worker may have room). Bad data and weak models stay so, and so do files that are missing or closed to us.
 RETRIES = ExceptionRetryPolicy(
     rules=[
-        RetryRule(exception=[StoreError, OSError], action=RetryAction.RETRY),
+        RetryRule(
+            exception=[FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError],
+            action=RetryAction.FAIL,
+            reason="trying again cannot help",
+        ),
+        RetryRule(
+            exception=[StoreError, OSError, HTTPException, "httpx.TransportError", "urllib3.exceptions.HTTPError"],
+            action=RetryAction.RETRY,
+        ),
         RetryRule(exception=Exception, action=RetryAction.FAIL, reason="trying again cannot help"),
     ]
 )
@@ -35,6 +54,7 @@ TASKS: dict[str, Any] = {
     "retry_exponential_backoff": True,
     "retry_policy": RETRIES,
     "on_failure_callback": task_failed,
+    "on_execute_callback": report_ignored_keys,
     "execution_timeout": TASK_LIMIT,
 }
 

@@ -15,7 +15,7 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 from fmnist_defaults import TASKS, get_operator, step
 
 from fmnist_tasks.registry.store import Store, open_store
-from fmnist_tasks.settings import CHAMPION_ASSET, Settings
+from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, Settings
 
 PREFIX = Settings.from_environment().predict_prefix
 
@@ -81,6 +81,7 @@ def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> di
             minimum=1,
             maximum=100_000,
             section="Images",
+            **EXACT_TYPE,
         ),
     },
 )

@@ -4,7 +4,8 @@ Ingests and checks the images, trains and fine-tunes a network, judges it, publi
 proves that what was published is what was judged, and only then makes it the champion. Whatever goes wrong, the old
 champion stays in service and an alert says why.
 
-* **Schedule**: Mondays at 02:00 UTC; on demand with parameters. Both behave alike.
+* **Schedule**: Mondays at 02:00 UTC, from the first Monday after it is unpaused; on demand with parameters. A scheduled
+  run has their defaults, and waits for an approval only with `FMNIST_APPROVAL=true`.
 * **Nothing new**: if data, code and parameters are those of the champion, the run ends green without training.
 * **Settings**: environment variables `FMNIST_*`, see the README.
 * **Results**: `runs/<run id>/` of the object store, with `report.html`; releases in `releases/`.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -24,9 +25,10 @@ from airflow.sdk.exceptions import AirflowSkipException
 from fmnist_defaults import CHAMPION, TASKS, Approval, get_actor, get_operator, step
 
 from fmnist_tasks.alerts import airflow_address, run_timed_out
-from fmnist_tasks.settings import DAG_ID, MOST_CANDIDATES, PROFILES, RUN_LIMIT, Parameters
+from fmnist_tasks.settings import DAG_ID, EXACT_TYPE, MOST_CANDIDATES, PROFILES, RUN_LIMIT, Parameters, Settings
 
-DEFAULT = Parameters()
+FIRST_RUN_DELAY = timedelta(minutes=10)  # at most, of the first run by the schedule: longer than a restart takes
+DEFAULT = Parameters(approval=Settings.from_environment().approval)
 
 
 class RunLink(BaseOperatorLink):
@@ -60,10 +62,12 @@ def current_run() -> Any:
 
     context = get_current_context()
     created = context["dag_run"].run_after.astimezone(UTC).isoformat(timespec="seconds")
-    parameters = Parameters.from_mapping(context["params"])
+    values = dict(context["params"])
+    ignored = sorted(values.keys() - DEFAULT.as_json().keys())  # Airflow accepts any key in a run's conf
+    parameters = Parameters.from_mapping({name: value for name, value in values.items() if name not in ignored})
     if sys.argv[1:3] == ["dags", "test"]:  # nobody would be asked there, and nothing ends the waiting
         parameters = replace(parameters, approval=False)
-    return Run(context["run_id"], created, parameters, get_actor())
+    return Run(context["run_id"], created, parameters, get_actor(), tuple(ignored))
 
 
 @step
@@ -193,8 +197,9 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
 @dag(
     dag_id=DAG_ID,
     doc_md=__doc__,
-    schedule=CronTriggerTimetable("0 2 * * 1", timezone="UTC"),
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    # Without a start date the first run by the schedule is the next one after the DAG is unpaused. With one, or with
+    # the default of `run_immediately`, a run that somebody triggers then would come after one of this week.
+    schedule=CronTriggerTimetable("0 2 * * 1", timezone="UTC", run_immediately=FIRST_RUN_DELAY),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=RUN_LIMIT,
@@ -218,6 +223,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
             minimum=0,
             maximum=2**31 - 1,
             section="Training",
+            **EXACT_TYPE,
         ),
         "candidates": Param(
             DEFAULT.candidates,
@@ -228,6 +234,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
             minimum=1,
             maximum=MOST_CANDIDATES,
             section="Training",
+            **EXACT_TYPE,
         ),
         "accuracy_threshold": Param(
             DEFAULT.accuracy_threshold,
@@ -250,7 +257,8 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "approval": Param(
             DEFAULT.approval,
             title="Approval",
-            description="A verdict of hold waits for a person, three days at most; otherwise it rejects.",
+            description="A verdict of hold waits for a person, three days at most; otherwise it rejects. The default, "
+            "which scheduled runs have, is that of FMNIST_APPROVAL.",
             type="boolean",
             section="Gates",
         ),

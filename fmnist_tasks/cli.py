@@ -21,7 +21,7 @@ from rich.text import Text
 
 from fmnist_tasks import service, withdrawal
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.errors import FmnistError, MissingError, RejectedError
+from fmnist_tasks.errors import FmnistError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import champion as champions
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as published
@@ -56,7 +56,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @command
-def download() -> None:
+def download(as_json: AsJson = False) -> None:
     """Make the dataset available: find it, or fetch it over HTTPS or from its Debian package into the cache."""
     from fmnist_tasks.data.declaration import read_declaration
     from fmnist_tasks.data.sources import load_base
@@ -64,7 +64,10 @@ def download() -> None:
     settings = Settings.from_environment()
     declaration = read_declaration(settings.dataset)
     _, source = load_base(declaration, settings)
-    print(f"{declaration.title}: four files, sizes and digests as declared, from {source}")
+    if as_json:
+        print_json({"dataset": declaration.name, "source": source})
+    else:
+        print(f"{declaration.title}: four files, sizes and digests as declared, from {source}")
 
 
 @command
@@ -86,11 +89,14 @@ def ingest(
     from fmnist_tasks.steps import STEPS, Run
 
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    parameters = Parameters(
-        profile=profile, seed=seed, candidates=candidates, accuracy_threshold=accuracy_threshold, policy=policy or {}
-    )
+    run_id = run or f"shell__{now}"
+    try:
+        run_key(run_id, "")
+        parameters = Parameters(profile, seed, candidates, accuracy_threshold, {} if policy is None else policy)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from error
     _logging()
-    _show_steps([("ingest", STEPS["ingest"](Run(run or f"shell__{now}", now, parameters, _actor())))], as_json)
+    _show_steps([("ingest", STEPS["ingest"](Run(run_id, now, parameters, _actor())))], as_json)
 
 
 @command

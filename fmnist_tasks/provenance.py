@@ -11,26 +11,40 @@ from typing import Any
 
 from fmnist_tasks.settings import INCLUDE
 
-_SHAPING = ("tensorflow", "keras", "numpy", "scikit-learn")  # libraries whose version can change a model
+_SHAPING = (
+    "h5py",
+    "keras",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "tensorflow",
+)  # libraries whose version can change a model
 _OUTSIDE = {  # modules and rooms that cannot
     "alerts",
     "batch.py",
     "broker.py",
     "cli.py",
     "connections.py",
+    "lifecycle.py",
+    "memory.py",
     "page",
+    "progress.py",
     "provision.py",
+    "pruning.py",
+    "pruning_flag.py",
     "tables.py",
     "templates.py",
+    "turns.py",
 }
 
 
-def code_facts() -> dict[str, Any]:
+def code_facts(package: Path = Path(__file__).parent, include: Path = INCLUDE) -> dict[str, Any]:
     """A digest over all code and suites that make or judge a model, and the versions of the libraries that do."""
-    package = Path(__file__).parent
     files = [path for path in package.rglob("*.py") if not _OUTSIDE & set(path.relative_to(package).parts)]
-    files += [*(INCLUDE / "expectations").glob("*.json"), INCLUDE / "gates.toml"]
-    lines = sorted(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files)
+    named = {path.relative_to(package).as_posix(): path for path in files}
+    suites = [*(include / "expectations").glob("*.json"), include / "gates.toml"]
+    named |= {f"include/{path.relative_to(include).as_posix()}": path for path in suites}
+    lines = sorted(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in named.items())
     versions = {name: version(name) for name in _SHAPING}
     digest = hashlib.sha256("\n".join([*lines, repr(sorted(versions.items()))]).encode()).hexdigest()
     return {"digest": digest, "versions": versions}

@@ -24,6 +24,8 @@ TASK_LIMIT = timedelta(hours=6)  # a task that takes longer is stopped
 APPROVAL_LIMIT = timedelta(days=3)  # a person who has not decided by then has rejected
 RUN_LIMIT = APPROVAL_LIMIT + 2 * TASK_LIMIT  # a run that takes longer is stopped
 MOST_CANDIDATES = 16
+# For an integer among the parameters of a DAG: in newer drafts of JSON Schema 1.0 is one too.
+EXACT_TYPE: Mapping[str, Any] = {"$schema": "http://json-schema.org/draft-04/schema#"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Settings:
     predict_prefix: str  # where in the store every new champion finds images to answer; empty: nowhere
     instance: str  # which installation this is, for the subjects of alerts; empty: there is only one
     heartbeat_url: str = field(repr=False)  # fetched by every fmnist_watch that succeeds, and secret; empty: none
+    approval: bool  # whether a verdict of "hold" waits for a person in scheduled runs
 
     @property
     def cache(self) -> Path:
@@ -64,6 +67,9 @@ class Settings:
         heartbeat_url = environment.get("FMNIST_HEARTBEAT_URL", "")
         if heartbeat_url and not heartbeat_url.startswith(("http://", "https://")):
             raise SettingsError("FMNIST_HEARTBEAT_URL: must begin with http:// or https://")
+        approval = environment.get("FMNIST_APPROVAL") or "false"
+        if approval not in {"true", "false"}:
+            raise SettingsError(f"FMNIST_APPROVAL: {approval!r} is neither true nor false")
         return cls(
             home=home,
             store=environment.get("FMNIST_STORE") or (home / "store").as_uri(),
@@ -73,6 +79,7 @@ class Settings:
             predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
             instance=environment.get("FMNIST_INSTANCE", "").strip(),
             heartbeat_url=heartbeat_url,
+            approval=approval == "true",
         )
 
 

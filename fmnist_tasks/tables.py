@@ -45,6 +45,8 @@ def show_summary(report: str, records: dict[str, Any]) -> None:
     ]
     if "publish" in results:
         lines.append(["model", results["publish"]["location"]])
+    if ignored := sorted({key for record in records.values() for key in record.get("ignored", ())}):
+        lines.append(["ignored, no such parameter", ", ".join(ignored)])
     lines.append(["report", report])
     lines.append(["seconds in steps", f"{sum(record['seconds'] for record in records.values()):.0f}"])
     _table(["", ""], lines, headless=True)

@@ -6,6 +6,7 @@ import getpass
 import json
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,11 +83,6 @@ def test_wrong_usage_is_exit_code_2(pipeline: Pipeline, arguments: list[str]) ->
     assert fmnist(*arguments, expect=2).stdout == ""
 
 
-def test_a_parameter_without_meaning_begins_no_run(pipeline: Pipeline) -> None:
-    assert "profile: 'fast' is unknown" in fmnist("ingest", "--profile", "fast", expect=1).stderr
-    assert list(pipeline.store.list("")) == []
-
-
 def test_a_policy_without_meaning_ends_the_run_at_its_beginning(pipeline: Pipeline) -> None:
     too_much = fmnist("ingest", "--policy", '{"accuracy": {"at_least": 92}}', "--run", "r", expect=1).stderr
     assert "accuracy.at_least: Input should be less than or equal to 1" in too_much
@@ -104,6 +100,7 @@ def test_a_run_that_found_nothing_new_is_exit_code_0(pipeline: Pipeline) -> None
 
 def test_download_names_the_source(pipeline: Pipeline) -> None:
     assert f"four files, sizes and digests as declared, from {pipeline.data}" in fmnist("download").stdout
+    assert document("download") == {"dataset": "made", "source": str(pipeline.data)}
 
 
 def run_step_by_step(data: Path) -> str:
@@ -231,6 +228,27 @@ def test_who_was_champion_at_a_date(pipeline: Pipeline) -> None:
         assert document("history", "--at", date)["version"] == version
     assert "there was no champion yet at 2026-11-01" in fmnist("history", "--at", "2026-11-01", expect=1).stderr
     assert "Invalid" in fmnist("history", "--at", "last week", expect=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--profile", "fast", "profile: 'fast' is unknown"),
+        ("--seed", "-1", "seed: -1 is not a whole number"),
+        ("--seed", "1.5", "--seed"),
+        ("--candidates", "17", "candidates: 17 lies outside 1..16"),
+        ("--accuracy-threshold", "2", "accuracy_threshold: 2.0 lies outside 0..1"),
+        ("--accuracy-threshold", "nan", "accuracy_threshold: nan lies outside 0..1"),
+        ("--policy", "[]", "policy"),
+        ("--policy", "{", "--policy"),
+        ("--run", "a/b", "run id 'a/b'"),
+        ("--run", ".", "run id '.'"),
+    ],
+)
+def test_a_wrong_value_is_wrong_usage(pipeline: Pipeline, option: str, value: str, reason: str) -> None:
+    said = " ".join(re.sub(r"[│\n]", " ", fmnist("ingest", option, value, expect=2).stderr).split())
+    assert reason in said
+    assert list(pipeline.store.list("")) == []
 
 
 def test_prune_shows_first_and_then_deletes(pipeline: Pipeline) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fmnist_tasks.provenance import code_facts, machine_facts, processor
@@ -29,4 +31,26 @@ def test_the_machine_has_a_processor_and_cores() -> None:
 def test_the_code_has_a_digest_and_the_versions_that_shape_a_model() -> None:
     facts = code_facts()
     assert len(facts["digest"]) == 64
-    assert set(facts["versions"]) == {"tensorflow", "keras", "numpy", "scikit-learn"}
+    assert set(facts["versions"]) == {"h5py", "keras", "numpy", "scikit-learn", "scipy", "tensorflow"}
+
+
+def test_the_digest_knows_which_file_holds_what(tmp_path: Path) -> None:
+    package, include = tmp_path / "package", tmp_path / "include"
+    contents = {"model/network.py": "1", "data/network.py": "2", "registry/pruning.py": "3", "page/app.py": "4"}
+    for name, text in contents.items():
+        (package / name).parent.mkdir(parents=True)
+        (package / name).write_text(text)
+    include.mkdir()
+    (include / "gates.toml").write_text("5")
+
+    def digest(**changes: str) -> str:
+        for name, text in (contents | changes).items():
+            (package / name).write_text(text)
+        return str(code_facts(package, include)["digest"])
+
+    before = digest()
+    assert digest(**{"registry/pruning.py": "changed", "page/app.py": "changed"}) == before
+    assert digest(**{"model/network.py": "2", "data/network.py": "1"}) != before
+    assert digest() == before
+    (include / "gates.toml").write_text("changed")
+    assert digest() != before

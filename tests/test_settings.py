@@ -37,7 +37,18 @@ def test_days_without_meaning_are_refused(days: str) -> None:
         Settings.from_environment({"FMNIST_OVERDUE_DAYS": days})
 
 
-def test_the_readme_has_every_variable() -> None:
+@pytest.mark.parametrize(("value", "approval"), [("", False), ("false", False), ("true", True)])
+def test_scheduled_runs_wait_for_an_approval_if_it_is_set(value: str, approval: bool) -> None:
+    assert Settings.from_environment({"FMNIST_APPROVAL": value}).approval is approval
+
+
+@pytest.mark.parametrize("value", ["True", "yes", "1", "on", " true", "0"])
+def test_an_approval_that_is_neither_true_nor_false_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match=f"FMNIST_APPROVAL: '{value}' is neither true nor false"):
+        Settings.from_environment({"FMNIST_APPROVAL": value})
+
+
+def test_every_setting_is_in_the_readme_and_reaches_the_containers() -> None:
     asked = set()
 
     class Environment(dict[str, str]):
@@ -48,6 +59,11 @@ def test_the_readme_has_every_variable() -> None:
     Settings.from_environment(Environment())
     table = re.findall(r"^\| `(FMNIST_\w+)` \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
     assert set(table) == asked
+    compose = (PROJECT / "docker-compose.yaml").read_text()
+    example = (PROJECT / ".env.example").read_text()
+    for name in asked - {"FMNIST_HOME", "FMNIST_STORE"}:  # which are those of the containers
+        assert f"  {name}: ${{{name}:-}}\n" in compose
+        assert f"\n{name}=\n" in example
 
 
 @pytest.mark.parametrize(

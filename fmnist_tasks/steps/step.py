@@ -42,6 +42,7 @@ class Run:
     created: str  # UTC, ISO 8601; part of the version that the run publishes
     parameters: Parameters
     actor: str = "schedule"  # the user who triggered it
+    ignored: tuple[str, ...] = ()  # keys of what was asked that are no parameter
 
 
 STEPS: dict[str, Callable[..., Result]] = {}
@@ -65,6 +66,7 @@ def step(
                 "created": run.created,
                 "parameters": run.parameters.as_json(),
                 "started": datetime.now(UTC).isoformat(),
+                **({"ignored": list(run.ignored)} if run.ignored else {}),
             }
             clock = time.monotonic()
             reset_peak_memory()

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -61,11 +61,33 @@ def test_schedule_limits_and_documents(dag) -> None:
     assert all(task.doc_md for task in dag.tasks)
 
 
+@pytest.mark.parametrize(
+    ("now", "first"),
+    [
+        ("2026-11-30T02:09", "2026-11-30T02:00"),  # Airflow was just being restarted
+        ("2026-11-30T02:11", "2026-12-07T02:00"),
+        ("2026-12-02T12:00", "2026-12-07T02:00"),
+        ("2026-12-07T01:59", "2026-12-07T02:00"),
+    ],
+)
+def test_unpausing_begins_no_run_of_the_past(dag, monkeypatch: pytest.MonkeyPatch, now: str, first: str) -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    monkeypatch.setattr("airflow.timetables.trigger.utcnow", lambda: datetime.fromisoformat(f"{now}+00:00"))
+    found = DagSerialization.from_dict(DagSerialization.to_dict(dag)).next_dagrun_info(last_automated_run_info=None)
+    assert found.run_after == datetime.fromisoformat(f"{first}+00:00")
+
+
 def test_what_a_task_hands_on_is_kept_once(dag) -> None:
     assert [task.task_id for task in dag.tasks if getattr(task, "multiple_outputs", False)] == []
 
 
 def test_only_what_can_pass_is_tried_again(dag) -> None:
+    from http.client import IncompleteRead
+
+    from httpx import ReadError
+    from urllib3.exceptions import ProtocolError
+
     from fmnist_tasks.errors import DataError, RejectedError, StoreError
 
     for task in dag.tasks:
@@ -73,8 +95,23 @@ def test_only_what_can_pass_is_tried_again(dag) -> None:
         assert task.retry_exponential_backoff
         decide = task.retry_policy.evaluate
         assert decide(StoreError("gone"), 1, 2).action.value == "retry"
-        assert decide(ConnectionError("gone"), 1, 2).action.value == "retry"
-        for error in (DataError("bad"), RejectedError("weak"), ValueError("bug")):
+        passing = (
+            ConnectionError(),
+            OSError(28, "full"),
+            TimeoutError(),
+            IncompleteRead(b""),
+            ProtocolError(),
+            ReadError(""),
+        )
+        for error in passing:
+            assert decide(error, 1, 2).action.value == "retry", error
+        for error in (
+            DataError("bad"),
+            RejectedError("weak"),
+            ValueError("bug"),
+            FileNotFoundError(),
+            PermissionError(),
+        ):
             assert decide(error, 1, 2).action.value == "fail"
 
 
@@ -92,6 +129,10 @@ def test_every_parameter_has_a_title_a_text_a_type_and_a_valid_default(dag) -> N
     [
         ("profile", "fast"),
         ("seed", -1),
+        ("seed", 1.0),
+        ("seed", "1"),
+        ("seed", True),
+        ("candidates", 2.0),
         ("candidates", 0),
         ("candidates", 17),
         ("accuracy_threshold", 1.5),
@@ -106,6 +147,43 @@ def test_the_form_refuses_a_wrong_value(dag, name: str, value: object) -> None:
 
     with pytest.raises((ValueError, AirflowException)):
         dag.params.get_param(name).resolve(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "conf"),
+    [
+        ("fmnist_retrain", {"seed": 1.0}),
+        ("fmnist_retrain", {"candidates": 2.0}),
+        ("fmnist_retrain", {"accuracy_threshold": "0.9"}),
+        ("fmnist_retrain", {"approval": "yes"}),
+        ("fmnist_predict", {"prefix": 1}),
+        ("fmnist_predict", {"files": 1.0}),
+        ("fmnist_predict", {"files": 0}),
+        ("fmnist_rollback", {"version": "v", "reason": ""}),
+        ("fmnist_rollback", {"version": "v", "reason": "why", "approval": 1}),
+    ],
+)
+def test_a_conf_with_a_wrong_value_is_rejected_when_a_run_is_created(name: str, conf: dict[str, object]) -> None:
+    """As the API server, the scheduler and `airflow dags trigger` do it, which know a DAG by its serialized form."""
+    import runpy
+
+    from airflow.exceptions import ParamValidationError
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    serialized = json.loads(
+        json.dumps(DagSerialization.to_dict(runpy.run_path(str(DAG_FILE.parent / f"{name}.py"))[name]()))
+    )
+    params = DagSerialization.from_dict(serialized).params
+    with pytest.raises(ParamValidationError, match=f"Invalid input for param {list(conf)[-1]}"):
+        params.deep_merge(conf).validate()
+
+
+def test_approval_of_scheduled_runs_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpy
+
+    monkeypatch.setenv("FMNIST_APPROVAL", "true")
+    dag = runpy.run_path(str(DAG_FILE))["fmnist_retrain"]()
+    assert dag.params["approval"] is True
 
 
 @pytest.mark.parametrize("path", sorted(DAG_FILE.parent.glob("*.py")), ids=lambda path: path.stem)

@@ -64,6 +64,23 @@ def test_a_training_that_is_killed_in_a_scheduler_goes_on_from_its_checkpoint(
     assert len(champion.history(pipeline.store)) == 1
 
 
+def test_unpausing_and_triggering_begins_the_run_that_was_asked_for_and_no_other(
+    own_migrated_home: Path, finished_pipeline: Pipeline
+) -> None:
+    """As `make run-cluster` on a new cluster, and the box "Unpause on trigger" of the form."""
+    scheduled = dict.fromkeys(UNSCHEDULED, "True")
+    airflow = AirflowInstallation(own_migrated_home, finished_pipeline, scheduled)
+    with airflow.run_standalone() as url:
+        api = airflow.open_api(url)
+        api.wait_for_dag(DAG_ID)
+        run_id = api.trigger_run(DAG_ID, QUICK)
+        api.unpause_dag(DAG_ID)
+        wait_until(lambda: airflow.read_run_state(run_id) in {"success", "failed"})
+        assert airflow.read_run_state(run_id) == "success"  # nothing changed since the champion
+    rows = airflow.query_database(f"select run_id, run_type, conf from dag_run where dag_id = '{DAG_ID}'")  # noqa: S608
+    assert [(found, kind, json.loads(conf)) for found, kind, conf in rows] == [(run_id, "manual", QUICK)]
+
+
 def three_days_pass(airflow: AirflowInstallation, run_id: str) -> None:
     """Nobody answers until the time is over, which Airflow keeps with the task."""
     task = f"where task_id = 'tuned_model.approval' and run_id = '{run_id}'"

@@ -6,8 +6,10 @@ import json
 import re
 
 import pytest
+from typer.testing import CliRunner
 
 from fmnist_tasks import service
+from fmnist_tasks.cli import app
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import DAG_ID
@@ -15,6 +17,7 @@ from tests.support.airflow_in_process import AirflowInProcess
 from tests.support.minio_server import MinioServer
 from tests.support.pipeline import Pipeline
 from tests.support.replay import replay_steps
+from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.integration
 
@@ -54,6 +57,26 @@ def test_nothing_changed_ends_green_without_training(airflow: AirflowInProcess, 
     assert "nothing changed: data, code and parameters are those of the champion" in output
     assert "train-0 begins" not in output
     assert champion.history(finished_pipeline.store) == before
+
+
+def test_an_unknown_key_of_a_conf_is_ignored_and_reported_and_a_wrong_value_rejected(
+    airflow: AirflowInProcess, finished_pipeline: Pipeline
+) -> None:
+    code, output = airflow.test_dag(**QUICK, triggered_by="another DAG")
+    assert code == 0, output
+    assert "ignored in this run's conf, since fmnist_retrain has no such parameter: ['triggered_by']" in output
+    (run_id,) = {stat.key.split("/")[1] for stat in finished_pipeline.store.list("runs/")} - {RUN.id}
+    report = finished_pipeline.store.get(f"runs/{run_id}/report.html").decode()
+    assert "Ignored, since there are no such parameters: triggered_by." in report
+    ended = CliRunner().invoke(app, ["summary", "--run", run_id])
+    assert re.search(r"ignored, no such parameter +triggered_by *\n", ended.output)
+
+    from airflow.sdk.exceptions import ParamValidationError
+
+    before = [stat.key for stat in finished_pipeline.store.list("runs/")]
+    with pytest.raises(ParamValidationError, match=r"Invalid input for param seed: 1\.0 is not of type"):
+        airflow.test_dag(seed=1.0)
+    assert [stat.key for stat in finished_pipeline.store.list("runs/")] == before
 
 
 def test_a_weak_model_ends_red_with_an_alert_and_the_champion_stays(

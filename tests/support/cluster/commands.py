@@ -61,7 +61,7 @@ def run_on_cluster(folder: Path, parameters: str) -> None:
     api.wait_for_dag(DAG_ID)
     run_id = api.trigger_run(DAG_ID, json.loads(parameters))
     api.unpause_dag(DAG_ID)
-    print(f"run {run_id} is queued; one run at a time, on a new cluster this week's scheduled run first", flush=True)
+    print(f"run {run_id} is queued; one run at a time", flush=True)
     told: set[tuple[str, ...]] = set()
     while (state := api.read_run_state(DAG_ID, run_id)) in {"queued", "running"}:
         for running in api.list_active_runs(DAG_ID):
