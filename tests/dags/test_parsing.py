@@ -16,7 +16,7 @@ from fmnist_tasks.settings import PROJECT
 
 pytestmark = pytest.mark.integration
 
-DAGS = {"fmnist_predict", "fmnist_retrain", "fmnist_rollback", "fmnist_watch"}
+DAGS = {"fmnist_predict", "fmnist_retrain", "fmnist_rollback", "fmnist_watch", "fmnist_withdraw"}
 # Parses all files of folders as the dag-processor does, for each store, and prints the DAGs and what was asked.
 PROGRAM = """
 import json, os, sys
