@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -311,3 +313,56 @@ def before(function: Callable[..., Any], happens: Callable[[], object]) -> Calla
         return function(*args, **kwargs)
 
     return both
+
+
+class InterruptedStore(FolderStore):
+    """Lets something happen before one of its operations, counted from 1."""
+
+    def __init__(self, root: Path, moment: int, happens: Callable[[], object]) -> None:
+        super().__init__(root)
+        self.left, self.happens = moment, happens
+
+    def _path(self, key: str) -> Path:
+        self.left -= 1
+        if self.left == 0:
+            self.happens()
+        return super()._path(key)
+
+
+def begin_run(store: Store) -> str:
+    """Take up again old content that nothing refers to, as `ingest` does."""
+    write_record(store, "run-9", "ingest", RUNNING)
+    try:
+        pruning_flag.refuse_while_pruning(store)
+    except StoreError:
+        return "refused"
+    record = {"status": "done", "started": "now", "result": {"blob": put_blob(store, b"old")}}
+    write_record(store, "run-9", "ingest", record)
+    return "begun"
+
+
+def try_to_prune(store: Store) -> str:
+    try:
+        return f"deleted {len(prune(store).groups)}"
+    except ConflictError:
+        return "refused"
+
+
+@pytest.mark.parametrize("other", [begin_run, try_to_prune])
+def test_a_run_and_a_prune_that_meet_at_any_moment_never_lose_what_the_run_needs(
+    tmp_path: Path, other: Callable[[Store], str]
+) -> None:
+    """One begins before each operation of the other on the store."""
+    one = try_to_prune if other is begin_run else begin_run
+    outcomes = set()
+    for moment in range(1, 100):
+        plain, happened = FolderStore(tmp_path / str(moment)), list[str]()
+        key = with_old_blob(plain)
+        meet = partial(lambda store, happened: happened.append(other(store)), plain, happened)
+        met = (one(InterruptedStore(plain.root, moment, meet)), *happened)
+        outcomes.add(met)
+        assert "begun" not in met or plain.stat(key), (moment, met)
+        if not happened:
+            break
+    assert 5 < moment < 50
+    assert len(outcomes) > 2, outcomes
