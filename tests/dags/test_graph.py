@@ -160,6 +160,7 @@ def test_the_form_refuses_a_wrong_value(dag, name: str, value: object) -> None:
         ("fmnist_predict", {"files": 1.0}),
         ("fmnist_predict", {"files": 0}),
         ("fmnist_rollback", {"version": "v", "reason": ""}),
+        ("fmnist_withdraw", {"name": "v", "reason": "why", "action": "delete"}),
         ("fmnist_rollback", {"version": "v", "reason": "why", "approval": 1}),
     ],
 )
