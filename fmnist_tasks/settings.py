@@ -62,7 +62,7 @@ class Settings:
         home = path("FMNIST_HOME", PROJECT / "var")
         data_dir = environment.get("FMNIST_DATA_DIR")
         days = environment.get("FMNIST_OVERDUE_DAYS") or "8"
-        if not days.isdecimal() or not int(days):
+        if not days.isdecimal() or len(days) > 5 or not int(days):
             raise SettingsError(f"FMNIST_OVERDUE_DAYS: {days!r} is no number of days")
         heartbeat_url = environment.get("FMNIST_HEARTBEAT_URL", "")
         if heartbeat_url and not heartbeat_url.startswith(("http://", "https://")):

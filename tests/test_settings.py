@@ -31,7 +31,7 @@ def test_the_environment_wins(tmp_path: Path) -> None:
     assert (settings.dataset, settings.overdue, settings.predict_prefix) == (tmp_path, timedelta(days=3), "inbox/")
 
 
-@pytest.mark.parametrize("days", ["0", "-1", "1.5", "a week"])
+@pytest.mark.parametrize("days", ["0", "-1", "1.5", "a week", "9999999999"])
 def test_days_without_meaning_are_refused(days: str) -> None:
     with pytest.raises(SettingsError, match=f"FMNIST_OVERDUE_DAYS: '{days}' is no number of days"):
         Settings.from_environment({"FMNIST_OVERDUE_DAYS": days})
