@@ -33,7 +33,7 @@ _OWN = {  # what this project writes below a run or a release
 _FOREIGN = "was not written by this project; delete it yourself if nobody needs it"
 _DAMAGED = "was changed after it was written, or is foreign; restore it, or delete it yourself with what is beside it"
 # Below these are no documents that refer to blobs.
-_WITHOUT_REFERENCES = {"blobs", "checkpoints", "incoming", "predictions", "quarantine"}
+_WITHOUT_REFERENCES = {"alerts", "blobs", "champion", "checkpoints", "incoming", "predictions", "quarantine"}
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,12 @@ def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> Pl
     records = {key: document for key, document in documents.items() if _RECORD.fullmatch(key)}
     manifests = {name: documents[key] for name in releases if (key := file_key(name, "manifest.json")) in documents}
     damaged_runs = {_name(key) for key, record in records.items() if record.content is None}
-    damaged_releases = {name for name, manifest in manifests.items() if manifest.content is None}
-    for key in [*records, *(file_key(name, "manifest.json") for name in manifests)]:
-        if documents[key].content is None:
+    for key, document in documents.items():
+        if document.content is None and key.startswith(("batches/", "releases/", "runs/")):
             left_alone[key] = _DAMAGED
     _refuse_runs_under_way(runs, records, now)
 
-    published = {stat.key: stat.modified for stat in stats if stat.key.endswith("/manifest.json")}
-    newest = sorted(
-        manifests.keys() - damaged_releases, key=lambda name: (published[file_key(name, "manifest.json")], name)
-    )
-    kept = _in_service(store) | set(newest[max(0, len(newest) - keep) :]) | damaged_releases
+    kept = _find_kept_releases(store, releases, manifests, keep)
     old_releases = [name for name in _older(releases, before) if name not in kept]
     kept_manifests = [manifest for name, manifest in manifests.items() if name not in old_releases]
     kept_runs = damaged_runs | {name for name in runs if any(_names_run(manifest, name) for manifest in kept_manifests)}
@@ -123,8 +118,10 @@ def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> Pl
     going = {file_key(name, "manifest.json") for name in old_releases}
     going |= {key for key in records if _name(key) in old_runs}
     needed = set[str]().union(*(document.blobs for key, document in documents.items() if key not in going))
-    blobs = [stat for stat in stats if stat.key.startswith("blobs/")]
-    left_alone |= {stat.key: _FOREIGN for stat in blobs if not _BLOB.fullmatch(stat.key)}
+    left_alone |= {
+        stat.key: _FOREIGN for stat in stats if stat.key.startswith("blobs/") and not _BLOB.fullmatch(stat.key)
+    }
+    unused = [stat for stat in stats if _BLOB.fullmatch(stat.key) and stat.key not in needed and stat.modified < before]
     delivered = [stat for stat in stats if stat.key.startswith("alerts/delivered/") and stat.modified < before]
     groups = [
         *(Group("release", name, sorted(releases[name], key=_after_manifest)) for name in old_releases),
@@ -135,11 +132,7 @@ def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> Pl
             for name in _older(found[area], before)
         ),
         *([Group("alerts", "delivered", delivered)] if delivered else []),
-        *(
-            Group("blob", stat.key, [stat])
-            for stat in blobs
-            if _BLOB.fullmatch(stat.key) and stat.key not in needed and stat.modified < before
-        ),
+        *(Group("blob", stat.key, [stat]) for stat in unused),
     ]
     return Plan(groups, left_alone, before, [stat for stat in stats if stat.key.startswith("runs/")])
 
@@ -225,6 +218,20 @@ def _ended(records: dict[str, dict[str, Any]]) -> bool:
     statuses = {record.get("status") for record in records.values()}
     unchanged = (records.get("detect_change", {}).get("result") or {}).get("changed") is False
     return "running" not in statuses and (unchanged or statuses != {"done"} or "promote" in records)
+
+
+def _find_kept_releases(
+    store: Store, releases: dict[str, list[Stat]], manifests: dict[str, _Document], keep: int
+) -> set[str]:
+    """The releases in service, those that were published last, and those whose manifest is damaged."""
+
+    def find_publication(name: str) -> tuple[datetime, str]:
+        manifest = next(stat for stat in releases[name] if not _after_manifest(stat))
+        return manifest.modified, name
+
+    damaged = {name for name, manifest in manifests.items() if manifest.content is None}
+    newest = sorted(manifests.keys() - damaged, key=find_publication)
+    return _in_service(store) | damaged | set(newest[max(0, len(newest) - keep) :])
 
 
 def _in_service(store: Store) -> set[str]:

@@ -178,7 +178,8 @@ def test_what_is_damaged_or_foreign_stays_is_named_and_stops_nothing(store_of_ea
     for version in ("v1", "v2", "v3", "v4"):
         release(store, version, put_blob(store, f"data of {version}".encode()))
     promote(store, "v4")
-    damaged = ["releases/v2/manifest.json", "runs/run-of-v3/train.json"]
+    store.put("batches/b.json", seal({"blob": put_blob(store, b"batch")}))
+    damaged = ["batches/b.json", "releases/v2/manifest.json", "runs/run-of-v3/train.json"]
     for key in damaged:
         store.put(key, store.get(key).replace(b"2", b"3", 1) + b" ")
     foreign = [
@@ -199,6 +200,7 @@ def test_what_is_damaged_or_foreign_stays_is_named_and_stops_nothing(store_of_ea
         assert store.stat(f"runs/run-of-{version}/train.json")
         assert store.stat(find_blob(f"model {version}".encode()))
     assert store.stat(find_blob(b"data of v2"))
+    assert store.stat(find_blob(b"batch"))
     assert not store.stat(find_blob(b"data of v1"))
     assert planned(store, keep=1).groups == []
 
