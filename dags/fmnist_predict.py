@@ -1,7 +1,8 @@
 """### Batch prediction with the champion
 
-Answers every image under a prefix of the object store, in shards, and writes a table for each to
-`predictions/<run id>/`: the class or "not clothing", all probabilities, the novelty score, the release that answered.
+Answers every image in a folder of the object store, in shards, and writes a table for each to
+`predictions/<run id>/`: the class or "not clothing", all probabilities, the novelty score, the release that answered. A
+file that cannot be read is a row with the reason; if none can, the run fails.
 
 Triggered by hand, and by every new champion if `FMNIST_PREDICT_PREFIX` names a prefix.
 """
@@ -34,10 +35,13 @@ def wanted() -> bool:
 @step
 def plan() -> list[dict[str, Any]]:
     """Divide the files into shards, all for the same champion."""
+    from airflow.configuration import conf
+
     from fmnist_tasks import batch
 
     parameters = get_current_context()["params"]
-    return batch.plan(store(), parameters["prefix"], parameters["files"])
+    most = conf.getint("core", "max_map_length")
+    return batch.plan(store(), parameters["prefix"], parameters["files"], most)
 
 
 @step(doc_md="Answer the images of a shard.", map_index_template="shard {{ task.op_kwargs['shard']['number'] }}")
@@ -69,14 +73,15 @@ def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> di
         "prefix": Param(
             PREFIX,
             title="Prefix",
-            description="Where the images lie in the object store, for instance inbox/2026-11/.",
+            description="The folder of the object store that has the images, for instance inbox/2026-11/.",
             type="string",
             section="Images",
         ),
         "files": Param(
             500,
             title="Files in a shard",
-            description="Shards run side by side, on as many workers as there are.",
+            description="Shards run side by side, on as many workers as there are. Shards are larger where there would "
+            "be more of them than Airflow maps over (core.max_map_length).",
             type="integer",
             minimum=1,
             maximum=100_000,

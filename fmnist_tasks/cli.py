@@ -21,7 +21,7 @@ from rich.text import Text
 
 from fmnist_tasks import service, withdrawal
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.errors import FmnistError, MissingError, RejectedError, SettingsError
+from fmnist_tasks.errors import DataError, FmnistError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import champion as champions
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as published
@@ -291,19 +291,45 @@ def predict(
     release: Annotated[str | None, typer.Option(help="The release to ask; by default the champion.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what clothing images show, or that they show none. Garments are expected light on black."""
+    """Say what clothing images show, or that they show none; exit code 1 if one cannot be read.
+
+    Garments are expected light on black.
+    """
     import numpy as np
 
     from fmnist_tasks.data.pictures import read_picture
 
     store = _store()
     version = release or service.in_service(store).version
-    pixels = np.stack([read_picture(path, str(path)) for path in images])
-    found = service.answers(service.open_release(store, version), pixels)
-    rows = [{"image": str(path), **row} for path, row in zip(images, found, strict=True)]
+    pixels, reasons = {}, {}
+    for path in images:
+        try:
+            pixels[path] = read_picture(path, str(path))
+        except DataError as error:
+            reasons[path] = str(error)
+    found = []
+    if pixels:
+        found = service.answers(service.open_release(store, version), np.stack([*pixels.values()]))
+    rows = [{"image": str(path), **row} for path, row in zip(pixels, found, strict=True)]
+    if as_json:
+        print_json([*rows, *({"image": str(path), "error": reason} for path, reason in reasons.items())])
+    else:
+        show([{name: value for name, value in row.items() if name != "probabilities"} for row in rows], as_json)
+        for reason in reasons.values():
+            complaints.print("error:", reason, style="red", markup=False, highlight=False, soft_wrap=True)
+    if reasons:
+        raise typer.Exit(1)
+
+
+@command
+def batches(as_json: AsJson = False) -> None:
+    """List the batches that were accepted, and which of them were withdrawn and why."""
+    from fmnist_tasks.data.batches import list_accepted
+
+    rows = [batch.as_json() for batch in sorted(list_accepted(_store()), key=lambda batch: batch.accepted)]
     if not as_json:
-        rows = [{name: value for name, value in row.items() if name != "probabilities"} for row in rows]
-    show(rows, as_json)
+        rows = [{**row, "sha256": row["sha256"][:12]} for row in rows]
+    show(rows, as_json, "no batch was accepted yet; put one into incoming/")
 
 
 @command

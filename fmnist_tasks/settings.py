@@ -37,6 +37,7 @@ class Settings:
     dataset: Path  # the declaration (TOML) of the dataset to train on
     data_dir: Path | None  # a folder with the dataset's files, tried after the cache
     overdue: timedelta  # FMNIST_OVERDUE_DAYS without a run that ended well are too many
+    settle: timedelta  # FMNIST_SETTLE_SECONDS that a file in incoming/ of a folder must not have changed
     predict_prefix: str  # where in the store every new champion finds images to answer; empty: nowhere
     instance: str  # which installation this is, for the subjects of alerts; empty: there is only one
     heartbeat_url: str = field(repr=False)  # fetched by every fmnist_watch that succeeds, and secret; empty: none
@@ -70,12 +71,16 @@ class Settings:
         approval = environment.get("FMNIST_APPROVAL") or "false"
         if approval not in {"true", "false"}:
             raise SettingsError(f"FMNIST_APPROVAL: {approval!r} is neither true nor false")
+        seconds = environment.get("FMNIST_SETTLE_SECONDS") or "60"
+        if not seconds.isdecimal():
+            raise SettingsError(f"FMNIST_SETTLE_SECONDS: {seconds!r} is no number of seconds")
         return cls(
             home=home,
             store=environment.get("FMNIST_STORE") or (home / "store").as_uri(),
             dataset=path("FMNIST_DATASET", INCLUDE / "datasets" / "fashion_mnist.toml"),
             data_dir=Path(data_dir).expanduser().resolve() if data_dir else None,
             overdue=timedelta(days=int(days)),
+            settle=timedelta(seconds=int(seconds)),
             predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
             instance=environment.get("FMNIST_INSTANCE", "").strip(),
             heartbeat_url=heartbeat_url,

@@ -19,6 +19,8 @@ from typer.testing import CliRunner, Result
 
 from fmnist_tasks import service
 from fmnist_tasks.cli import app
+from fmnist_tasks.data import batches
+from fmnist_tasks.data.dataset import make_part
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.runs import write_record
@@ -282,3 +284,32 @@ def test_predict_names_the_class_or_that_it_is_no_clothing(finished_pipeline: Pi
     (tmp_path / "notes.png").write_text("no picture")
     for path in (tmp_path / "notes.png", tmp_path / "missing.png"):
         assert f"{path}: is no picture that can be read" in fmnist("predict", path, expect=1).stderr
+
+
+@pytest.mark.integration
+def test_predict_answers_the_images_that_it_can_read_and_names_the_others(
+    finished_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b[red].png", "c.png")]
+    for path, pixels in zip(paths, synthetic.make_images(3, 5)[0], strict=True):
+        Image.fromarray(pixels).save(path)
+    paths[1].write_bytes(paths[1].read_bytes()[:100])
+    rows = document("predict", *paths, expect=1)
+    assert [row["image"] for row in rows] == [str(paths[0]), str(paths[2]), str(paths[1])]
+    assert "is no picture that can be read" in rows[2]["error"]
+    shown = fmnist("predict", *paths, expect=1)
+    assert f"error: {paths[1]}: is no picture" in shown.stderr
+    assert "a.png" in shown.stdout
+    assert "c.png" in shown.stdout
+
+
+def test_batches_are_listed_with_what_was_withdrawn(pipeline: Pipeline) -> None:
+    assert "no batch was accepted yet" in fmnist("batches").stdout
+    images, labels = synthetic.make_images(20, 5)
+    part = make_part(pipeline.store, "train", "incoming/week 1.npz", images, labels)
+    batches.accept(pipeline.store, {**part, "keys": ["incoming/week 1.npz"]})
+    batches.withdraw(pipeline.store, "week 1.npz", by="ada", reason="labels are shifted")
+    (row,) = document("batches")
+    assert (row["batch"], row["images"], row["sha256"]) == ("week 1.npz", 20, part["blob"]["sha256"])
+    assert row["withdrawn"].endswith("by ada: labels are shifted")
+    assert f"week 1.npz  {part['blob']['sha256'][:12]}" in fmnist("batches").stdout

@@ -48,6 +48,12 @@ def test_an_approval_that_is_neither_true_nor_false_is_refused(value: str) -> No
         Settings.from_environment({"FMNIST_APPROVAL": value})
 
 
+@pytest.mark.parametrize("seconds", ["-1", "1.5", "a minute"])
+def test_seconds_without_meaning_are_refused(seconds: str) -> None:
+    with pytest.raises(SettingsError, match=f"FMNIST_SETTLE_SECONDS: '{seconds}' is no number of seconds"):
+        Settings.from_environment({"FMNIST_SETTLE_SECONDS": seconds})
+
+
 def test_every_setting_is_in_the_readme_and_reaches_the_containers() -> None:
     asked = set()
 

@@ -62,6 +62,11 @@ EVENTS = {
         "warning",
         "The run goes on without the batch: read the reason beside its files, correct them, and submit them again.",
     ),
+    "batch waiting": Event(
+        "Batch waiting",
+        "warning",
+        "The run goes on without them: let the pipeline read and remove them, or bring the other half of a pair.",
+    ),
     "champion changed": Event(
         "Champion changed",
         "success",

@@ -7,11 +7,11 @@ The suites are `include/expectations/*.json`; the statistics that they ask about
 from __future__ import annotations
 
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from fmnist_tasks.data.drift import Feature, compare, drift, features
 from fmnist_tasks.data.suspicion import Judge, Pair
 from fmnist_tasks.settings import INCLUDE
 from fmnist_tasks.verdict import Check
+
+log = logging.getLogger(__name__)
 
 _PAGES = {".html", ".css", ".svg"}  # of the Data Docs; the rest is 4 MB of fonts and tutorial films
 _SHOWN = 20  # images of a pair of classes whose labels look swapped
@@ -69,15 +71,16 @@ def check_samples(
     """What was found in each sample, by its name, and the Data Docs of all as files by relative path.
 
     A base split (with a declared count) is asked for class balance too; a batch may hold few classes. Batches
-    are taken one after the other, so that an iterator need not hold all of them.
+    are taken one after the other, so that an iterator need not hold all of them; none is if the base fails a check,
+    since they are compared with it. An error in checking a batch is a check that the batch fails.
     """
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     suites = _Suites(context, context.data_sources.add_pandas("memory"))
     in_training, in_test = (set(digests(sample.images)) for sample in (training, test))
     references = {sample.name: _Reference.of(sample, classes) for sample in (training, test)}
-    found: dict[str, Findings] = {}
-    for sample in chain((training, test), batches):
+
+    def check(sample: Sample) -> Findings:
         count, copies = sample.count, digests(sample.images)
         frame = image_frame(sample)
         frame["copy"] = repeated(copies, in_training if count is None else set())
@@ -88,7 +91,18 @@ def check_samples(
             shares = {"smallest": 0.5 / classes, "largest": 2 / classes}
             rows += suites.ask(f"{sample.name} classes", "classes", class_frame(sample.labels, classes), shares)
         name = (test if sample is training else training).name
-        found[sample.name] = _compared(suites, sample, references[name], classes, name, rows)
+        return _compared(suites, sample, references[name], classes, name, rows)
+
+    found = {sample.name: check(sample) for sample in (training, test)}
+    is_sound = all(row.passed for findings in found.values() for row in findings.checks)
+    for sample in batches if is_sound else ():
+        try:
+            found[sample.name] = check(sample)
+        except Exception as error:
+            log.warning("%s could not be checked", sample.name, exc_info=True)
+            asks = "every check can be made"
+            reason = f"{asks}: the check itself failed: {type(error).__name__}: {error}"
+            found[sample.name] = Findings([Check("check", None, asks, False, reason)], None)
     return found, _data_docs(context)
 
 
@@ -121,8 +135,8 @@ def _compared(
         asks = f"the {name} part has {_FEWEST} sound images of each class to compare with"
         return Findings([*rows, Check("reference", None, asks, False, f"{asks}: it has not")], None)
     found, negative = (
-        compare(features(images), sample.labels, reference.features, reference.labels)
-        for images in (sample.images, 255 - sample.images)
+        compare(features(sample.images, negative=side), sample.labels, reference.features, reference.labels)
+        for side in (False, True)
     )
     pairs = reference.judge.pairs(sample.images, sample.labels)
     rows = [

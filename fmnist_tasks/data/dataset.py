@@ -8,7 +8,6 @@ parts of the training split.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fmnist_tasks.data.npz import unpack
 from fmnist_tasks.data.shards import Chunk, Training
 from fmnist_tasks.errors import DataError, IntegrityError
 from fmnist_tasks.registry.blobs import open_verified, put_blob
@@ -51,17 +51,6 @@ def packed(**arrays: np.ndarray) -> Iterator[BinaryIO]:
     with TemporaryFile() as file:
         np.savez(file, allow_pickle=False, **arrays)
         yield file
-
-
-def unpack(file: BinaryIO, name: str, *arrays: str) -> tuple[np.ndarray, ...]:
-    """The named arrays of an .npz, whatever their dtype and shape; raises :class:`DataError` if it has not got them."""
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return tuple(content[array] for array in arrays)
-    except KeyError as error:
-        raise DataError(f"{name}: an .npz with the arrays {' and '.join(arrays)} is expected; {error}") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise DataError(f"{name}: is no .npz with plain arrays, or is cut short ({error})") from error
 
 
 def make_part(store: Store, split: str, source: str, images: np.ndarray, labels: np.ndarray) -> Part:

@@ -44,9 +44,10 @@ class Feature:
         return self.p_extreme < FALSE_ALARMS and self.extreme >= _LEAST_EXTREME
 
 
-def features(images: np.ndarray) -> dict[str, np.ndarray]:
-    """What the tests look at, each float (N,), of images uint8 (N, H, W)."""
-    parts = [_features(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
+def features(images: np.ndarray, *, negative: bool = False) -> dict[str, np.ndarray]:
+    """What the tests look at, each float (N,), of images uint8 (N, H, W) or of their negatives."""
+    chunks = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+    parts = [_features(255 - chunk if negative else chunk) for chunk in chunks]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

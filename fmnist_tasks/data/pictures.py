@@ -28,5 +28,9 @@ def read_picture(file: Path | BinaryIO, name: str) -> np.ndarray:
                 return np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: has more pixels than are read ({error})") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name}: is no picture that can be read ({error})") from error
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:  # whose text is about an object of Python
+        raise DataError(f"{name}: is no picture that can be read (none of {', '.join(_FORMATS)})") from error
+    except Exception as error:  # whatever a decoder makes of bytes that anybody may have written
+        raise DataError(f"{name}: is no picture that can be read ({error or type(error).__name__})") from error

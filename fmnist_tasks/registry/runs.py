@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import Any
 
-from fmnist_tasks.errors import SettingsError
+from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store, side_by_side
 
@@ -24,8 +24,17 @@ def write_record(store: Store, run_id: str, step: str, record: dict[str, Any]) -
 
 
 def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:
-    """The record of one step."""
-    return read_document(store, run_key(run_id, f"{step}.json"))
+    """The record of one step; raises :class:`IntegrityError` if it is that of another run.
+
+    On a file system that takes `a` and `A` for the same, two runs may have one folder.
+    """
+    record = read_document(store, run_key(run_id, f"{step}.json"))
+    if record["run_id"] != run_id:
+        raise IntegrityError(
+            f"{run_key(run_id, step)}.json is the record of run {record['run_id']}, whose folder is the same on this "
+            "file system; name runs so that they differ in more than upper and lower case"
+        )
+    return record
 
 
 def read_records(store: Store, run_id: str) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The object store on any S3 server with conditional writes, such as MinIO.
 
 Whatever S3 servers do in a way of their own stays in this room and in `access` and `tries`. Each object carries the
-SHA-256 of its bytes as metadata, for people; nothing here relies on it.
+SHA-256 of its bytes as metadata, for people; nothing here relies on it. Names on a server may have empty parts, `.` and
+`..`, which keys may not: there, slashes and dots are percent-encoded as well.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import mimetypes
+import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -16,19 +18,20 @@ from itertools import islice
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, TypeVar, cast
 
-from minio.commonconfig import ENABLED
+from minio.commonconfig import ENABLED, CopySource
+from minio.datatypes import Object
 from minio.error import MinioException, S3Error
 from minio.helpers import DictType
 from minio.lifecycleconfig import LifecycleConfig
 from minio.versioningconfig import SUSPENDED, VersioningConfig
 from urllib3.exceptions import HTTPError
 
-from fmnist_tasks.errors import AccessError, MissingError
+from fmnist_tasks.errors import AccessError, MissingError, SettingsError
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.blobs import describe
 from fmnist_tasks.registry.lifecycle import RULES
 from fmnist_tasks.registry.progress import Progress
-from fmnist_tasks.registry.store import Stat, check_key
+from fmnist_tasks.registry.store import Stat, check_key, decode_key, decode_prefix, encode_name
 from fmnist_tasks.registry.tries import explained, tried, was_disturbed
 
 log = logging.getLogger(__name__)
@@ -63,18 +66,18 @@ class S3Store:
 
     def open(self, key: str) -> BinaryIO:
         """The object in a temporary file of its own, or in memory if it is small."""
-        return self._done("read", check_key(key), lambda: self._download(key))
+        return self._done("read", key, lambda: self._download(key))
 
     def put(self, key: str, data: bytes | BinaryIO) -> None:
         """Write an object, replacing what was there; large ones in parts, which appear at once when all are there."""
-        check_key(key)
+        _name(key)
         file = io.BytesIO(data) if isinstance(data, bytes) else data
         self.prepare()
         self._done("write", key, lambda: self._upload(key, file))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object only if the key is free: the server accepts or refuses a single request."""
-        check_key(key)
+        _name(key)
         self.prepare()
         if not self._keeps_conditions:
             raise AccessError(
@@ -84,31 +87,59 @@ class S3Store:
         return self._done("create", key, lambda: self._create(key, data))
 
     def list(self, prefix: str, after: str = "") -> Iterator[Stat]:
-        """Objects whose key begins with the prefix and comes after `after`, in the order of their keys."""
+        """Objects whose name begins with the prefix and comes after `after`, in the order of their names."""
+        # Names on a server are UTF-8: bytes that are none match nothing.
+        beginning, passed = (name.decode(errors="replace") for name in (decode_prefix(prefix), _decode(after)))
         full = True
         while full:
-            page = self._done("list", prefix, lambda start=after: self._page(prefix, start))  # type: ignore[misc]
-            yield from page
-            full = len(page) == _PAGE
-            after = page[-1].key if page else after
+            names = self._done("list", prefix, lambda start=passed: self._page(beginning, start))  # type: ignore[misc]
+            yield from (stat for name, stat in names if not (name.endswith("/") and not stat.bytes))
+            full = len(names) == _PAGE
+            passed = names[-1][0] if names else passed
 
     def stat(self, key: str) -> Stat | None:
         """Size and time of an object, or None if there is none."""
         try:
-            return self._done("read", check_key(key), lambda: self._look(key))
+            return self._done("read", key, lambda: self._look(key))
         except MissingError:
             return None
 
     def delete(self, key: str) -> None:
         """Remove an object; the versioning of the bucket keeps what it was."""
         try:
-            self._done("delete", check_key(key), lambda: self._client.remove_object(self.bucket, key))
+            self._done("delete", key, lambda: self._client.remove_object(self.bucket, _name(key)))
         except MissingError:
             log.debug("%s was not there to be deleted", key)
+
+    def take(self, seen: Stat, to: str | None = None, sha256: str | None = None) -> bool:
+        """Remove or move an object as it was seen.
+
+        Its version is the digest that the server gives its content: the server copies on condition of that, and none of
+        the bytes come here. A newer object that is written between the last look and the deletion, which has no
+        condition, stays in the bucket's earlier versions.
+        """
+        try:
+            return self._done("move" if to else "delete", seen.key, lambda: self._take(seen, to))
+        except MissingError:
+            return True
 
     def location(self, key: str) -> str:
         """Address of the object on its server."""
         return f"{self.endpoint}/{self.bucket}/{key}"
+
+    def _take(self, seen: Stat, to: str | None) -> bool:
+        if self._look(seen.key).version != seen.version:
+            return False
+        if to is not None:
+            source = CopySource(self.bucket, _name(seen.key), match_etag=seen.version)
+            try:
+                self._client.copy_object(self.bucket, _name(to), source)
+            except S3Error as error:
+                if error.code != "PreconditionFailed":
+                    raise
+                return False
+        self._client.remove_object(self.bucket, _name(seen.key))
+        return True
 
     def _done(self, verb: str, key: str, action: Callable[[], T]) -> T:
         """The result of the requests in `action`, or the project's own error for theirs."""
@@ -118,19 +149,25 @@ class S3Store:
             if isinstance(error, S3Error) and error.code in {"NoSuchKey", "NoSuchBucket"}:
                 raise MissingError(f"{self.location(key)} does not exist") from error
             raise explained(error, f"cannot {verb} {self.location(key)}", self.endpoint) from error
+        except ValueError as error:  # the client's own rules for names
+            raise AccessError(f"cannot {verb} {self.location(key)}: {error}; give the object another name") from error
 
     def _download(self, key: str) -> BinaryIO:
-        response = self._client.get_object(self.bucket, key)
+        response = self._client.get_object(self.bucket, _name(key))
         file = SpooledTemporaryFile(_PIECE)  # noqa: SIM115 - the caller closes it
         try:
-            with Progress(key, int(response.headers["Content-Length"])) as progress:
+            # A proxy that sends in chunks leaves the length out.
+            with Progress(key, int(response.headers.get("Content-Length") or 0)) as progress:
                 for chunk in response.stream(_CHUNK):
                     file.write(chunk)
                     progress.update(len(chunk))
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
         finally:
             response.close()
             response.release_conn()
-        file.seek(0)
         return cast(BinaryIO, file)
 
     def _upload(self, key: str, file: BinaryIO) -> None:
@@ -139,7 +176,7 @@ class S3Store:
         with Progress(key, content["bytes"]) as progress:
             self._client.put_object(
                 self.bucket,
-                key,
+                _name(key),
                 file,
                 content["bytes"],
                 content_type=_content_type(key),
@@ -153,17 +190,18 @@ class S3Store:
         headers: DictType = {"If-None-Match": "*", "Content-Type": _content_type(key), "X-Amz-Meta-Sha256": sha256}
         try:
             # The client's public put_object would send the condition as metadata, and overwrite.
-            self._client._put_object(self.bucket, key, data, headers)
+            self._client._put_object(self.bucket, _name(key), data, headers)
         except S3Error as error:
             if error.code != "PreconditionFailed":
                 raise
             return False
         return True
 
-    def _page(self, prefix: str, after: str) -> Sequence[Stat]:
+    def _page(self, beginning: str, passed: str) -> Sequence[tuple[str, Stat]]:
+        """At most a page of objects with their names on the server, markers of folders among them."""
         try:
-            found = self._client.list_objects(self.bucket, prefix=prefix, start_after=after, recursive=True)
-            return [_stat(item.object_name, item.size, item.last_modified) for item in islice(found, _PAGE)]
+            found = self._client.list_objects(self.bucket, prefix=beginning, start_after=passed, recursive=True)
+            return [(cast(str, item.object_name), _stat(item)) for item in islice(found, _PAGE)]
         except S3Error as error:
             if error.code != "NoSuchBucket":
                 raise
@@ -171,12 +209,11 @@ class S3Store:
 
     def _look(self, key: str) -> Stat:
         try:
-            found = self._client.stat_object(self.bucket, key)
+            return _stat(self._client.stat_object(self.bucket, _name(key)))
         except S3Error as error:
             if error.code == "AccessDenied":  # an answer to HEAD has no body; one to a listing says why
-                self._page(key, "")
+                self._page(_name(key), "")
             raise
-        return _stat(key, found.size, found.last_modified)
 
     def prepare(self) -> None:
         """See that the bucket is there and keeps earlier versions; the first write does it too."""
@@ -225,8 +262,33 @@ class S3Store:
         return not (self._done("create", _PROOF_KEY, create) and self._done("create", _PROOF_KEY, create))
 
 
-def _stat(key: str | None, size: int | None, modified: datetime | None) -> Stat:
-    return Stat(cast(str, key), cast(int, size), cast(datetime, modified))
+def _stat(item: Object) -> Stat:
+    return Stat(
+        key=_encode(cast(str, item.object_name).encode()),
+        bytes=cast(int, item.size),
+        modified=cast(datetime, item.last_modified),
+        version=cast(str, item.etag),
+    )
+
+
+def _name(key: str) -> str:
+    """The object's name on the server; raises :class:`SettingsError` if the key is none."""
+    try:
+        return _decode(check_key(key, _encode, _decode)).decode()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{key!r} is no valid key: names on an S3 server are UTF-8") from error
+
+
+def _encode(name: bytes) -> str:
+    """The key of a name on a server; a name that ends in a slash has a last part of nothing but encoded slashes."""
+    key = re.sub("(^|(?<=/))/", "%2F", encode_name(name))
+    parts = (key + "%2F" if name.endswith(b"/") else key).split("/")
+    return "/".join(part.replace(".", "%2E") if part in {".", ".."} else part for part in parts)
+
+
+def _decode(key: str) -> bytes:
+    name = decode_key(key)
+    return name[:-1] if re.search("(^|/)(%2F)+$", key) else name
 
 
 def _content_type(key: str) -> str:

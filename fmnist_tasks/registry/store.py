@@ -1,7 +1,9 @@
 """The object store: a few operations on keys, whatever stands behind them.
 
-Keys are relative paths of printable characters (`releases/<version>/model.h5`). Writes are atomic: a reader sees the
-old object, the new one or none, never a part.
+Keys are relative paths of printable characters (`releases/<version>/model.h5`). A name that others gave their file may
+be none: in its key, bytes that are no printable UTF-8, backslashes and `%` are percent-encoded (`a%0Ab`), so that each
+name has one key and each key one name. Writes are atomic: a reader sees the old object, the new one or none, never a
+part.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from fmnist_tasks.errors import SettingsError, StoreError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+FILE = "file"
+UNREADABLE = "unreadable"
 _CLOCK_KEY = "clock.txt"
 
 
@@ -29,7 +33,10 @@ class Stat:
 
     key: str
     bytes: int
-    modified: datetime  # UTC, by the store's clock
+    modified: datetime  # UTC, by the store's clock; of a file in a folder, whatever its writer says
+    version: str = ""  # another one after any change of the object
+    changed: datetime | None = None  # UTC, by the file system's clock; None where writes are atomic
+    kind: str = FILE  # or what stands there instead and is not read: "symbolic link", "pipe", "unreadable folder", …
 
 
 class Store(Protocol):
@@ -51,13 +58,24 @@ class Store(Protocol):
         """
 
     def list(self, prefix: str, after: str = "") -> Iterator[Stat]:
-        """Objects whose key begins with the prefix and comes after `after`, in the order of their keys."""
+        """Objects whose name begins with the prefix and comes after `after`, in the order of their names.
+
+        Raises :class:`~fmnist_tasks.errors.SettingsError` for a prefix that leaves the store. Includes what is no file
+        (see `Stat.kind`), and leaves out the empty objects `folder/` with which S3 consoles mark folders.
+        """
 
     def stat(self, key: str) -> Stat | None:
         """Size and time of an object, or None if there is none."""
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
+
+    def take(self, seen: Stat, to: str | None = None, sha256: str | None = None) -> bool:
+        """Remove an object, or move it to the key `to`, but only as it was seen; False, and it stays, if it changed.
+
+        With `sha256`, its content must have that digest too. True if it is gone: an interrupted call may have taken it,
+        and the next one completes that.
+        """
 
     def location(self, key: str) -> str:
         """Where a person finds the object: a path or an address without credentials."""
@@ -81,11 +99,40 @@ def side_by_side(read: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(threads.map(read, items))
 
 
-def check_key(key: str) -> str:
+def encode_name(name: bytes) -> str:
+    """The key of a name as it is in a file system or on a server."""
+    return "".join(
+        character
+        if character.isprintable() and character not in "%\\"
+        else "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogateescape"))
+        for character in name.decode(errors="surrogateescape")
+    )
+
+
+def decode_key(key: str) -> bytes:
+    """The name that a key, or the beginning of one, stands for."""
+    return unquote_to_bytes(key)
+
+
+def check_key(
+    key: str, encode: Callable[[bytes], str] = encode_name, decode: Callable[[str], bytes] = decode_key
+) -> str:
     """Return the key; raises :class:`SettingsError` if it could leave the store or not be written everywhere."""
-    if not key.isprintable() or "\\" in key or any(part in {"", ".", ".."} for part in key.split("/")):
-        raise SettingsError(f"{key!r} is no valid key: use printable names joined by /, none of them . or ..")
+    valid = key.isprintable() and not any(part in {"", ".", ".."} for part in key.split("/")) and "%00" not in key
+    if not valid or encode(decode(key)) != key:
+        raise SettingsError(
+            f"{key!r} is no valid key: use printable names joined by /, none of them . or .., and %XX for other bytes"
+        )
     return key
+
+
+def decode_prefix(prefix: str) -> bytes:
+    """What the names begin with; raises :class:`SettingsError` if that leads out of the store."""
+    name = decode_key(prefix)
+    *folders, last = name.split(b"/")
+    if any(part in {b"", b".", b".."} for part in folders) or last in {b".", b".."} or b"\0" in name:
+        raise SettingsError(f"{prefix!r} leads out of the store; use names joined by /, none of them empty, . or ..")
+    return name
 
 
 def open_store(uri: str) -> Store:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fmnist_tasks.alerts import Alert, send
-from fmnist_tasks.errors import DataError
+from fmnist_tasks.errors import AccessError, MissingError, StoreError
 from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.provenance import code_facts, machine_facts
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import Reference, put_blob
 from fmnist_tasks.registry.runs import run_key
-from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.store import Store, read_clock
 from fmnist_tasks.settings import Parameters, Settings
 from fmnist_tasks.steps.step import Result, Run, step
 
 if TYPE_CHECKING:
     from fmnist_tasks.data.checks import Findings
+    from fmnist_tasks.data.incoming import Waiting
+
+log = logging.getLogger(__name__)
+
+_SEPARATE_ALERTS = 10  # of one kind in a run; what is more goes into one
 
 
 @step()
 def ingest(store: Store, run: Run) -> Result:
     """Find the dataset and new batches, and keep both as blobs."""
-    from fmnist_tasks.data import incoming
+    from fmnist_tasks.data.batches import list_accepted
     from fmnist_tasks.data.dataset import make_dataset, make_part
     from fmnist_tasks.data.declaration import read_declaration
     from fmnist_tasks.data.sources import load_base
@@ -36,65 +44,66 @@ def ingest(store: Store, run: Run) -> Result:
         make_part(store, split, source, arrays[f"{split}_images"], arrays[f"{split}_labels"])
         for split in ("train", "test")
     ]
-    earlier = list(incoming.accepted(store))
-    batches, waiting = incoming.find_batches(store)
-    new, unreadable = [], []
-    for name, keys in batches.items():
-        try:
-            images, labels, files = incoming.read_batch(store, name, keys)
-            part = make_part(store, "train", f"incoming/{name}", images, labels)
-        except DataError as error:
-            unreadable.append({"name": name, "keys": keys, "reasons": [str(error)]})
-        else:
-            new.append({"name": name, "keys": keys, "files": files, "part": part})
+    known = list_accepted(store)
+    earlier = [batch.part for batch in known if not batch.withdrawn]
+    new, unreadable, waiting = _read_batches(store, settings.settle)
+    _alert_waiting(run, waiting)
     return {
         "title": declaration.title,
         "source": source,
+        "declared": {split: declaration.count(split) for split in ("train", "test")},
         "dataset": make_dataset(declaration.name, declaration.classes, parts, earlier),
         "batches": new,
         "unreadable": unreadable,
-        "waiting": waiting,
+        "waiting": [asdict(file) for file in waiting],
+        "withdrawn": [batch.as_json() for batch in known if batch.withdrawn],
         "code": code_facts(),
         "machine": machine_facts(),
         "summary": (
             f"{parts[0]['images']:,} training and {parts[1]['images']:,} test images from {source}; "
             f"{len(earlier)} earlier and {len(new)} new batches, {len(unreadable)} unreadable"
+            f"{_waiting_summary(waiting)}"
         ),
     }
 
 
 @step("ingest")
 def validate_data(store: Store, run: Run, ingested: Result) -> Result:
-    """Check the dataset and each new batch; accept good batches, quarantine bad ones, reject a bad dataset."""
+    """Check the dataset and each new batch; accept good batches, quarantine bad ones, reject a bad dataset.
+
+    A bad dataset leaves all batches where they are: they are compared with it.
+    """
     from fmnist_tasks.data.checks import Sample, check_samples
     from fmnist_tasks.data.dataset import load_part, make_dataset
     from fmnist_tasks.evaluation import figures
 
-    dataset = ingested["dataset"]
+    dataset, declared = ingested["dataset"], ingested["declared"]
     train, test = (load_part(store, part) for part in dataset["parts"][:2])
-    training = Sample("training", *train, len(train[0]))
+    base = Sample("training", *train, declared["train"]), Sample("test", *test, declared["test"])
     batches = (Sample(_named(batch), *load_part(store, batch["part"]), None) for batch in ingested["batches"])
-    found, pages = check_samples(training, Sample("test", *test, len(test[0])), batches, len(dataset["classes"]))
+    found, pages = check_samples(*base, batches, len(dataset["classes"]))
     for path, page in pages.items():
         store.put(run_key(run.id, f"data_docs/{path}"), page)
 
     failures = {name: [check.reason for check in part.checks if not check.passed] for name, part in found.items()}
-    accepted, quarantined = _sorted_batches(store, run, ingested, failures)
-    base, earlier = dataset["parts"][:2], dataset["parts"][2:]
+    rejected = [f"{name}: {reason}" for name in ("training", "test") for reason in failures[name]]
+    accepted, quarantined, waiting = ([], [], []) if rejected else _sort_batches(store, run, ingested, failures)
+    parts = [*dataset["parts"], *(batch["part"] for batch in accepted)]
     pictures = _suspicious_images(store, found.values(), dataset["classes"])
     result = {
-        "dataset": make_dataset(dataset["name"], dataset["classes"], base, [*earlier, *accepted]),
+        "dataset": make_dataset(dataset["name"], dataset["classes"], parts[:2], parts[2:]),
         "checks": {name: [check.as_json() for check in part.checks] for name, part in found.items()},
         "drift": {name: part.drift for name, part in found.items()},
         "pictures": pictures,
+        "accepted": [{"name": batch["name"], "files": batch["files"]} for batch in accepted],
         "quarantined": quarantined,
+        "waiting": [asdict(file) for file in waiting],
         "data_docs": store.location(run_key(run.id, "data_docs/index.html")),
         "summary": (
             f"{sum(len(part.checks) for part in found.values())} checks of {len(found)} parts; "
-            f"{len(accepted)} batches accepted, {len(quarantined)} quarantined"
+            f"{len(accepted)} batches accepted, {len(quarantined)} quarantined{_waiting_summary(waiting)}"
         ),
     }
-    rejected = [f"{name}: {reason}" for name in ("training", "test") for reason in failures[name]]
     if rejected:
         return {**result, "rejection": "data rejected, training does not start: " + "; ".join(rejected)}
     samples = put_blob(store, figures.class_samples(*train, dataset["classes"]))
@@ -144,23 +153,89 @@ def _suspicious_images(store: Store, found: Iterable[Findings], classes: list[st
     return {"suspicious": put_blob(store, figures.predictions(rows, images))} if rows else {}
 
 
-def _sorted_batches(
-    store: Store, run: Run, ingested: Result, failures: dict[str, list[str]]
-) -> tuple[list[Result], list[Result]]:
-    """Parts of the batches that were accepted, and what was put into quarantine; a person is told of the latter."""
+def _read_batches(store: Store, settle: timedelta) -> tuple[list[Result], list[Result], list[Waiting]]:
+    """Batches under `incoming/` that were read and kept as blobs, those that cannot be read, and files that wait."""
     from fmnist_tasks.data import incoming
+    from fmnist_tasks.data.dataset import make_part
 
-    accepted = []
-    refused = list(ingested["unreadable"])
-    for batch in ingested["batches"]:
-        if reasons := failures[_named(batch)]:
-            refused.append({**batch, "reasons": reasons})
+    now = read_clock(store)
+    try:
+        batches, waiting = incoming.find_batches(store.list(incoming.PREFIX), now, settle)
+    except AccessError as error:
+        return [], [], [incoming.Waiting(incoming.PREFIX, str(error), alert=True)]
+    new, unreadable = [], []
+    for batch in batches:
+        try:
+            content, files = incoming.read_batch(store, batch)
+            if incoming.has_changed(store, files):
+                waiting += [incoming.Waiting(file.key, "it changed while it was read") for file in files]
+                continue
+        except MissingError as error:
+            log.info("batch %s was taken away meanwhile: %s", batch.name, error)
+            continue
+        except (AccessError, StoreError) as error:
+            read_clock(store)  # raises if not the file, but the store as a whole does not answer
+            waiting += [incoming.Waiting(file.key, f"it cannot be read: {error}", alert=True) for file in batch.files]
+            continue
+        found: Result = {"name": batch.name, "files": [file.as_json() for file in files]}
+        if isinstance(content, str):
+            unreadable.append({**found, "reasons": [content]})
         else:
-            accepted.append(incoming.accept(store, batch["part"], batch["files"]))
-    quarantined = [
-        incoming.quarantine(store, run.id, batch["name"], batch["keys"], batch["reasons"]) for batch in refused
+            part = make_part(store, "train", f"{incoming.PREFIX}{batch.name}", *content)
+            new.append({**found, "part": {**part, "keys": [file.key for file in files]}})
+    return new, unreadable, waiting
+
+
+def _sort_batches(
+    store: Store, run: Run, ingested: Result, failures: dict[str, list[str]]
+) -> tuple[list[Result], list[Result], list[Waiting]]:
+    """Batches that were accepted, what was put into quarantine, and files that wait; alerts are sent for the latter."""
+    from fmnist_tasks.data import incoming
+    from fmnist_tasks.data.batches import accept, list_accepted
+
+    withdrawn = {batch.sha256: batch.withdrawn for batch in list_accepted(store) if batch.withdrawn}
+    accepted, quarantined, waiting = [], [], []
+    for batch in [*ingested["unreadable"], *ingested["batches"]]:
+        found = incoming.Batch(batch["name"], [incoming.File(**file) for file in batch["files"]])
+        reasons = batch.get("reasons") or failures[_named(batch)]
+        if not reasons and (decision := withdrawn.get(batch["part"]["blob"]["sha256"])):
+            why = f"on {decision.time[:10]} by {decision.by}: {decision.reason}"
+            reasons = [f"the same content was withdrawn {why}; restore it if it is to be used"]
+        if reasons:
+            moved, left = incoming.quarantine(store, run.id, found, reasons)
+            quarantined += [moved] if moved else []
+            waiting += left
+        else:
+            accept(store, batch["part"])
+            accepted.append(batch)
+            waiting += filter(None, (incoming.take(store, file) for file in found.files))
+    _alert_quarantined(run, quarantined)
+    _alert_waiting(run, waiting)
+    return accepted, quarantined, waiting
+
+
+def _alert_quarantined(run: Run, batches: list[Result]) -> None:
+    """One alert for each batch; where there are many, one for all, with the reasons of the first."""
+    texts = [
+        f"batch {batch['batch']} is not used: {'; '.join(batch['reasons'])}. It lies at {batch['location']}"
+        for batch in batches
     ]
-    for batch in quarantined:
-        text = f"batch {batch['batch']} is not used: {'; '.join(batch['reasons'])}. It lies at {batch['location']}"
+    if len(texts) > _SEPARATE_ALERTS:
+        first, rest = ". ".join(texts[:_SEPARATE_ALERTS]), len(texts) - _SEPARATE_ALERTS
+        texts = [
+            f"{len(texts)} batches are not used. {first}. {rest} more are in the report of the run, and beside these"
+        ]
+    for text in texts:
         send(Alert("batch quarantined", run.id, text))
-    return accepted, quarantined
+
+
+def _alert_waiting(run: Run, waiting: list[Waiting]) -> None:
+    """One alert for all files that will not get better by themselves."""
+    texts = [f"{file.key}: {file.reason}" for file in waiting if file.alert]
+    if texts:
+        more = f"; and {len(texts) - _SEPARATE_ALERTS} more" if len(texts) > _SEPARATE_ALERTS else ""
+        send(Alert("batch waiting", run.id, f"not used in this run: {'; '.join(texts[:_SEPARATE_ALERTS])}{more}"))
+
+
+def _waiting_summary(waiting: list[Waiting]) -> str:
+    return f", {len(waiting)} waiting" if waiting else ""

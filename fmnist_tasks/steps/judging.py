@@ -48,7 +48,7 @@ def differing(store: Store, model: keras.Model, images: np.ndarray, evaluated: R
     """How many of a model's predictions on images (N, 28, 28) are not, bit for bit, those that were judged."""
     import numpy as np
 
-    from fmnist_tasks.data.dataset import unpack
+    from fmnist_tasks.data.npz import unpack
     from fmnist_tasks.model import h5
 
     with open_verified(store, evaluated["predictions"]) as file:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fmnist_tasks.errors import MissingError, SettingsError, StoreError
+from fmnist_tasks.errors import AccessError, MissingError, SettingsError, StoreError
+from fmnist_tasks.registry import s3
 from fmnist_tasks.registry.local import FolderStore
-from fmnist_tasks.registry.store import Store, check_key, open_store, read_clock
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.store import Store, check_key, decode_key, open_store, read_clock
 
 
 @pytest.fixture
@@ -24,6 +29,17 @@ def folder(tmp_path: Path) -> FolderStore:
 @pytest.fixture(name="store")
 def each_store(store_of_each_kind: Store) -> Store:
     return store_of_each_kind
+
+
+def write_foreign(store: Store, name: str, data: bytes) -> None:
+    """Write under a name as others would, who know nothing of keys."""
+    if isinstance(store, FolderStore):
+        path = store.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    else:
+        store.prepare()
+        store._client.put_object(store.bucket, name, io.BytesIO(data), len(data))
 
 
 def keys(store: Store, prefix: str, after: str = "") -> list[str]:
@@ -130,16 +146,126 @@ def test_more_keys_than_one_page_holds(store: Store) -> None:
     assert keys(store, "log/", after="log/0999") == [f"log/{number:04d}" for number in range(1000, 2001)]
 
 
+NAMES = {
+    "Größe 42 (neu)+a=b.npz": "Größe 42 (neu)+a=b.npz",
+    "Screenshot 2.30.00\u202fPM.png": "Screenshot 2.30.00%E2%80%AFPM.png",
+    "no\u00a0break\u3000space": "no%C2%A0break%E3%80%80space",
+    "zero\u200bwidth": "zero%E2%80%8Bwidth",
+    "50% off": "50%25 off",
+    "50%25 off": "50%2525 off",
+    "tab\tand\nnew line": "tab%09and%0Anew line",
+    "back\\slash": "back%5Cslash",
+    "<img src=x onerror=alert(1)>.npz": "<img src=x onerror=alert(1)>.npz",
+    "-rf": "-rf",
+    "e\u0301 and \u00e9": "e\u0301 and \u00e9",
+    "x" * 250: "x" * 250,
+}
+
+
 def test_names_that_people_give_their_files(store: Store) -> None:
-    key = "incoming/Größe 42 (neu)+a=b.npz"
-    store.put(key, b"x")
-    assert keys(store, "incoming/") == [key]
-    assert store.get(key) == b"x"
+    for name, key in NAMES.items():
+        write_foreign(store, f"incoming/{name}", key.encode())
+    names = sorted(f"incoming/{name}".encode() for name in NAMES)
+    assert [decode_key(key) for key in keys(store, "incoming/")] == names
+    for name, key in NAMES.items():
+        assert store.get(f"incoming/{key}") == key.encode()
+        assert store.stat(f"incoming/{key}").bytes == len(key.encode())
+        assert keys(store, f"incoming/{key}") == [f"incoming/{key}"] or name.startswith("50%")
+        store.put(f"incoming/{key}", b"other")
+    middle = keys(store, "incoming/")[5]
+    assert [decode_key(key) for key in keys(store, "incoming/", after=middle)] == names[6:]
+    for stat in list(store.list("incoming/")):
+        store.delete(stat.key)
+    assert keys(store, "") == []
 
 
-@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "a\nb", "a\\b", "a/"])
+def test_a_name_that_is_no_text_has_a_key(folder: FolderStore) -> None:
+    folder.put("incoming/a", b"x")
+    (folder.root / "incoming" / os.fsdecode(b"latin-\xe9.npz")).write_bytes(b"y")
+    assert keys(folder, "incoming/") == ["incoming/a", "incoming/latin-%E9.npz"]
+    assert folder.get("incoming/latin-%E9.npz") == b"y"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("marker", ["incoming/", "runs/", "incoming/a b/"])
+def test_markers_of_folders_are_no_objects(minio_store: S3Store, marker: str) -> None:
+    minio_store.put("incoming/b", b"x")
+    minio_store._client.put_object(minio_store.bucket, marker, io.BytesIO(b""), 0)
+    assert keys(minio_store, "") == keys(minio_store, "incoming/") == ["incoming/b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a//b", "a/%2Fb"),
+        ("/a", "%2Fa"),
+        ("a/", "a/%2F"),
+        ("a//", "a/%2F%2F"),
+        ("/", "%2F%2F"),
+        ("a/./b", "a/%2E/b"),
+        ("..", "%2E%2E"),
+        ("a/..b", "a/..b"),
+    ],
+)
+def test_names_on_a_server_that_are_no_paths(name: str, key: str) -> None:
+    assert s3._encode(name.encode()) == key
+    assert s3._name(key) == name
+    if "." not in key:
+        with pytest.raises(SettingsError, match="no valid key"):  # in a folder, that would lead elsewhere
+            check_key(key)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["/", "/etc/", "/etc/ss", "../", "..", "a/../b", "a//b", "./", "a\0", "%2Fetc/", "%2e%2e/"]
+)
+def test_a_listing_cannot_leave_the_store(store: Store, prefix: str) -> None:
+    store.put("a/b", b"x")
+    with pytest.raises(SettingsError, match="leads out of the store"):
+        list(store.list(prefix))
+
+
+def test_what_is_as_it_was_seen_is_taken(store: Store) -> None:
+    for to in (None, "quarantine/run/b.npz"):
+        store.put("incoming/b.npz", b"x")
+        (seen,) = store.list("incoming/")
+        assert replace(store.stat("incoming/b.npz"), modified=seen.modified) == seen
+        assert store.take(seen, to, hashlib.sha256(b"x").hexdigest())
+        assert store.take(seen, to, hashlib.sha256(b"x").hexdigest())  # as after an interruption
+        assert keys(store, "incoming/") == []
+    assert store.get("quarantine/run/b.npz") == b"x"
+
+
+@pytest.mark.parametrize("to", [None, "quarantine/b.npz"])
+def test_what_changed_is_not_taken(store: Store, to: str | None) -> None:
+    store.put("incoming/b.npz", b"old")
+    (seen,) = store.list("incoming/")
+    store.put("incoming/b.npz", b"newer")
+    assert not store.take(seen, to)
+    assert keys(store, "") == ["incoming/b.npz"]
+    assert store.get("incoming/b.npz") == b"newer"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a//b",
+        "a/./b",
+        "a\nb",
+        "a\\b",
+        "a/",
+        "a%00",
+        "%41",
+        "a/%2E%2E/%2E%2E/b",
+        "%zz",
+        "a%2Fb",
+    ],
+)
 def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
-    with pytest.raises(SettingsError, match="no valid key"):
+    with pytest.raises((SettingsError, AccessError), match=r"no valid key|segment is not supported"):
         store.put(key, b"x")
 
 

@@ -284,3 +284,6 @@ def test_a_declaration_without_encryption_or_with_one_class(pipeline: Pipeline) 
     path.write_text(original.replace(str([f"pattern {i}" for i in range(synthetic.CLASSES)]), '["one"]'))
     with pytest.raises(SettingsError, match="1 classes; labels hold 2 to 256"):
         read_declaration(path)
+    path.write_text("images = { training = 1600 }\n" + original)
+    with pytest.raises(SettingsError, match="images has training; use train, test"):
+        read_declaration(path)

@@ -13,14 +13,18 @@ import sys
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from threading import Thread
 
 import minio as client
 import pytest
 from minio.commonconfig import ENABLED, Filter
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
-from fmnist_tasks.errors import AccessError, SettingsError
+from fmnist_tasks.errors import AccessError, SettingsError, StoreError
+from fmnist_tasks.registry import s3, tries
 from fmnist_tasks.registry.access import reach
 from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
@@ -357,3 +361,48 @@ def test_credentials_by_their_aws_names(
         monkeypatch.setenv(name, value)
     fresh().put("k", b"x")
     assert minio_store.get("k") == b"x"
+
+
+class Chunking(BaseHTTPRequestHandler):
+    """Answers every GET with an object in chunks, without its length, as some proxies do, and may break off."""
+
+    protocol_version = "HTTP/1.1"
+    ends = True
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"3\r\nabc\r\n3\r\ndef\r\n" + (b"0\r\n\r\n" if self.ends else b""))
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_object_whose_length_is_not_told_is_read_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    monkeypatch.setattr(Chunking, "ends", ends)
+    monkeypatch.setattr(tries, "BUDGET", 0.5)
+    monkeypatch.setenv("MINIO_ACCESS_KEY", "user")
+    monkeypatch.setenv("MINIO_SECRET_KEY", "a secret that is long enough")
+    opened: list[SpooledTemporaryFile[bytes]] = []
+    make = SpooledTemporaryFile
+    monkeypatch.setattr(s3, "SpooledTemporaryFile", lambda size: opened.append(make(size)) or opened[-1])
+    with HTTPServer(("127.0.0.1", 0), Chunking) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        store = open_store(f"s3://bucket?endpoint=http://127.0.0.1:{server.server_port}")
+        try:
+            if ends:
+                assert store.get("k") == b"abcdef"
+            else:
+                with pytest.raises(StoreError, match="cannot read"):
+                    store.get("k")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert opened
+    assert all(file.closed for file in opened)

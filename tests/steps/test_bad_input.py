@@ -64,6 +64,15 @@ def test_a_bad_dataset_stops_the_run_before_training(
         run_again("train", RUN)
 
 
+def test_another_count_than_declared_stops_the_run(pipeline: Pipeline) -> None:
+    declaration = pipeline.data / "made.toml"
+    declaration.write_text(f"images = {{ train = 1601 }}\n{declaration.read_text()}")
+    ingested = steps.ingest(RUN)
+    assert ingested["declared"] == {"train": 1601, "test": 600}
+    with pytest.raises(RejectedError, match=r"training: as many images as declared.*: found 1600"):
+        steps.validate_data(RUN, ingested)
+
+
 def test_images_and_labels_of_different_length(pipeline: Pipeline) -> None:
     synthetic.write_dataset(pipeline.data, train_labels=synthetic.make_images(1599, 1)[1])
     with pytest.raises(DataError, match=r"1,600 images but 1,599 labels"):

@@ -34,6 +34,7 @@ class Pipeline:
             "FMNIST_STORE": (self.home / "store").as_uri(),
             "FMNIST_DATASET": str(self.data / "made.toml"),
             "FMNIST_DATA_DIR": str(self.data),
+            "FMNIST_SETTLE_SECONDS": "0",
         }
 
     def run_until(self, last: str, run: Run = RUN) -> None:

@@ -1,0 +1,270 @@
+"""What only a folder has: links, pipes, rights, writers that have a file open, file systems that lack something."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import socket
+import stat as modes
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fmnist_tasks.errors import AccessError, MissingError, StoreError
+from fmnist_tasks.registry import local
+from fmnist_tasks.registry.local import FolderStore
+
+SHA256 = hashlib.sha256(b"x").hexdigest()
+
+
+def kinds(store: FolderStore, prefix: str = "") -> dict[str, str]:
+    return {stat.key: stat.kind for stat in store.list(prefix)}
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "secret").write_bytes(b"secret")
+    return folder
+
+
+@pytest.fixture
+def strangers_store() -> Iterator[FolderStore]:
+    """A store that belongs to a user without special rights, as whom the test goes on."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    (folder / "store").mkdir()
+    if is_root := os.geteuid() == 0:
+        for path in (folder, folder / "store"):
+            os.chown(path, 65534, -1)
+        os.seteuid(65534)
+    yield FolderStore(folder / "store")
+    if is_root:
+        os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+def test_links_are_listed_and_never_followed(store: FolderStore, outside: Path) -> None:
+    store.put("incoming/a", b"x")
+    (store.root / "incoming" / "file").symlink_to(outside / "secret")
+    (store.root / "incoming" / "folder").symlink_to(outside)
+    (store.root / "incoming" / "inside").symlink_to(store.root / "incoming" / "a")
+    (store.root / "incoming" / "nowhere").symlink_to("nowhere")
+    links = dict.fromkeys(("incoming/file", "incoming/folder", "incoming/inside", "incoming/nowhere"), "symbolic link")
+    assert kinds(store) == {"incoming/a": "file", **links}
+    for key in links:
+        with pytest.raises(AccessError, match=r"Too many levels of symbolic links|is a symbolic link"):
+            store.get(key)
+    for ask in (store.get, store.stat, store.delete, lambda key: store.put(key, b"y")):
+        with pytest.raises(AccessError, match=r"incoming/folder is a symbolic link, which is not followed"):
+            ask("incoming/folder/secret")
+    with pytest.raises(AccessError, match="is a symbolic link"):
+        list(store.list("incoming/folder/"))
+    store.put("incoming/file", b"a file in its place")
+    for key in list(links)[1:]:
+        store.delete(key)
+    assert kinds(store) == {"incoming/a": "file", "incoming/file": "file"}
+    assert (outside / "secret").read_bytes() == b"secret"
+
+
+def test_the_folder_of_the_store_may_be_a_link(tmp_path: Path, outside: Path) -> None:
+    (tmp_path / "link").symlink_to(outside)
+    store = FolderStore(tmp_path / "link")
+    store.put("a/b", b"x")
+    assert (outside / "a" / "b").read_bytes() == b"x"
+    assert kinds(store, "a/") == {"a/b": "file"}
+
+
+def test_what_is_no_file_is_listed_and_not_waited_for(store: FolderStore) -> None:
+    store.put("incoming/a", b"x")
+    os.mkfifo(store.root / "incoming" / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(store.root / "incoming" / "socket"))
+        assert kinds(store) == {"incoming/a": "file", "incoming/pipe": "pipe", "incoming/socket": "socket"}
+        for key in ("incoming/pipe", "incoming/socket"):
+            with pytest.raises((AccessError, StoreError), match=key):
+                store.get(key)
+        assert all(store.take(stat) for stat in list(store.list("incoming/")))
+    assert kinds(store) == {}
+
+
+def test_a_folder_is_no_object(store: FolderStore) -> None:
+    store.put("a/b", b"x")
+    assert store.stat("a") is None
+    with pytest.raises(MissingError, match="a does not exist"):
+        store.get("a")
+
+
+def test_a_name_that_no_file_can_have_is_that_of_no_object(store: FolderStore) -> None:
+    key = "releases/" + "x" * 300
+    assert store.stat(key) is None
+    store.delete(key)
+    with pytest.raises(MissingError, match="does not exist"):
+        store.get(key)
+    with pytest.raises(AccessError, match="File name too long"):
+        store.put(key, b"x")
+
+
+def test_folders_deeper_than_python_recurses(store: FolderStore) -> None:
+    store.put("incoming/e", b"x")
+    deep = store.root / "incoming"
+    for _ in range(1500):
+        deep /= "d"
+        deep.mkdir()
+    (deep / "b").write_bytes(b"x")
+    first, second = store.list("incoming/")
+    assert (first.key.count("/d"), second.key) == (1500, "incoming/e")
+    assert store.take(first, "quarantine/b", SHA256)
+
+
+def test_rights_that_are_missing_are_permanent_and_named(strangers_store: FolderStore) -> None:
+    store = strangers_store
+    for key in ("incoming/a", "incoming/closed/b", "incoming/listed/c", "incoming/z"):
+        store.put(key, b"x")
+    (store.root / "incoming" / "a").chmod(0)
+    (store.root / "incoming" / "closed").chmod(0)
+    (store.root / "incoming" / "listed").chmod(0o400)
+    assert kinds(store) == {
+        "incoming/a": "file",
+        "incoming/closed": "unreadable folder",
+        "incoming/listed/c": "unreadable file",
+        "incoming/z": "file",
+    }
+    with pytest.raises(AccessError, match=r"cannot read .*incoming/a: Permission denied; give this user the right"):
+        store.get("incoming/a")
+    (store.root / "incoming").chmod(0o500)
+    with pytest.raises(AccessError, match=r"cannot write .*incoming/y: Permission denied"):
+        store.put("incoming/y", b"x")
+    (stat,) = (stat for stat in store.list("incoming/") if stat.key == "incoming/z")
+    with pytest.raises(AccessError, match=r"cannot delete .*incoming/z: Permission denied"):
+        store.take(stat)
+    for folder in ("incoming", "incoming/closed", "incoming/listed"):
+        (store.root / folder).chmod(0o700)
+
+
+def test_the_umask_decides_who_may_read(store: FolderStore) -> None:
+    before = os.umask(0o077)
+    try:
+        store.put("a", b"x")
+        store.put_if_absent("b", b"x")
+    finally:
+        os.umask(before)
+    assert {modes.S_IMODE((store.root / key).stat().st_mode) for key in ("a", "b")} == {0o600}
+
+
+def test_a_file_system_without_hard_links_is_refused_at_the_first_write(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(AccessError, match=r"makes no hard links .* two writers could both win"):
+        store.put("a", b"x")
+    assert kinds(store) == {}
+
+
+def test_each_new_folder_is_flushed_in_the_one_above(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("a", b"x")
+    flushed: list[Path] = []
+    monkeypatch.setattr(local, "_flush_folder", flushed.append)
+    store.put("b/c/d", b"x")
+    assert set(flushed) == {store.root, store.root / "b", store.root / "b" / "c"}
+
+
+def test_a_writer_that_still_has_the_file_open_loses_nothing(store: FolderStore) -> None:
+    store.put("incoming/b", b"")
+    with (store.root / "incoming" / "b").open("wb") as writer:
+        writer.write(b"x")
+        writer.flush()
+        (seen,) = store.list("incoming/")
+        assert store.take(seen, "quarantine/r/b", SHA256)
+        writer.write(b"y")
+    assert store.get("quarantine/r/b") == b"xy"
+
+
+@pytest.mark.parametrize("to", [None, "quarantine/r/b"])
+def test_a_file_put_in_its_place_at_the_last_moment_is_put_back(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, to: str | None
+) -> None:
+    store.put("incoming/b", b"x")
+    (seen,) = store.list("incoming/")
+    look = FolderStore.stat
+
+    def look_and_be_late(self: FolderStore, key: str) -> object:
+        found = look(self, key)
+        (store.root / "new").write_bytes(b"other")
+        (store.root / "new").rename(store.root / "incoming" / "b")
+        return found
+
+    monkeypatch.setattr(FolderStore, "stat", look_and_be_late)
+    assert not store.take(seen, to, SHA256)
+    assert kinds(store) == {"incoming/b": "file"}
+    assert store.get("incoming/b") == b"other"
+
+
+def test_content_that_changed_behind_unchanged_times_is_not_taken(store: FolderStore) -> None:
+    store.put("incoming/b", b"x")
+    (seen,) = store.list("incoming/")
+    assert not store.take(seen, None, hashlib.sha256(b"what was read").hexdigest())
+    assert store.get("incoming/b") == b"x"
+
+
+@pytest.mark.parametrize("to", [None, "quarantine/r/b"])
+def test_an_interrupted_call_is_completed(store: FolderStore, monkeypatch: pytest.MonkeyPatch, to: str | None) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    store.put("incoming/b", b"x")
+    (seen,) = store.list("incoming/")
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "_is_same", die)
+        with pytest.raises(Killed):
+            store.take(seen, to, SHA256)
+    ((held, kind),) = kinds(store, "incoming/").items()
+    assert (held.startswith("incoming/."), kind) == (True, "file")  # the next listing finds it
+    assert local.name_before(held) == "incoming/b"
+    assert store.take(seen, to, SHA256)
+    assert list(kinds(store)) == ([] if to is None else [to])
+
+
+def test_what_an_interrupted_call_left_is_taken_by_the_next_one_who_finds_it(store: FolderStore) -> None:
+    store.put("incoming/sub/.taken.0123456789abcdef.b.npz", b"x")
+    (seen,) = store.list("incoming/")
+    assert local.name_before(seen.key) == "incoming/sub/b.npz"
+    assert local.name_before("incoming/.taken.0123456789abcdef.sub/b") == "incoming/.taken.0123456789abcdef.sub/b"
+    assert store.take(seen, "quarantine/r/b", SHA256)
+    assert kinds(store) == {"quarantine/r/b": "file"}
+
+
+def test_a_mount_of_its_own_is_moved_from(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("incoming/b", b"x")
+    (seen,) = store.list("incoming/")
+    rename = Path.rename
+
+    def rename_within(self: Path, target: Path) -> Path:
+        if "quarantine" in str(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_within)
+    assert store.take(seen, "quarantine/r/b", SHA256)
+    assert kinds(store) == {"quarantine/r/b": "file"}
+    assert store.get("quarantine/r/b") == b"x"
+
+
+def test_going_on_after_a_key_looks_at_nothing_before_it(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        store.put(f"inbox/{number:02d}/image", b"x")
+    scanned: list[bytes] = []
+    scan = local._names
+    monkeypatch.setattr(local, "_names", lambda root, name: scanned.append(name) or scan(root, name))
+    assert [stat.key for stat in store.list("inbox/", after="inbox/17/image")] == ["inbox/18/image", "inbox/19/image"]
+    assert scanned == [b"inbox/", b"inbox/17/", b"inbox/18/", b"inbox/19/"]
