@@ -1,6 +1,6 @@
 """What becomes of 2,000 good and damaged files under `incoming/`: `python -m bench.fuzzed_files`.
 
-Needs about four minutes on two cores. Prints a row for each kind of file and exits with 1 if a file was lost, stayed
+Needs about six minutes of one core. Prints a row for each kind of file and exits with 1 if a file was lost, stayed
 where it was without reason, or ended where it must not. A run that fails ends the program with its error.
 """
 
