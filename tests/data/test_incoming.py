@@ -254,7 +254,7 @@ def test_a_small_file_that_claims_much_takes_no_memory(store: FolderStore) -> No
         for stat in list(store.list("incoming/")):
             keys = [stat.key, "labels"] if "idx" in stat.key else [stat.key]
             assert isinstance(read(store, *keys), str)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
 

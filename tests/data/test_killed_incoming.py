@@ -9,6 +9,7 @@ import pytest
 
 from fmnist_tasks import steps
 from fmnist_tasks.data.batches import list_accepted
+from fmnist_tasks.registry.local import name_before
 from fmnist_tasks.steps import Run
 from tests.support import synthetic
 from tests.support.killed_step import run_until_killed_at_a_file
@@ -60,7 +61,8 @@ def see_all(pipeline: Pipeline, moment: int, *, may_wait: bool) -> None:
     """
     assert [batch.name for batch in list_accepted(pipeline.store)] == ["good.npz"], moment
     kept = {path.name: path.read_bytes() for path in (pipeline.store.root / "quarantine").rglob("*") if path.is_file()}
-    left = {path.name: path.read_bytes() for path in (pipeline.store.root / "incoming").iterdir()}
+    files = [*(pipeline.store.root / "incoming").iterdir()]
+    left = {name_before(f"incoming/{path.name}").removeprefix("incoming/"): path.read_bytes() for path in files}
     assert left.keys() <= ({"bad-labels-idx1-ubyte"} if may_wait else set()), moment
     assert {name: (kept | left).get(name) for name in BAD} == BAD, moment
     assert {"notes.txt.reason.txt", "bad.reason.txt", "link.npz.reason.txt"} <= kept.keys(), moment

@@ -207,6 +207,18 @@ def test_a_file_put_in_its_place_at_the_last_moment_is_put_back(
     assert store.get("incoming/b") == b"other"
 
 
+def test_a_writer_that_keeps_size_and_times_is_noticed(store: FolderStore) -> None:
+    store.put("incoming/b", b"old")
+    (seen,) = store.list("incoming/")
+    path = store.root / "incoming" / "b"
+    before = path.stat()
+    path.write_bytes(b"new")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_ctime_ns >= before.st_ctime_ns
+    assert not store.take(seen)
+    assert store.get("incoming/b") == b"new"
+
+
 def test_content_that_changed_behind_unchanged_times_is_not_taken(store: FolderStore) -> None:
     store.put("incoming/b", b"x")
     (seen,) = store.list("incoming/")
