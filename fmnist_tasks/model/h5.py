@@ -7,11 +7,15 @@ uncompiled.
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import h5py
 import keras
 import numpy as np
 
@@ -20,13 +24,32 @@ from fmnist_tasks.model.batches import prediction_batches
 from fmnist_tasks.model.cnn import PROBABILITIES
 from fmnist_tasks.model.inspection import inspect
 
+# Keys of a configuration that Keras 3.8 does not know or may refuse, each with the value at which it changes nothing.
+_NEWER_KEYS = {
+    "input_axes": None,
+    "optional": False,
+    "output_axes": None,
+    "quantization_config": None,
+    "ragged": False,
+    "renorm": False,
+    "renorm_clipping": None,
+    "renorm_momentum": 0.99,
+}
+
 
 def save(model: keras.Model) -> bytes:
-    """The model as the bytes of an `.h5` file."""
+    """The model as the bytes of an `.h5` file, which Keras 3.8 and newer load."""
+    buffer = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.h5"
         keras.saving.save_model(model, path, include_optimizer=False)
-        return path.read_bytes()
+        # Copied, since an attribute that is replaced leaves its old text in the file.
+        with h5py.File(path, "r") as saved, h5py.File(buffer, "w") as file:
+            for name in saved:
+                saved.copy(name, file)
+            for name, value in saved.attrs.items():
+                file.attrs[name] = json.dumps(_omit_newer_keys(json.loads(value))) if name == "model_config" else value
+    return buffer.getvalue()
 
 
 def load(data: bytes, name: str) -> keras.Model:
@@ -77,3 +100,13 @@ def single_milliseconds(model: keras.Model, images: np.ndarray) -> float:
         predict(model, images[number : number + 1])
         seconds.append(time.monotonic() - clock)
     return float(np.quantile(seconds, 0.95)) * 1e3
+
+
+def _omit_newer_keys(part: Any) -> Any:
+    """A part of a configuration without the newer keys, except those whose value means something."""
+    if isinstance(part, dict):
+        omitted = {key for key, value in _NEWER_KEYS.items() if key in part and part[key] == value}
+        return {key: _omit_newer_keys(value) for key, value in part.items() if key not in omitted}
+    if isinstance(part, list):
+        return [_omit_newer_keys(value) for value in part]
+    return part

@@ -1,22 +1,109 @@
 from __future__ import annotations
 
+import io
+import json
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import h5py
+import keras
 import numpy as np
 import pytest
 
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5
+from fmnist_tasks.model.cnn import build, trained
+from fmnist_tasks.settings import PROFILES
+
+# What Keras 3.8.0 writes into the configuration of each class, beyond what every layer has.
+KEYS_OF_KERAS_3_8 = {
+    "Add": "",
+    "Average": "",
+    "BatchNormalization": (
+        "axis beta_constraint beta_initializer beta_regularizer center epsilon gamma_constraint gamma_initializer "
+        "gamma_regularizer momentum moving_mean_initializer moving_variance_initializer scale synchronized"
+    ),
+    "Concatenate": "axis",
+    "Conv2D": (
+        "activation activity_regularizer bias_constraint bias_initializer bias_regularizer data_format dilation_rate "
+        "filters groups kernel_constraint kernel_initializer kernel_regularizer kernel_size padding strides use_bias"
+    ),
+    "DTypePolicy": "",
+    "Dense": (
+        "activation bias_constraint bias_initializer bias_regularizer kernel_constraint kernel_initializer "
+        "kernel_regularizer units use_bias"
+    ),
+    "Dropout": "noise_shape rate seed",
+    "Functional": "input_layers layers output_layers",
+    "GlobalMaxPooling2D": "data_format keepdims",
+    "GlorotUniform": "seed",
+    "HeNormal": "seed",
+    "InputLayer": "batch_shape sparse",
+    "MaxPooling2D": "data_format padding pool_size strides",
+    "Ones": "",
+    "ReLU": "max_value negative_slope threshold",
+    "Rescaling": "offset scale",
+    "Reshape": "target_shape",
+    "Softmax": "axis",
+    "Zeros": "",
+    "__keras_tensor__": "keras_history shape",
+}
+KEYS_OF_EVERY_LAYER = {"name", "trainable", "dtype"}
+
+
+def find_unknown_keys(part: Any) -> set[str]:
+    """The keys of a configuration that Keras 3.8.0 does not write, each with its class."""
+    if isinstance(part, list):
+        return set().union(*map(find_unknown_keys, part))
+    if not isinstance(part, dict):
+        return set()
+    unknown = find_unknown_keys(list(part.values()))
+    if "class_name" in part:
+        known = {*KEYS_OF_KERAS_3_8[part["class_name"]].split(), *KEYS_OF_EVERY_LAYER}
+        unknown |= {f"{part['class_name']}.{key}" for key in part["config"].keys() - known}
+    return unknown
+
+
+def read_configuration(data: bytes) -> Any:
+    with h5py.File(io.BytesIO(data)) as file:
+        return json.loads(file.attrs["model_config"])
 
 
 def test_a_saved_model_loads_and_predicts_the_same_bits(saved_model: bytes) -> None:
     images = np.random.default_rng(1).integers(0, 256, (700, 28, 28), dtype=np.uint8)
     first, second = (h5.predict(h5.load(saved_model, "m"), images) for _ in range(2))
     for a, b in zip(first, second, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_a_saved_model_has_no_key_that_keras_3_8_does_not_write(saved_model: bytes) -> None:
+    assert find_unknown_keys(read_configuration(saved_model)) == set()
+    thorough = trained(PROFILES["thorough"], 10, build(PROFILES["thorough"], 10))
+    assert find_unknown_keys(read_configuration(h5.save(thorough))) == set()
+
+
+def test_a_newer_key_that_means_something_is_kept() -> None:
+    image = keras.Input((2, 2, 1))
+    renormalised = keras.Model(image, keras.layers.BatchNormalization(renorm=True)(image))
+    assert "BatchNormalization.renorm" in find_unknown_keys(read_configuration(h5.save(renormalised)))
+
+
+def test_the_same_model_is_saved_as_the_same_bytes(saved_model: bytes) -> None:
+    assert h5.save(h5.load(saved_model, "m")) == h5.save(h5.load(saved_model, "m"))
+    assert b"quantization_config" not in saved_model  # nor what was replaced
+
+
+def test_a_model_with_the_newer_keys_of_earlier_releases_loads(saved_model: bytes, tmp_path: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    model = h5.load(saved_model, "m")
+    keras.saving.save_model(model, tmp_path / "earlier.h5", include_optimizer=False)
+    earlier = (tmp_path / "earlier.h5").read_bytes()
+    assert find_unknown_keys(read_configuration(earlier))
+    for a, b in zip(h5.predict(h5.load(earlier, "m"), images), h5.predict(model, images), strict=True):
         assert a.tobytes() == b.tobytes()
 
 
