@@ -1,7 +1,7 @@
 """### Batch prediction with the champion
 
 Answers every image in a folder of the object store, in shards, and writes a table for each to
-`predictions/<run id>/`: the class or "not clothing", all probabilities, the novelty score, the release that answered. A
+`predictions/<run id>/`: the class or "not clothing", all probabilities, the familiarity, the release that answered. A
 file that cannot be read is a row with the reason; if none can, the run fails.
 
 Triggered by hand, and by every new champion if `FMNIST_PREDICT_PREFIX` names a prefix.

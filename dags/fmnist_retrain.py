@@ -210,7 +210,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "profile": Param(
             DEFAULT.profile,
             title="Profile",
-            description="How much training: quick just passes the gate; thorough takes six times as long as standard.",
+            description="How much training: standard takes twice as long as quick, thorough six times as long as that.",
             type="string",
             enum=list(PROFILES),
             section="Training",

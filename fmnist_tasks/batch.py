@@ -1,8 +1,8 @@
 """Batch prediction: the images in a folder of the store, in shards, by the champion of the moment it was planned.
 
 Images are pictures (PNG, JPEG, …), or `.npz` files with an array `images`, uint8 (N, 28, 28), (N, 28, 28, 1) or
-(N, 784). Each shard writes one CSV file to `predictions/<run id>/`, a row an image: class, probabilities, novelty and
-the release that answered. Whatever its bytes and its name, a file that cannot be read is one row with the reason.
+(N, 784). Each shard writes one CSV file to `predictions/<run id>/`, a row an image: class, probabilities, familiarity
+and the release that answered. Whatever its bytes and its name, a file that cannot be read is one row with the reason.
 """
 
 from __future__ import annotations
