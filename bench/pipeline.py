@@ -80,7 +80,7 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str,
         **{
             f"{family}, {name}": row[key]
             for family, row in figures["novelty"]["families"].items()
-            for name, key in (("AUROC", "auroc"), ("FPR95", "fpr95"))
+            for name, key in (("AUROC", "auroc"), ("FPR at 99 % TPR", "fpr99"))
         },
     }
 

@@ -82,11 +82,11 @@ def surest_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -
 def detection(real: np.ndarray, fake: np.ndarray, threshold: float) -> dict[str, float]:
     """AUROC of familiarity between real and fake images, and the share of the fake ones called novel.
 
-    `fpr95` is the share of fake images that would pass where 95 % of these real ones do.
+    `fpr99` is the FPR at 99 % TPR: the share of fake images that would pass where 99 % of these real ones do.
     """
     truth = np.concatenate([np.ones(len(real)), np.zeros(len(fake))])
     return {
         "auroc": float(roc_auc_score(truth, np.concatenate([real, fake]))),
-        "fpr95": float((fake >= np.quantile(real, 0.05)).mean()),
+        "fpr99": float((fake >= np.quantile(real, 0.01)).mean()),
         "recognised": float((fake < threshold).mean()),
     }

@@ -55,7 +55,7 @@ class Family(_Section):
     """One family of images that are no clothing."""
 
     auroc_at_least: Share
-    fpr95_at_most: Share
+    fpr99_at_most: Share  # false positives at 99 % true positives
 
 
 class Novelty(_Section):

@@ -135,6 +135,7 @@ SHOWN: dict[str, Family] = {
     "jigsaw": _jigsaw,
     "scribbles": _scribbles,
 }
+CLOSE = ("photo textures", "digits", "upside down", "rotated by 90°")  # to real images: some may pass
 FAMILIES: dict[str, Family] = {
     **SHOWN,
     "Gaussian noise": _gaussian,

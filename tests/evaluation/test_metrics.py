@@ -23,12 +23,17 @@ def test_figures_of_three_classes_by_hand() -> None:
 
 def test_a_detector_that_separates_and_one_that_does_not() -> None:
     real, fake = np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.2])
-    assert detection(real, fake, 0.65) == {"auroc": 1.0, "fpr95": 0.0, "recognised": 1.0}
+    assert detection(real, fake, 0.65) == {"auroc": 1.0, "fpr99": 0.0, "recognised": 1.0}
     assert detection(real, real, 0.75) == {
         "auroc": 0.5,
-        "fpr95": pytest.approx(2 / 3),
+        "fpr99": pytest.approx(2 / 3),
         "recognised": pytest.approx(1 / 3),
     }
+
+
+def test_the_false_positive_rate_is_that_where_99_percent_of_the_real_images_pass() -> None:
+    real = np.arange(1000)  # of which 9.99 is the quantile at 1 %
+    assert detection(real, np.array([9.9, 10.0, 49.9, 51.0]), 0)["fpr99"] == 0.75
 
 
 def test_two_models_are_compared_on_the_images_that_only_one_has_right() -> None:

@@ -20,6 +20,12 @@ def test_the_policy_of_the_project_asks_for_92_percent() -> None:
     assert asked.novelty.families
 
 
+def test_the_policy_of_the_project_asks_for_an_fpr_by_family() -> None:
+    close = {"digits": 0.01, "upside down": 0.02, "rotated by 90°": 0.02}
+    families = read_policy({}).novelty.families
+    assert {name: family.fpr99_at_most for name, family in families.items()} == dict.fromkeys(families, 0.005) | close
+
+
 def test_a_run_may_ask_otherwise_in_one_place_only() -> None:
     asked = read_policy({"classes": {"recall_at_least": 0.8}})
     assert asked.classes.recall_at_least == 0.8
@@ -47,7 +53,7 @@ def test_the_threshold_of_the_form_goes_before_the_policy() -> None:
         ({"champion": {"significance": 0}}, r"champion.significance"),
         ({"novelty": {"families": {}}}, None),  # the families of the file stay
         ({"novelty": {"families": None}}, r"novelty.families"),
-        ({"novelty": {"families": {"faces": {"auroc_at_least": 0.9}}}}, r"fpr95_at_most: Field required"),
+        ({"novelty": {"families": {"faces": {"auroc_at_least": 0.9}}}}, r"fpr99_at_most: Field required"),
         ({"speed": {"bytes_at_most": -1}}, r"speed.bytes_at_most"),
     ],
 )
@@ -64,7 +70,7 @@ SHARES = [
     ("classes", "recall_at_least"),
     ("calibration", "error_at_most"),
     ("novelty", "families", "digits", "auroc_at_least"),
-    ("novelty", "families", "digits", "fpr95_at_most"),
+    ("novelty", "families", "digits", "fpr99_at_most"),
 ]
 SIGNIFICANCES = [("champion", "significance"), ("classes", "significance")]
 LIMITS = [("speed", "single_ms_at_most"), ("speed", "load_seconds_at_most")]

@@ -26,7 +26,7 @@ def answers(right: int, count: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
 def figures(right: int = 9300, **changes: Any) -> dict[str, Any]:
     """Figures of a candidate that passes everything, but for the changes."""
     labels, probabilities = answers(right)
-    family = {"auroc": 1.0, "fpr95": 0.0}
+    family = {"auroc": 1.0, "fpr99": 0.0}
     return {
         "model_sha256": "m" * 64,
         "test": metrics.classification(labels, probabilities, CLASSES),
@@ -84,7 +84,7 @@ def test_figures_that_are_missing_reject() -> None:
         (("speed", "load_seconds"), "loading"),
         (("speed", "bytes"), "size"),
         (("novelty", "families", "digits", "auroc"), "digits, AUROC"),
-        (("novelty", "families", "digits", "fpr95"), "digits, FPR95"),
+        (("novelty", "families", "digits", "fpr99"), "digits, FPR at 99 % TPR"),
         (("test", "classes", 1, "recall"), "recall of each class"),
         (("champion", "only_champion"), "champion"),
         (("champion", "validation_accuracy"), "champion"),
@@ -168,13 +168,13 @@ def test_the_other_bounds(changes: dict[str, Any], outcome: dict[str, str]) -> N
 @pytest.mark.parametrize(
     ("row", "names"),
     [
-        ({"auroc": 0.995, "fpr95": 0.01}, []),
-        ({"auroc": 0.9949, "fpr95": 0.01}, ["digits, AUROC"]),
-        ({"auroc": 0.995, "fpr95": 0.0101}, ["digits, FPR95"]),
+        ({"auroc": 0.995, "fpr99": 0.01}, []),
+        ({"auroc": 0.9949, "fpr99": 0.01}, ["digits, AUROC"]),
+        ({"auroc": 0.995, "fpr99": 0.0101}, ["digits, FPR at 99 % TPR"]),
     ],
 )
 def test_novelty_by_family(row: dict[str, float], names: list[str]) -> None:
-    families = {**figures()["novelty"]["families"], "digits": row, "not judged": {"auroc": 0.1, "fpr95": 1.0}}
+    families = {**figures()["novelty"]["families"], "digits": row, "not judged": {"auroc": 0.1, "fpr99": 1.0}}
     assert failed(novelty={"families": families}) == dict.fromkeys(names, "reject")
 
 
@@ -204,7 +204,7 @@ def test_what_a_failure_does_is_said_by_the_policy_for_each_section(otherwise: s
         right=5000,
         champion=compared,
         calibration={"error": 0.5},
-        novelty={"families": {name: {"auroc": 0.5, "fpr95": 1.0} for name in ASKED.novelty.families}},
+        novelty={"families": {name: {"auroc": 0.5, "fpr99": 1.0} for name in ASKED.novelty.families}},
         speed={"single_ms": 1e3, "load_seconds": 1e3, "bytes": 1e9},
     )
     rows = {row.name: row.outcome for row in promotion.checks(asked, failing)}
@@ -237,11 +237,7 @@ TOLD = {  # value, bound and reason where all passes and no difference to the ch
         "the expected calibration error is 0.0050, at most the bound of 0.0150 (95 % interval 0.0030 to 0.0090)",
     ),
     "digits, AUROC": (1.0, "≥ 0.9950", "AUROC of digits is 1.0000, at least the bound of 0.9950"),
-    "digits, FPR95": (
-        0.0,
-        "≤ 1.00%",
-        "the share of digits taken for clothing at 95 % of the real images is 0.00%, at most the bound of 1.00%",
-    ),
+    "digits, FPR at 99 % TPR": (0.0, "≤ 1.00%", "FPR of digits at 99 % TPR is 0.00%, at most the bound of 1.00%"),
     "the same bytes": (
         0,
         "no prediction differs",

@@ -262,10 +262,10 @@ def test_the_published_model_keeps_the_answers_and_knows_noise(checkpoints: Chec
     expected = probabilities**0.5 / (probabilities**0.5).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(softened, expected, atol=1e-4)
     bound = novelty.threshold(familiarity)
-    assert (familiarity >= bound).mean() == pytest.approx(novelty.LET_THROUGH, abs=0.01)
+    assert (familiarity >= bound).mean() == pytest.approx(0.99)
     more, _ = synthetic.make_images(1_000, 3)
     _, mirrored = h5.predict(model, more[:, :, ::-1])
-    assert (mirrored >= novelty.threshold(h5.predict(model, more)[1])).mean() > 0.9  # mirror images are clothing
+    assert (mirrored >= novelty.threshold(h5.predict(model, more)[1])).mean() > 0.95  # mirror images are clothing
     _, noise_familiarity = h5.predict(model, fake_images("Gaussian noise", arrays.test_images, 50, seed=0))
     assert (noise_familiarity < bound).mean() > 0.9
     answers = {novelty.answer(p, f, ["c"] * 10, bound) for p, f in zip(probabilities, noise_familiarity, strict=False)}

@@ -131,6 +131,21 @@ def test_a_release_shows_its_checks_classes_families_data_and_pictures(
 
 
 @pytest.mark.integration
+def test_a_release_of_an_earlier_version_is_shown_compared_and_asked_with_its_own_threshold(
+    page: TestClient, finished_pipeline: Pipeline, version: str
+) -> None:
+    earlier = finished_pipeline.promote_earlier_release()
+    assert page.get("/").status_code == 200
+    assert ">FPR at 99 % TPR</th>" in page.get(f"/releases/{version}").text
+    text = page.get(f"/releases/{earlier}").text
+    assert ">FPR at 95 % TPR</th>" in text
+    assert ">digits, FPR95</th>" in text
+    for pair in ({"a": version, "b": earlier}, {"a": earlier, "b": version}):
+        assert page.get("/compare", params=pair).status_code == 200
+    assert {row["threshold"] for row in page.get("/try/samples").json()} == {1_000.0}
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("root", ["", "/airflow/fmnist"])
 def test_every_link_leads_somewhere_below_the_root(finished_pipeline: Pipeline, root: str) -> None:
     page = browser(app(), root_path=root)

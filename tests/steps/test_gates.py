@@ -8,14 +8,16 @@ from dataclasses import replace
 import pytest
 
 from fmnist_tasks import service, steps
+from fmnist_tasks.data.dataset import load
 from fmnist_tasks.errors import ConflictError, RejectedError, SettingsError, TrainingError
 from fmnist_tasks.evaluation.policy import read_policy
-from fmnist_tasks.model import training
+from fmnist_tasks.model import h5, training
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.runs import read_record, run_key
+from fmnist_tasks.registry.runs import read_record, read_records, run_key
 from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import Run, run_again
-from tests.support.pipeline import Pipeline
+from fmnist_tasks.steps.step import build_report
+from tests.support.pipeline import Pipeline, write_as_before
 from tests.support.replay import replay_steps
 from tests.support.synthetic import RUN
 
@@ -46,7 +48,11 @@ def test_every_check_is_a_row_of_the_verdict_the_report_the_manifest_and_the_log
         "recall of each class",
         "classes against champion",
         "calibration",
-        *(f"{family}, {figure}" for family in read_policy({}).novelty.families for figure in ("AUROC", "FPR95")),
+        *(
+            f"{family}, {figure}"
+            for family in read_policy({}).novelty.families
+            for figure in ("AUROC", "FPR at 99 % TPR")
+        ),
         "the same bytes",
         "one image",
         "loading",
@@ -120,6 +126,7 @@ def test_an_approval_does_not_help_a_rejected_candidate(finished_pipeline: Pipel
 def test_the_next_candidate_is_compared_with_the_champion(
     finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    finished_pipeline.promote_earlier_release()  # its manifest has other figures and another policy
     replay_steps(monkeypatch, finished_pipeline.store, names=("train", "fine_tune"))
     before = service.in_service(finished_pipeline.store)
     finished_pipeline.run_until("promotion_gate", NEXT)
@@ -130,7 +137,24 @@ def test_the_next_candidate_is_compared_with_the_champion(
     run_again("publish", NEXT)
     run_again("verify_release", NEXT)
     run_again("promote", NEXT)
-    assert len(champion.history(finished_pipeline.store)) == 2
+    assert len(champion.history(finished_pipeline.store)) == 3
+
+
+def test_a_report_tells_of_a_run_of_an_earlier_version(finished_pipeline: Pipeline) -> None:
+    records = read_records(finished_pipeline.store, RUN.id)
+    assert "FPR at 99 % TPR" in build_report(finished_pipeline.store, RUN.id, records).decode()
+    report = build_report(finished_pipeline.store, RUN.id, write_as_before(records)).decode()
+    assert "FPR at 95 % TPR" in report
+    assert "FPR at 99 % TPR" not in report
+
+
+def test_the_threshold_accepts_99_percent_of_the_validation_images(finished_pipeline: Pipeline) -> None:
+    release = service.open_release(finished_pipeline.store, service.in_service(finished_pipeline.store).version)
+    _, familiarity = h5.predict(
+        release.model, load(finished_pipeline.store, release.manifest["data"]).validation_images
+    )
+    accepted = (familiarity >= release.manifest["novelty_threshold"]).mean()
+    assert accepted == pytest.approx(0.99, abs=1 / len(familiarity))
 
 
 def test_a_policy_without_meaning_ends_the_run_at_its_beginning(pipeline: Pipeline) -> None:
