@@ -71,7 +71,8 @@ class Approval(ApprovalOperator):
 
     def __init__(self, **kwargs: Any) -> None:
         # Airflow gives some of these to every operator; those of this one win.
-        reason = Param("", title="Reason", description="Kept with the decision.", type="string", minLength=3)
+        # Airflow validates it before anybody was asked, so that it must be valid while it is empty.
+        reason = Param("", title="Reason", description="Required; it is kept with the decision.", type="string")
         own = {"response_timeout": APPROVAL_LIMIT, "execution_timeout": None, "params": {REASON: reason}}
         super().__init__(fail_on_reject=True, **kwargs | own)
 

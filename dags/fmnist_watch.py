@@ -7,6 +7,8 @@ Every hour, from the first minute on (this DAG is not paused when it is created)
 * sends an alert if no run of `fmnist_retrain` has succeeded for `FMNIST_OVERDUE_DAYS` since the last success, or since
   this DAG first ran. It is repeated weekly until a run succeeds. That covers what no run can report of itself: a paused
   schedule, runs that never begin;
+* emits the champion's asset event for a change that nobody announced: one by a shell without Airflow's database, or by
+  a task that was killed;
 * fetches `FMNIST_HEARTBEAT_URL`, if there is one, once all of this has succeeded, so that a monitor outside notices
   when this scheduler stands still.
 
@@ -16,11 +18,13 @@ The [runbook](/fmnist/runbook) says what to do about each alert.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, dag
-from fmnist_defaults import TASKS, step
+from airflow.sdk import CronTriggerTimetable, dag, get_current_context
+from airflow.sdk.exceptions import AirflowSkipException
+from fmnist_defaults import CHAMPION, TASKS, step
 
-from fmnist_tasks.settings import WATCH_ID
+from fmnist_tasks.settings import WATCH_ID, Settings
 
 
 @step
@@ -29,6 +33,23 @@ def last_success() -> str:
     from fmnist_tasks.alerts.watch import watch
 
     return watch()
+
+
+@step(inlets=[CHAMPION], outlets=[CHAMPION])
+def announce_champion() -> dict[str, Any]:
+    """Emit the champion's asset event if the last one is of another release; otherwise it is skipped."""
+    from fmnist_tasks.announcement import find_unannounced
+    from fmnist_tasks.registry.store import open_store
+
+    context = get_current_context()
+    last = list(context["inlet_events"][CHAMPION].ascending(False).limit(1))
+    announced = last[0].extra.get("version") if last else None
+    entry = find_unannounced(open_store(Settings.from_environment().store), announced)
+    if entry is None:
+        raise AirflowSkipException("the champion was announced")
+    facts = {"version": entry.version, "sequence": entry.sequence}
+    context["outlet_events"][CHAMPION].extra.update(facts)
+    return facts
 
 
 @dag(
@@ -43,8 +64,9 @@ def last_success() -> str:
     default_args=TASKS,
 )
 def fmnist_watch() -> None:
-    """One task."""
+    """Two tasks."""
     last_success()
+    announce_champion()
 
 
 fmnist_watch()

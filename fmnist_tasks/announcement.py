@@ -1,14 +1,26 @@
-"""Announce a change of the champion where no task of Airflow does it: on the registry page and in a shell."""
+"""Announce a change of the champion that no task announces: one by the registry page, a shell, or a killed task."""
 
 from __future__ import annotations
 
 import logging
 import os
+from datetime import datetime, timedelta
 
-from fmnist_tasks.registry.champion import Entry
+from fmnist_tasks.registry.champion import Entry, champion
+from fmnist_tasks.registry.store import Store, read_clock
 from fmnist_tasks.settings import CHAMPION_ASSET
 
 log = logging.getLogger(__name__)
+
+_GRACE = timedelta(minutes=10)  # in which whoever changed the champion announces it
+
+
+def find_unannounced(store: Store, announced: str | None) -> Entry | None:
+    """The entry that made the champion, unless that is the release announced last, or was made it just now."""
+    entry = champion(store)
+    if entry is None or entry.version == announced:
+        return None
+    return entry if read_clock(store) - datetime.fromisoformat(entry.time) > _GRACE else None
 
 
 def announce_champion(entry: Entry) -> bool:

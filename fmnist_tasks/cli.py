@@ -243,17 +243,19 @@ def rollback(
 
 @command
 def withdraw(
-    name: Annotated[str, typer.Argument(help="The release to withdraw.")], reason: Reason, as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="A release, or a batch by its name or SHA-256.")],
+    reason: Reason,
+    as_json: AsJson = False,
 ) -> None:
-    """Withdraw a release: a candidate that repeats it is held, not promoted, until it is restored."""
+    """Withdraw a release, so that no candidate that repeats it is promoted, or a batch, from the next run on."""
     show(withdrawal.withdraw(_store(), name, reason, actor=_actor()), as_json)
 
 
 @command
 def restore(
-    name: Annotated[str, typer.Argument(help="The release to restore.")], reason: Reason, as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="A withdrawn release or batch.")], reason: Reason, as_json: AsJson = False
 ) -> None:
-    """Lift a withdrawal."""
+    """Lift the withdrawal of a release or a batch."""
     show(withdrawal.restore(_store(), name, reason, actor=_actor()), as_json)
 
 
@@ -316,7 +318,7 @@ def predict(
     else:
         show([{name: value for name, value in row.items() if name != "probabilities"} for row in rows], as_json)
         for reason in reasons.values():
-            complaints.print("error:", reason, style="red", markup=False, highlight=False, soft_wrap=True)
+            complaints.print("error:", reason, style="red", markup=False, emoji=False, highlight=False, soft_wrap=True)
     if reasons:
         raise typer.Exit(1)
 

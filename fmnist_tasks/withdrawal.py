@@ -1,4 +1,7 @@
-"""Withdraw a release, so that no candidate which repeats it is promoted, and restore it."""
+"""Withdraw a release or an accepted batch, and restore it.
+
+A candidate that repeats a withdrawn release is not promoted. A withdrawn batch leaves the dataset from the next run on.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,41 @@ log = logging.getLogger(__name__)
 
 
 def withdraw(store: Store, name: str, reason: str, *, actor: str) -> dict[str, Any]:
-    """Withdraw a release; the log entry as JSON.
+    """Withdraw the release of that version, or else the batch of that name or digest; what was decided, as JSON.
 
-    Raises :class:`MissingError` if there is no such release, and :class:`RejectedError` if it is the champion or
-    withdrawn already.
+    Raises :class:`MissingError` if there is neither, and :class:`RejectedError` if it is the champion or withdrawn
+    already, or if the name means several batches.
     """
-    releases.read_manifest(store, name)
-    return _append(store, name, "withdraw", reason, actor, find_origin(store, champion.read_log(store), name))
+    from fmnist_tasks.data import batches
+
+    reason = require_reason(reason)
+    if name in releases.versions(store):
+        return _append(store, name, "withdraw", reason, actor, find_origin(store, champion.read_log(store), name))
+    return _logged("withdraw", batches.withdraw(store, name, by=actor, reason=reason).as_json(), actor, reason)
 
 
 def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, Any]:
-    """Lift the withdrawal of a release; the log entry as JSON. Raises :class:`RejectedError` if it is not withdrawn."""
-    return _append(store, name, "restore", reason, actor, champion.Origin())
+    """Lift the withdrawal of a release, which may have been pruned, or else of a batch; what was decided, as JSON.
+
+    Raises :class:`MissingError` if there is neither, and :class:`RejectedError` if it is not withdrawn.
+    """
+    from fmnist_tasks.data import batches
+
+    reason = require_reason(reason)
+    if name in champion.read_log(store).withdrawn or name in releases.versions(store):
+        return _append(store, name, "restore", reason, actor, champion.Origin())
+    return _logged("restore", batches.restore(store, name, by=actor, reason=reason).as_json(), actor, reason)
 
 
 def _append(
     store: Store, version: str, action: champion.Action, reason: str, actor: str, origin: champion.Origin
 ) -> dict[str, Any]:
     entry = champion.append(
-        store,
-        version=version,
-        action=action,
-        reason=require_reason(reason),
-        write_id=str(uuid4()),
-        actor=actor,
-        origin=origin,
+        store, version=version, action=action, reason=reason, write_id=str(uuid4()), actor=actor, origin=origin
     )
-    log.info("release %s: %s by %s, entry %d of the champion log: %s", version, action, actor, entry.sequence, reason)
-    return entry.as_json()
+    return _logged(action, entry.as_json(), actor, reason)
+
+
+def _logged(action: str, decided: dict[str, Any], actor: str, reason: str) -> dict[str, Any]:
+    log.info("%s by %s: %s, because: %s", action, actor, decided, reason)
+    return decided

@@ -14,6 +14,7 @@ import pytest
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import read_document
+from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID
 from tests.support import synthetic
 from tests.support.airflow_home import QUICK, UNSCHEDULED, AirflowInstallation, wait_until
@@ -124,7 +125,46 @@ def test_a_held_candidate_waits_for_a_person_in_a_scheduler(
     manifest = service.open_release(store, service.in_service(store).version).manifest
     assert manifest["run_id"] == "approved"
     assert manifest["verdict"]["decision"] == "hold"
-    assert manifest["verdict"]["approval"]["by"] == "admin"
+    assert {name: manifest["verdict"]["approval"][name] for name in ("by", "reason")} == {
+        "by": "admin",
+        "reason": "tests",
+    }
+
+
+def test_a_backfill_of_three_weeks_ends_with_one_champion_and_clear_refusals(
+    own_migrated_home: Path, pipeline: Pipeline
+) -> None:
+    """All three runs find the same data, and may run at once: Airflow ignores a DAG's `max_active_runs` here."""
+    airflow = AirflowInstallation(own_migrated_home, pipeline)
+    with airflow.run_standalone() as url:
+        airflow.open_api(url).wait_for_dag(DAG_ID)
+        airflow.unpause_dag(DAG_ID)
+        weeks = ("--from-date", "2026-10-05", "--to-date", "2026-10-20", "--dag-run-conf", json.dumps(QUICK))
+        code, output = airflow("airflow", "backfill", "create", "--dag-id", DAG_ID, *weeks)
+        assert code == 0, output
+        states = f"select run_id, state from dag_run where dag_id = '{DAG_ID}'"  # noqa: S608
+        rows = wait_until(
+            lambda: (
+                found
+                if len(found := dict(airflow.query_database(states))) == 3
+                and set(found.values()) <= {"success", "failed"}
+                else None
+            ),
+            seconds=1800,
+        )
+    history = champion.history(pipeline.store)
+    assert len(history) >= 1
+    promoted = {entry.write_id for entry in history}
+    for run_id, state in rows.items():
+        records = read_records(pipeline.store, run_id)
+        if run_id in promoted:
+            assert (state, records["promote"]["status"]) == ("success", "done")
+        elif state == "success":
+            assert "nothing changed" in records["detect_change"]["outcome"]
+        else:
+            (failed,) = (record for record in records.values() if record["status"] == "failed")
+            assert "the champion is no longer" in failed["outcome"]
+    assert len({releases.read_manifest(pipeline.store, entry.version)["model_sha256"] for entry in history}) == 1
 
 
 @pytest.fixture

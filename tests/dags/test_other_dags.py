@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import runpy
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from PIL import Image
 
-from fmnist_tasks import service
+from fmnist_tasks import announcement, service
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry import store as registry_store
 from fmnist_tasks.registry.documents import read_document
+from fmnist_tasks.registry.store import read_clock
 from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
 from tests.support.airflow_in_process import AirflowInProcess
@@ -104,3 +107,24 @@ def test_the_watch_says_when_a_run_last_succeeded(airflow: AirflowInProcess, fin
     code, output = airflow.test_dag("fmnist_watch")
     assert code == 0, output
     assert "The last successful run was at" in output
+
+
+@pytest.mark.integration
+def test_the_watch_announces_a_champion_that_nobody_announced(
+    airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = service.in_service(finished_pipeline.store).version
+    finished_pipeline.promote_second_release()
+    entry = service.rollback(finished_pipeline.store, first, "by a shell that knows no Airflow", actor="ann")
+
+    def run_watch() -> list[dict[str, object]]:
+        before = airflow.query_database("select max(id) from asset_event")[0][0] or 0
+        code, output = airflow.test_dag("fmnist_watch")
+        assert code == 0, output
+        rows = airflow.query_database(f"select extra from asset_event where id > {before}")  # noqa: S608
+        return [json.loads(extra) for (extra,) in rows]
+
+    assert run_watch() == []  # who rolled back may be about to announce it
+    monkeypatch.setattr(announcement, "read_clock", lambda store: read_clock(store) + timedelta(hours=1))
+    assert run_watch() == [{"version": first, "sequence": entry.sequence}]
+    assert run_watch() == []

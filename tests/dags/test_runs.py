@@ -91,7 +91,7 @@ def test_a_weak_model_ends_red_with_an_alert_and_the_champion_stays(
         r"ALERT rejected in fmnist_retrain, run \S+: Task base_model.accuracy_gate: base model rejected", output
     )
     assert "test accuracy is 99.50%, below the bound of 99.90%" in output
-    assert f"Champion in service: {before[-1].version}" in output
+    assert f"Current champion: {before[-1].version}" in output
     assert output.count("ALERT") == 1
     assert "fine_tune begins" not in output
     assert champion.history(finished_pipeline.store) == before
@@ -184,5 +184,5 @@ def test_wrong_credentials_end_red_at_once_and_show_nothing(
     assert code == 1, output
     assert output.count("ingest begins") == 1
     assert "does not accept these credentials (InvalidAccessKeyId" in output
-    assert "Which champion is in service cannot be read" in output
+    assert "The current champion cannot be read" in output
     assert "s3cr3t-enough" not in output + "".join(path.read_text() for path in airflow.home.rglob("*.log"))

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from fmnist_tasks import service
+from fmnist_tasks.data.batches import list_accepted
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.blobs import Reference, get_verified, put_blob
 from fmnist_tasks.registry.runs import read_record
@@ -84,6 +85,28 @@ def test_a_release_that_was_rolled_back_does_not_come_back(
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
     assert service.in_service(store).model_sha256 == store_digest(finished_pipeline, second)
+
+
+def test_a_batch_is_withdrawn_and_restored_by_the_form(airflow: AirflowInProcess, replaying_pipeline: Pipeline) -> None:
+    put_batch(replaying_pipeline, seed=9)
+    code, output = airflow.test_dag(**QUICK)
+    assert code == 0, output
+    (batch,) = list_accepted(replaying_pipeline.store)
+    first = service.open_release(replaying_pipeline.store, service.in_service(replaying_pipeline.store).version)
+    assert len(first.manifest["data"]["parts"]) == 3
+    conf = {"name": batch.sha256[:12], "reason": "its labels are wrong"}
+    code, output = airflow.test_dag("fmnist_withdraw", **conf)
+    assert code == 0, output
+    (batch,) = list_accepted(replaying_pipeline.store)
+    assert batch.withdrawn
+    assert (batch.withdrawn.by, batch.withdrawn.reason) == ("dag_test", "its labels are wrong")
+    code, output = airflow.test_dag("fmnist_withdraw", **conf)
+    assert (code, "is already withdrawn" in output) == (1, True), output
+    code, output = airflow.test_dag("fmnist_withdraw", **conf | {"action": "restore"})
+    assert code == 0, output
+    assert list_accepted(replaying_pipeline.store)[0].withdrawn is None
+    code, output = airflow.test_dag("fmnist_withdraw", **conf | {"name": "nothing"})
+    assert (code, "no batch is called nothing" in output) == (1, True), output
 
 
 def store_digest(pipeline: Pipeline, version: str) -> str:

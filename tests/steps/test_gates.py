@@ -9,7 +9,7 @@ import pytest
 
 from fmnist_tasks import service, steps
 from fmnist_tasks.data.dataset import load
-from fmnist_tasks.errors import ConflictError, RejectedError, SettingsError, TrainingError
+from fmnist_tasks.errors import ConflictError, IntegrityError, RejectedError, SettingsError, TrainingError
 from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.model import h5, training
 from fmnist_tasks.registry import champion, releases
@@ -181,7 +181,7 @@ def test_a_planted_report_of_last_week_publishes_nothing_when_training_fails(
         run_again("train", NEXT)
     before = releases.versions(finished_pipeline.store)
     for name in ("publish", "accuracy_gate", "promotion_gate"):
-        with pytest.raises((ConflictError, RejectedError)):
+        with pytest.raises(IntegrityError, match=r"is the record of run run-1"):
             run_again(name, NEXT)
     assert releases.versions(finished_pipeline.store) == before
     assert len(champion.history(finished_pipeline.store)) == 1

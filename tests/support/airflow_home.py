@@ -117,9 +117,11 @@ class AirflowInstallation:
         return waits and seen in (self.home / "standalone.log").read_text()
 
     def decide_approval(self, url: str, run_id: str, option: str) -> None:
-        """Decide on the run's candidate as a person does in the UI at that address."""
+        """Decide on the run's candidate, with a reason, as a person does in the UI at that address."""
         task = f"{AirflowApi.build_run_path(DAG_ID, run_id)}/taskInstances/tuned_model.approval/-1/hitlDetails"
-        self.open_api(url).send_request("PATCH", task, chosen_options=[option], params_input={})
+        self.open_api(url).send_request(
+            "PATCH", task, chosen_options=[option], params_input={"approval_reason": "tests"}
+        )
 
     def open_api(self, url: str) -> AirflowApi:
         """The API of what `standalone` started, for its administrator."""
