@@ -155,8 +155,8 @@ def promotion_gate(validated: dict[str, Any], tuned: dict[str, Any], evaluated: 
 
 
 @task.branch
-def ask_person(verdict: dict[str, Any]) -> str:
-    """A candidate that is held waits for a person; all others are published at once."""
+def ask_user(verdict: dict[str, Any]) -> str:
+    """A candidate on hold waits for an approval; any other is published at once."""
     return "tuned_model.approval" if verdict["decision"] == "hold" else "release.publish"
 
 
@@ -297,7 +297,7 @@ def fmnist_retrain() -> None:
             f"[Verdict and figures]({page()}/runs/{{{{ run_id | urlencode }}}}#promotion_gate)",
         )
         get_operator(verdict).operator_extra_links = (RunLink(),)
-        asked = ask_person(verdict)
+        asked = ask_user(verdict)
         asked >> approval
 
     with TaskGroup("release"):

@@ -43,11 +43,11 @@ def announce_champion() -> dict[str, Any]:
 
     context = get_current_context()
     last = list(context["inlet_events"][CHAMPION].ascending(False).limit(1))
-    announced = last[0].extra.get("version") if last else None
-    entry = find_unannounced(open_store(Settings.from_environment().store), announced)
+    announced = (last[0].extra or {}).get("version") if last else None
+    entry = find_unannounced(open_store(Settings.from_environment().store), str(announced))
     if entry is None:
         raise AirflowSkipException("the champion was announced")
-    facts = {"version": entry.version, "sequence": entry.sequence}
+    facts: dict[str, Any] = {"version": entry.version, "sequence": entry.sequence}
     context["outlet_events"][CHAMPION].extra.update(facts)
     return facts
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 _GRACE = timedelta(minutes=10)  # in which whoever changed the champion announces it
 
 
-def find_unannounced(store: Store, announced: str | None) -> Entry | None:
+def find_unannounced(store: Store, announced: str) -> Entry | None:
     """The entry that made the champion, unless that is the release announced last, or was made it just now."""
     entry = champion(store)
     if entry is None or entry.version == announced:

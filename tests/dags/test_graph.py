@@ -26,7 +26,7 @@ CHAIN = [
     "tuned_model.fine_tune",
     "tuned_model.evaluate_tuned",
     "tuned_model.promotion_gate",
-    "tuned_model.ask_person",
+    "tuned_model.ask_user",
     "tuned_model.approval",
     "release.publish",
     "release.verify_release",

@@ -14,8 +14,12 @@ from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.integration
 
+SAMPLE = {"ingest", "promote"}
 
-@pytest.mark.parametrize("first", STEPS)
+
+@pytest.mark.parametrize(
+    "first", [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.exhaustive) for name in STEPS]
+)
 def test_a_step_cleared_with_all_that_follow_leaves_the_later_champion(
     finished_pipeline: Pipeline, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,6 +39,7 @@ def test_a_step_cleared_with_all_that_follow_leaves_the_later_champion(
     assert releases.versions(store) == [own, later]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_cleared_alone_leaves_the_later_champion(
     finished_pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch
