@@ -6,12 +6,17 @@ A candidate that repeats a withdrawn release is not promoted. A withdrawn batch 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from fmnist_tasks.errors import MissingError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.service import find_origin, require_reason
+
+if TYPE_CHECKING:
+    from fmnist_tasks.data.batches import Accepted
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +32,7 @@ def withdraw(store: Store, name: str, reason: str, *, actor: str) -> dict[str, A
     reason = require_reason(reason)
     if name in releases.versions(store):
         return _append(store, name, "withdraw", reason, actor, find_origin(store, champion.read_log(store), name))
-    return _logged("withdraw", batches.withdraw(store, name, by=actor, reason=reason).as_json(), actor, reason)
+    return _logged("withdraw", _decide(batches.withdraw, store, name, actor, reason), actor, reason)
 
 
 def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, Any]:
@@ -40,7 +45,15 @@ def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, An
     reason = require_reason(reason)
     if name in champion.read_log(store).withdrawn or name in releases.versions(store):
         return _append(store, name, "restore", reason, actor, champion.Origin())
-    return _logged("restore", batches.restore(store, name, by=actor, reason=reason).as_json(), actor, reason)
+    return _logged("restore", _decide(batches.restore, store, name, actor, reason), actor, reason)
+
+
+def _decide(act: Callable[..., Accepted], store: Store, name: str, actor: str, reason: str) -> dict[str, Any]:
+    try:
+        return act(store, name, by=actor, reason=reason).as_json()
+    except MissingError as error:
+        told = f"there is neither a release nor a batch {name}; `fmnist releases` and `fmnist batches` list them"
+        raise MissingError(told) from error
 
 
 def _append(

@@ -207,7 +207,9 @@ def test_rollback_checks_the_target_and_keeps_the_reason(finished_pipeline: Pipe
 def test_a_release_is_withdrawn_and_restored(finished_pipeline: Pipeline) -> None:
     first, second = service.in_service(finished_pipeline.store).version, finished_pipeline.promote_second_release()
     assert f"{second} is the champion: roll back" in fmnist("withdraw", second, "--reason", "bad", expect=1).stderr
-    assert "there is no release gone" in fmnist("withdraw", "gone", "--reason", "bad", expect=1).stderr
+    for command in ("withdraw", "restore"):
+        neither = "there is neither a release nor a batch gone"
+        assert neither in fmnist(command, "gone", "--reason", "bad", expect=1).stderr
     entry = document("withdraw", first, "--reason", "its labels were wrong")
     assert (entry["action"], entry["version"], entry["reason"]) == ("withdraw", first, "its labels were wrong")
     assert document("champion")["version"] == second

@@ -106,7 +106,7 @@ def test_a_batch_is_withdrawn_and_restored_by_the_form(airflow: AirflowInProcess
     assert code == 0, output
     assert list_accepted(replaying_pipeline.store)[0].withdrawn is None
     code, output = airflow.test_dag("fmnist_withdraw", **conf | {"name": "nothing"})
-    assert (code, "no batch is called nothing" in output) == (1, True), output
+    assert (code, "there is neither a release nor a batch nothing" in output) == (1, True), output
 
 
 def store_digest(pipeline: Pipeline, version: str) -> str:
