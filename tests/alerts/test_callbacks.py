@@ -105,6 +105,18 @@ def test_a_rejection_by_a_user_is_an_event_of_its_own(pipeline: Pipeline, inputs
     assert words in alert["headline"]
 
 
+def test_an_approval_requires_a_reason() -> None:
+    dag = runpy.run_path(str(PROJECT / "dags" / "fmnist_rollback.py"))["fmnist_rollback"]()
+    response = {"chosen_options": ["Approve"], "responded_at": datetime.now(UTC)}
+    response |= {"responded_by_user": {"id": "7", "name": "mia"}}
+    approval = dag.get_task("approval")
+    for inputs in ({}, {"approval_reason": " "}):
+        with pytest.raises(ValueError, match=r"mia approved without a reason; clear this task to be asked again"):
+            approval.execute_complete({}, response | {"params_input": inputs})
+    given = {"approval_reason": "I checked it"}
+    assert approval.execute_complete({}, response | {"params_input": given})["params_input"] == given
+
+
 def test_an_approval_that_nobody_answered_is_an_event_of_its_own(pipeline: Pipeline) -> None:
     alerts.task_failed(make_context(HITLTimeoutError({"error_type": "timeout"}), "approval", "fmnist_rollback"))
     (alert,) = read_alerts(pipeline.store)

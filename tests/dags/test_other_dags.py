@@ -129,3 +129,20 @@ def test_the_watch_announces_a_champion_that_nobody_announced(
     monkeypatch.setattr(announcement, "read_clock", lambda store: read_clock(store) + timedelta(hours=1))
     assert run_watch() == [{"version": first, "sequence": entry.sequence}]
     assert run_watch() == []
+
+
+@pytest.mark.integration
+def test_a_shell_announces_a_champion_if_it_reaches_airflow(
+    airflow: AirflowInProcess, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = champion.append(pipeline.store, version="v1", action="promote", reason="r", write_id="w", after=0)
+    code, output = airflow("dags", "reserialize")  # from then on it knows the asset
+    assert code == 0, output
+    assert announcement.announce_champion(entry)
+    (extra,) = airflow.query_database("select extra from asset_event order by id")[-1]
+    assert json.loads(extra) == {"version": "v1", "sequence": 1}
+    monkeypatch.setattr(announcement, "CHAMPION_ASSET", "an asset that no DAG has")
+    assert not announcement.announce_champion(entry)
+    monkeypatch.delenv("AIRFLOW_HOME")
+    assert not announcement.announce_champion(entry)
+    assert announcement.find_unannounced(pipeline.store, "v1") is None

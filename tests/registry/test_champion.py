@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fmnist_tasks.errors import ConflictError, IntegrityError, RejectedError
-from fmnist_tasks.registry import champion
+from fmnist_tasks.errors import ConflictError, IntegrityError, RejectedError, StoreError
+from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.local import FolderStore
 
@@ -280,3 +280,24 @@ def test_an_entry_of_an_earlier_version_is_read(store: FolderStore) -> None:
         entry = {"sequence": number, "version": version, "action": action, **facts}
         store.put(f"champion/{number:08d}.json", seal(entry))
     assert list(champion.read_log(store).withdrawn) == ["v2"]
+
+
+def test_the_log_knows_the_origin_of_what_was_promoted(store: FolderStore) -> None:
+    act(store, "promote", "v1", after=0, origin=ORIGIN)
+    log = champion.read_log(store)
+    assert log.origin_of("v1") == ORIGIN
+    assert log.origin_of("v2") == champion.Origin()
+
+
+def test_the_origin_of_a_release_with_parameters_of_another_version_is_its_model() -> None:
+    manifest = {"model_sha256": "11", "parameters": {"colour": "red"}, "data": {"fingerprint": "f"}, "code": {}}
+    assert releases.origin_of(manifest) == champion.Origin("11")
+
+
+def test_a_store_that_takes_no_entry_is_given_up(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stubborn(FolderStore):
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            return False
+
+    with pytest.raises(StoreError, match=r"the champion log grew 100 times while v1 was to be entered; clear the task"):
+        promote(Stubborn(store.root), "v1", "run-1", 0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fmnist_tasks import service, steps
+from fmnist_tasks import service, steps, withdrawal
 from fmnist_tasks.data.dataset import load
 from fmnist_tasks.errors import ConflictError, IntegrityError, RejectedError, SettingsError, TrainingError
 from fmnist_tasks.evaluation.policy import read_policy
@@ -114,6 +114,18 @@ def test_a_candidate_that_is_held_is_published_only_with_an_approval(finished_pi
     verdict = releases.read_manifest(finished_pipeline.store, version)["verdict"]
     assert verdict["decision"] == "hold"
     assert verdict["approval"] == {"by": "admin", "at": "2026-11-30T08:00:00+00:00", "reason": "it is small enough"}
+
+
+def test_an_approval_does_not_help_a_candidate_that_repeats_a_withdrawn_release(finished_pipeline: Pipeline) -> None:
+    first = service.in_service(finished_pipeline.store).version
+    finished_pipeline.promote_second_release()
+    withdrawal.withdraw(finished_pipeline.store, first, "its labels were wrong", actor="ann")
+    verdict = run_again("promotion_gate", asking(approval=True, policy={}))
+    assert verdict["decision"] == "hold"
+    assert f"the candidate repeats release {first}, which was withdrawn by ann" in verdict["summary"]
+    given = results(finished_pipeline, steps.INPUTS["publish"])
+    with pytest.raises(RejectedError, match=rf"the candidate repeats release {first}"):
+        steps.publish(RUN, *given.values(), approval={"chosen_options": ["Approve"]})
 
 
 def test_an_approval_does_not_help_a_rejected_candidate(finished_pipeline: Pipeline) -> None:
