@@ -1,9 +1,10 @@
-"""What the tasks of all DAGs have in common: who is told of a failure, what is retried, who acts, who approves."""
+"""What the tasks of all DAGs have in common: who is notified of a failure, what is retried, who acts, who approves."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
@@ -59,6 +60,13 @@ TASKS: dict[str, Any] = {
 }
 
 
+# Of a DAG that a user runs: the user is waiting, and sees at once why not.
+ON_REQUEST: dict[str, Any] = {
+    "start_date": datetime(2026, 1, 1, tzinfo=UTC),
+    "max_active_runs": 1,
+    "tags": ["fmnist"],
+    "default_args": TASKS | {"retries": 0},
+}
 CHAMPION = Asset(CHAMPION_ASSET)
 REASON = "approval_reason"  # field of an approval; `reason` alone is a parameter of fmnist_rollback
 
@@ -86,6 +94,13 @@ class Approval(ApprovalOperator):
         if not reason:
             raise ValueError(f"{user} approved without a reason; clear this task to be asked again")
         return response
+
+
+def make_reason(description: str, section: str) -> Param:
+    """The required field of a form in which a user gives a reason."""
+    return Param(
+        "", title="Reason", description=description, type="string", minLength=3, maxLength=500, section=section
+    )
 
 
 def get_actor() -> str:

@@ -11,11 +11,10 @@ who triggered it included: approval is a second look, not necessarily a second p
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
-from fmnist_defaults import CHAMPION, TASKS, Approval, get_actor, get_operator, step
+from fmnist_defaults import CHAMPION, ON_REQUEST, Approval, get_actor, get_operator, make_reason, step
 
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.settings import Settings
@@ -64,10 +63,7 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
     doc_md=__doc__,
     description="Make an earlier release the champion again",
     schedule=None,
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    max_active_runs=1,
-    tags=["fmnist"],
-    default_args=TASKS | {"retries": 0},  # a user is waiting, and sees at once why not
+    **ON_REQUEST,
     params={
         "version": Param(
             "",
@@ -77,15 +73,7 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
             minLength=1,
             section="Rollback",
         ),
-        "reason": Param(
-            "",
-            title="Reason",
-            description="Why the champion is replaced. It is kept in the champion log.",
-            type="string",
-            minLength=3,
-            maxLength=500,
-            section="Rollback",
-        ),
+        "reason": make_reason("Why the champion is replaced. It is kept in the champion log.", "Rollback"),
         "replaces": Param(
             None,
             title="Champion to replace",

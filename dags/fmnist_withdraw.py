@@ -9,11 +9,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context
-from fmnist_defaults import TASKS, get_actor, step
+from fmnist_defaults import ON_REQUEST, get_actor, make_reason, step
 
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import Settings
@@ -35,10 +34,7 @@ def decide() -> dict[str, Any]:
     doc_md=__doc__,
     description="Withdraw or restore a release or a batch",
     schedule=None,
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    max_active_runs=1,
-    tags=["fmnist"],
-    default_args=TASKS | {"retries": 0},  # a user is waiting, and sees at once why not
+    **ON_REQUEST,
     params={
         "action": Param(
             "withdraw", title="Action", type="string", enum=["withdraw", "restore"], section="Withdraw or restore"
@@ -51,15 +47,7 @@ def decide() -> dict[str, Any]:
             minLength=1,
             section="Withdraw or restore",
         ),
-        "reason": Param(
-            "",
-            title="Reason",
-            description="It is kept with the decision.",
-            type="string",
-            minLength=3,
-            maxLength=500,
-            section="Withdraw or restore",
-        ),
+        "reason": make_reason("It is kept with the decision.", "Withdraw or restore"),
     },
 )
 def fmnist_withdraw() -> None:

@@ -46,21 +46,26 @@ def send(alert: Alert) -> None:
 
 
 def flush(seconds: float = 60) -> None:
-    """Deliver the alerts that wait in the store, as far as they are due; never raises.
-
-    No delivery begins after so many seconds. Without alerts that wait it costs one listing.
-    """
+    """Like :func:`deliver_pending`, for those who must not fail with it: the next `fmnist_watch` does."""
     try:
-        store = open_store(Settings.from_environment().store)
-        if waiting := outbox.find_pending(store):
-            channels, faults = find_channels()
-            for fault in faults:
-                log.error("alerts: %s", fault)
-            outbox.Flush(store, channels, faults, _render, _report_undeliverable(store), seconds).run(waiting)
+        deliver_pending(seconds)
     except FmnistError as error:
         log.warning("alerts that wait in the store are sent later: %s", error)
     except Exception:
         log.exception("alerts that wait in the store are sent later")
+
+
+def deliver_pending(seconds: float) -> None:
+    """Deliver the alerts that wait in the store, as far as they are due; raises what stops it.
+
+    No delivery begins after so many seconds. Without alerts that wait it costs one listing.
+    """
+    store = open_store(Settings.from_environment().store)
+    if waiting := outbox.find_pending(store):
+        channels, faults = find_channels()
+        for fault in faults:
+            log.error("alerts: %s", fault)
+        outbox.Flush(store, channels, faults, _render, _report_undeliverable(store), seconds).run(waiting)
 
 
 def find_id(alert: Alert) -> str:

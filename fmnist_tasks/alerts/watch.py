@@ -18,7 +18,7 @@ from urllib.request import urlopen
 from fmnist_tasks.alerts import outbox
 from fmnist_tasks.alerts.callbacks import describe_record
 from fmnist_tasks.alerts.events import Alert, find_event
-from fmnist_tasks.alerts.sending import find_id, flush, send
+from fmnist_tasks.alerts.sending import deliver_pending, find_id, send
 from fmnist_tasks.errors import MissingError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import read_document, seal
@@ -52,7 +52,7 @@ def watch() -> str:
             _report_changes(store, now)
             _report_failures(store, now)
         finally:
-            flush(_FLUSH_SECONDS)
+            deliver_pending(_FLUSH_SECONDS)
     if settings.heartbeat_url:
         _ping(settings.heartbeat_url)
     return summary

@@ -10,7 +10,7 @@ import io
 import logging
 from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
@@ -161,24 +161,16 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         announce_champion(service.rollback(shelf().store, version, reason, actor=who, after=after))
         return RedirectResponse(request.url_for("overview"), status_code=303)
 
-    @app.post("/withdraw", dependencies=[Depends(from_here)])
-    def withdraw(
+    @app.post("/withdrawals/{action}", dependencies=[Depends(from_here)])
+    def decide(
         request: Request,
+        action: Literal["withdraw", "restore"],
         version: Annotated[str, Form()],
         reason: Annotated[str, Form(max_length=500)],
         who: str = Depends(may_edit),
     ) -> Response:
-        withdrawal.withdraw(shelf().store, version, reason, actor=who)
-        return RedirectResponse(request.url_for("release", version=version), status_code=303)
-
-    @app.post("/restore", dependencies=[Depends(from_here)])
-    def restore(
-        request: Request,
-        version: Annotated[str, Form()],
-        reason: Annotated[str, Form(max_length=500)],
-        who: str = Depends(may_edit),
-    ) -> Response:
-        withdrawal.restore(shelf().store, version, reason, actor=who)
+        act = withdrawal.withdraw if action == "withdraw" else withdrawal.restore
+        act(shelf().store, version, reason, actor=who)
         return RedirectResponse(request.url_for("release", version=version), status_code=303)
 
     @app.get("/try")

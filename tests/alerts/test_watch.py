@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fmnist_tasks import alerts
-from fmnist_tasks.alerts import Alert
+from fmnist_tasks.alerts import Alert, outbox
 from fmnist_tasks.alerts.watch import watch
 from fmnist_tasks.errors import FmnistError, RejectedError
 from fmnist_tasks.registry import champion
@@ -223,3 +223,18 @@ def test_times_are_those_of_the_store(pipeline: Pipeline, clock: Clock) -> None:
     clock.advance(days=8.1)
     assert "more than the 8 allowed" in watch()
     assert abs(read_clock(pipeline.store) - clock.read(pipeline.store)) > timedelta(days=300)
+
+
+def test_a_fault_in_the_delivery_fails_the_watch_and_no_other_task(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever sends an alert must not fail with it, but somebody has to notice that none is delivered."""
+
+    def fail(store: object) -> None:
+        raise RuntimeError("a fault of the outbox")
+
+    monkeypatch.setattr(outbox, "find_pending", fail)
+    alerts.send(Alert("run failed", "run-1", "why"))
+    assert "a fault of the outbox" in caplog.text
+    with pytest.raises(RuntimeError, match="a fault of the outbox"):
+        watch()

@@ -225,18 +225,18 @@ def test_a_release_is_withdrawn_and_restored(page: TestClient, finished_pipeline
     finished_pipeline.promote_second_release()
     assert "Withdraw it" in page.get(f"/releases/{version}").text
     form = {"version": version, "reason": "its labels were wrong"}
-    answer = page.post("/withdraw", data=form, headers=HERE)
+    answer = page.post("/withdrawals/withdraw", data=form, headers=HERE)
     assert (answer.status_code, urlsplit(answer.headers["location"]).path) == (303, f"/releases/{version}")
     text = page.get(f"/releases/{version}").text
     assert re.search(r"Withdrawn on .* by ann: .*its labels were wrong", text)
     assert "Restore it" in text
     assert text.count("its labels were wrong") == 2  # there, and in the log
     assert "withdrawn" in page.get("/").text
-    assert page.post("/withdraw", data=form, headers=HERE).status_code == 409
-    assert page.post("/withdraw", data=form | {"version": "second"}, headers=HERE).status_code == 409
-    assert page.post("/restore", data=form, headers=HERE).status_code == 303
+    assert page.post("/withdrawals/withdraw", data=form, headers=HERE).status_code == 409
+    assert page.post("/withdrawals/withdraw", data=form | {"version": "second"}, headers=HERE).status_code == 409
+    assert page.post("/withdrawals/restore", data=form, headers=HERE).status_code == 303
     assert "Withdraw it" in page.get(f"/releases/{version}").text
-    for address in ("/withdraw", "/restore"):
+    for address in ("/withdrawals/withdraw", "/withdrawals/restore"):
         assert browser(app(may_edit=refuse(403))).post(address, data=form, headers=HERE).status_code == 403
         assert page.post(address, data=form, headers={"sec-fetch-site": "cross-site"}).status_code == 403
         assert page.post(address, data=form | {"version": "gone"}, headers=HERE).status_code in {404, 409}
