@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ os.environ["AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY"] = "1"
 os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import absl.logging
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -49,6 +51,9 @@ from tests.support.unit_lane import enforce_unit_lane, raise_attempts
 
 pytest_plugins = ["tests.support.skip_summary", "tests.support.fault_summary"]
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
+# Airflow closes all log handlers when it configures its own. TensorFlow's would then close the stream that pytest had
+# put in place of standard error when TensorFlow was imported; it leaves this one open.
+absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
 # Fixtures that train or start a service. They begin before the fixture that refuses that.

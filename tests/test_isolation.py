@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import absl.logging
 import pytest
 
 from fmnist_tasks.settings import PROJECT
@@ -43,6 +44,12 @@ def test_what_is_set_for_another_airflow_or_store_does_not_reach_the_tests() -> 
 def test_a_server_that_is_named_for_the_tests_keeps_its_credentials() -> None:
     seen = environment_of_tests(**FOREIGN, FMNIST_TEST_ENDPOINT="http://127.0.0.1:9000")
     assert (seen["MINIO_SECRET_KEY"], seen["FMNIST_TEST_ENDPOINT"]) == ("secret", "http://127.0.0.1:9000")
+
+
+def test_the_log_handler_of_tensorflow_closes_no_stream_of_pytest(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = absl.logging.get_absl_handler()
+    handler.close()  # as Airflow does with all handlers when it configures its own
+    assert not handler.python_handler.stream.closed
 
 
 def test_a_shell_of_another_clone_lends_no_homes() -> None:
