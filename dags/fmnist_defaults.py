@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
-from airflow.sdk import Asset, Param, XComArg, get_current_context, task
+from airflow.sdk import Asset, BaseNotifier, Param, XComArg, get_current_context, task
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
-from fmnist_tasks.alerts import task_failed
+from fmnist_tasks.alerts import approval_requested, task_failed
 from fmnist_tasks.errors import StoreError
-from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, TASK_LIMIT
+from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, LONGEST_REASON, TASK_LIMIT
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Operator
@@ -71,6 +71,14 @@ CHAMPION = Asset(CHAMPION_ASSET)
 REASON = "approval_reason"  # field of an approval; `reason` alone is a parameter of fmnist_rollback
 
 
+class ApprovalNotifier(BaseNotifier):
+    """Sends the alert that an approval is needed."""
+
+    def notify(self, context: Any) -> None:
+        """Send it, for the task that asks."""
+        approval_requested(context)
+
+
 class Approval(ApprovalOperator):
     """Waits for a user to approve or reject, with a reason; no response within three days is a failure.
 
@@ -80,8 +88,15 @@ class Approval(ApprovalOperator):
     def __init__(self, **kwargs: Any) -> None:
         # Airflow gives some of these to every operator; those of this one win.
         # Airflow validates it before anybody was asked, so that it must be valid while it is empty.
-        reason = Param("", title="Reason", description="Required; it is kept with the decision.", type="string")
-        own = {"response_timeout": APPROVAL_LIMIT, "execution_timeout": None, "params": {REASON: reason}}
+        reason = Param(
+            "", title="Reason", description="Required to approve; it is kept with the decision.", type="string"
+        )
+        own: dict[str, Any] = {
+            "response_timeout": APPROVAL_LIMIT,
+            "execution_timeout": None,
+            "params": {REASON: reason},
+            "notifiers": [ApprovalNotifier()],
+        }
         super().__init__(fail_on_reject=True, **kwargs | own)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
@@ -99,7 +114,13 @@ class Approval(ApprovalOperator):
 def make_reason(description: str, section: str) -> Param:
     """The required field of a form in which a user gives a reason."""
     return Param(
-        "", title="Reason", description=description, type="string", minLength=3, maxLength=500, section=section
+        "",
+        title="Reason",
+        description=description,
+        type="string",
+        minLength=3,
+        maxLength=LONGEST_REASON,
+        section=section,
     )
 
 

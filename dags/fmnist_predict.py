@@ -16,14 +16,14 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 from fmnist_defaults import TASKS, get_operator, step
 
 from fmnist_tasks.registry.store import Store, open_store
-from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, Settings
+from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, Settings, read_store_uri
 
 PREFIX = Settings.from_environment().predict_prefix
 
 
 def store() -> Store:
     """The store that the images are in, and the answers go to."""
-    return open_store(Settings.from_environment().store)
+    return open_store(read_store_uri())
 
 
 @task.short_circuit

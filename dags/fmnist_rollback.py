@@ -17,12 +17,12 @@ from airflow.sdk import Param, dag, get_current_context, task
 from fmnist_defaults import CHAMPION, ON_REQUEST, Approval, get_actor, get_operator, make_reason, step
 
 from fmnist_tasks.registry.store import Store, open_store
-from fmnist_tasks.settings import Settings
+from fmnist_tasks.settings import read_store_uri
 
 
 def store() -> Store:
     """The store with the releases and the champion log."""
-    return open_store(Settings.from_environment().store)
+    return open_store(read_store_uri())
 
 
 @step

@@ -24,7 +24,7 @@ from airflow.sdk import CronTriggerTimetable, dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 from fmnist_defaults import CHAMPION, TASKS, step
 
-from fmnist_tasks.settings import WATCH_ID, Settings
+from fmnist_tasks.settings import WATCH_ID, read_store_uri
 
 
 @step
@@ -44,7 +44,7 @@ def announce_champion() -> dict[str, Any]:
     context = get_current_context()
     last = list(context["inlet_events"][CHAMPION].ascending(False).limit(1))
     announced = (last[0].extra or {}).get("version") if last else None
-    entry = find_unannounced(open_store(Settings.from_environment().store), str(announced))
+    entry = find_unannounced(open_store(read_store_uri()), str(announced))
     if entry is None:
         raise AirflowSkipException("the champion was announced")
     facts: dict[str, Any] = {"version": entry.version, "sequence": entry.sequence}

@@ -15,7 +15,7 @@ from airflow.sdk import Param, dag, get_current_context
 from fmnist_defaults import ON_REQUEST, get_actor, make_reason, step
 
 from fmnist_tasks.registry.store import open_store
-from fmnist_tasks.settings import Settings
+from fmnist_tasks.settings import read_store_uri
 
 
 @step
@@ -25,7 +25,7 @@ def decide() -> dict[str, Any]:
 
     parameters = get_current_context()["params"]
     act = withdrawal.withdraw if parameters["action"] == "withdraw" else withdrawal.restore
-    store = open_store(Settings.from_environment().store)
+    store = open_store(read_store_uri())
     return act(store, parameters["name"], parameters["reason"], actor=get_actor())
 
 

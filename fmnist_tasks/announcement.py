@@ -7,7 +7,7 @@ import os
 from datetime import datetime, timedelta
 
 from fmnist_tasks.registry.champion import Entry, champion
-from fmnist_tasks.registry.store import Store, read_clock
+from fmnist_tasks.registry.store import Store, is_ahead, read_clock
 from fmnist_tasks.settings import CHAMPION_ASSET
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,8 @@ def find_unannounced(store: Store, announced: str) -> Entry | None:
     entry = champion(store)
     if entry is None or entry.version == announced:
         return None
-    return entry if read_clock(store) - datetime.fromisoformat(entry.time) > _GRACE else None
+    now, made = read_clock(store), datetime.fromisoformat(entry.time)
+    return entry if now - made > _GRACE or is_ahead(made, now) else None
 
 
 def announce_champion(entry: Entry) -> bool:

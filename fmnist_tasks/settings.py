@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tasks.errors import SettingsError
+from fmnist_tasks.text import make_printable
 
 PROJECT = Path(__file__).resolve().parents[1]
 INCLUDE = PROJECT / "include"
@@ -23,7 +24,10 @@ CHAMPION_ASSET = "fmnist_champion_model"
 TASK_LIMIT = timedelta(hours=6)  # a task that takes longer is stopped
 APPROVAL_LIMIT = timedelta(days=3)  # a person who has not decided by then has rejected
 RUN_LIMIT = APPROVAL_LIMIT + 2 * TASK_LIMIT  # a run that takes longer is stopped
+RECENT = timedelta(days=7)  # how far back failures without an alert are looked for
 MOST_CANDIDATES = 16
+SHELL = "(shell)"  # ends the name of a user who acts from one
+LONGEST_REASON = 500  # characters of what a user gives for a decision
 # For an integer among the parameters of a DAG: in newer drafts of JSON Schema 1.0 is one too.
 EXACT_TYPE: Mapping[str, Any] = {"$schema": "http://json-schema.org/draft-04/schema#"}
 
@@ -56,12 +60,7 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings; unset or empty variables take the defaults below the project folder."""
-
-        def path(name: str, default: Path) -> Path:
-            return Path(environment.get(name) or default).expanduser().resolve()
-
-        home = path("FMNIST_HOME", PROJECT / "var")
-        data_dir = environment.get("FMNIST_DATA_DIR")
+        home = _read_home(environment)
         days = environment.get("FMNIST_OVERDUE_DAYS") or "8"
         if not days.isdecimal() or len(days) > 5 or not int(days):
             raise SettingsError(f"FMNIST_OVERDUE_DAYS: {days!r} is no number of days")
@@ -72,20 +71,42 @@ class Settings:
         if approval not in {"true", "false"}:
             raise SettingsError(f"FMNIST_APPROVAL: {approval!r} is neither true nor false")
         seconds = environment.get("FMNIST_SETTLE_SECONDS") or "60"
-        if not seconds.isdecimal():
+        if not seconds.isdecimal() or len(seconds) > 6:
             raise SettingsError(f"FMNIST_SETTLE_SECONDS: {seconds!r} is no number of seconds")
         return cls(
             home=home,
-            store=environment.get("FMNIST_STORE") or (home / "store").as_uri(),
-            dataset=path("FMNIST_DATASET", INCLUDE / "datasets" / "fashion_mnist.toml"),
-            data_dir=Path(data_dir).expanduser().resolve() if data_dir else None,
+            store=read_store_uri(environment),
+            dataset=_read_path(environment, "FMNIST_DATASET", INCLUDE / "datasets" / "fashion_mnist.toml"),
+            data_dir=_read_path(environment, "FMNIST_DATA_DIR", home) if environment.get("FMNIST_DATA_DIR") else None,
             overdue=timedelta(days=int(days)),
             settle=timedelta(seconds=int(seconds)),
             predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
-            instance=environment.get("FMNIST_INSTANCE", "").strip(),
+            instance=read_instance(environment),
             heartbeat_url=heartbeat_url,
             approval=approval == "true",
         )
+
+
+def read_store_uri(environment: Mapping[str, str] = os.environ) -> str:
+    """The store alone: alerts about a fault in another setting need it."""
+    return environment.get("FMNIST_STORE") or (_read_home(environment) / "store").as_uri()
+
+
+def read_instance(environment: Mapping[str, str] = os.environ) -> str:
+    """The name of this installation alone, like :func:`read_store_uri`."""
+    return make_printable(environment.get("FMNIST_INSTANCE", ""))
+
+
+def _read_home(environment: Mapping[str, str]) -> Path:
+    return _read_path(environment, "FMNIST_HOME", PROJECT / "var")
+
+
+def _read_path(environment: Mapping[str, str], name: str, default: Path) -> Path:
+    given = environment.get(name)
+    try:
+        return Path(given or default).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:  # an unknown user, a zero byte
+        raise SettingsError(f"{name}: {given!r} is no path: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -161,6 +182,8 @@ class Parameters:
             raise SettingsError(f"accuracy_threshold: {threshold} lies outside 0..1 (0.92 means 92 %)")
         if not isinstance(self.policy, Mapping):
             raise SettingsError(f"policy: {self.policy!r} is no mapping from sections to values")
+        if not isinstance(self.policy.get("accuracy", {}), Mapping):
+            raise SettingsError(f"policy: accuracy: {self.policy['accuracy']!r} is no mapping from names to values")
         for name in ("approval", "force"):
             if not isinstance(value := getattr(self, name), bool):
                 raise SettingsError(f"{name}: {value!r} is neither true nor false")

@@ -48,10 +48,17 @@ def test_an_approval_that_is_neither_true_nor_false_is_refused(value: str) -> No
         Settings.from_environment({"FMNIST_APPROVAL": value})
 
 
-@pytest.mark.parametrize("seconds", ["-1", "1.5", "a minute"])
+@pytest.mark.parametrize("seconds", ["-1", "1.5", "a minute", "9" * 20])
 def test_seconds_without_meaning_are_refused(seconds: str) -> None:
     with pytest.raises(SettingsError, match=f"FMNIST_SETTLE_SECONDS: '{seconds}' is no number of seconds"):
         Settings.from_environment({"FMNIST_SETTLE_SECONDS": seconds})
+
+
+@pytest.mark.parametrize("name", ["FMNIST_HOME", "FMNIST_DATASET", "FMNIST_DATA_DIR"])
+@pytest.mark.parametrize("given", ["~nobody-of-that-name/x", "a\0b"])
+def test_what_is_no_path_is_refused(name: str, given: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}: .* is no path"):
+        Settings.from_environment({name: given})
 
 
 def test_every_setting_is_in_the_readme_and_reaches_the_containers() -> None:
@@ -88,6 +95,7 @@ def test_every_setting_is_in_the_readme_and_reaches_the_containers() -> None:
         ({"candidates": 2.0}, "whole number"),
         ({"force": 1}, "neither true nor false"),
         ({"policy": "strict"}, "no mapping"),
+        ({"policy": {"accuracy": 3}, "accuracy_threshold": 0.9}, "policy: accuracy: 3 is no mapping"),
         ({"approval": "yes"}, "neither true nor false"),
         ({"epochs": 3}, "unknown parameter epochs; known are profile, seed, candidates, accuracy_threshold, policy, "),
     ],

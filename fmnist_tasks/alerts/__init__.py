@@ -4,8 +4,8 @@
 store until it is, and `callbacks` and `watch` find what went wrong.
 """
 
-from fmnist_tasks.alerts.callbacks import run_timed_out, task_failed
+from fmnist_tasks.alerts.callbacks import approval_requested, run_timed_out, task_failed
 from fmnist_tasks.alerts.events import Alert
 from fmnist_tasks.alerts.sending import airflow_address, flush, send
 
-__all__ = ["Alert", "airflow_address", "flush", "run_timed_out", "send", "task_failed"]
+__all__ = ["Alert", "airflow_address", "approval_requested", "flush", "run_timed_out", "send", "task_failed"]

@@ -17,7 +17,7 @@ from fmnist_tasks.alerts.sending import send
 from fmnist_tasks.errors import FmnistError, RejectedError
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import open_store
-from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, WATCH_ID, Settings
+from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, WATCH_ID, read_store_uri
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,22 @@ def task_failed(context: Mapping[str, Any]) -> None:
     send(_describe_failure(context))
 
 
+def approval_requested(context: Mapping[str, Any]) -> None:
+    """Notifier of a task that waits for an approval, each time that it asks."""
+    task, asked = context["task_instance"], context["task"]
+    send(
+        Alert(
+            "approval needed",
+            context["run_id"],
+            f"{asked.subject} {asked.body.splitlines()[0]}",
+            context["dag"].dag_id,
+            headline=asked.subject,
+            identity=_name_try(task),
+            task_id=task.task_id,
+        )
+    )
+
+
 def run_timed_out(context: Mapping[str, Any]) -> None:
     """Failure callback of the whole run; reports only what no task can, the run's own time limit."""
     if context.get("reason") == "timed_out":
@@ -38,15 +54,18 @@ def run_timed_out(context: Mapping[str, Any]) -> None:
 
 
 def describe_record(record: Record, dag_id: str = DAG_ID, task_id: str = "") -> Alert:
-    """The alert about a step that was rejected or has failed."""
-    rejected = record["status"] == "rejected"
+    """The alert about a step that was rejected, has failed or has not ended."""
+    rejected, outcome = record["status"] == "rejected", record["outcome"]
+    if record["status"] == "running":
+        outcome = f"it began at {record['started'][:16]} UTC and has not ended; its process was probably killed"
     return Alert(
         "rejected" if rejected else "run failed",
         record["run_id"],
-        f"Task {task_id or record['step']}: {record['outcome']}",
+        f"Task {task_id or record['step']}: {outcome}",
         dag_id,
         headline=_find_headline(record) if rejected else "",
-        identity=f"{record['step']} {record['started']}",
+        # What is only known to be running may still fail, which is another alert.
+        identity=f"{record['step']} {record['started']}{' running' if record['status'] == 'running' else ''}",
     )
 
 
@@ -89,7 +108,7 @@ def _name_try(task: Any) -> str:
 def _find_record(run_id: str, task: Any, outcome: str) -> Record | None:
     """The record that the failed task has left, if it came that far."""
     step, index = task.task_id.rpartition(".")[2], getattr(task, "map_index", -1)
-    store = open_store(Settings.from_environment().store)
+    store = open_store(read_store_uri())
     for name, record in read_records(store, run_id).items():
         mapped = index is not None and index >= 0 and name == f"{step}-{record['parameters']['seed'] + index}"
         if (name == step or mapped) and record["status"] != "done" and record["outcome"] == outcome:

@@ -24,6 +24,7 @@ class Alert:
         ""  # for the subject: what happened in a few words, a value against its threshold; default: the text
     )
     identity: str = ""
+    task_id: str = ""  # of a task that waits for an answer
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,17 @@ EVENTS = {
         "The champion stays. Read the verdict in the report, then look at the newest batches.",
     ),
     "rejected by a user": Event(
-        "Rejected by a user", "failure", "The champion stays, and nothing has to be done: whoever rejected knows why."
+        "Rejected by a user",
+        "failure",
+        "The champion stays, and nothing has to be done: the reason is in this message.",
     ),
     "approval expired": Event(
         "Approval expired",
         "failure",
         "The champion stays. To decide after all, clear the task `approval` of the run: it asks again.",
     ),
-    "hold waiting": Event(
-        "Approval needed", "warning", "Read the verdict in the report, then approve or reject the candidate."
+    "approval needed": Event(
+        "Approval needed", "warning", "Approve or reject; for a candidate, read the verdict in the report first."
     ),
     "batch quarantined": Event(
         "Batch quarantined",
@@ -65,7 +68,7 @@ EVENTS = {
     "batch waiting": Event(
         "Batch waiting",
         "warning",
-        "The run goes on without them: let the pipeline read and remove them, or bring the other half of a pair.",
+        "Give the user of the workers the right to read and delete these files, or add what is missing of a pair.",
     ),
     "champion changed": Event(
         "Champion changed",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from fmnist_tasks.alerts.events import Kind, find_event
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, INCLUDE
 from fmnist_tasks.templates import environment
+from fmnist_tasks.text import make_printable
 
 _LONGEST_HEADLINE = 160  # characters
 _REPEATED = " (possibly repeated)"
@@ -53,7 +53,7 @@ def render_message(alert_id: str, document: dict[str, Any], *, instance: str, ad
     return Message(
         alert_id=alert_id,
         kind=event.kind,
-        subject=_flatten(f"{prefix}{title}: {headline}{_REPEATED if repeated else ''}"),
+        subject=make_printable(f"{prefix}{title}: {headline}{_REPEATED if repeated else ''}"),
         text=_render("alert.txt", facts),
         page=_render("alert.html", facts),
     )
@@ -67,8 +67,8 @@ def _build_links(document: dict[str, Any], address: str) -> dict[str, str]:
     dag_id, run_id = document["dag_id"], document["run_id"]
     if dag_id and run_id:
         run = f"{address}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
-        if document["event"] == "hold waiting":
-            links["Approve or reject"] = f"{run}/tasks/tuned_model.approval/required_actions"
+        if task_id := document.get("task_id"):
+            links["Approve or reject"] = f"{run}/tasks/{quote(task_id)}/required_actions"
         links["Run in Airflow"] = run
         if dag_id == DAG_ID:
             links["Report"] = f"{address}/fmnist/runs/{quote(run_id)}"
@@ -81,22 +81,17 @@ def _build_links(document: dict[str, Any], address: str) -> dict[str, str]:
 
 
 def _find_expiry(document: dict[str, Any]) -> str:
-    """Until when a candidate that is held waits, or nothing."""
-    if document["event"] != "hold waiting":
+    """Until when an approval is waited for, or nothing."""
+    if document["event"] != "approval needed":
         return ""
     return f"{datetime.fromisoformat(document['created']) + APPROVAL_LIMIT:%Y-%m-%d %H:%M} UTC"
 
 
 def _shorten(text: str) -> str:
-    flat = _flatten(text)
+    flat = make_printable(text)
     return flat if len(flat) <= _LONGEST_HEADLINE else f"{flat[: _LONGEST_HEADLINE - 1].rstrip()}…"
 
 
-def _flatten(text: str) -> str:
-    """One line without characters that a mail header, a terminal or a chat would obey."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return re.sub(r"\s+", " ", printable).strip()
-
-
 def _render(template: str, facts: dict[str, Any]) -> str:
-    return environment(INCLUDE / "templates").get_template(template).render(facts)
+    rendered = environment(INCLUDE / "templates").get_template(template).render(facts)
+    return rendered.encode(errors="replace").decode()

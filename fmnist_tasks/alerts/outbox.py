@@ -21,10 +21,11 @@ from typing import Any
 from uuid import uuid4
 
 from fmnist_tasks.alerts.channels import MAX_SECONDS, Channel, Outcome, deliver
+from fmnist_tasks.alerts.events import Alert
 from fmnist_tasks.alerts.message import Message
 from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError
 from fmnist_tasks.registry.documents import read_document, seal
-from fmnist_tasks.registry.store import Store, read_clock
+from fmnist_tasks.registry.store import Store, is_ahead, read_clock
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,10 @@ class Attempt:
         """Whether the next attempt is allowed."""
         if self.status in {"none", "delivered"}:
             return self.status == "none"
-        age = now - datetime.fromisoformat(self.time)
-        return age > (LEASE if self.status == "open" else _BACK_OFF[min(self.number, len(_BACK_OFF)) - 1])
+        began = datetime.fromisoformat(self.time)
+        if is_ahead(began, now):
+            return True
+        return now - began > (LEASE if self.status == "open" else _BACK_OFF[min(self.number, len(_BACK_OFF)) - 1])
 
     @property
     def may_have_arrived(self) -> bool:
@@ -100,7 +103,7 @@ class Flush:
     channels: list[Channel]
     faults: list[str]
     render: Callable[[str, Document, bool], Message]  # from an alert's id, its document, and whether it is a repeat
-    report: Callable[[str, Document, list[str]], str | None]  # save an alert about one that is given up; its id
+    report: Callable[[Alert], str]  # save an alert about one that is not delivered; its id
     seconds: float  # no delivery begins after so many
     _failed: set[str] = field(default_factory=set)  # channels that have failed in this pass: not tried again in it
 
@@ -125,8 +128,18 @@ class Flush:
         except MissingError:
             log.debug("alert %s was closed by another process meanwhile", alert_id)
         except (IntegrityError, KeyError, TypeError, ValueError) as error:
-            log.error("alert %s cannot be read, and waits below %s: %s", alert_id, self.store.location(PENDING), error)
+            return self._set_aside(alert_id, error)
         return None
+
+    def _set_aside(self, alert_id: str, error: Exception) -> str:
+        """Move an alert that cannot be read out of the way; the id of the alert that says so."""
+        key = f"{UNDELIVERABLE}{alert_id}.damaged"
+        text = f"An alert that waited in the store cannot be read: {error}. It is kept at {self.store.location(key)}"
+        log.error("%s", text)
+        about = self.report(Alert("alert undeliverable", None, text, "", identity=alert_id))
+        self.store.put(key, self.store.get(f"{PENDING}{alert_id}.json"))
+        clean_up(self.store, alert_id)
+        return about
 
     def _find_missing(self) -> list[str]:
         """What is wrong if a channel that was there within a day is not found; notes those that are."""
@@ -147,12 +160,21 @@ class Flush:
         if is_closed(self.store, alert_id):
             clean_up(self.store, alert_id)
             return None
-        document = read_document(self.store, f"{PENDING}{alert_id}.json")
+        document = self._read(alert_id)
         attempts = {channel.id: self._try(channel, alert_id, document, keys) for channel in self.channels}
         if self.channels and not self.faults and all(one.status == "delivered" for one in attempts.values()):
             self._close(DELIVERED, alert_id, document, [])
             return None
         return self._give_up(alert_id, document, attempts)
+
+    def _read(self, alert_id: str) -> Document:
+        """The alert's document; if its time lies ahead, it is as old as this look at it."""
+        key, now = f"{PENDING}{alert_id}.json", self._now()
+        document = read_document(self.store, key)
+        if is_ahead(datetime.fromisoformat(document["created"]), now):
+            document["created"] = now.isoformat()
+            self.store.put(key, seal(document))
+        return document
 
     def _try(self, channel: Channel, alert_id: str, document: Document, keys: list[str]) -> Attempt:
         """The latest attempt of the channel, after a new one if that is due."""
@@ -216,9 +238,21 @@ class Flush:
             document["text"],
             "; ".join(reasons),
         )
-        about = self.report(alert_id, document, reasons) if self.channels else None
+        about = self._report_given_up(alert_id, document, reasons) if self.channels else None
         self._close(UNDELIVERABLE, alert_id, document, reasons)
         return about
+
+    def _report_given_up(self, alert_id: str, document: Document, reasons: list[str]) -> str | None:
+        if document["event"] == "alert undeliverable":
+            return None  # or each would bring forth the next
+        text = (
+            f"The alert {document['event']!r} of {document['created'][:16]} could not be delivered for "
+            f"{LIFETIME.days} days: {'; '.join(reasons)}. It says: {document['text']}. "
+            f"It is kept at {self.store.location(f'{UNDELIVERABLE}{alert_id}.json')}"
+        )
+        headline = f"{document['event']} of {document['created'][:10]}: {reasons[0]}"
+        run_id, dag_id = document["run_id"], document["dag_id"]
+        return self.report(Alert("alert undeliverable", run_id, text, dag_id, headline=headline, identity=alert_id))
 
     def _close(self, prefix: str, alert_id: str, document: Document, reasons: list[str]) -> None:
         self.store.put(f"{prefix}{alert_id}.json", seal({**document, "reasons": reasons}))
@@ -244,5 +278,15 @@ def clean_up(store: Store, alert_id: str) -> None:
 
 
 def _read_last(store: Store, prefix: str, keys: list[str]) -> Attempt:
+    """The latest attempt; one whose document is damaged may have delivered, like that of a killed process."""
     last = max((key for key in keys if key.startswith(prefix)), default=None)
-    return Attempt(**read_document(store, last)) if last else Attempt()
+    if last is None:
+        return Attempt()
+    try:
+        return Attempt(**read_document(store, last))
+    except (IntegrityError, TypeError) as error:
+        log.error("an attempt to deliver an alert cannot be read, and counts as interrupted: %s", error)
+    if (stat := store.stat(last)) is None:
+        return Attempt()
+    number = last.removeprefix(prefix).removesuffix(".json")
+    return Attempt(int(number) if number.isdecimal() else 0, "open", stat.modified.isoformat())

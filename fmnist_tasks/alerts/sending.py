@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,10 +20,11 @@ from fmnist_tasks.errors import FmnistError
 from fmnist_tasks.registry.champion import champion
 from fmnist_tasks.registry.documents import digest_of
 from fmnist_tasks.registry.store import Store, open_store
-from fmnist_tasks.settings import DAG_ID, Settings
+from fmnist_tasks.settings import DAG_ID, read_instance, read_store_uri
 
 log = logging.getLogger(__name__)
 
+_LONGEST_TEXT = 10_000  # characters; servers of mail and chats refuse what is much longer
 _LEVELS = {"success": logging.INFO, "warning": logging.WARNING, "failure": logging.ERROR}
 
 
@@ -34,7 +36,7 @@ def send(alert: Alert) -> None:
     log.log(level, "ALERT %s in %s: %s. %s", alert.event, where, alert.text, document["champion"])
     alert_id = find_id(alert)
     try:
-        store = open_store(Settings.from_environment().store)
+        store = open_store(read_store_uri())
         new = outbox.enqueue(store, alert_id, {**document, "created": outbox.read_time(store).isoformat()})
     except Exception as error:  # noqa: BLE001 - whatever it is, the alert must go out
         log.error("the alert cannot be saved, so it is sent once, now, and not again: %s", error)
@@ -60,12 +62,12 @@ def deliver_pending(seconds: float) -> None:
 
     No delivery begins after so many seconds. Without alerts that wait it costs one listing.
     """
-    store = open_store(Settings.from_environment().store)
+    store = open_store(read_store_uri())
     if waiting := outbox.find_pending(store):
         channels, faults = find_channels()
         for fault in faults:
             log.error("alerts: %s", fault)
-        outbox.Flush(store, channels, faults, _render, _report_undeliverable(store), seconds).run(waiting)
+        outbox.Flush(store, channels, faults, _render, partial(_save_report, store), seconds).run(waiting)
 
 
 def find_id(alert: Alert) -> str:
@@ -94,7 +96,8 @@ def _describe(alert: Alert) -> dict[str, Any]:
         "event": alert.event,
         "dag_id": _find_dag(alert),
         "run_id": run_id,
-        "text": alert.text,
+        "task_id": alert.task_id,
+        "text": alert.text if len(alert.text) <= _LONGEST_TEXT else f"{alert.text[:_LONGEST_TEXT]} …",
         "headline": alert.headline,
         "champion": _describe_champion(),
     }
@@ -109,15 +112,14 @@ def _find_dag(alert: Alert) -> str:
 
 def _describe_champion() -> str:
     try:
-        entry = champion(open_store(Settings.from_environment().store))
-    except FmnistError as error:
+        entry = champion(open_store(read_store_uri()))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the alert must go out
         return f"The current champion cannot be read: {error}"
     return f"Current champion: {entry.version}" if entry else "There is no champion yet"
 
 
 def _render(alert_id: str, document: dict[str, Any], repeated: bool) -> Message:
-    instance = Settings.from_environment().instance
-    return render_message(alert_id, document, instance=instance, address=airflow_address(), repeated=repeated)
+    return render_message(alert_id, document, instance=read_instance(), address=airflow_address(), repeated=repeated)
 
 
 def _send_unsaved(alert_id: str, document: dict[str, Any]) -> None:
@@ -133,24 +135,8 @@ def _send_unsaved(alert_id: str, document: dict[str, Any]) -> None:
         log.exception("the alert cannot be sent")
 
 
-def _report_undeliverable(store: Store) -> Any:
-    """How the outbox saves an alert about one that it gives up, for the channels that work."""
-
-    def report(alert_id: str, document: dict[str, Any], reasons: list[str]) -> str | None:
-        if document["event"] == "alert undeliverable":
-            return None  # or each would bring forth the next
-        about = Alert(
-            "alert undeliverable",
-            document["run_id"],
-            f"The alert {document['event']!r} of {document['created'][:16]} could not be delivered for "
-            f"{outbox.LIFETIME.days} days: {'; '.join(reasons)}. It says: {document['text']}. "
-            f"It is kept at {store.location(f'{outbox.UNDELIVERABLE}{alert_id}.json')}",
-            document["dag_id"],
-            headline=f"{document['event']} of {document['created'][:10]}: {reasons[0]}",
-            identity=alert_id,
-        )
-        new_id = find_id(about)
-        outbox.enqueue(store, new_id, {**_describe(about), "created": outbox.read_time(store).isoformat()})
-        return new_id
-
-    return report
+def _save_report(store: Store, alert: Alert) -> str:
+    """Save an alert about another that is not delivered; its id."""
+    alert_id = find_id(alert)
+    outbox.enqueue(store, alert_id, {**_describe(alert), "created": outbox.read_time(store).isoformat()})
+    return alert_id

@@ -19,19 +19,19 @@ from fmnist_tasks.alerts import outbox
 from fmnist_tasks.alerts.callbacks import describe_record
 from fmnist_tasks.alerts.events import Alert, find_event
 from fmnist_tasks.alerts.sending import deliver_pending, find_id, send
-from fmnist_tasks.errors import MissingError
+from fmnist_tasks.errors import IntegrityError, MissingError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import read_document, seal
-from fmnist_tasks.registry.store import Stat, Store, open_store, side_by_side
-from fmnist_tasks.settings import DAG_ID, RUN_LIMIT, TASK_LIMIT, Settings
+from fmnist_tasks.registry.store import Stat, Store, is_ahead, open_store, side_by_side
+from fmnist_tasks.settings import DAG_ID, RECENT, RUN_LIMIT, SHELL, TASK_LIMIT, Settings
 
 log = logging.getLogger(__name__)
 
-RECENT = timedelta(days=7)  # how far back failures without an alert are looked for
 _BEGAN = "alerts/watch.json"  # when the first watch ran
 _RETRIED_FOR = TASK_LIMIT + timedelta(hours=1)  # within it, what may be retried is not yet a failure
 _WEEK = timedelta(days=7)
 _PING_SECONDS = 10
+_NAMED = 5  # damaged records in an error
 _FLUSH_SECONDS = 600
 
 Record = dict[str, Any]
@@ -40,30 +40,34 @@ Record = dict[str, Any]
 def watch() -> str:
     """Report failures that nobody was told of, deliver what waits, and alert if no run succeeds; how things stand.
 
-    Raises a :class:`FmnistError` if the store cannot be read. Pings `FMNIST_HEARTBEAT_URL` if all went well.
+    Raises a :class:`FmnistError` if the store cannot be read or, once all else is done, if a record is damaged. Pings
+    `FMNIST_HEARTBEAT_URL` if all went well.
     """
     settings = Settings.from_environment()
     store = open_store(settings.store)
     now = outbox.read_time(store)
+    damaged: list[str] = []
     try:
-        summary = _check_success(store, settings.overdue, now)
+        summary = _check_success(store, settings.overdue, now, damaged)
     finally:
         try:
             _report_changes(store, now)
-            _report_failures(store, now)
+            _report_failures(store, now, damaged)
         finally:
             deliver_pending(_FLUSH_SECONDS)
+    if damaged:
+        raise IntegrityError(f"{'; '.join(sorted(set(damaged))[:_NAMED])}. Restore or delete them")
     if settings.heartbeat_url:
         _ping(settings.heartbeat_url)
     return summary
 
 
-def _read_recent(store: Store, now: datetime) -> dict[str, list[tuple[datetime, Record]]]:
+def _read_recent(store: Store, now: datetime, damaged: list[str]) -> dict[str, list[tuple[datetime, Record]]]:
     """By run of Airflow's: its records with the times of writing, if one was written lately."""
     stats: dict[str, list[Stat]] = defaultdict(list)
     for stat in store.list("runs/"):
         _, run_id, *name = stat.key.split("/")
-        if len(name) == 1 and name[0].endswith(".json") and not run_id.startswith("shell__"):
+        if len(name) == 1 and name[0].endswith(".json"):
             stats[run_id].append(stat)
     recent = {
         run_id: found
@@ -71,18 +75,25 @@ def _read_recent(store: Store, now: datetime) -> dict[str, list[tuple[datetime, 
         if now - max(stat.modified for stat in found) < RECENT + RUN_LIMIT
     }
     return {
-        run_id: [(stat.modified, record) for stat, record in zip(found, _read_all(store, found), strict=True) if record]
+        run_id: [
+            (stat.modified, record)
+            for stat, record in zip(found, _read_all(store, found, damaged), strict=True)
+            if record and not record.get("actor", "").endswith(SHELL)  # whoever typed it has seen it
+        ]
         for run_id, found in recent.items()
     }
 
 
-def _read_all(store: Store, stats: list[Stat]) -> list[Record]:
-    """The records of steps; an empty one for what was pruned meanwhile, or is none."""
+def _read_all(store: Store, stats: list[Stat], damaged: list[str]) -> list[Record]:
+    """The records of steps; an empty one for what was pruned meanwhile, is none, or is damaged, which is noted."""
 
     def read(stat: Stat) -> Record:
         try:
             document = read_document(store, stat.key)
         except MissingError:
+            return {}
+        except IntegrityError as error:
+            damaged.append(str(error))
             return {}
         return document if "status" in document else {}
 
@@ -113,18 +124,22 @@ def _report_changes(store: Store, now: datetime) -> None:
             send(alert)
 
 
-def _report_failures(store: Store, now: datetime) -> None:
+def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
     """Send the alerts that a killed process did not."""
-    for run_id, found in _read_recent(store, now).items():
+    for run_id, found in _read_recent(store, now, damaged).items():
         for written, record in found:
-            retried = record.get("retryable", False) and now - written < _RETRIED_FOR
-            if record["status"] == "done" or retried or now - written > RECENT:
+            if record["status"] == "done" or now - written > RECENT:
+                continue
+            running = record["status"] == "running"
+            recent = now - written < _RETRIED_FOR and not is_ahead(written, now)
+            if recent and (running or record.get("retryable", False)):
                 continue
             alert = describe_record(record)
-            if not outbox.is_known(store, find_id(alert)):
-                send(alert)
-        if _has_vanished(found, now) and not _has_failure(store, run_id):
-            last = max(written for written, _ in found)
+            if outbox.is_known(store, find_id(alert)) or (running and _has_failure(store, run_id, written)):
+                continue
+            send(alert)
+        last = max((written for written, _ in found), default=now)
+        if now - last > RUN_LIMIT and not _has_ended(found) and not _has_failure(store, run_id, last):
             text = (
                 "The run has neither ended nor failed, and no step of it has been recorded since "
                 f"{last:%Y-%m-%d %H:%M} UTC: it exceeded its time limit, or was stopped or rejected by hand"
@@ -132,29 +147,31 @@ def _report_failures(store: Store, now: datetime) -> None:
             send(Alert("run failed", run_id, text, DAG_ID, identity="no end"))
 
 
-def _has_vanished(found: list[tuple[datetime, Record]], now: datetime) -> bool:
-    """Whether a run has no end, although it must have come to one."""
-    records = [record for _, record in found]
-    ended = any(
-        record["status"] != "done" or record["step"] == "promote" or _found_nothing_new(record) for record in records
+def _has_ended(found: list[tuple[datetime, Record]]) -> bool:
+    """Whether the records of a run show how it ended, or have been reported because they do not."""
+    return any(
+        record["status"] != "done" or record["step"] == "promote" or _found_nothing_new(record) for _, record in found
     )
-    return bool(found) and not ended and now - max(written for written, _ in found) > RUN_LIMIT
 
 
-def _has_failure(store: Store, run_id: str) -> bool:
-    """Whether an alert about a failure of the run is known."""
+def _has_failure(store: Store, run_id: str, since: datetime) -> bool:
+    """Whether an alert about a failure of the run is known that is not older than this."""
     for prefix in (outbox.PENDING, outbox.DELIVERED, outbox.UNDELIVERABLE):
         for stat in store.list(prefix):
-            if stat.key.count(".") == 1:
-                document = read_document(store, stat.key)
-                if document["run_id"] == run_id and find_event(document["event"]).kind == "failure":
+            if stat.key.endswith(".json") and stat.key.count(".") == 1:
+                try:
+                    document = read_document(store, stat.key)
+                except (IntegrityError, MissingError):
+                    continue
+                kind, created = find_event(document["event"]).kind, datetime.fromisoformat(document["created"])
+                if document["run_id"] == run_id and kind == "failure" and created >= since:
                     return True
     return False
 
 
-def _check_success(store: Store, overdue: timedelta, now: datetime) -> str:
+def _check_success(store: Store, overdue: timedelta, now: datetime, damaged: list[str]) -> str:
     """Alert if the last success is too long ago, once a week; one sentence about it."""
-    began, last = _find_beginning(store, now), _find_last_success(store)
+    began, last = _find_beginning(store, now), _find_last_success(store, now, damaged)
     since = last or began
     text = (
         f"The last successful run was at {since:%Y-%m-%d %H:%M} UTC"
@@ -178,20 +195,20 @@ def _check_success(store: Store, overdue: timedelta, now: datetime) -> str:
     return f"{text}; that is {days}"
 
 
-def _find_last_success(store: Store) -> datetime | None:
-    """When a run last promoted a champion or found nothing new, or None."""
-    promoted = (entry.time for entry in _read_log_backwards(store) if entry.action == "promote")
-    time = next(promoted, None)
-    last = datetime.fromisoformat(time) if time else None
+def _find_last_success(store: Store, now: datetime, damaged: list[str]) -> datetime | None:
+    """When a run last promoted a champion or found nothing new, or None; a time that lies ahead says nothing."""
+    promoted = (datetime.fromisoformat(one.time) for one in _read_log_backwards(store) if one.action == "promote")
+    last = next((time for time in promoted if not is_ahead(time, now)), None)
     stats = [stat for stat in store.list("runs/") if stat.key.endswith("/detect_change.json")]
     for stat in sorted(stats, key=lambda stat: stat.modified, reverse=True):
         if last and stat.modified <= last:
             break  # nor is what comes after it newer
-        (record,) = _read_all(store, [stat])
+        (record,) = _read_all(store, [stat], damaged)
         if record and record["status"] == "done" and _found_nothing_new(record):
             # When the run was created: clearing its task does not change that.
             created = datetime.fromisoformat(record["created"])
-            last = max(last, created) if last else created
+            if not is_ahead(created, now):
+                last = max(last, created) if last else created
     return last
 
 
@@ -210,9 +227,14 @@ def _found_nothing_new(record: Record) -> bool:
 
 
 def _find_beginning(store: Store, now: datetime) -> datetime:
-    """When the watch first ran, which is now if this is the first time."""
-    store.put_if_absent(_BEGAN, seal({"time": now.isoformat()}))
-    return datetime.fromisoformat(read_document(store, _BEGAN)["time"])
+    """When the watch first ran, which is now if this is the first time, or if that lies ahead."""
+    document = seal({"time": now.isoformat()})
+    store.put_if_absent(_BEGAN, document)
+    began = datetime.fromisoformat(read_document(store, _BEGAN)["time"])
+    if is_ahead(began, now):
+        store.put(_BEGAN, document)
+        return now
+    return began
 
 
 def _ping(url: str) -> None:

@@ -28,7 +28,7 @@ from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import run_key
 from fmnist_tasks.registry.store import open_store
-from fmnist_tasks.settings import DAG_ID, INCLUDE, Settings
+from fmnist_tasks.settings import DAG_ID, INCLUDE, LONGEST_REASON, read_store_uri
 from fmnist_tasks.templates import environment
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @cache
     def shelf() -> Shelf:
-        return Shelf(open_store(Settings.from_environment().store))
+        return Shelf(open_store(read_store_uri()))
 
     @cache
     def oracle() -> Oracle:
@@ -154,7 +154,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     def rollback(
         request: Request,
         version: Annotated[str, Form()],
-        reason: Annotated[str, Form(max_length=500)],
+        reason: Annotated[str, Form(max_length=LONGEST_REASON)],
         after: Annotated[int | None, Form()] = None,
         who: str = Depends(may_edit),
     ) -> Response:
@@ -166,7 +166,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         request: Request,
         action: Literal["withdraw", "restore"],
         version: Annotated[str, Form()],
-        reason: Annotated[str, Form(max_length=500)],
+        reason: Annotated[str, Form(max_length=LONGEST_REASON)],
         who: str = Depends(may_edit),
     ) -> Response:
         act = withdrawal.withdraw if action == "withdraw" else withdrawal.restore

@@ -8,14 +8,15 @@ part.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from fmnist_tasks.errors import SettingsError, StoreError
 
@@ -25,6 +26,7 @@ R = TypeVar("R")
 FILE = "file"
 UNREADABLE = "unreadable"
 _CLOCK_KEY = "clock.txt"
+_CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,14 @@ def read_clock(store: Store) -> datetime:
     return stat.modified
 
 
+def is_ahead(moment: datetime, now: datetime) -> bool:
+    """Whether a time that was noted cannot be true: the clock was ahead of the present one when it was.
+
+    A few minutes are allowed, by which the clocks of machines and of file systems may differ.
+    """
+    return moment - now > _CLOCKS_DIFFER
+
+
 def side_by_side(read: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """What `read` gives for each item, in their order; raises what it raised for the first that failed.
 
@@ -145,7 +155,7 @@ def open_store(uri: str) -> Store:
     if found := re.fullmatch(r"(?i)file:(?://|(?!//))(/[^?#]+)", uri):
         from fmnist_tasks.registry.local import FolderStore
 
-        path = unquote(found[1])
+        path = os.fsdecode(unquote_to_bytes(found[1]))
         if not path.startswith("/~") and "\0" not in path:
             return FolderStore(Path(path))
     raise SettingsError(

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.evaluation import gate, promotion
 from fmnist_tasks.provenance import code_facts
@@ -205,11 +204,8 @@ def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, eva
         *promotion.checks(asked, {**evaluated, "read_back": read_back}),
         promotion.not_withdrawn(repeated and champion.describe_withdrawal("the candidate", *repeated)),
     ]
-    verdict = decided(gate.judge(expected, rows), "candidate", waits=run.parameters.approval)
-    if verdict["decision"] == "hold" and run.parameters.approval:
-        send(Alert("hold waiting", run.id, f"The {verdict['summary']}. Answer the task tuned_model.approval"))
     return {
-        **verdict,
+        **decided(gate.judge(expected, rows), "candidate", waits=run.parameters.approval),
         "champion": evaluated["champion"],
         "policy": asked.model_dump(),
         "policy_digest": digest_of(asked.model_dump()),

@@ -117,6 +117,20 @@ def test_an_approval_requires_a_reason() -> None:
     assert approval.execute_complete({}, response | {"params_input": given})["params_input"] == given
 
 
+@pytest.mark.parametrize(("dag_id", "task_id"), [(DAG_ID, "tuned_model.approval"), ("fmnist_rollback", "approval")])
+def test_each_time_that_an_approval_is_asked_for_has_its_alert(pipeline: Pipeline, dag_id: str, task_id: str) -> None:
+    dag = runpy.run_path(str(PROJECT / "dags" / f"{dag_id}.py"))[dag_id]()
+    (notifier,) = dag.get_task(task_id).notifiers
+    asked = SimpleNamespace(subject="Promote it?", body="too large\n\n[Verdict](…)")
+    for number in (1, 1, 2):  # the last one after the task was cleared
+        instance = {"try_number": number}
+        notifier.notify(make_context(None, task_id, dag_id, task=asked, task_instance=instance))
+    found = read_alerts(pipeline.store)
+    assert [(one["event"], one["task_id"], one["text"]) for one in found] == [
+        ("approval needed", task_id, "Promote it? too large")
+    ] * 2
+
+
 def test_an_approval_that_nobody_answered_is_an_event_of_its_own(pipeline: Pipeline) -> None:
     alerts.task_failed(make_context(HITLTimeoutError({"error_type": "timeout"}), "approval", "fmnist_rollback"))
     (alert,) = read_alerts(pipeline.store)

@@ -46,7 +46,7 @@ def test_a_message_leads_to_the_run_its_report_and_the_runbook() -> None:
 
 
 def test_a_candidate_that_is_held_leads_to_its_approval_and_says_when_it_expires() -> None:
-    message = render(event="hold waiting")
+    message = render(event="approval needed", task_id="tuned_model.approval")
     for text in (message.text, message.page):
         assert "/tasks/tuned_model.approval/required_actions" in text
         assert "until 2026-11-26 02:10 UTC" in text

@@ -331,6 +331,17 @@ def test_a_connection_that_is_wrong_is_reported_and_delivers_nothing_silently(
     assert len(read_alerts(pipeline.store, PENDING)) == 1
 
 
+@pytest.mark.parametrize("name", ["FMNIST_APPROVAL", "FMNIST_OVERDUE_DAYS", "FMNIST_HEARTBEAT_URL"])
+def test_another_setting_that_is_wrong_does_not_silence_it(
+    pipeline: Pipeline, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "wrong")
+    alerts.send(Alert("run failed", None, "x" * 20_000))
+    (post,) = webhook_server.posts
+    assert 10_000 < len(post["message"]) < 12_000
+    assert len(read_alerts(pipeline.store, DELIVERED)) == 1
+
+
 def test_a_store_that_is_gone_does_not_silence_it(pipeline: Pipeline, webhook_server: WebhookServer) -> None:
     pipeline.store.put("champion/00000001.json", b"foreign")
     alerts.send(MISSED)
@@ -363,13 +374,58 @@ def test_an_answer_of_the_store_that_is_lost_loses_no_alert(
     assert len(read_alerts(minio_store, DELIVERED)) == 1
 
 
-def test_a_damaged_alert_does_not_hold_up_the_others(
-    pipeline: Pipeline, webhook_server: WebhookServer, caplog: pytest.LogCaptureFixture
+def test_a_damaged_alert_is_reported_and_does_not_hold_up_the_others(
+    pipeline: Pipeline, webhook_server: WebhookServer
 ) -> None:
-    pipeline.store.put(f"{PENDING}{'0' * 24}.json", b"foreign")
+    damaged = "0" * 24
+    pipeline.store.put(f"{PENDING}{damaged}.json", b"foreign")
     alerts.send(MISSED)
+    titles = sorted(post["title"] for post in webhook_server.posts)
+    assert titles[0].startswith("Alert undeliverable: An alert that waited in the store cannot be read")
+    assert titles[1].startswith("Retraining rejected")
+    assert pipeline.store.get(f"{UNDELIVERABLE}{damaged}.damaged") == b"foreign"
+    assert list(pipeline.store.list(PENDING)) == []
+    alerts.flush()
+    assert len(webhook_server.posts) == 2
+
+
+def test_a_damaged_attempt_of_a_channel_counts_as_interrupted(
+    pipeline: Pipeline, mail_server: MailServer, webhook_server: WebhookServer, clock: Clock
+) -> None:
+    break_connections(mail_server, webhook_server)
+    alerts.send(MISSED)
+    for stat in pipeline.store.list(PENDING):
+        if stat.key.count(".") > 1:
+            pipeline.store.put(stat.key, b"")
+            break
+    repair_connections(mail_server, webhook_server)
+    clock.advance(minutes=2)
+    alerts.flush()
+    assert len(mail_server.mails) + len(webhook_server.posts) == 1  # by the channel whose attempt is intact
+    clock.advance(hours=1)
+    alerts.flush()
+    (mail,), (post,) = mail_server.mails, webhook_server.posts
+    assert f"{mail['Subject']}{post['title']}".count(LABEL) == 1
+
+
+def test_alerts_from_a_clock_that_was_ahead_are_delivered_and_given_up(
+    pipeline: Pipeline, webhook_server: WebhookServer, clock: Clock
+) -> None:
+    clock.advance(days=365)
+    webhook_server.status = 503
+    alerts.send(MISSED)
+    clock.advance(days=-365)
+    webhook_server.status = 200
+    alerts.flush()
     assert len(webhook_server.posts) == 1
-    assert f"alert {'0' * 24} cannot be read" in caplog.text
+    clock.advance(days=365)
+    webhook_server.status = 503
+    alerts.send(Alert("rejected", "run-2", MISSED.text))
+    clock.advance(days=-365)
+    alerts.flush()
+    clock.advance(days=7.1)
+    alerts.flush()
+    assert [one["run_id"] for one in read_alerts(pipeline.store, UNDELIVERABLE)] == ["run-2"]
 
 
 def test_alerts_at_once_leave_no_secret_in_the_environment(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

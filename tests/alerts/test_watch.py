@@ -107,7 +107,7 @@ def test_a_failure_that_a_killed_task_did_not_report_is_reported(
     pipeline: Pipeline, clock: Clock, status: str, event: str
 ) -> None:
     record(pipeline, clock, "run-1", "accuracy_gate", status)
-    record(pipeline, clock, "shell__2026-11-23", "accuracy_gate", status)  # whoever typed it has seen it
+    record(pipeline, clock, "try-1", "accuracy_gate", status, actor="ann (shell)")  # whoever typed it has seen it
     watch()
     watch()
     (alert,) = read_alerts(pipeline.store)
@@ -145,6 +145,50 @@ def test_what_may_be_retried_is_not_yet_a_failure(pipeline: Pipeline, clock: Clo
     assert list_events(pipeline) == ["run failed"]
 
 
+def test_a_step_is_reported_only_once_it_must_have_ended(pipeline: Pipeline, clock: Clock) -> None:
+    record(pipeline, clock, "run-1", "train-0", "running")
+    clock.advance(hours=6)
+    watch()
+    assert list_events(pipeline) == []
+    clock.advance(hours=1.5)
+    watch()
+    watch()
+    (alert,) = read_alerts(pipeline.store)
+    assert (alert["event"], alert["run_id"]) == ("run failed", "run-1")
+    assert "has not ended; its process was probably killed" in alert["text"]
+    clock.advance(days=4)
+    watch()
+    assert list_events(pipeline) == ["run failed"]
+
+
+@pytest.mark.parametrize(("reported_after", "events"), [(True, 1), (False, 2)])
+def test_a_killed_step_is_reported_once(pipeline: Pipeline, clock: Clock, reported_after: bool, events: int) -> None:
+    """By Airflow's callback, or else by the watch; a failure from before the step began is another one."""
+    steps = [
+        lambda: record(pipeline, clock, "run-1", "train-0", "running"),
+        lambda: clock.advance(hours=1),
+        lambda: alerts.send(Alert("run failed", "run-1", "Task train: killed")),
+    ]
+    for act in steps if reported_after else reversed(steps):
+        act()
+    clock.advance(hours=8)
+    watch()
+    assert list_events(pipeline) == ["run failed"] * events
+
+
+def test_a_clock_that_was_ahead_silences_nothing(pipeline: Pipeline, clock: Clock) -> None:
+    clock.advance(days=365)
+    watch()
+    promote(pipeline, clock, "v1")
+    created = clock.read(pipeline.store).isoformat()
+    clock.advance(days=-365)
+    record(pipeline, clock, "run-1", "detect_change", created=created, result={"changed": False})
+    assert "No run has succeeded since fmnist_watch first ran" in watch()
+    clock.advance(days=8.1)
+    watch()
+    assert list_failures(pipeline) == ["no successful run"]
+
+
 def test_a_run_without_an_end_is_reported(pipeline: Pipeline, clock: Clock) -> None:
     record(pipeline, clock, "run-1", "ingest")
     clock.advance(days=3.4)
@@ -164,15 +208,18 @@ def test_a_run_that_a_user_rejected_has_its_alert(pipeline: Pipeline, clock: Clo
     assert list_events(pipeline) == ["rejected by a user"]
 
 
-def test_one_damaged_record_fails_the_watch_but_not_the_look_at_the_last_success(
-    pipeline: Pipeline, clock: Clock
+def test_damaged_records_fail_the_watch_once_all_else_is_done(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FMNIST_OVERDUE_DAYS", "1")
     watch()
-    clock.advance(days=8.1)
-    pipeline.store.put("runs/run-1/ingest.json", b"foreign")
-    with pytest.raises(FmnistError, match=r"runs/run-1/ingest\.json"):
+    clock.advance(days=1.1)
+    for step in ("ingest", "detect_change"):
+        pipeline.store.put(f"runs/run-1/{step}.json", b"foreign")
+    record(pipeline, clock, "run-2", "accuracy_gate", "rejected")
+    with pytest.raises(FmnistError, match=r"runs/run-1/detect_change\.json.*; runs/run-1/ingest\.json"):
         watch()
-    assert list_events(pipeline) == ["no successful run"]
+    assert list_events(pipeline) == ["no successful run", "rejected"]
 
 
 @pytest.fixture

@@ -311,7 +311,7 @@ def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Brow
     house.airflow.open_api(house.url).trigger_run(DAG_ID, held, "held")
     wait_until(lambda: house.airflow.is_waiting_for_approval("held"), seconds=1800)
     before = champion.history(house.store)
-    assert house.told("hold waiting") == 1
+    assert house.told("approval needed") == 1
     page = house.enter(chromium)
     page.goto(f"/dags/{DAG_ID}/runs/held/tasks/tuned_model.approval/required_actions")
     expect(page.get_by_text("the size in bytes is").first).to_be_visible()
