@@ -11,7 +11,10 @@ from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, ModelError, RejectedError, SettingsError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Entry, Log
+from fmnist_tasks.registry.pruning_flag import forbid_pruning
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.settings import LONGEST_REASON
+from fmnist_tasks.text import make_printable
 
 if TYPE_CHECKING:
     import keras
@@ -112,28 +115,33 @@ def rollback(
     log.info("rollback from %s to %s by %s: %s", current.version, version, actor, reason)
     if not force:
         _require_former_champion(store, log_entries, current.version, version)
-    verify(store, version)
-    entry = champion.append(
-        store,
-        version=version,
-        action="rollback",
-        reason=reason,
-        write_id=str(uuid4()),
-        actor=actor,
-        after=current.sequence if after is None else after,
-        origin=find_origin(store, log_entries, current.version),
-    )
-    log.info("%s is the champion, number %d; %s is withdrawn", version, entry.sequence, current.version)
-    told = f"{actor} rolled back from {current.version}, which is withdrawn, to {version}: {reason}"
+    with forbid_pruning(store, f"rollback to {version}"):
+        verify(store, version)
+        entry = champion.append(
+            store,
+            version=version,
+            action="rollback",
+            reason=reason,
+            write_id=str(uuid4()),
+            actor=actor,
+            after=current.sequence if after is None else after,
+            origin=find_origin(store, log_entries, current.version),
+        )
+    lifted = ", whose withdrawal is lifted" if version in log_entries.withdrawn else ""
+    told = f"{entry.actor} rolled back from {current.version}, which is withdrawn, to {version}{lifted}: {reason}"
+    log.info("number %d of the champion log: %s", entry.sequence, told)
     send(Alert("champion changed", None, told, identity=f"entry {entry.sequence}"))
     return entry
 
 
 def require_reason(reason: str) -> str:
-    """The reason without blanks around it; raises :class:`SettingsError` if nothing is left."""
-    if not reason.strip():
-        raise SettingsError("a reason is required; it is kept in the champion log")
-    return reason.strip()
+    """The reason as one printable line; raises :class:`SettingsError` if nothing is left, or if it is too long."""
+    reason = make_printable(reason)
+    if not reason:
+        raise SettingsError("a reason is required; it is kept with the decision")
+    if len(reason) > LONGEST_REASON:
+        raise SettingsError(f"the reason has {len(reason):,} characters, more than {LONGEST_REASON}; shorten it")
+    return reason
 
 
 def _require_former_champion(store: Store, log_entries: Log, current: str, version: str) -> None:

@@ -10,19 +10,25 @@ entry a receipt is left, `champion-receipts/<sequence>.txt`: if the newest entry
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
-from fmnist_tasks.errors import ConflictError, IntegrityError, RejectedError, StoreError
+from fmnist_tasks.errors import ConflictError, FmnistError, IntegrityError, RejectedError, StoreError
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
+from fmnist_tasks.text import make_printable
+
+logger = logging.getLogger(__name__)
 
 Action = Literal["promote", "rollback", "withdraw", "restore"]
 
 _CHANGES = {"promote", "rollback"}  # the actions that make a release the champion
-_RECEIPTS = "champion-receipts/"
+_ENTRIES, _RECEIPTS = "champion/", "champion-receipts/"
+_ENTRY, _RECEIPT = re.compile(r"champion/\d{8}\.json"), re.compile(r"champion-receipts/\d{8}\.txt")
 _ATTEMPTS = 100  # to append an entry while others append theirs
 
 
@@ -197,10 +203,10 @@ def append(
             sequence=len(log.entries) + 1,
             version=version,
             action=action,
-            reason=reason,
+            reason=make_printable(reason),
             write_id=write_id,
             time=read_clock(store).isoformat(timespec="seconds"),
-            actor=actor,
+            actor=make_printable(actor),
             replaces=current.version if current and action in _CHANGES else None,
             model_sha256=origin.model_sha256,
             inputs=origin.inputs,
@@ -248,10 +254,11 @@ def _require_state(log: Log, version: str, action: Action) -> None:
 def _list_entries(store: Store, after: int = 0) -> list[Stat]:
     """The objects of all entries after a number; raises :class:`IntegrityError` if one before the newest is missing.
 
-    Receipts are listed first: an entry that is written in between has been listed then.
+    What others put beside them does not count. Receipts are listed first: an entry that is written in between has been
+    listed then.
     """
-    receipts = list(store.list(_RECEIPTS, after=_receipt_key(after)))
-    stats = list(store.list("champion/", after=_key(after)))
+    receipts = [one for one in store.list(_RECEIPTS, after=_receipt_key(after)) if _RECEIPT.fullmatch(one.key)]
+    stats = [one for one in store.list(_ENTRIES, after=_key(after)) if _ENTRY.fullmatch(one.key)]
     for expected, stat in enumerate(stats, after + 1):
         if stat.key != _key(expected):
             raise IntegrityError(
@@ -268,7 +275,11 @@ def _list_entries(store: Store, after: int = 0) -> list[Stat]:
 
 
 def _leave_receipt(store: Store, sequence: int) -> None:
-    store.put(_receipt_key(sequence), f"{_key(sequence)} was written.\n".encode())
+    """Note that the entry was written; an error is only logged, since the entry counts without it as well."""
+    try:
+        store.put(_receipt_key(sequence), f"{_key(sequence)} was written.\n".encode())
+    except FmnistError as error:
+        logger.error("entry %d is in the champion log, but its receipt cannot be written: %s", sequence, error)
 
 
 def _receipt_key(sequence: int) -> str:
@@ -276,11 +287,16 @@ def _receipt_key(sequence: int) -> str:
 
 
 def _key(sequence: int) -> str:
-    return f"champion/{sequence:08d}.json"
+    return f"{_ENTRIES}{sequence:08d}.json"
 
 
 def _read(store: Store, key: str) -> Entry:
-    entry = Entry(**read_document(store, key))
+    try:
+        entry = Entry(**read_document(store, key))
+    except TypeError as error:
+        raise IntegrityError(
+            f"{key}: was written by a newer version of this project ({error}); install that"
+        ) from error
     if _key(entry.sequence) != key:
         raise IntegrityError(f"{key}: holds entry {entry.sequence} of the champion log; it was copied or renamed")
     return entry

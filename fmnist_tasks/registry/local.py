@@ -38,6 +38,7 @@ _KINDS = {
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}  # no file can have that name here
 # What another try cannot change: missing rights, a file system that is read-only or cannot hold the name.
 _PERMANENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EILSEQ, errno.ENAMETOOLONG}
+_FAR_BACK, _FAR_AHEAD = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)  # can be added to
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -212,9 +213,9 @@ class FolderStore:
         return Stat(
             key=encode_name(name),
             bytes=found.st_size,
-            modified=datetime.fromtimestamp(modified / 1e9, UTC),
+            modified=_time(modified),
             version=f"{changed}.{modified}.{found.st_size}",
-            changed=datetime.fromtimestamp(changed / 1e9, UTC),
+            changed=_time(changed),
             kind=_kind(found),
         )
 
@@ -246,7 +247,7 @@ class FolderStore:
         folder = self.root / _SCRATCH
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
-            with suppress(FileNotFoundError):  # another process may remove it first
+            with suppress(OSError):  # another process may remove it first, and a folder that others made may stay
                 if time.time() - old.lstat().st_mtime > _SCRATCH_LIFETIME:
                     old.unlink()
         scratch = folder / uuid4().hex
@@ -320,6 +321,14 @@ def _held(path: Path) -> Path:
     name = os.fsencode(path.name)
     mark = f".taken.{hashlib.sha256(name).hexdigest()[:16]}.".encode()
     return path.with_name(os.fsdecode(mark + name[-200:]))
+
+
+def _time(nanoseconds: int) -> datetime:
+    """The time of a file; one that no calendar has, which some file systems keep, is far back or far ahead."""
+    try:
+        return min(max(datetime.fromtimestamp(nanoseconds / 1e9, UTC), _FAR_BACK), _FAR_AHEAD)
+    except (OverflowError, OSError, ValueError):
+        return _FAR_BACK if nanoseconds < 0 else _FAR_AHEAD
 
 
 def _kind(found: os.stat_result) -> str:

@@ -17,10 +17,10 @@ from typing import Any
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import unseal
-from fmnist_tasks.registry.pruning_flag import forbid_steps
+from fmnist_tasks.registry.pruning_flag import forbid_work
 from fmnist_tasks.registry.releases import file_key
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
-from fmnist_tasks.settings import RUN_LIMIT
+from fmnist_tasks.settings import RECENT, RUN_LIMIT
 
 _BLOB = re.compile(r'blobs/sha256/[^/"\\]+')
 _RECORD = re.compile(r"runs/[^/]+/[^/]+\.json")
@@ -33,7 +33,7 @@ _OWN = {  # what this project writes below a run or a release
 _FOREIGN = "was not written by this project; delete it yourself if nobody needs it"
 _DAMAGED = "was changed after it was written, or is foreign; restore it, or delete it yourself with what is beside it"
 # Below these are no documents that refer to blobs.
-_WITHOUT_REFERENCES = {"alerts", "blobs", "champion", "checkpoints", "incoming", "predictions", "quarantine"}
+_WITHOUT_REFERENCES = {"alerts", "blobs", "champion", "checkpoints", "incoming", "predictions", "quarantine", "working"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ class Plan:
     groups: list[Group]
     left_alone: dict[str, str]  # by key: why it stays
     before: datetime  # only what was last written before goes
-    runs: list[Stat]  # all objects below runs/ when this was planned
 
 
 @dataclass(frozen=True)
@@ -76,18 +75,10 @@ class _Document:
 def prune(store: Store, *, keep: int, older_than: timedelta) -> Plan:
     """Delete what is older than that and not protected; what was deleted, and what was left alone.
 
-    Raises :class:`ConflictError` while a run is under way, and if one begins meanwhile or another prune is under way.
+    Raises :class:`ConflictError` while a run, a rollback or another prune is under way.
     """
-    planned = plan(store, keep=keep, older_than=older_than, now=read_clock(store))
-    if not planned.groups:
-        return planned
-    with forbid_steps(store) as check:
-        if changed := set(store.list("runs/")) ^ set(planned.runs):
-            raise ConflictError(
-                f"run {_name(min(stat.key for stat in changed))} has begun or gone on meanwhile, nothing is deleted; "
-                "prune when it has ended"
-            )
-        return carry_out(store, planned, check)
+    with forbid_work(store) as check:
+        return carry_out(store, plan(store, keep=keep, older_than=older_than, now=read_clock(store)), check)
 
 
 def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> Plan:
@@ -122,7 +113,9 @@ def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> Pl
         stat.key: _FOREIGN for stat in stats if stat.key.startswith("blobs/") and not _BLOB.fullmatch(stat.key)
     }
     unused = [stat for stat in stats if _BLOB.fullmatch(stat.key) and stat.key not in needed and stat.modified < before]
-    delivered = [stat for stat in stats if stat.key.startswith("alerts/delivered/") and stat.modified < before]
+    # As long as what an alert is about may be found again, the alert must be known.
+    known_until = min(before, now - 2 * RECENT)
+    delivered = [stat for stat in stats if stat.key.startswith("alerts/delivered/") and stat.modified < known_until]
     groups = [
         *(Group("release", name, sorted(releases[name], key=_after_manifest)) for name in old_releases),
         *(Group("run", name, runs[name]) for name in old_runs),
@@ -134,19 +127,16 @@ def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> Pl
         *([Group("alerts", "delivered", delivered)] if delivered else []),
         *(Group("blob", stat.key, [stat]) for stat in unused),
     ]
-    return Plan(groups, left_alone, before, [stat for stat in stats if stat.key.startswith("runs/")])
+    return Plan(groups, left_alone, before)
 
 
 def carry_out(store: Store, planned: Plan, check: Callable[[], None]) -> Plan:
-    """Delete what is planned, unless it was written again or came into service since; what really went.
+    """Delete what is planned, unless it was written again since; what really went.
 
     `check` is called before each deletion and raises if pruning must stop. If cut short, the next plan finds the rest.
     """
     groups, left_alone = [], dict(planned.left_alone)
     for group in planned.groups:
-        if group.kind == "release" and group.name in _in_service(store):
-            left_alone[f"releases/{group.name}/"] = "came into service meanwhile"
-            continue
         gone = []
         for stat in group.objects:
             check()

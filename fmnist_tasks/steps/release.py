@@ -14,6 +14,7 @@ from fmnist_tasks.registry.store import Store
 from fmnist_tasks.service import open_release
 from fmnist_tasks.steps.judging import differing, identity, origin
 from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, step
+from fmnist_tasks.text import make_printable
 
 _OWN = {"publish", "verify_release", "promote"}
 
@@ -160,7 +161,7 @@ def _answer(approval: Result | None) -> Result | None:
     if approval is None:
         return None
     return {
-        "by": (approval["responded_by_user"] or {}).get("name"),
+        "by": make_printable(str((approval["responded_by_user"] or {}).get("name"))),
         "at": str(approval["responded_at"]),
-        "reason": (approval["params_input"] or {}).get("approval_reason", "").strip(),
+        "reason": make_printable((approval["params_input"] or {}).get("approval_reason", "")),
     }

@@ -23,10 +23,10 @@ from fmnist_tasks.alerts import flush
 from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError, RejectedError, StoreError
 from fmnist_tasks.memory import read_peak_memory, reset_peak_memory
 from fmnist_tasks.registry.blobs import get_verified
-from fmnist_tasks.registry.pruning_flag import refuse_while_pruning
+from fmnist_tasks.registry.pruning_flag import forbid_pruning
 from fmnist_tasks.registry.runs import read_record, read_records, run_key, write_record
 from fmnist_tasks.registry.store import Store, open_store, side_by_side
-from fmnist_tasks.settings import Parameters, Settings
+from fmnist_tasks.settings import Parameters, read_store_uri
 
 log = logging.getLogger(__name__)
 
@@ -59,21 +59,18 @@ def step(
         step_name = function.__name__
 
         def run_step(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-            store = open_store(Settings.from_environment().store)
+            store = open_store(read_store_uri())
             name = _record_name(step_name, args[-1]) if per_seed else step_name
             log.info("%s begins: run %s with %s", name, run.id, run.parameters.as_json())
             record: Result = {
                 "created": run.created,
                 "parameters": run.parameters.as_json(),
                 "started": datetime.now(UTC).isoformat(),
+                "actor": run.actor,
                 **({"ignored": list(run.ignored)} if run.ignored else {}),
             }
             clock = time.monotonic()
             reset_peak_memory()
-            if not inputs or not _is_done(store, run, name):
-                begun = {"seconds": 0.0, "peak_memory_mb": 0, "status": "running", "outcome": "has not ended"}
-                write_record(store, run.id, name, record | begun)
-            refuse_while_pruning(store)
 
             def keep(status: str, outcome: str, **result: Result) -> None:
                 seconds = round(time.monotonic() - clock, 3)
@@ -83,19 +80,23 @@ def step(
                 log.info("%s %s after %.1f s: %s", name, status, seconds, outcome)
                 flush()
 
-            try:
-                result = function(store, run, *args, **kwargs)
-            except StoreError:
-                raise  # a store that does not answer now cannot keep a record of that either
-            except Exception as error:
-                record["retryable"] = isinstance(error, OSError)  # as dags/fmnist_defaults.py retries it
+            with forbid_pruning(store, f"step {name} of run {run.id}"):
+                if not inputs or not _is_done(store, run, name):
+                    begun = {"seconds": 0.0, "peak_memory_mb": 0, "status": "running", "outcome": "has not ended"}
+                    write_record(store, run.id, name, record | begun)
                 try:
-                    keep("failed", str(error))
-                except FmnistError as second:  # the first error is the one to report
-                    log.error("%s: the failure could not be recorded either: %s", name, second)
-                raise
-            rejection = result.get("rejection")
-            keep("rejected" if rejection else "done", rejection or result["summary"], result=result)
+                    result = function(store, run, *args, **kwargs)
+                except StoreError:
+                    raise  # a store that does not answer now cannot keep a record of that either
+                except Exception as error:
+                    record["retryable"] = isinstance(error, OSError)  # as dags/fmnist_defaults.py retries it
+                    try:
+                        keep("failed", str(error))
+                    except FmnistError as second:  # the first error is the one to report
+                        log.error("%s: the failure could not be recorded either: %s", name, second)
+                    raise
+                rejection = result.get("rejection")
+                keep("rejected" if rejection else "done", rejection or result["summary"], result=result)
             if rejection:
                 raise RejectedError(rejection)
             return result
@@ -111,7 +112,7 @@ def step(
 
 def run_again(name: str, run: Run) -> Any:
     """Run one step with the recorded results of the steps before it, for each seed if it is one per seed."""
-    store = open_store(Settings.from_environment().store)
+    store = open_store(read_store_uri())
     inputs = [result_of(store, run, earlier) for earlier in INPUTS[name]]
     if name in PER_SEED:
         return [STEPS[name](run, *inputs, seed) for seed in run.parameters.seeds]

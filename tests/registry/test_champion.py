@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fmnist_tasks.errors import ConflictError, IntegrityError, RejectedError, StoreError
+from fmnist_tasks.errors import AccessError, ConflictError, IntegrityError, RejectedError, StoreError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.local import FolderStore
@@ -22,6 +22,48 @@ def test_the_highest_entry_is_the_champion(store: FolderStore) -> None:
     last = promote(store, "v2", "run-2", 1)
     assert champion.champion(store) == last
     assert [(entry.sequence, entry.version) for entry in champion.history(store)] == [(1, "v1"), (2, "v2")]
+
+
+def test_what_others_put_beside_the_entries_does_not_count(store: FolderStore) -> None:
+    first = promote(store, "v1", "run-1", 0)
+    for key in ("champion/00000001.json~", "champion/notes.txt", "champion-receipts/notes.txt"):
+        store.put(key, b"foreign")
+    assert champion.history(store) == [first]
+    assert champion.champion(store) == first
+
+
+@pytest.mark.parametrize("typed", ["gepr\udcfcft", "\ud83d", "red\x1b[31m\nand two lines"])
+def test_a_reason_that_no_page_could_show_becomes_one_line_of_text(store: FolderStore, typed: str) -> None:
+    champion.append(store, version="v1", action="promote", reason=typed, actor=typed, write_id="w", after=0)
+    (entry,) = champion.history(store)
+    for text in (entry.reason, entry.actor):
+        assert text.encode().decode().isprintable()
+    assert champion.champion(store) == entry
+
+
+def test_an_entry_of_a_newer_version_is_refused_with_a_remedy(store: FolderStore) -> None:
+    entry = promote(store, "v1", "run-1", 0)
+    store.put("champion/00000001.json", seal({**entry.as_json(), "signature": "x"}))
+    with pytest.raises(
+        IntegrityError, match=r"champion/00000001\.json: was written by a newer version .*; install that"
+    ):
+        champion.champion(store)
+
+
+def test_a_receipt_that_cannot_be_written_undoes_no_entry(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put = FolderStore.put
+
+    def refuse(self: FolderStore, key: str, data: bytes) -> None:
+        if key.startswith("champion-receipts/"):
+            raise AccessError("Permission denied")
+        put(self, key, data)
+
+    monkeypatch.setattr(FolderStore, "put", refuse)
+    assert champion.champion(store) is None
+    assert promote(store, "v1", "run-1", 0) == champion.champion(store)
+    assert "its receipt cannot be written: Permission denied" in caplog.text
 
 
 def test_a_missing_entry_never_brings_an_older_champion_back(store: FolderStore) -> None:

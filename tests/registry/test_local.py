@@ -11,7 +11,9 @@ import stat as modes
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,39 @@ def strangers_store() -> Iterator[FolderStore]:
     if is_root:
         os.seteuid(0)
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("seconds", [999_999_999_999, 2**62, -(2**62)])
+def test_a_time_that_no_calendar_has_stops_no_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """Btrfs, tmpfs and ZFS keep such times, which damaged archives have."""
+    store = FolderStore(tmp_path)
+    store.put("k", b"x")
+    look = os.lstat
+    monkeypatch.setattr(local.os, "lstat", lambda path: Times(look(path), seconds))
+    (stat,) = store.list("")
+    assert stat.modified + timedelta(days=365) > stat.modified > datetime(1, 1, 1, tzinfo=UTC)
+
+
+class Times:
+    """What the system says of a file, but for its time of change."""
+
+    def __init__(self, found: os.stat_result, seconds: int) -> None:
+        self._found, self.st_mtime_ns = found, seconds * 10**9
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._found, name)
+
+
+def test_a_folder_among_what_is_being_written_stops_no_write(tmp_path: Path) -> None:
+    """Some network drives put one everywhere."""
+    store = FolderStore(tmp_path)
+    old = tmp_path / ".scratch" / "@eaDir"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    store.put("k", b"x")
+    assert store.get("k") == b"x"
 
 
 def test_links_are_listed_and_never_followed(store: FolderStore, outside: Path) -> None:

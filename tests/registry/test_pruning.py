@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fmnist_tasks.errors import ConflictError, StoreError
+from fmnist_tasks.errors import ConflictError, MissingError, StoreError
 from fmnist_tasks.registry import champion, pruning, pruning_flag, releases
 from fmnist_tasks.registry.blobs import describe, put_blob
 from fmnist_tasks.registry.documents import seal
@@ -217,21 +217,14 @@ def test_a_damaged_record_of_a_young_run_does_not_hide_that_it_is_under_way(stor
 
 
 def test_a_plan_does_not_delete_what_changed_since(store: FolderStore) -> None:
-    for version in ("v1", "v2", "v3"):
-        release(store, version)
-    blob = put_blob(store, b"taken up again")
+    blob, other = put_blob(store, b"taken up again"), put_blob(store, b"other")
     make_old(store, "")
     plan = pruning.plan(store, keep=1, older_than=MONTH, now=read_clock(store))
-    promote(store, "v1")  # by a rollback, say
     store.put(blob["uri"], b"taken up again")
     done = pruning.carry_out(store, plan, lambda: None)
-    assert done.left_alone == {
-        "releases/v1/": "came into service meanwhile",
-        blob["uri"]: "was written again meanwhile",
-    }
-    assert releases.versions(store) == ["v1", "v3"]
+    assert done.left_alone == {blob["uri"]: "was written again meanwhile"}
     assert store.stat(blob["uri"])
-    assert [group.name for group in done.groups if group.kind == "release"] == ["v2"]
+    assert [group.name for group in done.groups] == [other["uri"]]
 
 
 def prune(store: Store) -> pruning.Plan:
@@ -244,36 +237,40 @@ def with_old_blob(store: FolderStore) -> str:
     return key
 
 
-def test_a_run_that_begins_after_the_plan_stops_pruning(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = with_old_blob(store)
-    monkeypatch.setattr(
-        pruning, "plan", and_then(pruning.plan, lambda: write_record(store, "run-9", "ingest", RUNNING))
-    )
-    with pytest.raises(ConflictError, match="run run-9 has begun or gone on meanwhile, nothing is deleted"):
-        prune(store)
-    assert store.stat(key)
-    assert not store.stat(pruning_flag.KEY)
-
-
-RUNNING = {"status": "running", "started": "now"}
-
-
-def and_then(function: Callable[..., Any], happens: Callable[[], object]) -> Callable[..., Any]:
-    def both(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        happens()
-        return result
-
-    return both
-
-
-def test_no_step_begins_while_old_objects_are_deleted(store_of_each_kind: Store) -> None:
-    with pruning_flag.forbid_steps(store_of_each_kind):
-        with pytest.raises(StoreError, match="clear the task when it has ended, at the latest in 60 minutes"):
-            pruning_flag.refuse_while_pruning(store_of_each_kind)
+def test_no_work_begins_while_old_objects_are_deleted(store_of_each_kind: Store) -> None:
+    with pruning_flag.forbid_work(store_of_each_kind):
+        with pytest.raises(StoreError, match="try again when it has ended, at the latest in 60 minutes"):
+            work(store_of_each_kind)
         with pytest.raises(ConflictError, match="another prune is under way"):
             prune_something(store_of_each_kind)
-    pruning_flag.refuse_while_pruning(store_of_each_kind)
+    work(store_of_each_kind)
+    assert list_keys(store_of_each_kind, "working/", pruning_flag.KEY) == []
+
+
+def test_nothing_is_deleted_while_work_is_under_way(store_of_each_kind: Store) -> None:
+    with (
+        pruning_flag.forbid_pruning(store_of_each_kind, "rollback to v1"),
+        pytest.raises(ConflictError, match="rollback to v1 is under way, nothing is deleted; prune when it has ended"),
+    ):
+        prune_something(store_of_each_kind)
+    assert list_keys(store_of_each_kind, "working/", pruning_flag.KEY) == []
+    prune_something(store_of_each_kind)
+
+
+def work(store: Store) -> None:
+    with pruning_flag.forbid_pruning(store, "step train of run run-1"):
+        pass
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_the_mark_of_killed_work_expires(store: FolderStore, days: int) -> None:
+    """Or is void if it was left by a clock that was ahead."""
+    store.put("working/killed.txt", b"step train of run run-1")
+    with pytest.raises(ConflictError, match=r"step train of run run-1 is under way.*or delete .*working/killed\.txt"):
+        prune_something(store)
+    make_old(store, "working/", days=days)
+    prune_something(store)
+    assert list_keys(store, "predictions/", "working/") == []
 
 
 def prune_something(store: Store) -> None:
@@ -281,12 +278,14 @@ def prune_something(store: Store) -> None:
     pruning.prune(store, keep=1, older_than=-MONTH)
 
 
-def test_the_flag_of_a_prune_that_was_killed_expires(store: FolderStore) -> None:
+@pytest.mark.parametrize("days", [1, -1])
+def test_the_flag_of_a_prune_that_was_killed_expires(store: FolderStore, days: int) -> None:
+    """Or is void if it was left by a clock that was ahead."""
     store.put(pruning_flag.KEY, b"left by one that was killed")
     with pytest.raises(ConflictError, match="another prune is under way; if that one was killed, prune again in 60"):
         prune_something(store)
-    make_old(store, pruning_flag.KEY, days=1)
-    pruning_flag.refuse_while_pruning(store)
+    make_old(store, pruning_flag.KEY, days=days)
+    work(store)
     prune_something(store)
     assert list_keys(store, "predictions/", pruning_flag.KEY) == []
 
@@ -333,14 +332,26 @@ class InterruptedStore(FolderStore):
 
 def begin_run(store: Store) -> str:
     """Take up again old content that nothing refers to, as `ingest` does."""
-    write_record(store, "run-9", "ingest", RUNNING)
     try:
-        pruning_flag.refuse_while_pruning(store)
+        with pruning_flag.forbid_pruning(store, "step ingest"):
+            record = {"status": "done", "started": "now", "result": {"blob": put_blob(store, b"old")}}
+            write_record(store, "run-9", "ingest", record)
     except StoreError:
         return "refused"
-    record = {"status": "done", "started": "now", "result": {"blob": put_blob(store, b"old")}}
-    write_record(store, "run-9", "ingest", record)
     return "begun"
+
+
+def roll_back(store: Store) -> str:
+    """Make an old release the champion again, provided that it is there."""
+    current = champion.champion(store)
+    try:
+        with pruning_flag.forbid_pruning(store, "rollback"):
+            releases.read_manifest(store, "v1")
+            after = current.sequence if current else 0
+            champion.append(store, version="v1", action="rollback", reason="r", write_id="w", after=after)
+    except (MissingError, StoreError) as error:
+        return "too late" if isinstance(error, MissingError) else "refused"
+    return "rolled back"
 
 
 def try_to_prune(store: Store) -> str:
@@ -350,21 +361,27 @@ def try_to_prune(store: Store) -> str:
         return "refused"
 
 
-@pytest.mark.parametrize("other", [begin_run, try_to_prune])
-def test_a_run_and_a_prune_that_meet_at_any_moment_never_lose_what_the_run_needs(
-    tmp_path: Path, other: Callable[[Store], str]
+@pytest.mark.parametrize("prune_begins", [True, False])
+@pytest.mark.parametrize("work", [begin_run, roll_back])
+def test_work_and_a_prune_that_meet_at_any_moment_never_lose_what_the_work_needs(
+    tmp_path: Path, work: Callable[[Store], str], prune_begins: bool
 ) -> None:
     """One begins before each operation of the other on the store."""
-    one = try_to_prune if other is begin_run else begin_run
+    one, other = (try_to_prune, work) if prune_begins else (work, try_to_prune)
     outcomes = set()
-    for moment in range(1, 100):
+    for moment in range(1, 200):
         plain, happened = FolderStore(tmp_path / str(moment)), list[str]()
+        for version in ("v1", "v2", "v3"):
+            release(plain, version)
+        promote(plain, "v1", "v2", "v3")
+        make_old(plain, "releases/")
         key = with_old_blob(plain)
         meet = partial(lambda store, happened: happened.append(other(store)), plain, happened)
         met = (one(InterruptedStore(plain.root, moment, meet)), *happened)
         outcomes.add(met)
         assert "begun" not in met or plain.stat(key), (moment, met)
+        assert "rolled back" not in met or releases.read_manifest(plain, "v1"), (moment, met)
         if not happened:
             break
-    assert 4 < moment < 50
+    assert 4 < moment < 199
     assert len(outcomes) > 2, outcomes

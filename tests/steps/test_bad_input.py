@@ -114,7 +114,7 @@ def test_a_disk_that_is_full(pipeline: Pipeline) -> None:
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    assert f"error: cannot write {disk}/store/runs/r/ingest.json" in ended.stderr
+    assert f"error: cannot write {disk}/store/working/" in ended.stderr
     assert "No space left on device; free space, or give this user the right to write below" in ended.stderr
     found, _, champions = ended.stdout.partition("--\n")
     whole = ["./champion-receipts/00000001.txt", "./champion/00000001.json", "./clock.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from fmnist_tasks import service, withdrawal
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, ModelError, RejectedError, SettingsError
 from fmnist_tasks.model import h5
-from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry import champion, pruning, releases
+from fmnist_tasks.registry.store import Store
 from tests.support.pipeline import Pipeline
 
 pytestmark = pytest.mark.integration
@@ -48,6 +50,24 @@ def test_a_release_that_does_not_answer_as_its_manifest_says_never_becomes_the_c
     with pytest.raises(ModelError, match=rf"release spoilt: {told}"):
         roll_back(finished_pipeline, "spoilt", force=True)
     assert champion.history(finished_pipeline.store) == before
+
+
+def test_nothing_is_pruned_while_a_rollback_looks_at_the_release(
+    finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_copy(finished_pipeline, "copy")
+    verify, refused = service.verify, []
+
+    def verify_and_prune(store: Store, version: str) -> dict[str, Any]:
+        found = verify(store, version)
+        with pytest.raises(ConflictError, match="rollback to copy is under way, nothing is deleted") as caught:
+            pruning.prune(store, keep=1, older_than=timedelta(days=1))
+        refused.append(caught)
+        return found
+
+    monkeypatch.setattr(service, "verify", verify_and_prune)
+    assert roll_back(finished_pipeline, "copy", force=True).version == "copy"
+    assert len(refused) == 1
 
 
 def test_a_release_with_other_classes_requires_force(finished_pipeline: Pipeline) -> None:

@@ -33,7 +33,9 @@ def test_nothing_is_pruned_while_ingest_takes_up_old_content_again(
     load, refused = sources.load_base, []
 
     def prune_and_load(*args: Any) -> Any:
-        with pytest.raises(ConflictError, match="run run-1 may be under way; prune when it has ended") as caught:
+        with pytest.raises(
+            ConflictError, match="step ingest of run run-1 is under way, nothing is deleted; prune when it has ended"
+        ) as caught:
             pruning.prune(pipeline.store, keep=1, older_than=MONTH)
         refused.append(caught)
         return load(*args)
@@ -44,11 +46,8 @@ def test_nothing_is_pruned_while_ingest_takes_up_old_content_again(
 
 
 def test_a_step_that_would_begin_during_a_prune_is_tried_again(pipeline: Pipeline) -> None:
-    with pruning_flag.forbid_steps(pipeline.store), pytest.raises(StoreError, match="`fmnist prune` is deleting"):
+    with pruning_flag.forbid_work(pipeline.store), pytest.raises(StoreError, match="`fmnist prune` is deleting"):
         steps.ingest(RUN)
-    assert read_record(pipeline.store, RUN.id, "ingest")["status"] == "running"
-    with pytest.raises(RejectedError, match="ingest of run run-1 is running, or was stopped before it ended"):
-        run_again("validate_data", RUN)
     steps.ingest(RUN)
     assert read_record(pipeline.store, RUN.id, "ingest")["status"] == "done"
 
@@ -85,3 +84,24 @@ def test_a_step_says_that_it_is_running_but_for_a_result_that_it_has(
     assert list_written() == [("detect_change", "running"), ("detect_change", "done")]
     run_again("detect_change", RUN)
     assert list_written() == [("detect_change", "done")]
+    write(pipeline.store, RUN.id, "ingest", {"status": "running", "started": "3"})
+    with pytest.raises(RejectedError, match="ingest of run run-1 is running, or was stopped before it ended"):
+        run_again("validate_data", RUN)
+
+
+def test_nothing_is_pruned_while_a_step_that_has_a_result_runs_again(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    def prune(*_: Any) -> bytes:
+        with pytest.raises(ConflictError, match="step detect_change of run run-1 is under way") as caught:
+            pruning.prune(pipeline.store, keep=1, older_than=MONTH)
+        refused.append(caught)
+        return b""
+
+    dataset = steps.ingest(RUN)["dataset"]
+    monkeypatch.setattr(step, "build_report", prune)
+    for _ in range(2):
+        steps.detect_change(RUN, read_record(pipeline.store, RUN.id, "ingest")["result"], {"dataset": dataset})
+    assert len(refused) == 2
