@@ -16,9 +16,9 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from fmnist_tasks import service
-from fmnist_tasks.errors import AccessError, DataError, MissingError, RejectedError, SettingsError
+from fmnist_tasks.errors import AccessError, DataError, MissingError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.store import FILE, Stat, Store, decode_key, decode_prefix
+from fmnist_tasks.registry.store import FILE, Stat, Store, decode_key, decode_prefix, read_clock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,12 +37,14 @@ _OWN = {
     "batches",
     "blobs",
     "champion",
+    "champion-receipts",
     "checkpoints",
     "incoming",
     "predictions",
     "quarantine",
     "releases",
     "runs",
+    "working",
 }
 
 
@@ -88,7 +90,9 @@ def predict(store: Store, run_id: str, shard: Shard) -> dict[str, Any]:
         for stat in takewhile(lambda stat: decode_key(stat.key) <= last, stats):
             try:
                 names, images = _read(store, stat)
-            except (DataError, AccessError, MissingError) as error:
+            except (DataError, AccessError, MissingError, StoreError) as error:
+                if isinstance(error, StoreError):
+                    read_clock(store)  # raises if not the file, but the store as a whole does not answer
                 table.writerow({"image": stat.key, "release": shard["release"], "error": str(error)})
                 counts["unreadable"] += 1
                 continue

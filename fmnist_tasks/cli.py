@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +21,13 @@ from rich.text import Text
 
 from fmnist_tasks import service, withdrawal
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.errors import DataError, FmnistError, MissingError, RejectedError, SettingsError
+from fmnist_tasks.errors import DataError, FmnistError, IntegrityError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import champion as champions
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as published
 from fmnist_tasks.registry.runs import read_record, read_records, run_key
 from fmnist_tasks.registry.store import Store, open_store, read_clock
-from fmnist_tasks.settings import Parameters, Settings
+from fmnist_tasks.settings import SHELL, Parameters, Settings, read_store_uri
 from fmnist_tasks.tables import print_json, show, show_summary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -158,12 +158,17 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
 
 @command
 def releases(as_json: AsJson = False) -> None:
-    """List the published releases, oldest first."""
+    """List the published releases, oldest first; exit code 1 if the manifest of one is damaged."""
     store = _store()
     log = champions.read_log(store)
     rows = []
+    damaged = []
     for version in published.versions(store):
-        manifest = published.read_manifest(store, version)
+        try:
+            manifest = published.read_manifest(store, version)
+        except IntegrityError as error:
+            damaged.append(str(error))
+            continue
         rows.append(
             {
                 "version": version,
@@ -176,6 +181,10 @@ def releases(as_json: AsJson = False) -> None:
             }
         )
     show(rows, as_json, "no release yet; `make run` makes one")
+    for reason in damaged:
+        _complain("error:", reason)
+    if damaged:
+        raise typer.Exit(1)
 
 
 @command
@@ -263,7 +272,7 @@ def restore(
 def prune(
     keep: Annotated[int, typer.Option(min=1, help="Never delete the newest so many releases.")],
     older_than: Annotated[
-        int, typer.Option(min=1, help="Delete only what was last written more than so many days ago.")
+        int, typer.Option(min=1, max=99_999, help="Delete only what was last written more than so many days ago.")
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
     as_json: AsJson = False,
@@ -356,7 +365,7 @@ def alert_test(as_json: AsJson = False) -> None:
 
 def _actor() -> str:
     """Who acts: the user of this shell."""
-    return f"{getpass.getuser()} (shell)"
+    return f"{getpass.getuser()} {SHELL}"
 
 
 def _complain(heading: str, text: str) -> None:
@@ -365,7 +374,7 @@ def _complain(heading: str, text: str) -> None:
 
 
 def _store() -> Store:
-    return open_store(Settings.from_environment().store)
+    return open_store(read_store_uri())
 
 
 def _run(store: Store, run_id: str | None) -> Any:
@@ -376,12 +385,20 @@ def _run(store: Store, run_id: str | None) -> Any:
         begun = {stat.key.split("/")[1] for stat in store.list("runs/") if stat.key.endswith("/ingest.json")}
         if not begun:
             raise MissingError("there is no run yet; begin one with `fmnist ingest` or `make run`")
-        run_id = max(begun, key=lambda name: str(read_record(store, name, "ingest")["started"]))
+        run_id = max(begun, key=partial(_find_beginning, store))
     try:
         record = read_record(store, run_id, "ingest")
     except MissingError as error:
         raise MissingError(f"run {run_id} left no results in the store") from error
     return Run(run_id, record["created"], Parameters.from_mapping(record["parameters"]), _actor())
+
+
+def _find_beginning(store: Store, run_id: str) -> str:
+    try:
+        return str(read_record(store, run_id, "ingest")["started"])
+    except IntegrityError as error:
+        _complain("left out:", str(error))
+        return ""
 
 
 def _steps(run_id: str | None, as_json: bool, *names: str) -> None:

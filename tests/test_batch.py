@@ -8,13 +8,14 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fmnist_tasks import batch, service
-from fmnist_tasks.errors import MissingError, RejectedError, SettingsError
+from fmnist_tasks.errors import MissingError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import Stat, encode_name
@@ -120,6 +121,27 @@ def test_whatever_is_no_image_is_a_row_and_the_others_are_answered(finished_pipe
     assert answered == 2 * [f"pattern {label}" for label in LABELS]
 
 
+def test_a_file_that_cannot_be_opened_just_now_is_a_row(
+    finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_pictures(finished_pipeline, 2)
+    open_object = FolderStore.open
+
+    def refuse(self: FolderStore, key: str) -> BinaryIO:
+        if key == "inbox/000.png":
+            raise StoreError("cannot read inbox/000.png: Resource temporarily unavailable")
+        return open_object(self, key)
+
+    monkeypatch.setattr(FolderStore, "open", refuse)
+    (shard,) = batch.plan(finished_pipeline.store, "inbox", 10)
+    done = batch.predict(finished_pipeline.store, "r", shard)
+    assert (done["images"], done["unreadable"]) == (1, 1)
+    assert [row["error"] for row in rows(finished_pipeline, done["key"])] == [
+        "cannot read inbox/000.png: Resource temporarily unavailable",
+        "",
+    ]
+
+
 def test_a_run_in_which_no_file_can_be_read_fails_and_has_its_table(finished_pipeline: Pipeline) -> None:
     finished_pipeline.store.put("inbox/a.png", b"x")
     shards = batch.plan(finished_pipeline.store, "inbox/", files=10)
@@ -135,6 +157,10 @@ def test_a_prefix_is_a_folder_and_none_of_the_pipelines_own(finished_pipeline: P
     (shard,) = batch.plan(finished_pipeline.store, "inbox", files=10)
     assert (shard["prefix"], shard["files"], shard["last"]) == ("inbox/", 1, "inbox/a.png")
     for prefix in ("blobs", "runs/", "incoming", "Champion/", "%69ncoming/", "batches/x/"):
+        with pytest.raises(SettingsError, match="is the pipeline's own"):
+            batch.plan(finished_pipeline.store, prefix, files=10)
+    folders = {stat.key.partition("/")[0] for stat in finished_pipeline.store.list("") if "/" in stat.key}
+    for prefix in folders - {"inbox", "inbox-old"} | {"working"}:  # whatever a run has left
         with pytest.raises(SettingsError, match="is the pipeline's own"):
             batch.plan(finished_pipeline.store, prefix, files=10)
     for prefix in ("/", "/etc/", "../", ""):

@@ -89,6 +89,21 @@ def test_a_policy_without_meaning_ends_the_run_at_its_beginning(pipeline: Pipeli
     too_much = fmnist("ingest", "--policy", '{"accuracy": {"at_least": 92}}', "--run", "r", expect=1).stderr
     assert "accuracy.at_least: Input should be less than or equal to 1" in too_much
     assert [stat.key for stat in pipeline.store.list("")] == ["runs/r/ingest.json", "runs/r/report.html"]
+    family = '{"novelty": {"families": {"digit": {"auroc_at_least": 0.9, "fpr99_at_most": 0.1}}}}'
+    unknown = fmnist("ingest", "--policy", family, "--run", "r", expect=1).stderr
+    assert "policy: novelty: there are no images of digit; use " in unknown
+
+
+@pytest.mark.integration
+def test_what_is_damaged_is_named_and_hides_nothing_else(finished_pipeline: Pipeline) -> None:
+    finished_pipeline.store.put("releases/damaged/manifest.json", b"x")
+    finished_pipeline.store.put("runs/damaged/ingest.json", b"x")
+    listed = fmnist("releases", "--json", expect=1)
+    assert len(json.loads(listed.stdout)) == 1
+    assert "error: releases/damaged/manifest.json" in listed.stderr
+    summary = fmnist("summary", "--json")
+    assert json.loads(summary.stdout)["promoted"]
+    assert "left out: runs/damaged/ingest.json" in summary.stderr
 
 
 def test_a_run_that_found_nothing_new_is_exit_code_0(pipeline: Pipeline) -> None:

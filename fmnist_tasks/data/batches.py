@@ -16,9 +16,10 @@ from uuid import uuid4
 
 from fmnist_tasks.data.dataset import Part
 from fmnist_tasks.data.incoming import PREFIX
-from fmnist_tasks.errors import ConflictError, MissingError, RejectedError
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, RejectedError
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store, encode_name, read_clock, side_by_side
+from fmnist_tasks.text import make_printable
 
 Action = Literal["withdraw", "restore"]
 
@@ -85,7 +86,11 @@ def list_accepted(store: Store) -> list[Accepted]:
         if stat.key.endswith(f"{digest}.json"):
             found[digest] = Accepted(document, stat.modified)
         elif digest in found:
-            found[digest].decisions.append(Decision(**document))
+            try:
+                found[digest].decisions.append(Decision(**document))
+            except TypeError as error:
+                told = f"{stat.key}: was written by a newer version of this project ({error}); install that"
+                raise IntegrityError(told) from error
     return list(found.values())
 
 
@@ -117,7 +122,7 @@ def _decide(store: Store, name: str, action: Action, by: str, reason: str) -> Ac
         raise RejectedError(
             f"batch {batch.name} ({batch.sha256[:12]}) is {'not' if action == 'restore' else 'already'} withdrawn"
         )
-    decision = Decision(action, by, reason.strip(), read_clock(store).isoformat(), str(uuid4()))
+    decision = Decision(action, make_printable(by), make_printable(reason), read_clock(store).isoformat(), str(uuid4()))
     key = f"{_PREFIX}{batch.sha256}/{len(batch.decisions) + 1:08d}.json"
     if not store.put_if_absent(key, seal(vars(decision))) and read_document(store, key) != vars(decision):
         raise ConflictError(f"somebody else decided about batch {batch.name} at this moment; look at it, and try again")

@@ -26,7 +26,7 @@ from fmnist_tasks.data.npz import Header, unpack
 from fmnist_tasks.errors import AccessError, DataError, StoreError
 from fmnist_tasks.registry.blobs import describe
 from fmnist_tasks.registry.local import name_before
-from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store
+from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store, is_ahead, read_clock
 
 PREFIX = "incoming/"
 # Bytes of a file, and of its pixels and labels. A worker of 6 GB holds them, their copy on the way into the store, and
@@ -92,7 +92,7 @@ def display_name(key: str) -> str:
     """
     name = key.removeprefix(PREFIX)
     plain = re.sub(r"(%[0-9A-F]{2})+|[^A-Za-z0-9 _.-]", "_", name)
-    if plain == name and len(name) <= _LONGEST_NAME:
+    if plain == name and len(name) <= _LONGEST_NAME and name.strip(". "):  # no folder is called so
         return name
     stem, _, suffix = plain.rpartition(".")
     suffix = f".{suffix}" if stem and len(suffix) <= 12 else ""
@@ -114,9 +114,10 @@ def find_batches(stats: Iterable[Stat], now: datetime, settle: timedelta) -> tup
             reason = f"this user may not read the {stat.kind.split()[-1]}; give it the right to, or remove it"
             waiting.append(Waiting(stat.key, reason, alert=True))
         elif unfinished and age <= PATIENCE:
-            waiting.append(Waiting(stat.key, "its name is that of a file which is still being copied"))
+            reason = "its name is that of a file which is still being copied; rename it when it is complete"
+            waiting.append(Waiting(stat.key, reason, alert=is_ahead(stat.changed or stat.modified, now)))
         elif stat.changed and abs(age) < settle:  # a time far ahead is that of a clock that was set back since
-            reason = f"it changed less than {settle.total_seconds():g} seconds before, and may not be complete"
+            reason = f"it changed less than {settle.total_seconds():g} seconds before it was looked at, and may grow"
             waiting.append(Waiting(stat.key, reason))
         elif not unfinished and stat.kind == FILE and (match := _IDX.fullmatch(name)):
             halves[match["name"]][match["kind"][:6]].append(stat)
@@ -128,9 +129,12 @@ def find_batches(stats: Iterable[Stat], now: datetime, settle: timedelta) -> tup
                 alone.append((name, list(pair)))
                 continue
             (half,) = filter(None, pair)
-            late = now - (half.changed or half.modified) > PATIENCE
-            reason = "the other file of its IDX pair is not there"
-            waiting.append(Waiting(half.key, f"{reason}{', after a week' * late}", alert=late))
+            since = half.changed or half.modified
+            late = now - since > PATIENCE or is_ahead(since, now)
+            reason = (
+                f"the other file of its IDX pair is missing{', for more than a week' * late}; add it, or remove this"
+            )
+            waiting.append(Waiting(half.key, reason, alert=late))
     batches, names = [], set[str]()
     for name, found in alone:
         shown = display_name(PREFIX + name)
@@ -153,7 +157,10 @@ def read_batch(store: Store, batch: Batch) -> tuple[tuple[np.ndarray, np.ndarray
         if file.kind != FILE:
             return f"{file.key}: is a {file.kind}, which is not followed or read", batch.files
         if _UNFINISHED.fullmatch(_original_name(file.key)):
-            return f"{file.key}: has been called like a file that is still being copied for a week", batch.files
+            return (
+                f"{file.key}: for more than a week its name has been that of a file which is still being copied; if it "
+                "is complete, rename it and submit it again"
+            ), batch.files
         if file.bytes > MAX_BYTES:
             return f"{file.key}: has {file.bytes:,} bytes, more than the {MAX_BYTES:,} that are read", batch.files
     with ExitStack() as stack:
@@ -161,7 +168,7 @@ def read_batch(store: Store, batch: Batch) -> tuple[tuple[np.ndarray, np.ndarray
         try:
             files = [replace(file, sha256=describe(file.key, contents[file.key])["sha256"]) for file in batch.files]
         except OSError as error:
-            raise StoreError(f"cannot read {batch.name}: {error.strerror}; see to the disk") from error
+            raise StoreError(f"cannot read {batch.name}: {error.strerror}; check the disk of the store") from error
         try:
             return _normalise(*_decode(contents)), files
         except DataError as error:
@@ -182,7 +189,8 @@ def take(store: Store, file: File, to: str | None = None) -> Waiting | None:
     try:
         if store.take(file.stat, to, file.sha256):
             return None
-    except AccessError as error:
+    except (AccessError, StoreError) as error:
+        read_clock(store)  # raises if not the file, but the store as a whole does not answer
         return Waiting(file.key, f"it cannot be removed: {error}", alert=True)
     return Waiting(file.key, "it changed since it was read")
 
@@ -197,9 +205,10 @@ def quarantine(
     stats = {file.key: store.stat(file.key) for file in batch.files}
     if any((stat := stats[file.key]) and stat.version != file.version for file in batch.files):
         return None, [Waiting(file.key, "it changed since it was read") for file in batch.files if stats[file.key]]
-    places, reason_key = _find_places(store, run_id, batch)
-    text = [*reasons, "", *(f"{file.key} was {'moved' if file.kind == FILE else 'removed'}" for file in batch.files)]
-    store.put(reason_key, ("\n".join(text) + "\n").encode())
+    fates = (f"{file.key} was {'moved' if file.kind == FILE else 'removed'}" for file in batch.files)
+    text = "\n".join([*reasons, "", *fates, ""]).encode(errors="replace")
+    places, reason_key = _find_places(store, run_id, batch, text)
+    store.put(reason_key, text)
     taken = [
         take(store, file, place if file.kind == FILE else None) for file, place in zip(batch.files, places, strict=True)
     ]
@@ -207,15 +216,18 @@ def quarantine(
     return {"batch": batch.name, "reasons": reasons, "location": store.location(reason_key)}, waiting
 
 
-def _find_places(store: Store, run_id: str, batch: Batch) -> tuple[list[str], str]:
+def _find_places(store: Store, run_id: str, batch: Batch, text: bytes) -> tuple[list[str], str]:
     """Keys for the files and for the reason, at which no other content lies; a second call finds the same."""
+    reason = File("", "", len(text), "", sha256=hashlib.sha256(text).hexdigest())
     names = [display_name(PREFIX + _original_name(file.key)) for file in batch.files]
     digest = hashlib.sha256("".join(f"{file.key}{file.version}" for file in batch.files).encode()).hexdigest()[:8]
     for ending in ("", f"-{digest}"):
         places = [f"quarantine/{run_id}/{name}{ending}" for name in names]
-        if all(_is_free(store, place, file) for place, file in zip(places, batch.files, strict=True)):
+        reason_key = f"quarantine/{run_id}/{batch.name}{ending}.reason.txt"
+        contents = zip([*places, reason_key], [*batch.files, reason], strict=True)
+        if all(_is_free(store, key, content) for key, content in contents):
             break
-    return places, f"quarantine/{run_id}/{batch.name}{ending}.reason.txt"
+    return places, reason_key
 
 
 def _is_free(store: Store, key: str, file: File) -> bool:

@@ -54,7 +54,7 @@ def unpack(
         with _open_archive(file, name) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             if missing := [array for array in arrays if array not in members]:
-                there = ", ".join(repr(member) for member in list(members)[:5]) or "nothing"
+                there = ", ".join(repr(member[:80]) for member in list(members)[:5]) or "nothing"
                 raise DataError(
                     f"{name}: an .npz with the arrays {' and '.join(arrays)} is expected; "
                     f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in it, but {there}"

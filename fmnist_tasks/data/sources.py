@@ -72,7 +72,20 @@ def _sources(
 
 
 def _read(folder: Path, files: Mapping[str, File]) -> dict[str, bytes]:
-    return {role: _verified((folder / files[role].name).read_bytes(), files[role]) for role in ROLES}
+    return {
+        role: _verified(_read_regular(folder / files[role].name, 2 * files[role].bytes), files[role]) for role in ROLES
+    }
+
+
+def _read_regular(path: Path, most: int) -> bytes:
+    """Content of a file; raises :class:`DataError` for a pipe, which would be waited for, and above so many bytes."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path.name}: is no regular file; remove it")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{path.name}: has more bytes than the file can have; delete the file")
+    return content
 
 
 def _fetch(bring: Callable[[Path], Path], cache: Path, files: Mapping[str, File]) -> dict[str, bytes]:

@@ -22,4 +22,4 @@ def render_card(facts: dict[str, Any]) -> bytes:
 
 
 def _render(template: str, **context: Any) -> bytes:
-    return environment(INCLUDE / "templates").get_template(template).render(**context).encode()
+    return environment(INCLUDE / "templates").get_template(template).render(**context).encode(errors="replace")

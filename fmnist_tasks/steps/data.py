@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fmnist_tasks.alerts import Alert, send
-from fmnist_tasks.errors import AccessError, MissingError, StoreError
+from fmnist_tasks.errors import AccessError, MissingError, SettingsError, StoreError
 from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.provenance import code_facts, machine_facts
 from fmnist_tasks.registry import champion, releases
@@ -21,11 +21,12 @@ from fmnist_tasks.steps.step import Result, Run, step
 
 if TYPE_CHECKING:
     from fmnist_tasks.data.checks import Findings
-    from fmnist_tasks.data.incoming import Waiting
+    from fmnist_tasks.data.incoming import Batch, Waiting
 
 log = logging.getLogger(__name__)
 
 _SEPARATE_ALERTS = 10  # of one kind in a run; what is more goes into one
+_MOST_NEW_BYTES = 4 << 30  # of pixels and labels that one run adds; compressed files of a few MB may hold as much
 
 
 @step()
@@ -35,8 +36,11 @@ def ingest(store: Store, run: Run) -> Result:
     from fmnist_tasks.data.dataset import make_dataset, make_part
     from fmnist_tasks.data.declaration import read_declaration
     from fmnist_tasks.data.sources import load_base
+    from fmnist_tasks.model.fakes import FAMILIES
 
-    read_policy(run.parameters.policy_changes)  # a fault in it is told before anything is trained
+    policy = read_policy(run.parameters.policy_changes)  # a fault in it is reported before anything is trained
+    if unknown := sorted(policy.novelty.families.keys() - FAMILIES.keys()):
+        raise SettingsError(f"policy: novelty: there are no images of {', '.join(unknown)}; use {', '.join(FAMILIES)}")
     settings = Settings.from_environment()
     declaration = read_declaration(settings.dataset)
     arrays, source = load_base(declaration, settings)
@@ -163,8 +167,15 @@ def _read_batches(store: Store, settle: timedelta) -> tuple[list[Result], list[R
         batches, waiting = incoming.find_batches(store.list(incoming.PREFIX), now, settle)
     except AccessError as error:
         return [], [], [incoming.Waiting(incoming.PREFIX, str(error), alert=True)]
-    new, unreadable = [], []
+    if store.stat(incoming.PREFIX.rstrip("/")):
+        reason = "is a file, not a folder; if it is a batch, move it into a folder of that name"
+        waiting.append(incoming.Waiting(incoming.PREFIX.rstrip("/"), reason, alert=True))
+    new, unreadable, size = [], [], 0
     for batch in batches:
+        if size > _MOST_NEW_BYTES:
+            reason = "the batches before it are as much as one run takes; the next run takes it"
+            waiting += [incoming.Waiting(file.key, reason) for file in batch.files]
+            continue
         try:
             content, files = incoming.read_batch(store, batch)
             if incoming.has_changed(store, files):
@@ -183,6 +194,7 @@ def _read_batches(store: Store, settle: timedelta) -> tuple[list[Result], list[R
         else:
             part = make_part(store, "train", f"{incoming.PREFIX}{batch.name}", *content)
             new.append({**found, "part": {**part, "keys": [file.key for file in files]}})
+            size += part["blob"]["bytes"]
     return new, unreadable, waiting
 
 
@@ -194,30 +206,43 @@ def _sort_batches(
     from fmnist_tasks.data.batches import accept, list_accepted
 
     withdrawn = {batch.sha256: batch.withdrawn for batch in list_accepted(store) if batch.withdrawn}
-    accepted, quarantined, waiting = [], [], []
-    for batch in [*ingested["unreadable"], *ingested["batches"]]:
-        found = incoming.Batch(batch["name"], [incoming.File(**file) for file in batch["files"]])
-        reasons = batch.get("reasons") or failures[_named(batch)]
-        if not reasons and (decision := withdrawn.get(batch["part"]["blob"]["sha256"])):
-            why = f"on {decision.time[:10]} by {decision.by}: {decision.reason}"
-            reasons = [f"the same content was withdrawn {why}; restore it if it is to be used"]
-        if reasons:
-            moved, left = incoming.quarantine(store, run.id, found, reasons)
-            quarantined += [moved] if moved else []
-            waiting += left
-        else:
-            accept(store, batch["part"])
-            accepted.append(batch)
-            waiting += filter(None, (incoming.take(store, file) for file in found.files))
-    _alert_quarantined(run, quarantined)
-    _alert_waiting(run, waiting)
+    accepted: list[Result] = []
+    quarantined: list[Result] = []
+    waiting: list[Waiting] = []
+    try:
+        for batch in [*ingested["unreadable"], *ingested["batches"]]:
+            found = incoming.Batch(batch["name"], [incoming.File(**file) for file in batch["files"]])
+            reasons = batch.get("reasons") or failures[_named(batch)]
+            if not reasons and (decision := withdrawn.get(batch["part"]["blob"]["sha256"])):
+                why = f"on {decision.time[:10]} by {decision.by}: {decision.reason}"
+                reasons = [f"the same content was withdrawn {why}; restore it if it is to be used"]
+            if reasons:
+                moved, left = incoming.quarantine(store, run.id, found, reasons)
+                quarantined += [moved] if moved else []
+                waiting += left
+            else:
+                accept(store, batch["part"])
+                accepted.append(batch)
+                waiting += _remove_accepted(store, found)
+    finally:  # what was moved before the store failed is not moved again
+        _alert_quarantined(run, quarantined)
+        _alert_waiting(run, waiting)
     return accepted, quarantined, waiting
+
+
+def _remove_accepted(store: Store, batch: Batch) -> list[Waiting]:
+    """Remove the files of a batch that is in the dataset now; those that cannot be removed."""
+    from fmnist_tasks.data import incoming
+
+    left = filter(None, (incoming.take(store, file) for file in batch.files))
+    return [replace(one, reason=f"what was read of it is in the dataset, but {one.reason}") for one in left]
 
 
 def _alert_quarantined(run: Run, batches: list[Result]) -> None:
     """One alert for each batch; where there are many, one for all, with the reasons of the first."""
     texts = [
-        f"batch {batch['batch']} is not used: {'; '.join(batch['reasons'])}. It lies at {batch['location']}"
+        f"Batch {batch['batch']} is not used: {'; '.join(batch['reasons'])}. Its files were moved; the reason lies "
+        f"beside them, at {batch['location']}"
         for batch in batches
     ]
     if len(texts) > _SEPARATE_ALERTS:
@@ -234,7 +259,7 @@ def _alert_waiting(run: Run, waiting: list[Waiting]) -> None:
     texts = [f"{file.key}: {file.reason}" for file in waiting if file.alert]
     if texts:
         more = f"; and {len(texts) - _SEPARATE_ALERTS} more" if len(texts) > _SEPARATE_ALERTS else ""
-        send(Alert("batch waiting", run.id, f"not used in this run: {'; '.join(texts[:_SEPARATE_ALERTS])}{more}"))
+        send(Alert("batch waiting", run.id, f"These files need someone: {'; '.join(texts[:_SEPARATE_ALERTS])}{more}"))
 
 
 def _waiting_summary(waiting: list[Waiting]) -> str:

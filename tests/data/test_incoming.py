@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from fmnist_tasks import steps
-from fmnist_tasks.data import incoming
+from fmnist_tasks.data import batches, incoming
 from fmnist_tasks.data.incoming import Batch, File, display_name
 from fmnist_tasks.errors import AccessError, RejectedError, StoreError
 from fmnist_tasks.registry.local import FolderStore
-from fmnist_tasks.registry.store import Stat, encode_name
+from fmnist_tasks.registry.store import Stat, encode_name, read_clock
 from fmnist_tasks.steps import Run
+from fmnist_tasks.steps import data as data_steps
 from tests.support import synthetic
 from tests.support.pipeline import Pipeline
 from tests.support.synthetic import RUN, encode_npz
@@ -203,8 +204,8 @@ def test_each_of_a_few_bad_batches_has_its_alert(pipeline: Pipeline, caplog: pyt
         validated(pipeline)
     for name in ("a.txt", "b.txt"):
         place = pipeline.store.root / "quarantine" / RUN.id / f"{name}.reason.txt"
-        assert f"run {RUN.id}: batch {name} is not used: incoming/{name}: is neither an .npz" in caplog.text
-        assert f"It lies at {place}" in caplog.text
+        assert f"run {RUN.id}: Batch {name} is not used: incoming/{name}: is neither an .npz" in caplog.text
+        assert f"the reason lies beside them, at {place}" in caplog.text
 
 
 def read(store: FolderStore, *keys: str) -> tuple[np.ndarray, np.ndarray] | str:
@@ -302,7 +303,7 @@ def test_a_copy_tools_name_waits_for_a_week(name: str, store: FolderStore) -> No
     assert sorted_out(stat(name, HOUR)) == ([], {name: False})
     assert sorted_out(stat(name, 8 * DAY))[1] == {}
     store.put(f"incoming/{name}", GOOD)
-    assert "is still being copied for a week" in read(store, f"incoming/{name}")
+    assert "for more than a week its name has been that of a file" in read(store, f"incoming/{name}")
 
 
 def test_half_a_pair_waits_and_after_a_week_with_an_alert() -> None:
@@ -420,7 +421,10 @@ def test_a_file_that_cannot_be_read_waits_with_an_alert_and_the_run_goes_on(
         ingested = steps.ingest(RUN)
     assert [batch["name"] for batch in ingested["batches"]] == ["good.npz"]
     assert [(file["key"], file["alert"]) for file in ingested["waiting"]] == [("incoming/bad.npz", True)]
-    assert f"ALERT batch waiting in fmnist_retrain, run {RUN.id}: not used in this run: incoming/bad.npz" in caplog.text
+    assert (
+        f"ALERT batch waiting in fmnist_retrain, run {RUN.id}: These files need someone: incoming/bad.npz"
+        in caplog.text
+    )
     assert str(error) in caplog.text
 
 
@@ -438,16 +442,47 @@ def test_a_store_that_does_not_answer_is_no_fault_of_a_file(
         steps.ingest(RUN)
 
 
+@pytest.mark.parametrize("error", [AccessError("Permission denied"), StoreError("Device or resource busy")])
 def test_a_file_that_cannot_be_removed_waits_with_an_alert(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     pipeline.store.put("incoming/bad.npz", GOOD)
-    refusing(monkeypatch, "take", AccessError("Permission denied"))
+    pipeline.store.put("incoming/a.txt", b"hello")
+    refusing(monkeypatch, "take", error)
     with caplog.at_level(logging.WARNING):
         result = validated(pipeline)
     assert training_images(result) == 1800  # it is in the dataset all the same, once, whatever lies there
-    assert result["waiting"][0]["reason"] == "it cannot be removed: Permission denied"
+    (waiting,) = result["waiting"]
+    assert waiting["reason"] == f"what was read of it is in the dataset, but it cannot be removed: {error}"
     assert "ALERT batch waiting" in caplog.text
+    assert "ALERT batch quarantined" in caplog.text
+
+
+def test_what_was_quarantined_before_the_store_failed_has_its_alert(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.store.put("incoming/a.txt", b"hello")
+    pipeline.store.put("incoming/good.npz", GOOD)
+    ingested = steps.ingest(RUN)
+
+    def fail(*_: object) -> None:
+        raise StoreError("no answer")
+
+    monkeypatch.setattr(batches, "accept", fail)
+    with caplog.at_level(logging.WARNING), pytest.raises(StoreError, match="no answer"):
+        steps.validate_data(RUN, ingested)
+    assert "ALERT batch quarantined" in caplog.text
+
+
+def test_what_is_more_than_one_run_takes_waits_for_the_next(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        pipeline.store.put(f"incoming/{name}.npz", GOOD)
+    monkeypatch.setattr(data_steps, "_MOST_NEW_BYTES", 1000)
+    ingested = steps.ingest(RUN)
+    assert [batch["name"] for batch in ingested["batches"]] == ["a.npz"]
+    assert [(one["key"], one["alert"]) for one in ingested["waiting"]] == [("incoming/b.npz", False)]
 
 
 def test_a_folder_for_batches_that_cannot_be_listed_does_not_stop_the_run(pipeline: Pipeline) -> None:
@@ -484,6 +519,33 @@ def test_an_error_in_a_check_is_the_batchs_reason(pipeline: Pipeline, monkeypatc
     assert entry["reasons"] == [
         "every check can be made: the check itself failed: ZeroDivisionError: float division by zero"
     ]
+
+
+@pytest.mark.parametrize("name", [".taken.0123456789abcdef..", ".taken.0123456789abcdef...", ". .npz"])
+def test_a_name_that_no_folder_can_hold_is_put_into_quarantine(pipeline: Pipeline, name: str) -> None:
+    file = pipeline.store.root / "incoming" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"hello")
+    listed, _ = incoming.find_batches(pipeline.store.list("incoming/"), read_clock(pipeline.store) + 8 * DAY, MINUTE)
+    (batch,) = listed
+    assert incoming.quarantine(pipeline.store, "r", batch, ["because"])[1] == []
+    assert b"hello" in [pipeline.store.get(stat.key) for stat in pipeline.store.list("quarantine/r/")]
+
+
+def test_a_file_in_the_place_of_the_folder_is_reported(pipeline: Pipeline) -> None:
+    """`cp batch.npz store/incoming` makes one, where there is no such folder."""
+    pipeline.store.put("incoming", GOOD)
+    (waiting,) = steps.ingest(RUN)["waiting"]
+    assert (waiting["key"], waiting["alert"]) == ("incoming", True)
+
+
+def test_a_file_called_like_the_reason_of_another_is_kept(pipeline: Pipeline) -> None:
+    for name, data in (("x.npz.reason.txt", b"mine"), ("x.npz", b"other")):
+        pipeline.store.put(f"incoming/{name}", data)
+        file = replace(File.of(pipeline.store.stat(f"incoming/{name}")), sha256=hashlib.sha256(data).hexdigest())
+        incoming.quarantine(pipeline.store, "r", Batch(name, [file]), ["because"])
+    kept = [pipeline.store.get(stat.key) for stat in pipeline.store.list("quarantine/r/")]
+    assert (len(kept), b"mine" in kept, b"other" in kept) == (4, True, True)
 
 
 def test_a_second_file_of_the_same_name_does_not_replace_what_lies_in_quarantine(pipeline: Pipeline) -> None:

@@ -51,6 +51,17 @@ def test_the_cache_comes_first_unless_a_file_in_it_is_damaged(pipeline: Pipeline
     assert load_base(*declared(pipeline))[1] == str(pipeline.data)
 
 
+def test_a_pipe_or_a_huge_file_in_the_cache_is_passed_over(pipeline: Pipeline) -> None:
+    cache = pipeline.home / "cache" / "made"
+    shutil.copytree(pipeline.data, cache)
+    labels = cache / "train_labels.gz"
+    os.truncate(labels, 1 << 40)
+    assert load_base(*declared(pipeline))[1] == str(pipeline.data)
+    labels.unlink()
+    os.mkfifo(labels)
+    assert load_base(*declared(pipeline))[1] == str(pipeline.data)
+
+
 def test_the_system_folder_serves_when_no_other_does(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
