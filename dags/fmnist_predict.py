@@ -72,8 +72,9 @@ def summarise(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> di
     params={
         "prefix": Param(
             PREFIX,
-            title="Prefix",
-            description="The folder of the object store that has the images, for instance inbox/2026-11/.",
+            title="Folder",
+            description="The folder of the object store that has the images, for instance inbox/2026-11/. "
+            "Empty: nothing is done.",
             type="string",
             section="Images",
         ),

@@ -4,8 +4,8 @@ Ingests and checks the images, trains and fine-tunes a network, judges it, publi
 proves that what was published is what was judged, and only then makes it the champion. Whatever goes wrong, the old
 champion stays in service and an alert says why.
 
-* **Schedule**: Mondays at 02:00 UTC, from the first Monday after it is unpaused; on demand with parameters. A scheduled
-  run has their defaults, and waits for an approval only with `FMNIST_APPROVAL=true`.
+* **Schedule**: Mondays at 02:00 UTC, beginning with the next one after it is first unpaused; on demand with
+  parameters. A scheduled run has their defaults, and waits for an approval only with `FMNIST_APPROVAL=true`.
 * **Nothing new**: if data, code and parameters are those of the champion, the run ends green without training.
 * **Settings**: environment variables `FMNIST_*`, see the README.
 * **Results**: `runs/<run id>/` of the object store, with `report.html`; releases in `releases/`.
@@ -210,7 +210,8 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "profile": Param(
             DEFAULT.profile,
             title="Profile",
-            description="How much training: standard takes twice as long as quick, thorough six times as long as that.",
+            description="How much training: standard takes twice as long as quick, thorough six times as long as "
+            "standard.",
             type="string",
             enum=list(PROFILES),
             section="Training",
@@ -239,8 +240,8 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "accuracy_threshold": Param(
             DEFAULT.accuracy_threshold,
             title="Accuracy threshold",
-            description="Share of the test images that must be classified rightly, 0 to 1; empty: what "
-            "include/gates.toml asks.",
+            description="Share of the test images that must be classified correctly, 0 to 1. It takes precedence over "
+            "the policy below. Empty: the value in include/gates.toml.",
             type=["null", "number"],
             minimum=0,
             maximum=1,
@@ -249,7 +250,7 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "policy": Param(
             DEFAULT.policy,
             title="Policy",
-            description="Sections of include/gates.toml that this run asks otherwise, for instance "
+            description="Values that replace those of include/gates.toml in this run, for instance "
             '{"classes": {"recall_at_least": 0.8}}.',
             type="object",
             section="Gates",
@@ -257,8 +258,8 @@ def promote(verdict: dict[str, Any], published: dict[str, Any], verified: dict[s
         "approval": Param(
             DEFAULT.approval,
             title="Approval",
-            description="A verdict of hold waits for a person, three days at most; otherwise it rejects. The default, "
-            "which scheduled runs have, is that of FMNIST_APPROVAL.",
+            description="On: a candidate that is held waits up to three days for a user to approve it. Off: it is "
+            "rejected. Scheduled runs have the default, which FMNIST_APPROVAL sets.",
             type="boolean",
             section="Gates",
         ),

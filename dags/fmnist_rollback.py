@@ -77,7 +77,8 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
         "replaces": Param(
             None,
             title="Champion to replace",
-            description="The run fails if another release is the champion when it starts. Empty: whichever is.",
+            description="The run fails if another release is the champion when it starts. "
+            "Empty: whichever is the champion then.",
             type=["null", "string"],
             section="Rollback",
         ),

@@ -1,16 +1,17 @@
-"""### Freshness check
+"""### Hourly checks: waiting alerts, unreported failures, overdue runs
 
-Every hour, from the first minute on (this DAG is not paused when it is created):
+Every hour, from the first minute on (this DAG is not paused when it is created), `last_success`
 
 * delivers alerts that could not be delivered before, and gives up what has waited for 7 days;
 * sends the alerts that a killed task could not;
 * sends an alert if no run of `fmnist_retrain` has succeeded for `FMNIST_OVERDUE_DAYS` since the last success, or since
   this DAG first ran. It is repeated weekly until a run succeeds. That covers what no run can report of itself: a paused
   schedule, runs that never begin;
-* emits the champion's asset event for a change that nobody announced: one by a shell without Airflow's database, or by
-  a task that was killed;
 * fetches `FMNIST_HEARTBEAT_URL`, if there is one, once all of this has succeeded, so that a monitor outside notices
-  when this scheduler stands still.
+  when this scheduler stands still;
+
+and `announce_champion` emits the champion's asset event for a change that was not announced: one made from a shell
+without Airflow's database, or by a task that was killed.
 
 The [runbook](/fmnist/runbook) says what to do about each alert.
 """

@@ -1,7 +1,8 @@
 """### Withdraw or restore a release or a batch
 
-* A **withdrawn release** is never promoted again: a candidate that is the same model, or was trained by the same code
-  with the same parameters on the same data, is held. To withdraw the champion, roll back to another release.
+* A **withdrawn release** is not promoted again, not even with an approval, until it is restored; nor is a candidate
+  that is the same model, or was trained by the same code with the same parameters on the same data. To withdraw the
+  champion, roll back to another release.
 * A **withdrawn batch** leaves the dataset from the next run on. Its images are kept, with the reason.
 
 **Restore** undoes either.

@@ -30,7 +30,9 @@ def announce_champion(entry: Entry) -> bool:
     `fmnist_watch` then emits it.
     """
     if "AIRFLOW_HOME" not in os.environ and "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" not in os.environ:
-        log.warning("no Airflow is configured here; fmnist_watch announces the new champion")
+        log.warning(
+            "no Airflow is configured here: fmnist_watch emits the asset event of the new champion within the hour"
+        )
         return False
     try:
         from airflow.assets.manager import asset_manager
@@ -44,8 +46,12 @@ def announce_champion(entry: Entry) -> bool:
         with create_session() as session:
             event = asset_manager.register_asset_change(asset=key, extra=extra, session=session)
     except Exception as error:  # noqa: BLE001 - the champion has changed, whatever Airflow or its database raise
-        log.warning("fmnist_watch announces the new champion; Airflow's database is out of reach: %s", error)
+        log.warning(
+            "fmnist_watch emits the asset event of the new champion within the hour, since Airflow's database "
+            "is out of reach here: %s",
+            error,
+        )
         return False
     if event is None:
-        log.warning("fmnist_watch announces the new champion; Airflow does not know its asset yet")
+        log.warning("fmnist_watch emits the asset event of the new champion, once Airflow has read the DAGs")
     return event is not None

@@ -211,7 +211,7 @@ def history(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show every change of the champion, oldest first, or who was champion at a date."""
+    """Show the champion log, oldest first: promotions, rollbacks, withdrawals and restorations."""
     store = _store()
     if at is None:
         rows = [entry.as_json() for entry in champions.history(store)]
@@ -353,7 +353,7 @@ def alert_test(as_json: AsJson = False) -> None:
     message = make_test_message()
     outcomes = [(channel.name, deliver(channel, message)) for channel in channels]
     rows = [{"channel": name, "outcome": outcome.status, "reason": outcome.reason} for name, outcome in outcomes]
-    rows += [{"channel": "none", "outcome": "fault", "reason": fault} for fault in faults]
+    rows += [{"channel": "(connection)", "outcome": "misconfigured", "reason": fault} for fault in faults]
     show(
         rows,
         as_json,

@@ -47,7 +47,10 @@ def require_champion(store: Store, version: str | None) -> Entry:
     """The champion; raises :class:`ConflictError` if a version is given and it is another one."""
     entry = in_service(store)
     if version and entry.version != version:
-        raise ConflictError(f"the champion is {entry.version}, not {version}; nothing was changed. Look at it first")
+        raise ConflictError(
+            f"the champion is {entry.version}, not {version} as you expected; nothing was changed. Look at the new "
+            "champion, then repeat with it as the one to replace"
+        )
     return entry
 
 
@@ -156,7 +159,10 @@ def _require_former_champion(store: Store, log_entries: Log, current: str, versi
         if releases.read_manifest(store, version)["classes"] != theirs:
             wrong.append(f"its classes are not those of the champion {current}")
     if wrong:
-        raise RejectedError(f"no rollback to {version}: {', and '.join(wrong)}; to roll back all the same, use force")
+        raise RejectedError(
+            f"no rollback to {version}: {', and '.join(wrong)}; to roll back all the same, use `fmnist rollback "
+            "--force`, or tick Force in the form of the DAG fmnist_rollback"
+        )
 
 
 def find_origin(store: Store, log_entries: Log, version: str) -> champion.Origin:

@@ -206,9 +206,9 @@ def test_rollback_checks_the_target_and_keeps_the_reason(finished_pipeline: Pipe
     assert "releases/damaged/model.h5: found" in damaged
     assert "releases/damaged/model.h5: found" in fmnist("verify", "damaged", expect=1).stderr
     never = fmnist("rollback", "another", "--reason", "x", expect=1).stderr
-    assert "no rollback to another: it has never been the champion; to roll back all the same, use force" in never
+    assert "no rollback to another: it has never been the champion; to roll back all the same, use `fmnist" in never
     moved_on = fmnist("rollback", "another", "--reason", "x", "--force", "--replaces", "v0", expect=1).stderr
-    assert f"the champion is {first}, not v0; nothing was changed" in moved_on
+    assert f"the champion is {first}, not v0 as you expected; nothing was changed" in moved_on
     assert [entry.version for entry in champion.history(store)] == [first]
 
     entry = document("rollback", "another", "--reason", "shirts went wrong", "--force", "--replaces", first)

@@ -67,7 +67,10 @@ def find_channels() -> tuple[list[Channel], list[str]]:
             if (connection := find_connection(name)) is not None:
                 channels |= {channel.id: channel for channel in read(connection, faults)}
         except Exception as error:  # noqa: BLE001 - whatever a secrets backend, a provider or a wrong extra may raise
-            faults.append(f"connection {name} cannot be used: {type(error).__name__}")
+            faults.append(
+                f"connection {name} cannot be read ({type(error).__name__}): see that its extra is valid JSON, "
+                "as in docs/alerts.md"
+            )
     return list(channels.values()), faults
 
 

@@ -150,7 +150,8 @@ class Flush:
                 self.store.put(f"{_SEEN}{channel.id}", f"{channel.name}\n".encode())
         missing = seen.keys() - {channel.id for channel in self.channels}
         return [
-            f"the channel {self.store.get(_SEEN + one).decode().strip()} was there lately and is not found now"
+            f"the channel {self.store.get(_SEEN + one).decode().strip()} was found within the last day and is not now; "
+            "look at its connection"
             for one in sorted(missing)
             if now - seen[one] < _SEEN_FOR
         ]

@@ -214,15 +214,19 @@ def append(
         if store.put_if_absent(_key(new.sequence), seal(new.as_json())):
             _leave_receipt(store, new.sequence)
             return new
-    raise StoreError(f"the champion log grew {_ATTEMPTS} times while {version} was to be entered; clear the task")
+    raise StoreError(f"cannot add {version} to the champion log: {_ATTEMPTS} other writers came first; try again")
 
 
 def describe_withdrawal(candidate: str, version: str, entry: Entry) -> str:
     """Why a candidate that repeats a withdrawn release is not promoted, and what to do."""
     who = f" by {entry.actor}" if entry.actor else ""
-    like = "is" if candidate == version else "repeats"
+    like = (
+        f"is release {version}"
+        if candidate == version
+        else f"is the model of release {version}, or comes from the same data, code and parameters"
+    )
     return (
-        f"{candidate} {like} release {version}, which was withdrawn{who} on {entry.time[:10]}: {entry.reason}. "
+        f"{candidate} {like}, and that release was withdrawn{who} on {entry.time[:10]}: {entry.reason}. "
         f"Withdraw the batch that caused it, or lift the withdrawal (fmnist restore {version} --reason …)"
     )
 
@@ -231,14 +235,14 @@ def _require_champion(log: Log, version: str, action: Action, after: int) -> Non
     current = log.champion
     if (current.sequence if current else 0) == after:
         return
-    known = next((entry.version for entry in log.entries if entry.sequence == after), "unset")
-    now = f"entry {current.sequence} made it {current.version} in the meantime" if current else "there is none"
+    known = next((entry.version for entry in log.entries if entry.sequence == after), "none")
+    now = f"and is {current.version} by entry {current.sequence} of the log" if current else "and there is none now"
     what_next = (
         f"{version} is not promoted. Clear evaluate_tuned and what follows to compare it with the new champion"
         if action == "promote"
         else f"nothing was rolled back. Look at the new champion, and roll back again if {version} is still wanted"
     )
-    raise ConflictError(f"the champion is no longer {known}: {now}; {what_next}")
+    raise ConflictError(f"the champion has changed since: it was {known}, {now}; {what_next}")
 
 
 def _require_state(log: Log, version: str, action: Action) -> None:
@@ -262,13 +266,14 @@ def _list_entries(store: Store, after: int = 0) -> list[Stat]:
     for expected, stat in enumerate(stats, after + 1):
         if stat.key != _key(expected):
             raise IntegrityError(
-                f"{stat.key}: the champion log has no entry {expected} before it; restore what is missing"
+                f"{stat.key}: the champion log has no entry {expected} before it; recover it from a backup or an "
+                "earlier version of the object"
             )
     newest = after + len(stats)
     if receipts and receipts[-1].key > _receipt_key(newest):
         lost = receipts[-1].key
         raise IntegrityError(
-            f"{_key(newest + 1)} is missing, although {lost} says that it was written; restore it from a backup, "
+            f"{_key(newest + 1)} is missing, although {lost} says that it was written; recover it from a backup, "
             f"or delete {_RECEIPTS}* from there on to make do without it"
         )
     return stats
@@ -298,5 +303,8 @@ def _read(store: Store, key: str) -> Entry:
             f"{key}: was written by a newer version of this project ({error}); install that"
         ) from error
     if _key(entry.sequence) != key:
-        raise IntegrityError(f"{key}: holds entry {entry.sequence} of the champion log; it was copied or renamed")
+        raise IntegrityError(
+            f"{key}: holds entry {entry.sequence} of the champion log, so it was copied or renamed; recover the "
+            "original from a backup or an earlier version of the object"
+        )
     return entry

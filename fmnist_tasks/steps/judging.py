@@ -65,7 +65,7 @@ def decided(verdict: gate.Verdict, who: str, *, waits: bool) -> Result:
         accuracy = next(check.reason for check in verdict.checks if check.name == "accuracy")
         return {**verdict.as_json(), "summary": f"{who} passes {len(verdict.checks)} checks: {accuracy}"}
     if verdict.decision == "hold" and waits:
-        return {**verdict.as_json(), "summary": f"{who} held for a person to decide: {verdict.failures}"}
+        return {**verdict.as_json(), "summary": f"{who} is held for a user to decide: {verdict.failures}"}
     rejection = f"{who} rejected: {verdict.failures}. Nothing is promoted"
     return {**verdict.as_json(), "summary": rejection, "rejection": rejection}
 

@@ -256,7 +256,7 @@ def test_a_person_trains_looks_tries_and_goes_back(house: House, chromium: Brows
     shelf.get_by_role("link", name="Releases").click()
     shelf.locator("tbody").get_by_role("link", name=older).first.click()
     shelf.get_by_label("Reason for rolling back").fill("the newer one is <b>odd</b>")
-    shelf.get_by_role("button", name="Make it the champion again").click()
+    shelf.get_by_role("button", name="Make it the champion").click()
     expect(shelf.get_by_role("heading", level=1)).to_contain_text(older)
     entry = shelf.get_by_role("row", name=re.compile("rollback"))
     for shown in ("the newer one is <b>odd</b>", "admin", newer):

@@ -216,7 +216,7 @@ def test_a_champion_that_changed_since_the_page_was_loaded_is_not_replaced(
     form = {"version": version, "reason": "the first was bad", "after": 1}
     answer = page.post("/rollback", data=form, headers=HERE)
     assert answer.status_code == 409
-    assert "entry 2 made it second in the meantime; nothing was rolled back" in answer.text
+    assert "and is second by entry 2 of the log; nothing was rolled back" in answer.text
     assert service.in_service(finished_pipeline.store).version == "second"
 
 

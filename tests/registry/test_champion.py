@@ -73,7 +73,7 @@ def test_a_missing_entry_never_brings_an_older_champion_back(store: FolderStore)
         key = f"champion/{missing:08d}.json"
         entry = store.get(key)
         store.delete(key)
-        gap = rf"champion/{missing + 1:08d}.json: the champion log has no entry {missing} before it; restore"
+        gap = rf"champion/{missing + 1:08d}.json: the champion log has no entry {missing} before it; recover"
         lost = rf"{key} is missing, although champion-receipts/{missing:08d}.txt says that it was written; restore it"
         for read in (champion.champion, champion.history, lambda store: champion.champion_at(store, datetime.now(UTC))):
             with pytest.raises(IntegrityError, match=gap if missing < 5 else lost):
@@ -158,12 +158,12 @@ def test_a_writer_that_comes_again_finds_its_entry(store: FolderStore) -> None:
 def test_a_champion_that_changed_since_it_was_read_is_not_replaced(store: FolderStore) -> None:
     promote(store, "v1", "run-1", 0)
     promote(store, "v2", "run-2", 1)
-    for after, formerly, entry in ((0, "unset", 2), (1, "v1", 2)):
+    for after, formerly, entry in ((0, "none", 2), (1, "v1", 2)):
         with pytest.raises(ConflictError) as error:
             promote(store, "v3", "run-3", after)
         assert str(error.value) == (
-            f"the champion is no longer {formerly}: entry {entry} made it v{entry} in the meantime; v3 is not promoted"
-            ". Clear evaluate_tuned and what follows to compare it with the new champion"
+            f"the champion has changed since: it was {formerly}, and is v{entry} by entry {entry} of the log; "
+            "v3 is not promoted. Clear evaluate_tuned and what follows to compare it with the new champion"
         )
     assert len(champion.history(store)) == 2
 
@@ -176,7 +176,7 @@ def test_another_version_of_the_same_writer_is_not_taken_for_the_one_in_place(st
 
 def test_nothing_is_appended_to_an_entry_that_is_not_there(store: FolderStore) -> None:
     promote(store, "v1", "run-1", 0)
-    with pytest.raises(ConflictError, match=r"the champion is no longer unset: entry 1 made it v1"):
+    with pytest.raises(ConflictError, match=r"the champion has changed since: it was none, and is v1 by entry 1"):
         promote(store, "v3", "run-3", 2)
     assert len(champion.history(store)) == 1
 
@@ -279,7 +279,10 @@ def test_a_rollback_to_a_withdrawn_release_lifts_its_withdrawal(store: FolderSto
 def test_a_candidate_that_repeats_a_withdrawn_release_is_not_promoted(store: FolderStore) -> None:
     act(store, "promote", "v1", after=0, origin=champion.Origin("11", "in 1"))
     act(store, "withdraw", "v2", "wrong labels", origin=champion.Origin("22", "in 2"))
-    told = r"v3 repeats release v2, which was withdrawn by ann on .*: wrong labels\. Withdraw .*\(fmnist restore v2 "
+    told = (
+        r"v3 is the model of release v2, or .*, and that release was withdrawn by ann on .*: wrong labels\. "
+        r"Withdraw .*\(fmnist restore v2 "
+    )
     for origin in (champion.Origin("22", "in 3"), champion.Origin("33", "in 2")):
         with pytest.raises(RejectedError, match=told):
             act(store, "promote", "v3", after=1, origin=origin)
@@ -341,5 +344,5 @@ def test_a_store_that_takes_no_entry_is_given_up(store: FolderStore, monkeypatch
         def put_if_absent(self, key: str, data: bytes) -> bool:
             return False
 
-    with pytest.raises(StoreError, match=r"the champion log grew 100 times while v1 was to be entered; clear the task"):
+    with pytest.raises(StoreError, match=r"cannot add v1 to the champion log: 100 other writers came first; try again"):
         promote(Stubborn(store.root), "v1", "run-1", 0)

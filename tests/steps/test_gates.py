@@ -122,9 +122,12 @@ def test_an_approval_does_not_help_a_candidate_that_repeats_a_withdrawn_release(
     withdrawal.withdraw(finished_pipeline.store, first, "its labels were wrong", actor="ann")
     verdict = run_again("promotion_gate", asking(approval=True, policy={}))
     assert verdict["decision"] == "hold"
-    assert f"the candidate repeats release {first}, which was withdrawn by ann" in verdict["summary"]
+    assert (
+        f"the candidate is the model of release {first}, or comes from the same data, code and parameters, and that"
+        in verdict["summary"]
+    )
     given = results(finished_pipeline, steps.INPUTS["publish"])
-    with pytest.raises(RejectedError, match=rf"the candidate repeats release {first}"):
+    with pytest.raises(RejectedError, match=rf"the candidate is the model of release {first}"):
         steps.publish(RUN, *given.values(), approval={"chosen_options": ["Approve"]})
 
 

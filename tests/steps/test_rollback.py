@@ -74,7 +74,7 @@ def test_a_release_with_other_classes_requires_force(finished_pipeline: Pipeline
     """Consumers would read other labels from the same positions."""
     manifest = releases.read_manifest(finished_pipeline.store, service.in_service(finished_pipeline.store).version)
     publish_copy(finished_pipeline, "reversed", classes=manifest["classes"][::-1])
-    told = r"never been the champion, and its classes are not those of the champion .*; to roll back .* use force"
+    told = r"never been the champion, and its classes are not those of the champion .*; to roll back .* use `fmnist rollback --force`"
     with pytest.raises(RejectedError, match=told):
         roll_back(finished_pipeline, "reversed")
     assert roll_back(finished_pipeline, "reversed", force=True).version == "reversed"
@@ -110,7 +110,7 @@ def test_of_two_rollbacks_of_the_same_champion_one_wins(finished_pipeline: Pipel
     finished_pipeline.promote_second_release()
     seen = service.in_service(finished_pipeline.store).sequence
     roll_back(finished_pipeline, first.version, after=seen)
-    with pytest.raises(ConflictError, match=r"entry 3 made it .* in the meantime; nothing was rolled back"):
+    with pytest.raises(ConflictError, match=r"and is .* by entry 3 of the log; nothing was rolled back"):
         roll_back(finished_pipeline, "second", after=seen)
 
 
@@ -128,7 +128,9 @@ def test_a_promotion_during_a_rollback_is_not_replaced(
         return verify(*arguments)
 
     monkeypatch.setattr(service, "verify", promote_meanwhile)
-    with pytest.raises(ConflictError, match=rf"the champion is no longer {second}: entry 3 made it third"):
+    with pytest.raises(
+        ConflictError, match=rf"the champion has changed since: it was {second}, and is third by entry 3"
+    ):
         roll_back(finished_pipeline, first)
     assert service.in_service(finished_pipeline.store).version == "third"
 
