@@ -154,8 +154,9 @@ class FolderStore:
                     return found is None
                 path.rename(held)
             if not self._is_same(held, seen, sha256):
-                if not os.path.lexists(path):
-                    held.rename(path)
+                with suppress(FileExistsError):  # then it stays under its hidden name, which the next listing shows
+                    os.link(held, path, follow_symlinks=False)
+                    held.unlink()
                 return False
             if to is None:
                 held.unlink()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SEPARATE_ALERTS = 10  # of one kind in a run; what is more goes into one
+_MOST_NEW_BATCHES = 200  # in one run: Great Expectations takes a quarter of a second and six pages for each
 _MOST_NEW_BYTES = 4 << 30  # of pixels and labels that one run adds; compressed files of a few MB may hold as much
 
 
@@ -170,9 +171,11 @@ def _read_batches(store: Store, settle: timedelta) -> tuple[list[Result], list[R
     if store.stat(incoming.PREFIX.rstrip("/")):
         reason = "is a file, not a folder; if it is a batch, move it into a folder of that name"
         waiting.append(incoming.Waiting(incoming.PREFIX.rstrip("/"), reason, alert=True))
-    new, unreadable, size = [], [], 0
+    new: list[Result] = []
+    unreadable: list[Result] = []
+    size = 0
     for batch in batches:
-        if size > _MOST_NEW_BYTES:
+        if len(new) >= _MOST_NEW_BATCHES or size > _MOST_NEW_BYTES:
             reason = "the batches before it are as much as one run takes; the next run takes it"
             waiting += [incoming.Waiting(file.key, reason) for file in batch.files]
             continue

@@ -474,12 +474,13 @@ def test_what_was_quarantined_before_the_store_failed_has_its_alert(
     assert "ALERT batch quarantined" in caplog.text
 
 
+@pytest.mark.parametrize(("limit", "value"), [("_MOST_NEW_BYTES", 1000), ("_MOST_NEW_BATCHES", 1)])
 def test_what_is_more_than_one_run_takes_waits_for_the_next(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     for name in ("a", "b"):
         pipeline.store.put(f"incoming/{name}.npz", GOOD)
-    monkeypatch.setattr(data_steps, "_MOST_NEW_BYTES", 1000)
+    monkeypatch.setattr(data_steps, limit, value)
     ingested = steps.ingest(RUN)
     assert [batch["name"] for batch in ingested["batches"]] == ["a.npz"]
     assert [(one["key"], one["alert"]) for one in ingested["waiting"]] == [("incoming/b.npz", False)]

@@ -251,6 +251,23 @@ def test_a_file_put_in_its_place_at_the_last_moment_is_put_back(
     assert store.get("incoming/b") == b"other"
 
 
+def test_a_third_file_that_comes_while_the_second_is_put_back_is_not_overwritten(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("incoming/b", b"x")
+    (seen,) = store.list("incoming/")
+
+    def write(data: bytes) -> None:
+        (store.root / "new").write_bytes(data)
+        (store.root / "new").rename(store.root / "incoming" / "b")
+
+    look, compare = FolderStore.stat, FolderStore._is_same
+    monkeypatch.setattr(FolderStore, "stat", lambda self, key: (look(self, key), write(b"second"))[0])
+    monkeypatch.setattr(FolderStore, "_is_same", lambda self, *of: (compare(self, *of), write(b"third"))[0])
+    assert not store.take(seen, None, SHA256)
+    assert {store.get(stat.key) for stat in store.list("incoming/")} == {b"second", b"third"}
+
+
 def test_a_writer_that_keeps_size_and_times_is_noticed(store: FolderStore) -> None:
     store.put("incoming/b", b"old")
     (seen,) = store.list("incoming/")
