@@ -54,9 +54,10 @@ def test_the_log_handler_of_tensorflow_closes_no_stream_of_pytest(capsys: pytest
 
 def test_a_shell_of_another_clone_lends_no_homes() -> None:
     def read_homes(**given: str) -> list[str]:
-        command = ["bash", "-c", f'source {PROJECT}/include/activate; echo "$FMNIST_HOME $AIRFLOW_HOME"']
+        command = ["bash", "-c", f'source "{PROJECT}/include/activate"; printf "%s\\n" "$FMNIST_HOME" "$AIRFLOW_HOME"']
         bare = {"PATH": os.environ["PATH"]}
-        return subprocess.run(command, env=bare | given, capture_output=True, text=True, check=True).stdout.split()
+        ended = subprocess.run(command, env=bare | given, capture_output=True, text=True, check=True)
+        return ended.stdout.splitlines()
 
     own = [f"{PROJECT}/var", f"{PROJECT}/var/airflow"]
     other = {"FMNIST_ACTIVATED": "/b", "FMNIST_HOME": "/b/var", "AIRFLOW_HOME": "/b/var/airflow"}

@@ -99,6 +99,7 @@ def test_the_unit_lane_has_sockets_of_this_machine(tmp_path: Path) -> None:
         ["airflow", "version"],
         ["/somewhere/include/run"],
         [sys.executable, "-m", "airflow", "version"],
+        ["/a copy/.venv/bin/python3.13", "-m", "airflow", "version"],
         ["sh", "-c", "airflow version"],
         ["bash", "-ec", "cd / && AIRFLOW_HOME=/x exec airflow version"],
         ["bash", "-e", "/somewhere/include/setup"],

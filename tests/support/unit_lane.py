@@ -23,8 +23,8 @@ import pytest
 _AIRFLOW_PROGRAMS = {"airflow", "run", "ui", "setup"}  # and our scripts that start it
 _SHELLS = {"sh", "bash", "dash", "zsh"}
 _COMMAND = re.compile(  # what a line for a shell starts: at its beginning, and after what begins or precedes a command
-    r"""(?:^|[;&|(`\n])\s*(?:["']?(?:\w+=\S*|!|if|then|do|exec|env|nohup|time|(?:\S*/)?(?:ba|da|z)?sh|\S*python[\d.]*|-\w+)"""
-    r"""\s+)*["']?([^\s;&|()`"']+)"""
+    r"""(?:^|[;&|(`\n])\s*(?:["']?(?:\w+=\S*|!|if|then|do|exec|env|nohup|time|(?:\S*/)?(?:ba|da|z)?sh"""
+    r"""|[^"';&|(`\n]*python[\d.]*["']?|-\w+)\s+)*["']?([^\s;&|()`"']+)"""
 )
 _attempts: list[str] = []  # since the current test began
 _current_patch: pytest.MonkeyPatch | None = None  # of the current test, if it is one of the unit lane
