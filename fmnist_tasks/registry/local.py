@@ -154,9 +154,7 @@ class FolderStore:
                     return found is None
                 path.rename(held)
             if not self._is_same(held, seen, sha256):
-                with suppress(FileExistsError):  # then it stays under its hidden name, which the next listing shows
-                    os.link(held, path, follow_symlinks=False)
-                    held.unlink()
+                _put_back(held, path)
                 return False
             if to is None:
                 held.unlink()
@@ -330,6 +328,18 @@ def _time(nanoseconds: int) -> datetime:
         return min(max(datetime.fromtimestamp(nanoseconds / 1e9, UTC), _FAR_BACK), _FAR_AHEAD)
     except (OverflowError, OSError, ValueError):
         return _FAR_BACK if nanoseconds < 0 else _FAR_AHEAD
+
+
+def _put_back(held: Path, path: Path) -> None:
+    """Give a file its name again, unless that is taken: then it stays hidden, and the next listing shows it."""
+    try:
+        os.link(held, path, follow_symlinks=False)
+        held.unlink()
+    except FileExistsError:
+        pass
+    except PermissionError:  # Linux links no file of another user for one who may not write it
+        if not os.path.lexists(path):
+            held.rename(path)
 
 
 def _kind(found: os.stat_result) -> str:

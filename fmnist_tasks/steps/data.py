@@ -51,7 +51,7 @@ def ingest(store: Store, run: Run) -> Result:
     ]
     known = list_accepted(store)
     earlier = [batch.part for batch in known if not batch.withdrawn]
-    new, unreadable, waiting = _read_batches(store, settings.settle)
+    new, unreadable, waiting = _read_batches(store, settings.settle, {batch.sha256 for batch in known})
     _alert_waiting(run, waiting)
     return {
         "title": declaration.title,
@@ -158,8 +158,11 @@ def _suspicious_images(store: Store, found: Iterable[Findings], classes: list[st
     return {"suspicious": put_blob(store, figures.predictions(rows, images))} if rows else {}
 
 
-def _read_batches(store: Store, settle: timedelta) -> tuple[list[Result], list[Result], list[Waiting]]:
-    """Batches under `incoming/` that were read and kept as blobs, those that cannot be read, and files that wait."""
+def _read_batches(store: Store, settle: timedelta, known: set[str]) -> tuple[list[Result], list[Result], list[Waiting]]:
+    """Batches under `incoming/` that were read and kept as blobs, those that cannot be read, and files that wait.
+
+    What is known by its digest was accepted before and could not be removed; it does not count towards the limits.
+    """
     from fmnist_tasks.data import incoming
     from fmnist_tasks.data.dataset import make_part
 
@@ -173,11 +176,13 @@ def _read_batches(store: Store, settle: timedelta) -> tuple[list[Result], list[R
         waiting.append(incoming.Waiting(incoming.PREFIX.rstrip("/"), reason, alert=True))
     new: list[Result] = []
     unreadable: list[Result] = []
-    size = 0
+    count = size = 0
     for batch in batches:
-        if len(new) >= _MOST_NEW_BATCHES or size > _MOST_NEW_BYTES:
-            reason = "the batches before it are as much as one run takes; the next run takes it"
-            waiting += [incoming.Waiting(file.key, reason) for file in batch.files]
+        if count >= _MOST_NEW_BATCHES or size > _MOST_NEW_BYTES:
+            reason = (
+                "the batches before it are as much as one run takes; the next one takes it. Trigger it, or make fewer"
+            )
+            waiting += [incoming.Waiting(file.key, f"{reason} and larger batches", alert=True) for file in batch.files]
             continue
         try:
             content, files = incoming.read_batch(store, batch)
@@ -197,7 +202,8 @@ def _read_batches(store: Store, settle: timedelta) -> tuple[list[Result], list[R
         else:
             part = make_part(store, "train", f"{incoming.PREFIX}{batch.name}", *content)
             new.append({**found, "part": {**part, "keys": [file.key for file in files]}})
-            size += part["blob"]["bytes"]
+            if part["blob"]["sha256"] not in known:
+                count, size = count + 1, size + part["blob"]["bytes"]
     return new, unreadable, waiting
 
 

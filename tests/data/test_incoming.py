@@ -398,12 +398,12 @@ def test_links_and_pipes_are_removed_with_a_reason_and_not_followed(pipeline: Pi
     assert secret.read_bytes() == GOOD
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, operation: str, error: Exception) -> None:
-    """Let the store refuse an operation on `incoming/bad.npz`, and nothing else."""
+def refusing(monkeypatch: pytest.MonkeyPatch, operation: str, error: Exception, key: str = "incoming/bad.npz") -> None:
+    """Let the store refuse an operation on one key."""
     before = getattr(FolderStore, operation)
 
     def refuse(self: FolderStore, what: object, *rest: object) -> object:
-        if "incoming/bad.npz" in str(what):
+        if key in str(what):
             raise error
         return before(self, what, *rest)
 
@@ -478,12 +478,17 @@ def test_what_was_quarantined_before_the_store_failed_has_its_alert(
 def test_what_is_more_than_one_run_takes_waits_for_the_next(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    for name in ("a", "b"):
-        pipeline.store.put(f"incoming/{name}.npz", GOOD)
+    for name in ("a", "b", "c"):
+        start = ord(name) - ord("a")
+        content = encode_npz(images=IMAGES[start : start + 150], labels=LABELS[start : start + 150])
+        pipeline.store.put(f"incoming/{name}.npz", content)
     monkeypatch.setattr(data_steps, limit, value)
-    ingested = steps.ingest(RUN)
-    assert [batch["name"] for batch in ingested["batches"]] == ["a.npz"]
-    assert [(one["key"], one["alert"]) for one in ingested["waiting"]] == [("incoming/b.npz", False)]
+    refusing(monkeypatch, "take", AccessError("Permission denied"), "incoming/a.npz")
+    assert [batch["name"] for batch in steps.ingest(RUN)["batches"]] == ["a.npz"]
+    validated(pipeline)
+    ingested = steps.ingest(replace(RUN, id="run-2"))  # `a` is in the dataset and still there
+    assert [batch["name"] for batch in ingested["batches"]] == ["a.npz", "b.npz"]
+    assert [(one["key"], one["alert"]) for one in ingested["waiting"]] == [("incoming/c.npz", True)]
 
 
 def test_a_folder_for_batches_that_cannot_be_listed_does_not_stop_the_run(pipeline: Pipeline) -> None:

@@ -251,6 +251,20 @@ def test_a_file_put_in_its_place_at_the_last_moment_is_put_back(
     assert store.get("incoming/b") == b"other"
 
 
+def test_a_file_of_another_user_that_may_not_be_linked_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(local.os, "link", refuse)
+    (tmp_path / "held").write_bytes(b"x")
+    local._put_back(tmp_path / "held", tmp_path / "b")
+    (tmp_path / "held").write_bytes(b"y")
+    local._put_back(tmp_path / "held", tmp_path / "b")
+    assert [(tmp_path / name).read_bytes() for name in ("b", "held")] == [b"x", b"y"]
+
+
 def test_a_third_file_that_comes_while_the_second_is_put_back_is_not_overwritten(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
