@@ -78,7 +78,7 @@ def _read_recent(store: Store, now: datetime, damaged: list[str]) -> dict[str, l
         run_id: [
             (stat.modified, record)
             for stat, record in zip(found, _read_all(store, found, damaged), strict=True)
-            if record and not record.get("actor", "").endswith(SHELL)  # whoever typed it has seen it
+            if record
         ]
         for run_id, found in recent.items()
     }
@@ -128,7 +128,7 @@ def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
     """Send the alerts that a killed process did not."""
     for run_id, found in _read_recent(store, now, damaged).items():
         for written, record in found:
-            if record["status"] == "done" or now - written > RECENT:
+            if record["status"] == "done" or now - written > RECENT or _is_by_shell(record):
                 continue
             running = record["status"] == "running"
             recent = now - written < _RETRIED_FOR and not is_ahead(written, now)
@@ -139,12 +139,23 @@ def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
                 continue
             send(alert)
         last = max((written for written, _ in found), default=now)
-        if now - last > RUN_LIMIT and not _has_ended(found) and not _has_failure(store, run_id, last):
+        begun_by_shell = any(record["step"] == "ingest" and _is_by_shell(record) for _, record in found)
+        if (
+            now - last > RUN_LIMIT
+            and not begun_by_shell
+            and not _has_ended(found)
+            and not _has_failure(store, run_id, last)
+        ):
             text = (
                 "The run has neither ended nor failed, and no step of it has been recorded since "
                 f"{last:%Y-%m-%d %H:%M} UTC: it exceeded its time limit, or was stopped or rejected by hand"
             )
             send(Alert("run failed", run_id, text, DAG_ID, identity="no end"))
+
+
+def _is_by_shell(record: Record) -> bool:
+    """Whether somebody ran the step from a shell, and has seen how it ended."""
+    return str(record.get("actor", "")).endswith(SHELL)
 
 
 def _has_ended(found: list[tuple[datetime, Record]]) -> bool:

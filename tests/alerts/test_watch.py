@@ -200,6 +200,20 @@ def test_a_run_without_an_end_is_reported(pipeline: Pipeline, clock: Clock) -> N
     assert list_events(pipeline) == ["run failed"]
 
 
+@pytest.mark.parametrize(
+    ("began", "ended", "events"), [(True, False, []), (False, True, []), (False, False, ["run failed"])]
+)
+def test_a_run_from_a_shell_may_stay_without_an_end_and_one_of_airflow_be_ended_by_it(
+    pipeline: Pipeline, clock: Clock, began: bool, ended: bool, events: list[str]
+) -> None:
+    record(pipeline, clock, "run-1", "ingest", actor="ann (shell)" if began else "schedule")
+    if ended:
+        record(pipeline, clock, "run-1", "promote", actor="ann (shell)")
+    clock.advance(days=3.6)
+    watch()
+    assert list_events(pipeline) == events
+
+
 def test_a_run_that_a_user_rejected_has_its_alert(pipeline: Pipeline, clock: Clock) -> None:
     record(pipeline, clock, "run-1", "promotion_gate")
     alerts.send(Alert("rejected by a user", "run-1", "rejected by mia"))
