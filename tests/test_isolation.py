@@ -66,6 +66,14 @@ def test_a_shell_of_another_clone_lends_no_homes() -> None:
     assert read_homes(**other | {"FMNIST_HOME": "/chosen"}) == ["/chosen", "/chosen/airflow"]
 
 
+@pytest.mark.parametrize("home", ["/a/q?x", "/a/5%0", "/a/d$HOME"])
+def test_a_home_that_airflow_cannot_hold_is_refused(home: str) -> None:
+    command = ["bash", "-c", f'source "{PROJECT}/include/activate"']
+    bare = {"PATH": os.environ["PATH"], "FMNIST_HOME": home}
+    ended = subprocess.run(command, env=bare, capture_output=True, text=True)
+    assert (ended.returncode, "cannot hold a path with % ? or $; choose another" in ended.stderr) == (1, True)
+
+
 @pytest.mark.parametrize(
     "omitted",
     [

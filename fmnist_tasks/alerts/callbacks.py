@@ -36,7 +36,7 @@ def approval_requested(context: Mapping[str, Any]) -> None:
         Alert(
             "approval needed",
             context["run_id"],
-            f"{asked.subject} {asked.body.splitlines()[0]}",
+            " ".join([asked.subject, *asked.body.splitlines()[:1]]),
             context["dag"].dag_id,
             headline=asked.subject,
             identity=_name_try(task),

@@ -142,6 +142,8 @@ def _ended_well(store: Store, run: Run, name: str) -> Result:
         raise RejectedError(f"{name} of run {run.id} is running, or was stopped before it ended: run it again first")
     if record["status"] != "done":
         raise RejectedError(f"{name} of run {run.id} was {record['status']}: what follows it cannot run")
+    if record["parameters"] != run.parameters.as_json():
+        raise RejectedError(f"{name} of run {run.id} had other parameters than the run has now: run it again first")
     result: Result = record["result"]
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -78,7 +79,8 @@ def test_a_step_says_that_it_is_running_but_for_a_result_that_it_has(
         steps.ingest(RUN)
         assert list_written() == [("ingest", "running"), ("ingest", "done")]
     result = {"dataset": read_record(pipeline.store, RUN.id, "ingest")["result"]["dataset"]}
-    write(pipeline.store, RUN.id, "validate_data", {"status": "done", "started": "2", "result": result})
+    done = {"status": "done", "started": "2", "parameters": RUN.parameters.as_json(), "result": result}
+    write(pipeline.store, RUN.id, "validate_data", done)
     monkeypatch.setattr(step, "build_report", lambda *_: b"")
     run_again("detect_change", RUN)
     assert list_written() == [("detect_change", "running"), ("detect_change", "done")]
@@ -87,6 +89,16 @@ def test_a_step_says_that_it_is_running_but_for_a_result_that_it_has(
     write(pipeline.store, RUN.id, "ingest", {"status": "running", "started": "3"})
     with pytest.raises(RejectedError, match="ingest of run run-1 is running, or was stopped before it ended"):
         run_again("validate_data", RUN)
+
+
+def test_results_with_other_parameters_are_not_taken_up(pipeline: Pipeline) -> None:
+    """`fmnist ingest --run` with the name of an earlier run begins that anew."""
+    steps.ingest(RUN)
+    other = replace(RUN, parameters=replace(RUN.parameters, seed=7))
+    with pytest.raises(
+        RejectedError, match="ingest of run run-1 had other parameters than the run has now: run it again"
+    ):
+        run_again("validate_data", other)
 
 
 def test_nothing_is_pruned_while_a_step_that_has_a_result_runs_again(
