@@ -230,7 +230,7 @@ def test_a_champion_that_changed_during_the_run_stays(finished_pipeline: Pipelin
     version = service.in_service(finished_pipeline.store).version
     verdict = changed(finished_pipeline, "promotion_gate")
     assert verdict["champion"] is None  # there was none when the candidate was judged
-    with pytest.raises(ConflictError, match=r"the champion is no longer unset"):
+    with pytest.raises(ConflictError, match=r"the champion has changed since: it was none"):
         steps.promote(
             NEXT, verdict, changed(finished_pipeline, "publish"), changed(finished_pipeline, "verify_release")
         )
