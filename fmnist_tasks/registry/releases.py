@@ -56,13 +56,20 @@ def describe_inputs(fingerprint: str, code_digest: str, parameters: Mapping[str,
 
 def origin_of(manifest: Manifest) -> Origin:
     """The origin of a release; without its inputs if its parameters are those of another version of this project."""
-    try:
-        parameters = Parameters.from_mapping(manifest["parameters"]).as_json()
-    except SettingsError:
+    parameters = read_parameters(manifest)
+    if parameters is None:
         return Origin(manifest["model_sha256"])
     return find_origin(
         manifest["model_sha256"], manifest["data"]["fingerprint"], manifest["code"]["digest"], parameters
     )
+
+
+def read_parameters(manifest: Manifest) -> dict[str, Any] | None:
+    """The parameters of a release as this version has them, or None if they are those of another version."""
+    try:
+        return Parameters.from_mapping(manifest["parameters"]).as_json()
+    except SettingsError:
+        return None
 
 
 def find_origin(model_sha256: str, fingerprint: str, code_digest: str, parameters: Mapping[str, Any]) -> Origin:

@@ -16,7 +16,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import Reference, put_blob
 from fmnist_tasks.registry.runs import run_key
 from fmnist_tasks.registry.store import Store, read_clock
-from fmnist_tasks.settings import Parameters, Settings
+from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps.step import Result, Run, step
 
 if TYPE_CHECKING:
@@ -122,12 +122,14 @@ def detect_change(store: Store, run: Run, ingested: Result, validated: Result) -
     reasons = ["there is no champion yet"]
     if current:
         manifest = releases.read_manifest(store, current.version)
-        earlier = Parameters.from_mapping(manifest["parameters"])
+        earlier = releases.read_parameters(manifest)
         data, code = manifest["data"]["fingerprint"], manifest["code"]["digest"]
-        made_from = releases.describe_inputs(data, code, earlier.as_json())
+        made_from = releases.describe_inputs(data, code, earlier or run.parameters.as_json())
         data, code = validated["dataset"]["fingerprint"], ingested["code"]["digest"]
         wanted = releases.describe_inputs(data, code, run.parameters.as_json())
         reasons = [f"{name} differs from the champion's" for name in wanted if wanted[name] != made_from[name]]
+        if earlier is None:
+            reasons.append("the champion's parameters are those of another version of this project")
         if not reasons and run.parameters.force:
             reasons = ["training is forced"]
     version = current.version if current else None

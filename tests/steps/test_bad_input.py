@@ -262,6 +262,10 @@ def test_what_decides_whether_to_train_again(finished_pipeline: Pipeline) -> Non
     assert steps.detect_change(same, other, changed(finished_pipeline, "validate_data"))["reasons"] == [
         "code differs from the champion's"
     ]
+    key = f"releases/{service.in_service(finished_pipeline.store).version}/manifest.json"
+    manifest = unseal(finished_pipeline.store.get(key), key)
+    finished_pipeline.store.put(key, seal({**manifest, "parameters": {"colour": "red"}}))
+    assert reasons(same) == ["the champion's parameters are those of another version of this project"]
     finished_pipeline.forget_champions()
     assert reasons(same) == ["there is no champion yet"]
 
