@@ -48,6 +48,7 @@ class Run:
 STEPS: dict[str, Callable[..., Result]] = {}
 INPUTS: dict[str, tuple[str, ...]] = {}  # by step: the steps whose results it takes, in order
 PER_SEED: set[str] = set()
+_SHAPING = ("profile", "seed", "candidates")  # parameters that shape models; the others decide what becomes of them
 
 
 def step(
@@ -142,8 +143,9 @@ def _ended_well(store: Store, run: Run, name: str) -> Result:
         raise RejectedError(f"{name} of run {run.id} is running, or was stopped before it ended: run it again first")
     if record["status"] != "done":
         raise RejectedError(f"{name} of run {run.id} was {record['status']}: what follows it cannot run")
-    if record["parameters"] != run.parameters.as_json():
-        raise RejectedError(f"{name} of run {run.id} had other parameters than the run has now: run it again first")
+    now = run.parameters.as_json()
+    if other := [one for one in _SHAPING if record["parameters"].get(one) != now[one]]:
+        raise RejectedError(f"{name} of run {run.id} had another {' and '.join(other)}: run it again first")
     result: Result = record["result"]
     return result
 
