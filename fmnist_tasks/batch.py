@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from fmnist_tasks import service
 from fmnist_tasks.errors import AccessError, DataError, MissingError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.store import FILE, Stat, Store, decode_key, decode_prefix, read_clock
+from fmnist_tasks.registry.store import FILE, Stat, Store, decode_key, decode_prefix, require_answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +92,7 @@ def predict(store: Store, run_id: str, shard: Shard) -> dict[str, Any]:
                 names, images = _read(store, stat)
             except (DataError, AccessError, MissingError, StoreError) as error:
                 if isinstance(error, StoreError):
-                    read_clock(store)  # raises if not the file, but the store as a whole does not answer
+                    require_answer(store)
                 table.writerow({"image": stat.key, "release": shard["release"], "error": str(error)})
                 counts["unreadable"] += 1
                 continue

@@ -26,7 +26,7 @@ from fmnist_tasks.data.npz import Header, unpack
 from fmnist_tasks.errors import AccessError, DataError, StoreError
 from fmnist_tasks.registry.blobs import describe
 from fmnist_tasks.registry.local import name_before
-from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store, is_ahead, read_clock
+from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store, is_ahead, require_answer
 
 PREFIX = "incoming/"
 # Bytes of a file, and of its pixels and labels. A worker of 6 GB holds them, their copy on the way into the store, and
@@ -190,7 +190,7 @@ def take(store: Store, file: File, to: str | None = None) -> Waiting | None:
         if store.take(file.stat, to, file.sha256):
             return None
     except (AccessError, StoreError) as error:
-        read_clock(store)  # raises if not the file, but the store as a whole does not answer
+        require_answer(store)
         return Waiting(file.key, f"it cannot be removed: {error}", alert=True)
     return Waiting(file.key, "it changed since it was read")
 

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fmnist_tasks.data.bounded import read_at_most
 from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.errors import DataError
 
@@ -22,7 +23,7 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # of all that Pillow reads, th
 def read_picture(file: Path | BinaryIO, name: str) -> np.ndarray:
     """The named picture as grey uint8 (28, 28); raises :class:`DataError` if it is none, or too large."""
     try:
-        content = _read(file, name)
+        content = read_at_most(file, name, MAX_BYTES)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged remarks in a picture do not matter
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -40,15 +41,3 @@ def read_picture(file: Path | BinaryIO, name: str) -> np.ndarray:
         raise DataError(f"{name}: is no picture that can be read (none of {', '.join(_FORMATS)})") from error
     except Exception as error:  # whatever a decoder makes of bytes that anybody may have written
         raise DataError(f"{name}: is no picture that can be read ({error or type(error).__name__})") from error
-
-
-def _read(file: Path | BinaryIO, name: str) -> bytes:
-    if isinstance(file, Path):
-        if file.exists() and not file.is_file():  # a pipe would be waited for
-            raise DataError(f"{name}: is no regular file")
-        with file.open("rb") as opened:
-            return _read(opened, name)
-    content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise DataError(f"{name}: has more than the {MAX_BYTES:,} bytes of a picture that are read")
-    return content

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import wrap_file
 
+from fmnist_tasks.data.bounded import read_at_most
 from fmnist_tasks.data.declaration import ROLES, Declaration, File
 from fmnist_tasks.data.idx import gunzip, parse_idx
 from fmnist_tasks.errors import DataError
@@ -72,20 +73,10 @@ def _sources(
 
 
 def _read(folder: Path, files: Mapping[str, File]) -> dict[str, bytes]:
-    return {
-        role: _verified(_read_regular(folder / files[role].name, 2 * files[role].bytes), files[role]) for role in ROLES
-    }
+    def read(file: File) -> bytes:
+        return _verified(read_at_most(folder / file.name, file.name, 2 * file.bytes), file)
 
-
-def _read_regular(path: Path, most: int) -> bytes:
-    """Content of a file; raises :class:`DataError` for a pipe, which would be waited for, and above so many bytes."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path.name}: is no regular file; remove it")
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise DataError(f"{path.name}: has more bytes than the file can have; delete the file")
-    return content
+    return {role: read(files[role]) for role in ROLES}
 
 
 def _fetch(bring: Callable[[Path], Path], cache: Path, files: Mapping[str, File]) -> dict[str, bytes]:

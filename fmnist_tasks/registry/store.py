@@ -92,6 +92,11 @@ def read_clock(store: Store) -> datetime:
     return stat.modified
 
 
+def require_answer(store: Store) -> None:
+    """Raise what the store raises if it does not answer as a whole: otherwise an error was that of one object."""
+    read_clock(store)
+
+
 def is_ahead(moment: datetime, now: datetime) -> bool:
     """Whether a time that was noted cannot be true: the clock was ahead of the present one when it was.
 

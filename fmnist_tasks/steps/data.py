@@ -15,7 +15,7 @@ from fmnist_tasks.provenance import code_facts, machine_facts
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import Reference, put_blob
 from fmnist_tasks.registry.runs import run_key
-from fmnist_tasks.registry.store import Store, read_clock
+from fmnist_tasks.registry.store import Store, read_clock, require_answer
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps.step import Result, Run, step
 
@@ -195,7 +195,7 @@ def _read_batches(store: Store, settle: timedelta, known: set[str]) -> tuple[lis
             log.info("batch %s was taken away meanwhile: %s", batch.name, error)
             continue
         except (AccessError, StoreError) as error:
-            read_clock(store)  # raises if not the file, but the store as a whole does not answer
+            require_answer(store)
             waiting += [incoming.Waiting(file.key, f"it cannot be read: {error}", alert=True) for file in batch.files]
             continue
         found: Result = {"name": batch.name, "files": [file.as_json() for file in files]}

@@ -48,7 +48,7 @@ def test_a_jpeg_of_many_scans_is_refused_and_a_progressive_one_read() -> None:
 def test_a_file_with_more_bytes_than_a_picture_has_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MAX_BYTES", len(encode("bmp")))
     assert read_picture(io.BytesIO(encode("bmp")), "b").shape == (28, 28)
-    with pytest.raises(DataError, match=r"b: has more than the [0-9,]+ bytes of a picture"):
+    with pytest.raises(DataError, match=r"b: has more than the [0-9,]+ bytes that are read"):
         read_picture(io.BytesIO(encode("bmp") + b"x"), "b")
 
 
