@@ -109,7 +109,7 @@ def measure_champion_log(minio_server: MinioServer) -> dict[int, list[float]]:
 
     def write(number: int) -> None:
         entry = champion.Entry(number, f"v{number}", "promote", "bench", str(number), "2026-01-01T00:00:00+00:00")
-        store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
+        store.put(f"champion/{number:08d}.json", seal(entry.as_document()))
 
     home = {"FMNIST_STORE": minio_server.build_uri(store.bucket), **minio_server.credentials}
     seconds, written = {}, 0

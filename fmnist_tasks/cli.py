@@ -31,17 +31,28 @@ from fmnist_tasks.settings import SHELL, Parameters, Settings, read_store_uri
 from fmnist_tasks.tables import print_json, show, show_summary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+keys_app = typer.Typer(no_args_is_help=True, help="Keys to sign releases and the champion log with.")
+app.add_typer(keys_app, name="keys")
 complaints = Console(stderr=True)
 
-_HISTORY = ("sequence", "time", "action", "version", "replaces", "actor", "reason")  # what a table has of an entry
+_HISTORY = (
+    "sequence",
+    "time",
+    "action",
+    "version",
+    "replaces",
+    "actor",
+    "reason",
+    "signature",
+)  # what a table has of an entry
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with your name.")]
 RunId = Annotated[str | None, typer.Option("--run", help="The run to work on; by default the latest one.")]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command that reports the project's own errors in one line and exits with 1."""
+def reporting_errors(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a command report the project's own errors in one line and exit with 1."""
 
     @wraps(function)
     def reporting(*args: Any, **kwargs: Any) -> None:
@@ -51,7 +62,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             _complain("error:", str(error))
             raise typer.Exit(1) from error
 
-    app.command()(reporting)
+    return reporting
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command under the function's name."""
+    app.command()(reporting_errors(function))
     return function
 
 
@@ -165,7 +181,7 @@ def releases(as_json: AsJson = False) -> None:
     damaged = []
     for version in published.versions(store):
         try:
-            manifest = published.read_manifest(store, version)
+            manifest = published.read_manifest(store, version, log)
         except IntegrityError as error:
             damaged.append(str(error))
             continue
@@ -190,7 +206,8 @@ def releases(as_json: AsJson = False) -> None:
 @command
 def champion(as_json: AsJson = False) -> None:
     """Show the release in service; exit code 1 if there is none."""
-    show(service.in_service(_store()).as_json(), as_json)
+    store = _store()
+    show(_describe(store, service.in_service(store)), as_json)
 
 
 def _moment(text: str) -> datetime:
@@ -214,14 +231,62 @@ def history(
     """Show the champion log, oldest first: promotions, rollbacks, withdrawals and restorations."""
     store = _store()
     if at is None:
-        rows = [entry.as_json() for entry in champions.history(store)]
+        rows = [_describe(store, entry) for entry in champions.history(store)]
         if not as_json:
             rows = [{name: row[name] or "" for name in _HISTORY} for row in rows]
         show(rows, as_json, "no champion so far")
     elif entry := champions.champion_at(store, at):
-        show(entry.as_json(), as_json)
+        show(_describe(store, entry), as_json)
     else:
         raise MissingError(f"there was no champion yet at {at.isoformat()}")
+
+
+@command
+def audit(
+    expect: Annotated[
+        str | None, typer.Option(metavar="HEAD", help="The head that an earlier audit printed; it must still be there.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the champion log, and every manifest and file of every release; exit code 1 and the first fault if any."""
+    from fmnist_tasks.registry.audit import audit as audit_store
+
+    show(audit_store(_store(), expect), as_json)
+
+
+@keys_app.command("new")
+@reporting_errors
+def make_keys(
+    folder: Annotated[Path, typer.Argument(help="Where the two files go; made if it is missing.")],
+    leaked: Annotated[
+        bool, typer.Option("--leaked", help="The earlier keys may be known to others: they sign nothing from here on.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key to sign releases and the champion log with: the first one, or the one that replaces it.
+
+    Writes signing-key-ID.pem, a secret, and trusted-keys.json, which every reader needs and which then has the earlier
+    keys as well. Start from the trusted keys of FMNIST_TRUSTED_KEYS, or of the folder.
+    """
+    from fmnist_tasks.registry import keys
+
+    store = _store()
+    public = folder / keys.TRUSTED_FILE
+    trusted = store.keys.trusted
+    if public.exists():
+        there = keys.parse_trusted_keys(public.read_text())
+        if trusted not in {None, there}:
+            raise SettingsError(f"{public}: has other keys than {keys.TRUSTED_KEYS}; use an empty folder")
+        trusted = there
+    log = champions.read_log(store)
+    if trusted is None and log.newest_key:
+        raise SettingsError(f"the champion log is signed already; set {keys.TRUSTED_KEYS}_FILE to its trusted keys")
+    pem, trusted = keys.make_keys(trusted, log.digests, leaked=leaked)
+    signing, public = keys.write_keys(folder, pem, trusted)
+    show(
+        {"key": trusted.keys[-1].id, "FMNIST_SIGNING_KEY_FILE": str(signing), "FMNIST_TRUSTED_KEYS_FILE": str(public)},
+        as_json,
+    )
 
 
 @command
@@ -247,7 +312,7 @@ def rollback(
     after = service.require_champion(store, replaces).sequence
     entry = service.rollback(store, version, reason, actor=_actor(), after=after, force=force)
     announce_champion(entry)
-    show(entry.as_json(), as_json)
+    show(_describe(store, entry), as_json)
 
 
 @command
@@ -366,6 +431,11 @@ def alert_test(as_json: AsJson = False) -> None:
 def _actor() -> str:
     """Who acts: the user of this shell."""
     return f"{getpass.getuser()} {SHELL}"
+
+
+def _describe(store: Store, entry: champions.Entry) -> dict[str, Any]:
+    """An entry of the champion log, and what is known of its signature."""
+    return {**entry.as_json(), "signature": store.keys.describe(entry.signed_by)}
 
 
 def _complain(heading: str, text: str) -> None:

@@ -31,6 +31,8 @@ class Release:
     """A published version whose files are intact and whose model is loaded."""
 
     manifest: releases.Manifest
+    manifest_sha256: str
+    signature: str  # what is known of the manifest's, as text
     files: dict[str, bytes]
     model: keras.Model
 
@@ -55,13 +57,19 @@ def require_champion(store: Store, version: str | None) -> Entry:
 
 
 def open_release(store: Store, version: str) -> Release:
-    """Check every byte of a release against its manifest, then load its model."""
-    manifest = releases.read_manifest(store, version)
-    files = releases.read_files(store, manifest)
+    """Check a release's manifest, and every byte against it, then load its model."""
+    document = releases.open_manifest(store, version)
+    files = releases.read_files(store, document.content)
 
     from fmnist_tasks.model import h5  # TensorFlow, for nothing unless all is intact
 
-    return Release(manifest, files, h5.load(files["model.h5"], f"model.h5 of release {version}"))
+    return Release(
+        document.content,
+        document.sha256,
+        store.keys.describe(document.signed_by),
+        files,
+        h5.load(files["model.h5"], f"model.h5 of release {version}"),
+    )
 
 
 def verify(store: Store, version: str) -> dict[str, Any]:
@@ -93,6 +101,8 @@ def verify(store: Store, version: str) -> dict[str, Any]:
         "bytes": sum(map(len, release.files.values())),
         "test_accuracy": found,
         "intact": True,
+        "manifest_sha256": release.manifest_sha256,
+        "signature": release.signature,
     }
 
 
@@ -116,10 +126,11 @@ def rollback(
     if current.version == version:
         raise SettingsError(f"{version} is the champion already")
     log.info("rollback from %s to %s by %s: %s", current.version, version, actor, reason)
+    champion.require_signing(store.keys, log_entries)
     if not force:
         _require_former_champion(store, log_entries, current.version, version)
     with forbid_pruning(store, f"rollback to {version}"):
-        verify(store, version)
+        verified = verify(store, version)
         entry = champion.append(
             store,
             version=version,
@@ -129,6 +140,7 @@ def rollback(
             actor=actor,
             after=current.sequence if after is None else after,
             origin=find_origin(store, log_entries, current.version),
+            manifest_sha256=verified["manifest_sha256"],
         )
     lifted = ", whose withdrawal is lifted" if version in log_entries.withdrawn else ""
     told = f"{entry.actor} rolled back from {current.version}, which is withdrawn, to {version}{lifted}: {reason}"
@@ -152,11 +164,11 @@ def _require_former_champion(store: Store, log_entries: Log, current: str, versi
     if not log_entries.has_been_champion(version):
         wrong.append("it has never been the champion")
     try:
-        theirs = releases.read_manifest(store, current)["classes"]
+        theirs = releases.read_manifest(store, current, log_entries)["classes"]
     except (MissingError, IntegrityError) as error:
         wrong.append(f"its classes cannot be compared with the champion's ({error})")
     else:
-        if releases.read_manifest(store, version)["classes"] != theirs:
+        if releases.read_manifest(store, version, log_entries)["classes"] != theirs:
             wrong.append(f"its classes are not those of the champion {current}")
     if wrong:
         raise RejectedError(
@@ -168,7 +180,7 @@ def _require_former_champion(store: Store, log_entries: Log, current: str, versi
 def find_origin(store: Store, log_entries: Log, version: str) -> champion.Origin:
     """The origin of a release, from its manifest or, if that is lost, from the log."""
     try:
-        return releases.origin_of(releases.read_manifest(store, version))
+        return releases.origin_of(releases.read_manifest(store, version, log_entries))
     except (MissingError, IntegrityError) as error:
         log.warning("the origin of %s is taken from the champion log: %s", version, error)
         return log_entries.origin_of(version)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from fmnist_tasks.errors import MissingError
+from fmnist_tasks.errors import IntegrityError, MissingError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.service import find_origin, require_reason
@@ -60,9 +60,25 @@ def _append(
     store: Store, version: str, action: champion.Action, reason: str, actor: str, origin: champion.Origin
 ) -> dict[str, Any]:
     entry = champion.append(
-        store, version=version, action=action, reason=reason, write_id=str(uuid4()), actor=actor, origin=origin
+        store,
+        version=version,
+        action=action,
+        reason=reason,
+        write_id=str(uuid4()),
+        actor=actor,
+        origin=origin,
+        manifest_sha256=_find_manifest_sha256(store, version),
     )
     return _logged(action, entry.as_json(), actor, reason)
+
+
+def _find_manifest_sha256(store: Store, version: str) -> str | None:
+    """The digest of a release's manifest, or None if the release was pruned or its manifest is damaged."""
+    try:
+        return releases.open_manifest(store, version).sha256
+    except (MissingError, IntegrityError) as error:
+        log.warning("the entry names no manifest of %s: %s", version, error)
+        return None
 
 
 def _logged(action: str, decided: dict[str, Any], actor: str, reason: str) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def test_a_release_is_withdrawn_and_restored(finished_pipeline: Pipeline) -> Non
 def test_who_was_champion_at_a_date(pipeline: Pipeline) -> None:
     for number, day in enumerate(("2026-11-02", "2026-11-09"), start=1):
         entry = champion.Entry(number, f"v{number}", "promote", "why", f"run-{number}", f"{day}T02:00:00+00:00")
-        pipeline.store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
+        pipeline.store.put(f"champion/{number:08d}.json", seal(entry.as_document()))
     for date, version in (
         ("2026-11-02", "v1"),
         ("2026-11-09", "v2"),

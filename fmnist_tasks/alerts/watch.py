@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from http.client import HTTPException
 from typing import Any
@@ -102,7 +101,7 @@ def _read_all(store: Store, stats: list[Stat], damaged: list[str]) -> list[Recor
 
 def _report_changes(store: Store, now: datetime) -> None:
     """Send the alerts about changes of the champion that a killed process did not."""
-    for entry in _read_log_backwards(store):
+    for entry in reversed(champion.history(store)):
         if now - datetime.fromisoformat(entry.time) > RECENT:
             break
         if not entry.changes_champion:
@@ -208,7 +207,9 @@ def _check_success(store: Store, overdue: timedelta, now: datetime, damaged: lis
 
 def _find_last_success(store: Store, now: datetime, damaged: list[str]) -> datetime | None:
     """When a run last promoted a champion or found nothing new, or None; a time that lies ahead says nothing."""
-    promoted = (datetime.fromisoformat(one.time) for one in _read_log_backwards(store) if one.action == "promote")
+    promoted = (
+        datetime.fromisoformat(one.time) for one in reversed(champion.history(store)) if one.action == "promote"
+    )
     last = next((time for time in promoted if not is_ahead(time, now)), None)
     stats = [stat for stat in store.list("runs/") if stat.key.endswith("/detect_change.json")]
     for stat in sorted(stats, key=lambda stat: stat.modified, reverse=True):
@@ -221,16 +222,6 @@ def _find_last_success(store: Store, now: datetime, damaged: list[str]) -> datet
             if not is_ahead(created, now):
                 last = max(last, created) if last else created
     return last
-
-
-def _read_log_backwards(store: Store) -> Iterable[champion.Entry]:
-    """The entries of the champion log, newest first, read in pieces that double."""
-    current = champion.champion(store)
-    upper, size = (current.sequence if current else 0), 4
-    while upper > 0:
-        lower = max(0, upper - size)
-        yield from (one for one in reversed(champion.history(store, after=lower)) if one.sequence <= upper)
-        upper, size = lower, 2 * size
 
 
 def _found_nothing_new(record: Record) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from threading import Lock
 from typing import Any
 
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.champion import Entry, Log
+from fmnist_tasks.registry.champion import Log
 from fmnist_tasks.registry.store import Store, side_by_side
 
 Row = dict[str, Any]
@@ -19,15 +20,16 @@ class Shelf:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._rows: dict[str, Row] = {}
-        self._log: list[Entry] = []
+        self._log = Log()
         self._reading = Lock()
 
     def releases(self) -> tuple[list[Row], list[str]]:
         """What the overview tells of every release, oldest first, and what is wrong with those that are damaged."""
+        log = self.log()
         with self._reading:
             found = releases.versions(self.store)
             new = [version for version in found if version not in self._rows]
-            read = side_by_side(self._read, new)
+            read = side_by_side(partial(self._read, log), new)
             self._rows |= {row["version"]: row for row in read if not isinstance(row, str)}
             return [self._rows[version] for version in found if version in self._rows], [
                 fault for fault in read if isinstance(fault, str)
@@ -36,13 +38,13 @@ class Shelf:
     def log(self) -> Log:
         """The champion log."""
         with self._reading:
-            self._log += champion.history(self.store, after=len(self._log))
-            return Log(tuple(self._log))
+            self._log = champion.read_log(self.store, self._log)
+            return self._log
 
-    def _read(self, version: str) -> Row | str:
+    def _read(self, log: Log, version: str) -> Row | str:
         """A release's row, or what is wrong with it."""
         try:
-            manifest = releases.read_manifest(self.store, version)
+            manifest = releases.read_manifest(self.store, version, log)
         except IntegrityError as error:
             return str(error)
         figures = manifest["figures"]

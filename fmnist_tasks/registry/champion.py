@@ -6,19 +6,23 @@ release can be withdrawn and restored on its own as well. A candidate that repea
 Appending is one conditional create of the next number, so that two writers cannot both win. Each entry carries the
 writer's id: a writer that finds its own entry knows that it was written, whatever became of the response. After each
 entry a receipt is left, `champion-receipts/<sequence>.txt`: if the newest entry is lost, its receipt tells.
+
+Each entry names the digest of its predecessor and that of its release's manifest, and is signed if there are keys. So
+whoever reads the whole log sees whether any entry, or the manifest of a release, was changed.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
-from fmnist_tasks.errors import ConflictError, FmnistError, IntegrityError, RejectedError, StoreError
-from fmnist_tasks.registry.documents import read_document, seal
+from fmnist_tasks.errors import ConflictError, FmnistError, IntegrityError, RejectedError, SettingsError, StoreError
+from fmnist_tasks.registry.signing import Keys, digest_entries, find_key_id
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
 from fmnist_tasks.text import make_printable
 
@@ -55,6 +59,10 @@ class Entry:
     # Of the release that is promoted, or that is withdrawn from here on.
     model_sha256: str | None = None
     inputs: str | None = None
+    # SHA-256 of the stored bytes of the release's manifest, and of the entry before this one.
+    manifest_sha256: str | None = None
+    previous_sha256: str | None = None
+    signed_by: str | None = None  # id of the key; not part of what is signed
 
     @property
     def changes_champion(self) -> bool:
@@ -65,17 +73,28 @@ class Entry:
         """The entry as plain JSON values."""
         return asdict(self)
 
+    def as_document(self) -> dict[str, Any]:
+        """What is stored of it."""
+        return {name: value for name, value in asdict(self).items() if name != "signed_by"}
+
 
 @dataclass(frozen=True)
 class Log:
-    """All entries, oldest first."""
+    """All entries, oldest first, with the digests (SHA-256, hex) of their stored bytes."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...] = ()
+    digests: tuple[str, ...] = ()
 
     @property
     def champion(self) -> Entry | None:
         """The entry that made the champion, or None before the first promotion."""
         return next((entry for entry in reversed(self.entries) if entry.changes_champion), None)
+
+    @property
+    def champion_before(self) -> str | None:
+        """The release that was the champion before the present one, or None if there was none."""
+        champions = [entry.version for entry in self.entries if entry.changes_champion]
+        return next((version for version in reversed(champions) if version != champions[-1]), None)
 
     @property
     def withdrawn(self) -> dict[str, Entry]:
@@ -93,6 +112,16 @@ class Log:
                 found.pop(entry.version, None)
                 champion = entry.version
         return found
+
+    @property
+    def newest_key(self) -> str | None:
+        """The id of the key that signed last; None if nothing is signed."""
+        return next((entry.signed_by for entry in reversed(self.entries) if entry.signed_by), None)
+
+    def find_manifest(self, version: str) -> Entry | None:
+        """The newest entry that says which manifest the release has."""
+        entries = reversed(self.entries)
+        return next((entry for entry in entries if entry.version == version and entry.manifest_sha256), None)
 
     def has_been_champion(self, version: str) -> bool:
         """Whether the release is or was the champion."""
@@ -119,25 +148,45 @@ class Log:
         return None
 
 
-def read_log(store: Store) -> Log:
-    """All entries; raises :class:`IntegrityError` for one that was changed or is missing."""
-    return Log(tuple(history(store)))
+def read_log(store: Store, known: Log = Log()) -> Log:
+    """All entries; what is known of them is not read again.
+
+    Raises :class:`IntegrityError` for an entry that is missing, changed, or not signed as the store's keys demand.
+    """
+    after = len(known.entries)
+    keys = [stat.key for stat in _list_entries(store, after)]
+    entries, digests = list(known.entries), list(known.digests)
+    for key, (entry, digest) in zip(keys, side_by_side(partial(_read, store), keys), strict=True):
+        _check_link(key, entry, digests[-1] if digests else None)
+        _check_signer(store.keys, key, entry, entries[-1] if entries else None)
+        entries.append(entry)
+        digests.append(digest)
+    _check_unsigned(store.keys, digests)
+    return Log(tuple(entries), tuple(digests))
 
 
-def history(store: Store, after: int = 0) -> list[Entry]:
-    """All entries after a number, oldest first; raises like :func:`read_log`."""
-    stats = _list_entries(store, after)
-    return side_by_side(partial(_read, store), [stat.key for stat in stats])
+def history(store: Store) -> list[Entry]:
+    """All entries, oldest first; raises like :func:`read_log`."""
+    return list(read_log(store).entries)
 
 
 def champion(store: Store) -> Entry | None:
-    """The entry that made the champion, or None before the first promotion.
+    """The entry that made the champion, or None before the first promotion; raises like :func:`read_log`.
 
-    Raises :class:`IntegrityError` if an entry is missing. Only the newest entries are read, back to that one.
+    Only the newest entries are read, back to that one, unless some of them need the whole log to be believed: those
+    that are not signed by the newest of the trusted keys.
     """
+    following: Entry | None = None
     for stat in reversed(_list_entries(store)):
-        if (entry := _read(store, stat.key)).changes_champion:
+        entry, digest = _read(store, stat.key)
+        if store.keys.trusted and entry.signed_by != store.keys.trusted.keys[-1].id:
+            return read_log(store).champion
+        if following:
+            _check_link(_key(following.sequence), following, digest)
+            _check_signer(store.keys, _key(following.sequence), following, entry)
+        if entry.changes_champion:
             return entry
+        following = entry
     return None
 
 
@@ -148,20 +197,10 @@ def champion_at(store: Store, moment: datetime) -> Entry | None:
     ahead when an entry was written is put right by both.
     """
     latest = datetime.max.replace(tzinfo=UTC)
-    for stat in reversed(_list_entries(store)):
-        entry = _read(store, stat.key)
+    for entry, stat in zip(reversed(read_log(store).entries), reversed(_list_entries(store)), strict=False):
         latest = min(latest, datetime.fromisoformat(entry.time), stat.modified)
         if entry.changes_champion and latest <= moment:
             return entry
-    return None
-
-
-def champion_before(store: Store, entry: Entry) -> str | None:
-    """The release that was the champion before the one of this entry, or None if there was none."""
-    for number in range(entry.sequence - 1, 0, -1):
-        earlier = _read(store, _key(number))
-        if earlier.changes_champion and earlier.version != entry.version:
-            return earlier.version
     return None
 
 
@@ -175,19 +214,22 @@ def append(
     actor: str = "",
     after: int | None = None,
     origin: Origin | None = None,
+    manifest_sha256: str | None = None,
 ) -> Entry:
     """Write the next entry, provided that what it decides still makes sense.
 
     A promotion or a rollback names the entry that made the champion which it replaces, `after` (0: none). `origin` is
-    that of the release which is promoted or withdrawn. Returns the entry; if this writer's is in the log already, that
-    one, and nothing is written: its response was lost, or the writer comes again.
+    that of the release which is promoted or withdrawn, and `manifest_sha256` is of the manifest of the named one.
+    Returns the entry; if this writer's is in the log already, that one, and nothing is written: its response was lost,
+    or the writer comes again.
 
-    Raises :class:`ConflictError` if the champion is another one by now, and :class:`RejectedError` if the candidate
-    repeats a withdrawn release, or if there is nothing to withdraw or to restore.
+    Raises :class:`ConflictError` if the champion is another one by now, :class:`RejectedError` if the candidate
+    repeats a withdrawn release, or if there is nothing to withdraw or to restore, and :class:`SettingsError` if this
+    process cannot sign the entry.
     """
-    origin, log = origin or Origin(), Log(())
+    origin, log = origin or Origin(), Log()
     for _ in range(_ATTEMPTS):
-        log = Log((*log.entries, *history(store, after=len(log.entries))))
+        log = read_log(store, log)
         for entry in log.entries:
             if (entry.write_id, entry.action, entry.version) == (write_id, action, version):
                 _leave_receipt(store, log.entries[-1].sequence)
@@ -199,6 +241,7 @@ def append(
             raise RejectedError(describe_withdrawal(version, *repeated))
         if action in {"withdraw", "restore"}:
             _require_state(log, version, action)
+        require_signing(store.keys, log)
         new = Entry(
             sequence=len(log.entries) + 1,
             version=version,
@@ -210,11 +253,26 @@ def append(
             replaces=current.version if current and action in _CHANGES else None,
             model_sha256=origin.model_sha256,
             inputs=origin.inputs,
+            manifest_sha256=manifest_sha256,
+            previous_sha256=log.digests[-1] if log.digests else None,
         )
-        if store.put_if_absent(_key(new.sequence), seal(new.as_json())):
+        key = _key(new.sequence)
+        if store.put_if_absent(key, store.keys.write(key, "champion-entry", new.as_document())):
             _leave_receipt(store, new.sequence)
-            return new
+            return replace(new, signed_by=store.keys.signing_id)
     raise StoreError(f"cannot add {version} to the champion log: {_ATTEMPTS} other writers came first; try again")
+
+
+def require_signing(keys: Keys, log: Log) -> None:
+    """Raise :class:`SettingsError` if this process cannot add an entry that the readers of the log would accept."""
+    if log.newest_key is None and keys.trusted is None:
+        return
+    signing = find_key_id(keys.require_signing_key().public_key())
+    if not keys.accepts(signing, len(log.entries) + 1, log.newest_key):
+        raise SettingsError(
+            f"FMNIST_SIGNING_KEY is key {signing[:16]}, which was replaced and may not sign entry "
+            f"{len(log.entries) + 1} of the champion log; give this process the newest key. Nothing was changed"
+        )
 
 
 def describe_withdrawal(candidate: str, version: str, entry: Entry) -> str:
@@ -295,9 +353,11 @@ def _key(sequence: int) -> str:
     return f"{_ENTRIES}{sequence:08d}.json"
 
 
-def _read(store: Store, key: str) -> Entry:
+def _read(store: Store, key: str) -> tuple[Entry, str]:
+    """An entry, and the digest of its stored bytes."""
+    document = store.keys.read(key, "champion-entry", store.get(key))
     try:
-        entry = Entry(**read_document(store, key))
+        entry = Entry(**document.content, signed_by=document.signed_by)
     except TypeError as error:
         raise IntegrityError(
             f"{key}: was written by a newer version of this project ({error}); install that"
@@ -307,4 +367,46 @@ def _read(store: Store, key: str) -> Entry:
             f"{key}: holds entry {entry.sequence} of the champion log, so it was copied or renamed; recover the "
             "original from a backup or an earlier version of the object"
         )
-    return entry
+    return entry, document.sha256
+
+
+def _check_signer(keys: Keys, key: str, entry: Entry, previous: Entry | None) -> None:
+    """Raise :class:`IntegrityError` if the entry is unsigned where it must not be, or signed by a replaced key.
+
+    The previous entry is None if this is the first one.
+    """
+    earlier = previous.signed_by if previous else None
+    if entry.signed_by is None:
+        unsigned = keys.trusted.unsigned_count if keys.trusted else 0 if earlier else entry.sequence
+        if entry.sequence > unsigned:
+            raise IntegrityError(
+                f"{key}: is unsigned, although each entry after number {min(unsigned, entry.sequence - 1)} of the "
+                "champion log must be signed. If nobody wrote it without a key by mistake, it is forged. As the "
+                "administrator of the store, delete it, and its receipt in champion-receipts/"
+            )
+    elif not keys.accepts(entry.signed_by, entry.sequence, earlier):
+        raise IntegrityError(
+            f"{key}: is signed by key {entry.signed_by[:16]}, which had been replaced by then; it is not used"
+        )
+
+
+def _check_link(key: str, entry: Entry, digest: str | None) -> None:
+    """Raise :class:`IntegrityError` unless the previous entry, by its digest, is the one that this one follows.
+
+    Unsigned entries of earlier versions do not say.
+    """
+    if entry.previous_sha256 != digest and (entry.previous_sha256 or entry.signed_by):
+        raise IntegrityError(
+            f"{key}: does not follow {_key(entry.sequence - 1)} as that is now, so one of the two was replaced; "
+            "recover the original from a backup or an earlier version of the object"
+        )
+
+
+def _check_unsigned(keys: Keys, digests: Sequence[str]) -> None:
+    """Raise :class:`IntegrityError` unless the unsigned entries are those that were there when signing began."""
+    unsigned = keys.trusted.unsigned if keys.trusted else None
+    if unsigned and digest_entries(digests[: unsigned.count]) != unsigned.sha256:
+        raise IntegrityError(
+            f"{_key(1)} to {_key(unsigned.count)}: are not the unsigned entries that were there when signing began "
+            "(`unsigned` of the trusted keys); recover the originals from a backup or earlier versions of the objects"
+        )

@@ -20,7 +20,7 @@ def digest_of(content: Any) -> str:
 
 def seal(content: dict[str, Any]) -> bytes:
     """The document as readable JSON with the SHA-256 of its bytes, as they are without it, under `seal`."""
-    unsealed = _render({**content, "seal": ""})
+    unsealed = render({**content, "seal": ""})
     return unsealed.replace(_OPEN, _closed(hashlib.sha256(unsealed).hexdigest()), 1)
 
 
@@ -49,8 +49,9 @@ def _closed(digest: str) -> bytes:
 
 def _sealed_formerly(content: dict[str, Any], digest: str, data: bytes) -> bool:
     """Whether the digest is that of the content, as in documents of the first versions; ten times slower to tell."""
-    return digest == digest_of(content) and data == _render({**content, "seal": digest})
+    return digest == digest_of(content) and data == render({**content, "seal": digest})
 
 
-def _render(document: dict[str, Any]) -> bytes:
+def render(document: dict[str, Any]) -> bytes:
+    """A JSON document as it is stored: readable, keys in order; NaN raises ValueError."""
     return (json.dumps(document, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()

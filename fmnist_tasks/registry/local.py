@@ -21,6 +21,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from fmnist_tasks.errors import AccessError, MissingError, StoreError
+from fmnist_tasks.registry.signing import NO_KEYS, Keys
 from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, check_key, decode_key, decode_prefix, encode_name
 
 _SCRATCH = ".scratch"  # half-written files; what a killed process left here is removed after a day
@@ -45,7 +46,8 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 class FolderStore:
     """Objects as files below one folder, which is made by the first write."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keys: Keys = NO_KEYS) -> None:
+        self.keys = keys
         self.root = root
         self._has_links = False  # whether the file system was seen to make hard links
 

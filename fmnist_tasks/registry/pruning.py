@@ -19,6 +19,7 @@ from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import unseal
 from fmnist_tasks.registry.pruning_flag import forbid_work
 from fmnist_tasks.registry.releases import file_key
+from fmnist_tasks.registry.signing import find_text
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
 from fmnist_tasks.settings import RECENT, RUN_LIMIT
 
@@ -184,9 +185,11 @@ def _read_documents(store: Store, keys: list[str]) -> dict[str, _Document]:
         except MissingError:
             return None
         try:
+            if key.startswith("releases/"):
+                return _Document(find_text(data), store.keys.read(key, "manifest", data).content)
             return _Document(data, unseal(data, key))
         except IntegrityError:
-            return _Document(data, None)
+            return _Document(find_text(data), None)
 
     return {key: document for key, document in zip(keys, side_by_side(read, keys), strict=True) if document}
 
@@ -226,8 +229,9 @@ def _find_kept_releases(
 
 def _in_service(store: Store) -> set[str]:
     """The champion and the one before it."""
-    entry = champion.champion(store)
-    return {entry.version, champion.champion_before(store, entry) or entry.version} if entry else set()
+    log = champion.read_log(store)
+    current = log.champion.version if log.champion else None
+    return {version for version in (current, log.champion_before) if version}
 
 
 def _names_run(manifest: _Document, run_id: str) -> bool:

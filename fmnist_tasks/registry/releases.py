@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fmnist_tasks.errors import ConflictError, MissingError, SettingsError
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry.blobs import describe, get_verified
-from fmnist_tasks.registry.champion import Origin
-from fmnist_tasks.registry.documents import digest_of, read_document, seal
+from fmnist_tasks.registry.champion import Log, Origin, read_log
+from fmnist_tasks.registry.documents import digest_of
+from fmnist_tasks.registry.signing import Document, Keys
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.settings import Parameters
 
@@ -33,19 +34,61 @@ def publish(store: Store, version: str, files: dict[str, bytes], facts: dict[str
         for name, data in files.items():
             store.put(file_key(version, name), data)
             named[name] = describe(file_key(version, name), data)
-        store.put_if_absent(file_key(version, "manifest.json"), seal({**facts, "version": version, "files": named}))
+        key = file_key(version, "manifest.json")
+        manifest = {**facts, "version": version, "files": named}
+        store.put_if_absent(key, store.keys.write(key, "manifest", manifest))
     manifest = read_manifest(store, version)
     if manifest["model_sha256"] != facts["model_sha256"]:
         raise ConflictError(f"release {version} exists with another model; a release is never changed")
     return manifest
 
 
-def read_manifest(store: Store, version: str) -> Manifest:
-    """The manifest of a release; raises :class:`MissingError` if there is no such release."""
+def read_manifest(store: Store, version: str, log: Log | None = None) -> Manifest:
+    """The manifest of a release; raises like :func:`open_manifest`."""
+    return open_manifest(store, version, log).content
+
+
+def open_manifest(store: Store, version: str, log: Log | None = None) -> Document:
+    """The manifest of a release, held against the champion log, which is read unless it is given.
+
+    Raises :class:`MissingError` if there is no such release, and :class:`IntegrityError` if it is not the manifest that
+    was published: if it was changed or copied, is another one than the log names, or is unsigned or signed by a
+    replaced key although nothing in the log vouches for it.
+    """
+    key = file_key(version, "manifest.json")
     try:
-        return read_document(store, file_key(version, "manifest.json"))
+        document = store.keys.read(key, "manifest", store.get(key))
     except MissingError as error:
         raise MissingError(f"there is no release {version}; `fmnist releases` lists those that exist") from error
+    if document.content.get("version") != version:
+        raise IntegrityError(
+            f"{key}: is the manifest of release {document.content.get('version')!s:.100}, so it was copied or renamed; "
+            "it is not used"
+        )
+    log = read_log(store) if log is None else log
+    if entry := log.find_manifest(version):
+        if document.sha256 != entry.manifest_sha256:
+            raise IntegrityError(
+                f"{key}: is not the manifest that entry {entry.sequence} of the champion log names, so it was "
+                "replaced; recover the original from a backup or an earlier version of the object"
+            )
+    elif document.signed_by is None:
+        _require_unsigned(store.keys, log, version, key)
+    elif not store.keys.accepts(document.signed_by, len(log.entries) + 1, log.newest_key):
+        raise IntegrityError(
+            f"{key}: is signed by key {document.signed_by[:16]}, which was replaced, and no entry of the champion log "
+            "names it; it is not used"
+        )
+    return document
+
+
+def _require_unsigned(keys: Keys, log: Log, version: str, key: str) -> None:
+    """Raise :class:`IntegrityError` unless the release was named in the champion log before that was signed."""
+    if keys.trusted and all(entry.version != version for entry in log.entries[: keys.trusted.unsigned_count]):
+        raise IntegrityError(
+            f"{key}: is unsigned, and the champion log did not name the release before it was signed, so nothing shows "
+            "that it was published by this project; it is not used. Delete it if nobody needs it"
+        )
 
 
 def describe_inputs(fingerprint: str, code_digest: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

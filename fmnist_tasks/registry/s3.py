@@ -31,6 +31,7 @@ from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.blobs import describe
 from fmnist_tasks.registry.lifecycle import RULES
 from fmnist_tasks.registry.progress import Progress
+from fmnist_tasks.registry.signing import NO_KEYS, Keys
 from fmnist_tasks.registry.store import Stat, check_key, decode_key, decode_prefix, encode_name
 from fmnist_tasks.registry.tries import explained, tried, was_disturbed
 
@@ -54,7 +55,8 @@ T = TypeVar("T")
 class S3Store:
     """Objects in one bucket, which is made, with versioning, by the first write."""
 
-    def __init__(self, bucket: Bucket) -> None:
+    def __init__(self, bucket: Bucket, keys: Keys = NO_KEYS) -> None:
+        self.keys = keys
         self.bucket, self._client = bucket.name, bucket.client
         self.endpoint = bucket.endpoint
         self._prepared = False  # whether the bucket was looked at before a first write

@@ -15,10 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fmnist_tasks.errors import SettingsError, StoreError
+
+if TYPE_CHECKING:
+    from fmnist_tasks.registry.signing import Keys
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,6 +46,8 @@ class Stat:
 
 class Store(Protocol):
     """What every store can do. Each method raises :class:`~fmnist_tasks.errors.StoreError` when it cannot just now."""
+
+    keys: Keys  # with which this process signs and checks the store's documents
 
     def get(self, key: str) -> bytes:
         """Bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if there is none."""
@@ -151,7 +156,18 @@ def decode_prefix(prefix: str) -> bytes:
 
 
 def open_store(uri: str) -> Store:
-    """The store that a URI names; nothing is read from it or written to it yet. Raises :class:`SettingsError`."""
+    """The store that a URI names, with the keys of this process; nothing is read from it or written to it yet.
+
+    Raises :class:`SettingsError`.
+    """
+    from fmnist_tasks.registry.keys import read_keys
+
+    store = _find_store(uri)
+    store.keys = read_keys()
+    return store
+
+
+def _find_store(uri: str) -> Store:
     if uri[:5].lower() == "s3://":
         from fmnist_tasks.registry.access import reach
         from fmnist_tasks.registry.s3 import S3Store

@@ -118,10 +118,12 @@ def validate_data(store: Store, run: Run, ingested: Result) -> Result:
 @step("ingest", "validate_data")
 def detect_change(store: Store, run: Run, ingested: Result, validated: Result) -> Result:
     """Say whether data, code or parameters differ from those of the champion, and which seeds to train with then."""
-    current = champion.champion(store)
+    log = champion.read_log(store)
+    champion.require_signing(store.keys, log)  # rather now than after hours of training
+    current = log.champion
     reasons = ["there is no champion yet"]
     if current:
-        manifest = releases.read_manifest(store, current.version)
+        manifest = releases.read_manifest(store, current.version, log)
         earlier = releases.read_parameters(manifest)
         data, code = manifest["data"]["fingerprint"], manifest["code"]["digest"]
         made_from = releases.describe_inputs(data, code, earlier or run.parameters.as_json())

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import datetime
 
 from fmnist_tasks.alerts import Alert, send
-from fmnist_tasks.errors import ConflictError, ModelError, RejectedError
+from fmnist_tasks.errors import ConflictError, IntegrityError, ModelError, RejectedError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
@@ -115,6 +115,7 @@ def verify_release(store: Store, run: Run, validated: Result, evaluated: Result,
     return {
         "version": version,
         "identical": True,
+        "manifest_sha256": release.manifest_sha256,
         "summary": f"{len(release.files)} files intact; predictions on {len(images):,} test images are bit-identical",
     }
 
@@ -129,7 +130,12 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
     version = published["version"]
     if verified["version"] != version or verified["identical"] is not True:
         raise ConflictError(f"release {version} was not verified ({verified['version']} was); it is not promoted")
-    manifest = releases.read_manifest(store, version)
+    document = releases.open_manifest(store, version)
+    if document.sha256 != verified["manifest_sha256"]:
+        raise IntegrityError(
+            f"the manifest of release {version} was replaced after it was verified; it is not promoted"
+        )
+    manifest = document.content
     approval = manifest["verdict"]["approval"]  # what was held is published only if it was approved
     entry = champion.append(
         store,
@@ -142,6 +148,7 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
         actor=run.actor if approval is None else str(approval["by"]),
         after=verdict["champion"]["sequence"] if verdict["champion"] else 0,
         origin=releases.origin_of(manifest),
+        manifest_sha256=document.sha256,
     )
     accuracy = next(check["value"] for check in verdict["checks"] if check["name"] == "accuracy")
     current = champion.champion(store)

@@ -43,7 +43,7 @@ def test_a_reason_that_no_page_could_show_becomes_one_line_of_text(store: Folder
 
 def test_an_entry_of_a_newer_version_is_refused_with_a_remedy(store: FolderStore) -> None:
     entry = promote(store, "v1", "run-1", 0)
-    store.put("champion/00000001.json", seal({**entry.as_json(), "signature": "x"}))
+    store.put("champion/00000001.json", seal({**entry.as_document(), "signature": "x"}))
     with pytest.raises(
         IntegrityError, match=r"champion/00000001\.json: was written by a newer version .*; install that"
     ):
@@ -125,10 +125,15 @@ def test_an_entry_written_while_the_log_is_read_is_no_loss(store: FolderStore) -
         assert found.version == f"v{number}"
 
 
-def test_the_history_may_begin_after_a_number(store: FolderStore) -> None:
-    entries = [promote(store, f"v{number}", f"run-{number}", number - 1) for number in range(1, 6)]
-    for after in range(6):
-        assert champion.history(store, after) == entries[after:]
+def test_what_is_known_of_the_log_is_not_read_again(store: FolderStore) -> None:
+    known = champion.Log()
+    for number in range(1, 6):
+        promote(store, f"v{number}", f"run-{number}", number - 1)
+        if number == 3:
+            known = champion.read_log(store)
+    log = champion.read_log(store)
+    store.put("champion/00000002.json", b"changed since")
+    assert champion.read_log(store, known) == log
 
 
 def test_an_entry_says_what_was_done_why_by_whom_and_when(store: FolderStore) -> None:
@@ -187,7 +192,7 @@ def test_who_was_champion_when(store: FolderStore) -> None:
     for number in range(1, 12):
         time = (start + timedelta(weeks=number)).isoformat()
         entry = champion.Entry(number, f"v{number}", "promote", "why", f"run-{number}", time)
-        store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
+        store.put(f"champion/{number:08d}.json", seal(entry.as_document()))
     assert champion.champion_at(store, start) is None
     for number in range(1, 12):
         exactly = start + timedelta(weeks=number)
@@ -199,7 +204,7 @@ def test_who_was_champion_when(store: FolderStore) -> None:
 
 def put_entry(store: FolderStore, number: int, time: datetime) -> None:
     entry = champion.Entry(number, f"v{number}", "promote", "why", f"run-{number}", time.isoformat())
-    store.put(f"champion/{number:08d}.json", seal(entry.as_json()))
+    store.put(f"champion/{number:08d}.json", seal(entry.as_document()))
 
 
 def test_a_clock_that_was_ahead_does_not_stay_in_the_log(store: FolderStore) -> None:
@@ -224,10 +229,10 @@ def test_the_time_of_an_entry_is_the_stores(store: FolderStore, monkeypatch: pyt
 
 
 def test_the_champion_before(store: FolderStore) -> None:
+    before = []
     for number, version in enumerate(["v1", "v2", "v2", "v3", "v3"]):
-        last = promote(store, version, f"run-{number}", number)
-    assert champion.champion_before(store, last) == "v2"
-    before = [champion.champion_before(store, entry) for entry in champion.history(store)]
+        promote(store, version, f"run-{number}", number)
+        before.append(champion.read_log(store).champion_before)
     assert before == [None, "v1", "v1", "v2", "v2"]
 
 
@@ -303,7 +308,7 @@ def test_a_withdrawal_in_between_does_not_stop_a_promotion(store: FolderStore) -
     act(store, "withdraw", "v0")
     entry = act(store, "promote", "v2", after=1)
     assert (entry.sequence, entry.replaces) == (3, "v1")
-    assert champion.champion_before(store, entry) == "v1"
+    assert champion.read_log(store).champion_before == "v1"
 
 
 def test_what_cannot_be_withdrawn_or_restored(store: FolderStore) -> None:

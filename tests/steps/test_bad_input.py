@@ -119,7 +119,7 @@ def test_a_disk_that_is_full(pipeline: Pipeline) -> None:
     found, _, champions = ended.stdout.partition("--\n")
     whole = ["./champion-receipts/00000001.txt", "./champion/00000001.json", "./clock.txt"]
     assert sorted(found.split()) == whole  # no half-written file
-    assert unseal(champions.encode(), "champion/00000001.json") == entry.as_json()
+    assert unseal(champions.encode(), "champion/00000001.json") == entry.as_document()
 
 
 def test_a_store_that_cannot_be_written(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

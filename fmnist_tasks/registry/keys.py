@@ -1,0 +1,110 @@
+"""Where a process has its keys from, and how they are made.
+
+`FMNIST_TRUSTED_KEYS` is what every reader has: JSON, and no secret. `FMNIST_SIGNING_KEY`, or else the password of the
+Airflow connection that `FMNIST_SIGNING_CONNECTION` names, is what only those have who publish, promote and roll back:
+an Ed25519 private key in PEM. A name with `_FILE` or `_CMD` appended says where to read either.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
+
+from fmnist_tasks.connections import find_connection
+from fmnist_tasks.errors import SettingsError
+from fmnist_tasks.registry.signing import Keys, TrustedKey, TrustedKeys, UnsignedEntries, digest_entries, find_key_id
+from fmnist_tasks.secret_settings import read_secret
+
+TRUSTED_KEYS, SIGNING_KEY, CONNECTION = "FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "FMNIST_SIGNING_CONNECTION"
+TRUSTED_FILE = "trusted-keys.json"
+
+
+def read_keys(environment: Mapping[str, str] = os.environ) -> Keys:
+    """The keys of this process; raises :class:`SettingsError` for those that cannot be used, or not together."""
+    text = read_secret(TRUSTED_KEYS, environment)
+    pem = read_secret(SIGNING_KEY, environment) or _read_connection(environment.get(CONNECTION))
+    trusted = parse_trusted_keys(text) if text else None
+    if not pem:
+        return Keys(trusted)
+    signing = parse_signing_key(pem)
+    if trusted is None:
+        raise SettingsError(f"{SIGNING_KEY}: set {TRUSTED_KEYS}_FILE as well, to the file that `fmnist keys new` made")
+    if trusted.rank(key_id := find_key_id(signing.public_key())) is None:
+        raise SettingsError(
+            f"{SIGNING_KEY}: is key {key_id[:16]}, which is not in {TRUSTED_KEYS}: no reader would accept what it "
+            "signs. Use the two files that `fmnist keys new` made together"
+        )
+    return Keys(trusted, signing)
+
+
+def parse_trusted_keys(text: str) -> TrustedKeys:
+    """The keys in the JSON of a file of trusted keys; raises :class:`SettingsError` that says what is wrong."""
+    try:
+        return TrustedKeys.model_validate_json(text)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'JSON'}: {one['msg']}" for one in error.errors())
+        raise SettingsError(f"{TRUSTED_KEYS}: {wrong}; use the file that `fmnist keys new` made") from error
+
+
+def parse_signing_key(pem: str) -> Ed25519PrivateKey:
+    """The Ed25519 private key in a PEM text; raises :class:`SettingsError`, which never repeats it."""
+    try:
+        key = serialization.load_pem_private_key(pem.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise SettingsError(f"{SIGNING_KEY}: is no private key in PEM without a password") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SettingsError(f"{SIGNING_KEY}: is no Ed25519 key; `fmnist keys new` makes one")
+    return key
+
+
+def make_keys(trusted: TrustedKeys | None, digests: Sequence[str], *, leaked: bool) -> tuple[str, TrustedKeys]:
+    """A new signing key (PEM), and the trusted keys with its public half as the newest.
+
+    `digests` are those of the champion log's entries. With the first key, they become the unsigned ones; if the earlier
+    keys have `leaked`, nothing that they sign counts from here on.
+    """
+    signing = Ed25519PrivateKey.generate()
+    pem = signing.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = signing.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    new = TrustedKey(public_key=public.decode())
+    if trusted is None:
+        unsigned = UnsignedEntries(count=len(digests), sha256=digest_entries(digests)) if digests else None
+        return pem.decode(), TrustedKeys(store=uuid4().hex, unsigned=unsigned, keys=(new,))
+    last = {"last_entry": len(digests)} if leaked else {}
+    earlier = (key.model_copy(update=last if key.last_entry is None else {}) for key in trusted.keys)
+    return pem.decode(), trusted.model_copy(update={"keys": (*earlier, new)})
+
+
+def write_keys(folder: Path, pem: str, trusted: TrustedKeys) -> tuple[Path, Path]:
+    """Write the signing key, for this user alone, into a file of its own, and the trusted keys; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    signing = folder / f"signing-key-{trusted.keys[-1].id[:16]}.pem"
+    with os.fdopen(os.open(signing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(pem)
+    public = folder / TRUSTED_FILE
+    beside = public.with_suffix(".new")
+    beside.write_text(trusted.model_dump_json(indent=2, exclude_none=True) + "\n")
+    beside.replace(public)
+    return signing, public
+
+
+def _read_connection(name: str | None) -> str | None:
+    if not name:
+        return None
+    connection = find_connection(name)
+    if connection is None or not connection.password:
+        raise SettingsError(
+            f"{CONNECTION}: there is no Airflow connection {name} with a password, which is to be the signing key"
+        )
+    return str(connection.password)

@@ -1,0 +1,111 @@
+"""Runs, rollbacks and predictions on a store that is signed, and what happens to them without the right key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fmnist_tasks import service
+from fmnist_tasks.errors import FmnistError, IntegrityError, SettingsError
+from fmnist_tasks.page.asking import Oracle
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.audit import audit
+from fmnist_tasks.registry.keys import make_keys
+from fmnist_tasks.registry.runs import read_record
+from fmnist_tasks.registry.signing import Keys
+from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.steps import run_again
+from tests.support.pipeline import Pipeline
+from tests.support.replay import replay_steps
+from tests.support.synthetic import RUN
+
+pytestmark = pytest.mark.integration
+
+SECOND = replace(
+    RUN, id="second-week", created="2026-11-30T02:00:00+00:00", parameters=replace(RUN.parameters, force=True)
+)
+
+
+@pytest.fixture
+def signed_pipeline(finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """A pipeline with an unsigned champion, on which signing has been turned on."""
+    pem, trusted = make_keys(None, champion.read_log(finished_pipeline.store).digests, leaked=False)
+    monkeypatch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
+    monkeypatch.setenv("FMNIST_SIGNING_KEY", pem)
+    replay_steps(monkeypatch, finished_pipeline.store)
+    return finished_pipeline
+
+
+def open_again(pipeline: Pipeline) -> Store:
+    return open_store(pipeline.environment["FMNIST_STORE"])
+
+
+def test_runs_and_rollbacks_are_signed_and_verified_from_the_first_key_on(
+    signed_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_again(signed_pipeline)
+    first = service.in_service(store).version
+    signed_pipeline.run_until("promote", SECOND)
+    second = service.in_service(store).version
+    assert second != first
+    service.rollback(store, first, "the second is bad", actor="ann")
+    signatures = [store.keys.describe(entry.signed_by).split()[0] for entry in champion.history(store)]
+    assert signatures == ["unsigned", "signed", "signed"]
+    assert service.verify(store, first)["signature"] == "unsigned"
+    assert service.verify(store, second)["signature"].startswith("signed by key ")
+    assert audit(store)["signed_entries"] == 2
+
+    # Whoever may write, but has no key, changes the champion's classes and gives the manifest a seal that is right.
+    key = f"releases/{second}/manifest.json"
+    service.rollback(store, second, "it was good after all", actor="ann")
+    manifest = releases.read_manifest(store, second)
+    store.put(key, Keys().write(key, "manifest", {**manifest, "classes": manifest["classes"][::-1]}))
+    before = champion.history(store)
+    for use in (
+        lambda: service.open_release(store, second),
+        lambda: Oracle(store).samples(),
+        lambda: service.rollback(store, first, "r", actor="ann"),
+        lambda: run_again("detect_change", SECOND),
+        lambda: run_again("evaluate_tuned", replace(SECOND, id="third")),
+        lambda: audit(store),
+    ):
+        with pytest.raises(FmnistError):
+            use()
+    assert champion.history(store) == before
+
+
+def test_a_manifest_that_is_replaced_between_verification_and_promotion_is_not_promoted(
+    signed_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even without keys."""
+    for name in ("FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY"):
+        monkeypatch.delenv(name)
+    signed_pipeline.run_until("verify_release", SECOND)
+    store = open_again(signed_pipeline)
+    version = read_record(store, SECOND.id, "verify_release")["result"]["version"]
+    manifest = releases.read_manifest(store, version)
+    store.put(
+        f"releases/{version}/manifest.json", Keys().write("", "manifest", {**manifest, "novelty_threshold": -1e9})
+    )
+    before = champion.history(store)
+    with pytest.raises(IntegrityError, match=rf"the manifest of release {version} was replaced after it was verified"):
+        run_again("promote", SECOND)
+    assert champion.history(store) == before
+
+
+@pytest.mark.parametrize("kept", ["FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "neither"])
+def test_a_lost_key_stops_a_run_before_training_and_the_champion_stays(
+    signed_pipeline: Pipeline, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed_pipeline.run_until("promote", SECOND)
+    before = champion.history(open_again(signed_pipeline))
+    for name in {"FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY"} - {kept}:
+        monkeypatch.delenv(name)
+    third = replace(SECOND, id="third-week")
+    with pytest.raises(SettingsError, match=r"FMNIST_SIGNING_KEY"):
+        signed_pipeline.run_until("train", third)
+    monkeypatch.delenv("FMNIST_SIGNING_KEY", raising=False)
+    store = open_again(signed_pipeline)
+    assert store.stat("runs/third-week/train-0.json") is None
+    assert [entry.as_document() for entry in champion.history(store)] == [entry.as_document() for entry in before]

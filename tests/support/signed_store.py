@@ -1,0 +1,225 @@
+"""A small store with a signed history, and what an attacker with the publisher's rights but no key does to it."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.blobs import describe
+from fmnist_tasks.registry.documents import seal
+from fmnist_tasks.registry.keys import make_keys, parse_signing_key
+from fmnist_tasks.registry.runs import write_record
+from fmnist_tasks.registry.signing import Keys, Kind
+from fmnist_tasks.registry.store import Store
+
+
+@dataclass(frozen=True)
+class Manipulation:
+    """What an attacker does, and the beginning of the message that tells of it."""
+
+    fault: str  # the key of the first object that is not as it should be
+    act: Callable[[Store], None]
+
+
+def make_signer(earlier: Keys | None = None, digests: tuple[str, ...] = (), *, leaked: bool = False) -> Keys:
+    """New keys, or those after a rotation of the earlier ones."""
+    pem, trusted = make_keys(earlier.trusted if earlier else None, digests, leaked=leaked)
+    return Keys(trusted, parse_signing_key(pem))
+
+
+def publish(store: Store, version: str, model: bytes = b"") -> None:
+    facts = {"model_sha256": version * 8, "classes": ["Shirt", "Dress"], "novelty_threshold": 1.5, "run_id": version}
+    releases.publish(store, version, {"model.h5": model or version.encode(), "model_card.md": b"card"}, facts)
+
+
+def promote(store: Store, version: str) -> champion.Entry:
+    log = champion.read_log(store)
+    entry = champion.append(
+        store,
+        version=version,
+        action="promote",
+        reason="passed",
+        write_id=f"{version}-{len(log.entries)}",
+        actor="schedule",
+        after=log.champion.sequence if log.champion else 0,
+        manifest_sha256=releases.open_manifest(store, version, log).sha256,
+    )
+    write_record(store, version, "promote", {"status": "done", "started": entry.time, "result": entry.as_json()})
+    return entry
+
+
+def make_history(store: Store) -> None:
+    """Four releases, three of them champions, one withdrawn; v2 is the champion by entry 5."""
+    for version in ("v1", "v2", "v3", "v4"):
+        publish(store, version)
+    for version in ("v1", "v2", "v3"):
+        promote(store, version)
+    digest = releases.open_manifest(store, "v4").sha256
+    champion.append(
+        store, version="v4", action="withdraw", reason="bad", write_id="w", actor="ann", manifest_sha256=digest
+    )
+    digest = releases.open_manifest(store, "v2").sha256
+    champion.append(
+        store, version="v2", action="rollback", reason="bad", write_id="r", actor="ann", after=3, manifest_sha256=digest
+    )
+
+
+def entry_key(number: int) -> str:
+    return f"champion/{number:08d}.json"
+
+
+def manifest_key(version: str) -> str:
+    return f"releases/{version}/manifest.json"
+
+
+def read_champion(store: Store) -> tuple[str, Any, dict[str, bytes]] | None:
+    """What a reader uses: the champion, its manifest and its files."""
+    entry = champion.champion(store)
+    if entry is None:
+        return None
+    manifest = releases.read_manifest(store, entry.version)
+    return entry.version, manifest, releases.read_files(store, manifest)
+
+
+def _read(store: Store, key: str, kind: Kind) -> dict[str, Any]:
+    return store.keys.read(key, kind, store.get(key)).content
+
+
+def _change_payload(store: Store, key: str, old: str, new: str) -> None:
+    """Change what is signed and keep the signature."""
+    envelope = json.loads(store.get(key))
+    payload = base64.b64decode(envelope["payload"])
+    assert old.encode() in payload
+    envelope["payload"] = base64.b64encode(payload.replace(old.encode(), new.encode())).decode()
+    store.put(key, json.dumps(envelope).encode())
+
+
+def _forge_manifest(store: Store, version: str, keys: Keys, **changed: Any) -> None:
+    key = manifest_key(version)
+    honest = _read(store, key if store.stat(key) else manifest_key("v1"), "manifest")
+    store.put(key, keys.write(key, "manifest", {**honest, "version": version, **changed}))
+
+
+def _forge_entry(store: Store, number: int, keys: Keys, **changed: Any) -> None:
+    key = entry_key(number)
+    content = _read(store, entry_key(min(number, 5)), "champion-entry")
+    store.put(key, keys.write(key, "champion-entry", {**content, "sequence": number, **changed}))
+
+
+def _replace_model(store: Store, keys: Keys) -> None:
+    key, model = "releases/v2/model.h5", b"another model"
+    store.put(key, model)
+    files = _read(store, manifest_key("v2"), "manifest")["files"]
+    _forge_manifest(store, "v2", keys, files={**files, "model.h5": describe(key, model)}, model_sha256="0" * 64)
+
+
+def _swap(store: Store, one: str, other: str) -> None:
+    first, second = store.get(one), store.get(other)
+    store.put(one, second)
+    store.put(other, first)
+
+
+def _copy_release(store: Store) -> None:
+    for stat in list(store.list("releases/v1/")):
+        store.put(stat.key.replace("/v1/", "/v9/"), store.get(stat.key))
+
+
+def _strip_signatures(store: Store) -> None:
+    for version in ("v1", "v2", "v3", "v4"):
+        _forge_manifest(store, version, UNSIGNED)
+    for number in range(1, 6):
+        content = _read(store, entry_key(number), "champion-entry")
+        store.put(entry_key(number), seal({**content, "manifest_sha256": None, "previous_sha256": None}))
+
+
+def _replay(store: Store, elsewhere: Store, *prefixes: str) -> None:
+    for prefix in prefixes:
+        for stat in list(elsewhere.list(prefix)):
+            store.put(stat.key, elsewhere.get(stat.key))
+
+
+def _delete(store: Store, keys: Iterable[str]) -> None:
+    for key in keys:
+        store.delete(key)
+
+
+UNSIGNED = Keys()
+
+
+def list_manipulations(elsewhere: Store) -> dict[str, Manipulation]:
+    """Manipulations by name.
+
+    `elsewhere` is a longer history of another store, signed with the same key.
+    """
+    theirs = make_signer()  # the attacker's own
+    model, receipt = "releases/v2/model.h5", "champion-receipts/0000000{}.txt".format
+    v1, v2, v3 = (manifest_key(version) for version in ("v1", "v2", "v3"))
+    entries = [entry_key(number) for number in range(7)]
+
+    def change(key: str, old: str, new: str) -> Manipulation:
+        return Manipulation(key, lambda store: _change_payload(store, key, old, new))
+
+    def forge_manifest(version: str, keys: Keys, **changed: Any) -> Manipulation:
+        return Manipulation(manifest_key(version), lambda store: _forge_manifest(store, version, keys, **changed))
+
+    def forge_entry(number: int, keys: Keys, **changed: Any) -> Manipulation:
+        return Manipulation(entry_key(number), lambda store: _forge_entry(store, number, keys, **changed))
+
+    def copy_object(source: str, target: str) -> Manipulation:
+        return Manipulation(target, lambda store: store.put(target, store.get(source)))
+
+    def delete(fault: str, *keys: str) -> Manipulation:
+        return Manipulation(fault, lambda store: _delete(store, keys))
+
+    def replay(fault: str, *prefixes: str) -> Manipulation:
+        return Manipulation(fault, lambda store: _replay(store, elsewhere, *prefixes))
+
+    return {
+        "classes changed, signature kept": change(v2, "Dress", "Shoes"),
+        "threshold changed, signature kept": change(v2, "1.5", "9.9"),
+        "threshold changed, unsigned": forge_manifest("v2", UNSIGNED, novelty_threshold=-1e9),
+        "manifest unsigned": forge_manifest("v2", UNSIGNED),
+        "classes changed, signed with another key": forge_manifest("v2", theirs, classes=["Dress", "Shirt"]),
+        "manifest of a former champion changed": forge_manifest("v1", UNSIGNED, classes=["a", "b"]),
+        "manifest of another release": copy_object(v3, v2),
+        "manifest of another store": replay(v1, "releases/v1/"),
+        "model replaced": Manipulation(model, lambda store: store.put(model, b"another")),
+        "model and manifest replaced, unsigned": Manipulation(v2, lambda store: _replace_model(store, UNSIGNED)),
+        "model and manifest replaced, other key": Manipulation(v2, lambda store: _replace_model(store, theirs)),
+        "release copied under another name": Manipulation(manifest_key("v9"), _copy_release),
+        "release added, unsigned": forge_manifest("v8", UNSIGNED),
+        "release added, signed with another key": forge_manifest("v8", theirs),
+        "first entry rewritten": forge_entry(1, UNSIGNED, reason="changed"),
+        "reason of an entry changed, signature kept": change(entries[3], "passed", "failed"),
+        "newest entry rewritten, unsigned": forge_entry(5, UNSIGNED, version="v3"),
+        "newest entry rewritten, signed with another key": forge_entry(5, theirs, version="v3"),
+        "entry appended, unsigned": forge_entry(6, UNSIGNED, version="v4", action="promote"),
+        "entry appended, signed with another key": forge_entry(6, theirs, version="v4"),
+        "entry copied to the end": copy_object(entries[1], entries[6]),
+        "entry of another store appended": replay(entries[6], entries[6]),
+        "manifest in place of an entry": copy_object(v3, entries[6]),
+        "entries in another order": Manipulation(entries[2], lambda store: _swap(store, entries[2], entries[3])),
+        "whole store replaced by another": replay(entries[1], "champion/", "champion-receipts/", "releases/"),
+        "all signatures taken off": Manipulation(entries[1], _strip_signatures),
+        "entry deleted": delete(entries[3], entries[2]),
+        "newest entry deleted": delete(entries[5], entries[5]),
+        "release of the champion deleted": delete(v2, v2, model),
+        "newest entries deleted with their receipts": delete(
+            "runs/v3/promote.json", *entries[3:6], *map(receipt, (3, 4, 5))
+        ),
+        "all entries deleted with their receipts": delete(
+            "runs/v1/promote.json", *entries[1:6], *map(receipt, range(1, 6))
+        ),
+    }
+
+
+def replace_keys(store: Store, keys: Keys) -> Store:
+    """The same store, as a process with other keys opens it."""
+    other = copy.copy(store)
+    other.keys = keys
+    return other
