@@ -93,6 +93,7 @@ def publish(
     model = releases.publish(store, version, files, facts)["files"]["model.h5"]
     return {
         "version": version,
+        "manifest_sha256": releases.open_manifest(store, version).sha256,
         "model": model,
         "location": store.location(model["uri"]),
         "summary": f"release {version}, model.h5 of {model['bytes']:,} bytes",
@@ -106,6 +107,7 @@ def verify_release(store: Store, run: Run, validated: Result, evaluated: Result,
 
     version = published["version"]
     release = open_release(store, version)
+    _require_same_manifest(version, release.manifest_sha256, published)
     images, _ = load_test(store, validated["dataset"])
     if wrong := differing(store, release.model, images, evaluated):
         raise ModelError(
@@ -131,10 +133,7 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
     if verified["version"] != version or verified["identical"] is not True:
         raise ConflictError(f"release {version} was not verified ({verified['version']} was); it is not promoted")
     document = releases.open_manifest(store, version)
-    if document.sha256 != verified["manifest_sha256"]:
-        raise IntegrityError(
-            f"the manifest of release {version} was replaced after it was verified; it is not promoted"
-        )
+    _require_same_manifest(version, document.sha256, verified)
     manifest = document.content
     approval = manifest["verdict"]["approval"]  # what was held is published only if it was approved
     entry = champion.append(
@@ -161,6 +160,15 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
     send(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}"))
     told = f"{version} is the champion, number {entry.sequence}, with test accuracy {accuracy:.2%}"
     return {**result, "summary": told}
+
+
+def _require_same_manifest(version: str, sha256: str, earlier: Result) -> None:
+    """Raise :class:`IntegrityError` unless the manifest is the one that an earlier step of the run saw."""
+    if earlier.get("manifest_sha256") != sha256:  # None: by an earlier version of this project
+        raise IntegrityError(
+            f"the manifest of release {version} is not the one that was published and verified, so it was replaced; it "
+            "is not promoted"
+        )
 
 
 def _answer(approval: Result | None) -> Result | None:

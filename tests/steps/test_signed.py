@@ -75,22 +75,23 @@ def test_runs_and_rollbacks_are_signed_and_verified_from_the_first_key_on(
     assert champion.history(store) == before
 
 
-def test_a_manifest_that_is_replaced_between_verification_and_promotion_is_not_promoted(
-    signed_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("last", "following"), [("publish", "verify_release"), ("verify_release", "promote")])
+def test_a_manifest_that_is_replaced_before_promotion_is_not_promoted(
+    signed_pipeline: Pipeline, last: str, following: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even without keys."""
     for name in ("FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY"):
         monkeypatch.delenv(name)
-    signed_pipeline.run_until("verify_release", SECOND)
+    signed_pipeline.run_until(last, SECOND)
     store = open_again(signed_pipeline)
-    version = read_record(store, SECOND.id, "verify_release")["result"]["version"]
+    version = read_record(store, SECOND.id, "publish")["result"]["version"]
     manifest = releases.read_manifest(store, version)
     store.put(
         f"releases/{version}/manifest.json", Keys().write("", "manifest", {**manifest, "novelty_threshold": -1e9})
     )
     before = champion.history(store)
-    with pytest.raises(IntegrityError, match=rf"the manifest of release {version} was replaced after it was verified"):
-        run_again("promote", SECOND)
+    with pytest.raises(IntegrityError, match=rf"the manifest of release {version} is not the one that was published"):
+        run_again(following, SECOND)
     assert champion.history(store) == before
 
 
