@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from fmnist_tasks.settings import PROJECT
 
 LOCK = PROJECT / "requirements.txt"
+_HASHES = r"(?P<hashes>(?:\s+--hash=sha256:[0-9a-f]{64})+)"
+_LINE = re.compile(rf"(?P<name>[\w.-]+)==(?P<version>[^\s;,]+)(?:\s*;.*?)?{_HASHES}")
 
 
 @dataclass(frozen=True, order=True)
@@ -32,9 +34,8 @@ def read_lock(path: Path = LOCK) -> list[Package]:
 
 
 def _parse(line: str, file: str) -> Package:
-    text, *hashes = line.split("--hash=sha256:")
-    requirement = Requirement(text)
-    pins = [one.version for one in requirement.specifier if one.operator == "=="]
-    if len(pins) != 1 or not hashes:
+    found = _LINE.fullmatch(line)
+    if not found:
         raise ValueError(f"{file}: not one version with its SHA-256: {line[:80]}; run: make lock")
-    return Package(canonicalize_name(requirement.name), pins[0], frozenset(digest.strip() for digest in hashes))
+    hashes = re.findall("sha256:([0-9a-f]+)", found["hashes"])
+    return Package(canonicalize_name(found["name"]), found["version"], frozenset(hashes))
