@@ -87,7 +87,8 @@ def ask_registry(reference: str) -> str:
     """The digest that a registry has for `name:tag` now: of the index, so that it serves every processor."""
     ended = subprocess.run([*CRANE, "digest", reference], capture_output=True, text=True)
     if ended.returncode:
-        raise ValueError(f"{reference}: {ended.stderr.strip()}")
+        said = ended.stderr.strip().splitlines()
+        raise ValueError(f"{reference}: {next((line for line in said if line.startswith('Error: ')), ended.stderr)}")
     return ended.stdout.strip()
 
 
