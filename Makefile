@@ -16,7 +16,7 @@ WORKERS ?= 2
 
 PARAMETERS = {"profile": "$(PROFILE)", "seed": $(SEED), "candidates": $(CANDIDATES), "accuracy_threshold": $(THRESHOLD), "policy": $(POLICY), "force": $(FORCE)}
 
-.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test test-all check unit test-deps coverage mutants shell screenshots bench bench-training bench-cluster lock clean
+.PHONY: help setup run ui minio run-minio secrets cluster run-cluster cluster-down test test-all check unit test-deps coverage mutants shell screenshots bench bench-training bench-cluster lock audit-deps sbom pin-images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -109,6 +109,15 @@ bench-cluster: setup ## measure Airflow's overhead, candidates over workers, a m
 lock: ## resolve pyproject.toml into requirements.txt again
 	@source include/activate && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --group dev --custom-compile-command 'make lock' pyproject.toml -o requirements.txt
+
+audit-deps: setup ## check the lock for known vulnerabilities, and ends of support: make audit-deps ADVISORIES=all.zip
+	@source include/activate && python -m supply_chain.audit $(if $(ADVISORIES),--database '$(ADVISORIES)')
+
+sbom: setup ## write bills of materials of the lock, and of MinIO if it was built here, into var/sbom
+	@source include/activate && python -m supply_chain.sbom
+
+pin-images: setup ## write the digests of the base images, as their registries have them now; needs Go
+	@source include/activate && python -m supply_chain.images
 
 clean: ## remove the environment and everything that runs left behind, releases included
 	rm -rf .venv var

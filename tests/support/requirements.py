@@ -15,6 +15,8 @@ import pytest
 
 from fmnist_tasks.settings import INCLUDE, PROJECT
 from fmnist_tasks.turns import one_at_a_time
+from supply_chain.images import CRANE
+from supply_chain.sbom import CYCLONEDX_GOMOD
 from tests.support.hosts import can_make_hosts
 
 _BY_MAKE = "sudo make test-deps"
@@ -85,6 +87,10 @@ def _can_parse_compose_files() -> bool:
     return _succeeds("docker", "compose", "version") or _succeeds("go", "-C", parser, "mod", "download")
 
 
+def _can_run_go_tools() -> bool:
+    return _succeeds(*CRANE, "version") and _succeeds(*CYCLONEDX_GOMOD, "version")
+
+
 def _find_remedy_by_go() -> str:
     """Go is missing, or what it would fetch and build."""
     if shutil.which("go"):
@@ -108,6 +114,7 @@ HOST_PROGRAMS = Requirement("ip, unshare and nsenter", _BY_MAKE, _make_program_c
 OPENSSL = Requirement("openssl", _BY_MAKE, _make_program_check("openssl"))
 MINIO = Requirement("MinIO", _find_remedy_by_go, _has_minio)
 COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _find_remedy_by_go, _can_parse_compose_files)
+GO_TOOLS = Requirement("Go, or the modules of its tools", _find_remedy_by_go, _can_run_go_tools)
 HOSTS = Requirement("root with permission to create network namespaces", _BY_ROOT, can_make_hosts)
 NAMESPACES = Requirement("permission to create namespaces", _BY_ROOT, _can_make_namespaces)
 NETWORK = Requirement("access to a package index", "connect the machine, or set PIP_INDEX_URL", _has_network)
@@ -128,6 +135,7 @@ REQUIREMENTS = (
     OPENSSL,
     MINIO,
     COMPOSE_PARSER,
+    GO_TOOLS,
     HOSTS,
     NAMESPACES,
     NETWORK,

@@ -1,0 +1,41 @@
+"""The lock file as data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from fmnist_tasks.settings import PROJECT
+
+LOCK = PROJECT / "requirements.txt"
+_HASHES = r"(?P<hashes>(?:\s+--hash=sha256:[0-9a-f]{64})+)"
+_LINE = re.compile(rf"(?P<name>[\w.-]+)==(?P<version>[^\s;,]+)(?:\s*;.*?)?{_HASHES}")
+
+
+@dataclass(frozen=True, order=True)
+class Package:
+    """One locked package; a universal lock may have several versions of it, for several versions of Python."""
+
+    name: str
+    version: str
+    hashes: frozenset[str]  # SHA-256 in hexadecimal, one of each file that may be installed
+
+
+def read_lock(path: Path = LOCK) -> list[Package]:
+    """All packages of a lock file.
+
+    Raises ValueError if a line is not one version of a package with its hashes, since nothing else can be checked.
+    """
+    lines = (line.strip() for line in path.read_text().replace("\\\n", " ").splitlines())
+    return [_parse(line, path.name) for line in lines if line and not line.startswith("#")]
+
+
+def _parse(line: str, file: str) -> Package:
+    found = _LINE.fullmatch(line)
+    if not found:
+        raise ValueError(f"{file}: not one version with its SHA-256: {line[:80]}; run: make lock")
+    hashes = re.findall("sha256:([0-9a-f]+)", found["hashes"])
+    return Package(canonicalize_name(found["name"]), found["version"], frozenset(hashes))

@@ -1,0 +1,88 @@
+"""`make sbom`: the bills of materials say what the lock and the MinIO that was built say, and are valid CycloneDX."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packaging.utils import canonicalize_name
+
+from fmnist_tasks.settings import PROJECT
+from supply_chain.lock import LOCK, Package, read_lock
+from supply_chain.sbom import describe_go_program, describe_lock
+from tests.support.requirements import GO_TOOLS, MINIO, require
+
+
+def read_components(path: Path) -> list[dict[str, Any]]:
+    """The components of a bill of materials that its schema allows."""
+    text = path.read_text()
+    version = SchemaVersion.from_version(json.loads(text)["specVersion"])
+    assert JsonStrictValidator(version).validate_str(text) is None
+    components: list[dict[str, Any]] = json.loads(text)["components"]
+    return components
+
+
+def to_package(component: dict[str, Any]) -> Package:
+    files = [one for one in component["externalReferences"] if one["type"] == "distribution"]
+    digests = [digest for one in files for digest in one["hashes"]]
+    assert {digest["alg"] for digest in digests} == {"SHA-256"}
+    name, version = canonicalize_name(component["name"]), component["version"]
+    return Package(name, version, frozenset(digest["content"] for digest in digests))
+
+
+def write_part(path: Path, count: int | None) -> Path:
+    """A lock of that many of our packages, or of all; one of them has another version for an older Python."""
+    packages = re.findall(r"^\w.*(?:\n .*)*", LOCK.read_text(), re.MULTILINE)
+    several = [text for text in packages if text.startswith("soupsieve==")]
+    assert len(several) > 1
+    path.write_text("\n".join(dict.fromkeys([*several, *packages][:count])))
+    return path
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(None, marks=pytest.mark.exhaustive)])
+def test_it_has_the_names_versions_and_hashes_of_the_lock(count: int | None, tmp_path: Path) -> None:
+    lock = write_part(tmp_path / "requirements.txt", count)
+    described = tmp_path / "lock.cdx.json"
+    describe_lock(described, lock)
+    assert sorted(map(to_package, read_components(described))) == sorted(read_lock(lock))
+
+
+@pytest.mark.exhaustive
+def test_the_same_lock_gives_the_same_bytes(tmp_path: Path) -> None:
+    lock = write_part(tmp_path / "requirements.txt", 12)
+    for name in ("first", "second"):
+        describe_lock(tmp_path / name, lock)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def read_modules(program: Path) -> list[tuple[str, str, str]]:
+    """Name, version and SHA-256 of the modules of a Go program, as itself tells."""
+    told = subprocess.run(["go", "version", "-m", program], capture_output=True, text=True, check=True).stdout
+    modules: list[tuple[str, str, str]] = []
+    for kind, *values in filter(None, map(str.split, told.splitlines())):
+        if kind == "=>":  # in the place of the one before
+            modules.pop()
+        if kind in {"dep", "=>"}:
+            name, version, digest = values
+            modules.append((name, version, base64.b64decode(digest.removeprefix("h1:")).hex()))
+    return modules
+
+
+@pytest.mark.exhaustive
+def test_it_has_the_modules_that_minio_was_built_from(tmp_path: Path) -> None:
+    require(MINIO, GO_TOOLS)
+    programs = sorted((PROJECT / "var" / "cache").glob("minio-*/minio"))
+    if not programs:
+        pytest.skip("MinIO was not built here")
+    described = tmp_path / "minio.cdx.json"
+    describe_go_program(described, programs[0])
+    found = [(one["name"], one["version"], one["hashes"][0]["content"]) for one in read_components(described)]
+    assert sorted(found) == sorted(read_modules(programs[0]))
+    assert len(found) > 100
