@@ -44,7 +44,6 @@ class Settings:
     settle: timedelta  # FMNIST_SETTLE_SECONDS that a file in incoming/ of a folder must not have changed
     predict_prefix: str  # where in the store every new champion finds images to answer; empty: nowhere
     instance: str  # which installation this is, for the subjects of alerts; empty: there is only one
-    heartbeat_url: str = field(repr=False)  # fetched by every fmnist_watch that succeeds, and secret; empty: none
     approval: bool  # whether a verdict of "hold" waits for a person in scheduled runs
 
     @property
@@ -64,9 +63,6 @@ class Settings:
         days = environment.get("FMNIST_OVERDUE_DAYS") or "8"
         if not days.isdecimal() or len(days) > 5 or not int(days):
             raise SettingsError(f"FMNIST_OVERDUE_DAYS: {days!r} is no number of days")
-        heartbeat_url = environment.get("FMNIST_HEARTBEAT_URL", "")
-        if heartbeat_url and not heartbeat_url.startswith(("http://", "https://")):
-            raise SettingsError("FMNIST_HEARTBEAT_URL: must begin with http:// or https://")
         approval = environment.get("FMNIST_APPROVAL") or "false"
         if approval not in {"true", "false"}:
             raise SettingsError(f"FMNIST_APPROVAL: {approval!r} is neither true nor false")
@@ -82,7 +78,6 @@ class Settings:
             settle=timedelta(seconds=int(seconds)),
             predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
             instance=read_instance(environment),
-            heartbeat_url=heartbeat_url,
             approval=approval == "true",
         )
 

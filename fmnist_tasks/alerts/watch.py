@@ -18,7 +18,8 @@ from fmnist_tasks.alerts import outbox
 from fmnist_tasks.alerts.callbacks import describe_record
 from fmnist_tasks.alerts.events import Alert, find_event
 from fmnist_tasks.alerts.sending import deliver_pending, find_id, send
-from fmnist_tasks.errors import IntegrityError, MissingError
+from fmnist_tasks.credentials import find_secret
+from fmnist_tasks.errors import IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Stat, Store, is_ahead, open_store, side_by_side
@@ -42,7 +43,7 @@ def watch() -> str:
     Raises a :class:`FmnistError` if the store cannot be read or, once all else is done, if a record is damaged. Pings
     `FMNIST_HEARTBEAT_URL` if all went well.
     """
-    settings = Settings.from_environment()
+    settings, heartbeat_url = Settings.from_environment(), read_heartbeat_url()
     store = open_store(settings.store)
     now = outbox.read_time(store)
     damaged: list[str] = []
@@ -56,9 +57,20 @@ def watch() -> str:
             deliver_pending(_FLUSH_SECONDS)
     if damaged:
         raise IntegrityError(f"{'; '.join(sorted(set(damaged))[:_NAMED])}. Restore or delete them")
-    if settings.heartbeat_url:
-        _ping(settings.heartbeat_url)
+    if heartbeat_url:
+        _ping(heartbeat_url)
     return summary
+
+
+def read_heartbeat_url() -> str | None:
+    """The address that each successful watch fetches, a secret; raises :class:`SettingsError` if it is none of HTTP.
+
+    Not among the settings, which every process reads with the DAG files.
+    """
+    url = find_secret("FMNIST_HEARTBEAT_URL")
+    if url and not url.startswith(("http://", "https://")):
+        raise SettingsError("FMNIST_HEARTBEAT_URL: must begin with http:// or https://")
+    return url
 
 
 def _read_recent(store: Store, now: datetime, damaged: list[str]) -> dict[str, list[tuple[datetime, Record]]]:

@@ -1,6 +1,6 @@
 """Where an S3 server is and how to get in: `s3://bucket?endpoint=https://host:9000`, credentials from elsewhere.
 
-They come from the environment (`MINIO_ACCESS_KEY` and `MINIO_SECRET_KEY`, or AWS's names), or from the Airflow
+They are the secrets `MINIO_ACCESS_KEY` and `MINIO_SECRET_KEY`, or come from AWS's variables, or from the Airflow
 connection that `&connection=ID` names: login and password, and in its extra `aws_session_token`, and `endpoint_url` and
 `region_name` unless the URI has them.
 """
@@ -14,10 +14,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 import urllib3
 from minio import Minio
-from minio.credentials.providers import ChainedProvider, EnvAWSProvider, EnvMinioProvider, Provider, StaticProvider
+from minio.credentials.providers import EnvAWSProvider, Provider, StaticProvider
 from minio.helpers import check_bucket_name
 
 from fmnist_tasks.connections import find_connection
+from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry.tries import may_pass, tried
 
@@ -101,7 +102,8 @@ def _credentials(connection: Any, extra: dict[str, str]) -> Provider:
     try:
         if connection:
             return StaticProvider(connection.login, connection.password, extra.get("aws_session_token"))
-        provider = ChainedProvider([EnvMinioProvider(), EnvAWSProvider()])
+        user, secret = find_secret("MINIO_ACCESS_KEY"), find_secret("MINIO_SECRET_KEY")
+        provider = StaticProvider(user, secret) if user and secret else EnvAWSProvider()
         provider.retrieve()
     except ValueError as error:
         raise SettingsError(

@@ -16,6 +16,7 @@ from minio.commonconfig import ENABLED, Filter
 from minio.credentials.providers import StaticProvider
 from minio.lifecycleconfig import Expiration, Rule
 
+from fmnist_tasks.credentials import read_secret
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
@@ -39,7 +40,7 @@ def main() -> None:
     """Make what is missing."""
     endpoint = os.environ["MINIO_ENDPOINT"]
     address = urlsplit(endpoint)
-    root = StaticProvider(os.environ["MINIO_ROOT_USER"], os.environ["MINIO_ROOT_PASSWORD"])
+    root = StaticProvider(read_secret("MINIO_ROOT_USER"), read_secret("MINIO_ROOT_PASSWORD"))
     secure = address.scheme == "https"
     client = Minio(address.netloc, credentials=root, secure=secure)
     S3Store(Bucket(LINE, endpoint, client)).prepare()
@@ -50,7 +51,7 @@ def main() -> None:
     add_rules(client, LOGS, [old])
     admin = MinioAdmin(endpoint=address.netloc, credentials=root, secure=secure)
     for name, bucket in USERS.items():
-        add_user(admin, name, os.environ[f"{name.upper()}_PASSWORD"], name, bucket)
+        add_user(admin, name, read_secret(f"{name.upper()}_PASSWORD"), name, bucket)
     print(f"{endpoint}: buckets {LINE} and {LOGS}; users {', '.join(USERS)}")
 
 

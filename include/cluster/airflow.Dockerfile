@@ -5,7 +5,7 @@ USER root
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends curl dataset-fashion-mnist \
     && rm -rf /var/lib/apt/lists/* \
-    && install --directory --owner airflow --group root /opt/fmnist /var/lib/fmnist
+    && install --directory --owner airflow --group root /opt/fmnist /var/lib/fmnist /var/lib/fmnist/cache /var/lib/fmnist/tmp
 USER airflow
 
 WORKDIR /opt/fmnist

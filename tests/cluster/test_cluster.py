@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
 import pytest
+from flask_login.utils import encode_cookie
 
 from fmnist_tasks.settings import DAG_ID, PROJECT
 from tests.support.airflow_home import UNSCHEDULED, wait_until
@@ -92,6 +94,14 @@ def listening(folder: Path) -> set[tuple[str, int]]:
     return found
 
 
+def is_let_in(port: int, key: str) -> bool:
+    """Whether the UI takes a cookie that says "I am user 1, remember me", signed with this key."""
+    connection = HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/auth/login/", headers={"Cookie": f"remember_token={encode_cookie('1', key=key)}"})
+    with closing(connection), connection.getresponse() as answer:
+        return any(cookie.startswith("_token=") for cookie in answer.headers.get_all("Set-Cookie", []))
+
+
 def scripts(folder: Path) -> list[str]:
     return [script.read_text() for script in (folder / "programs").iterdir()]
 
@@ -112,6 +122,9 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
         assert {str(port) for ip, port in listening(folder) if ip not in {"127.0.0.1", "::1"}} <= logs
         assert port in {port for _, port in listening(folder)}
         assert "the cluster is already running" in command(folder, pipeline, "up", "--port", str(port)).stderr
+
+        settings = cluster.provide_settings()
+        assert [name for name in ("SESSION_KEY", "LOG_KEY") if is_let_in(port, settings[name])] == ["SESSION_KEY"]
 
         store, api = cluster.open_store(location), cluster.open_api(f"http://127.0.0.1:{port}")
         with (tmp_path / "run.txt").open("w+") as ran:
@@ -144,7 +157,7 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
     assert of_cluster(folder) == []
     assert "no cluster is running" in command(folder, pipeline, "down").stdout
 
-    secrets = [value for name, value in read_settings(folder / ".env").items() if name.endswith(SECRETS)]
+    secrets = [value for name, value in read_settings(folder / ".env").items() if value and name.endswith(SECRETS)]
     # What people and tasks read; MinIO's own list of its users, in .minio.sys, has to know their secrets.
     parts = ("logs", "airflow", "minio/fmnist", "minio/fmnist-logs")
     told = [path for part in parts for path in (folder / part).rglob("*") if path.is_file()]

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from fmnist_tasks.credentials import read_secret
 from fmnist_tasks.settings import INCLUDE, PROJECT, TASK_LIMIT
 from tests.support.cluster.declaration import DeclarationError, read_services, read_settings
 from tests.support.requirements import COMPOSE_PARSER, require
@@ -21,11 +23,19 @@ COMPOSE = PROJECT / "docker-compose.yaml"
 DOCKERFILES = {name: (INCLUDE / "cluster" / f"{name}.Dockerfile").read_text() for name in ("airflow", "minio")}
 DECLARED = yaml.safe_load(COMPOSE.read_text())
 SERVICES = DECLARED["services"]
-JOBS = {"bucket", "database"}
+JOBS = {"bucket", "roles", "database"}
 UNDOCUMENTED = ("scheduler", "num_stuck_in_queued_retries")  # which Airflow reads all the same
 STORES = {"postgres", "redis", "minio"}
-OF_CONTAINERS = {"AIRFLOW_LISTEN", "MINIO_IMAGE", "WORKER_CPUS", "WORKER_MEMORY"}  # settings that processes ignore
+OF_CONTAINERS = {
+    "AIRFLOW_LISTEN",
+    "IMAGE_TAG",
+    "MINIO_IMAGE",
+    "WORKER_CPUS",
+    "WORKER_MEMORY",
+}  # settings that processes ignore
 OURS = SERVICES.keys() - STORES
+GUIDE = (PROJECT / "docs" / "operations.md").read_text()
+SECRET = re.compile(r"\w+_(PASSWORD|KEY|SECRET)|FMNIST_HEARTBEAT_URL")  # the names of secrets in .env
 
 
 @pytest.fixture(scope="session")
@@ -40,18 +50,19 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def parser(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
-    """A command that prints what a compose file declares. To build it needs Go's modules, hence `integration`."""
+    """A command that prints what compose files declare. To build it needs Go's modules, hence `integration`."""
     require(COMPOSE_PARSER)
     if shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
-        return ["docker", "compose", "--file", COMPOSE, "config", "--format", "json"]
+        return ["docker", "compose", "config", "--format", "json"]
     built = tmp_path_factory.mktemp("compose") / "compose"
     subprocess.run(["go", "build", "-o", built, "."], cwd=Path(__file__).parent / "compose", check=True)
-    return [built, COMPOSE]
+    return [built]
 
 
-def parsed(parser: list[str | Path], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def parsed(parser: list[str | Path], variables: dict[str, str], *more: Path) -> subprocess.CompletedProcess[str]:
     needed = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return subprocess.run(parser, env=needed | variables, capture_output=True, text=True)
+    files = {"COMPOSE_FILE": os.pathsep.join(map(str, [COMPOSE, *more]))}
+    return subprocess.run(parser, env=needed | files | variables, capture_output=True, text=True)
 
 
 @pytest.mark.integration
@@ -96,19 +107,20 @@ def test_every_variable_has_its_place_in_the_example() -> None:
 
 def test_no_secret_has_a_default() -> None:
     example = read_settings(PROJECT / ".env.example")
-    secrets = {name for name in example if re.search("PASSWORD|SECRET|KEY", name)}
-    assert len(secrets) >= 11
+    secrets = {name for name in example if SECRET.fullmatch(name)}
+    assert len(secrets) >= 16
     assert {example[name] for name in secrets} == {""}
     for name in secrets:
-        assert set(re.findall(rf"\$\{{{name}\W+", COMPOSE.read_text())) == {f"${{{name}:?"}
+        operator = ":-" if name.startswith("FMNIST_") else ":?"  # the line's own are optional
+        assert set(re.findall(rf"(?<!\$)\$\{{{name}\b(:\W)", COMPOSE.read_text())) == {operator}
 
 
 def test_a_secret_that_is_there_stays(settings: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / ".env"
-    file.write_text("ADMIN_PASSWORD=mine\nFERNET_KEY=\n# a word\nFMNIST_DATASET=\n")
+    file.write_text("ADMIN_PASSWORD=mine\nFERNET_KEY=\n# a word\nFMNIST_DATASET=\nFMNIST_SIGNING_KEY=\n")
     subprocess.run([INCLUDE / "cluster" / "secrets", file], check=True)
     lines = file.read_text().splitlines()
-    assert (lines[0], *lines[2:]) == ("ADMIN_PASSWORD=mine", "# a word", "FMNIST_DATASET=")
+    assert (lines[0], *lines[2:]) == ("ADMIN_PASSWORD=mine", "# a word", "FMNIST_DATASET=", "FMNIST_SIGNING_KEY=")
     assert re.fullmatch(r"FERNET_KEY=[\w-]{43}=", lines[1])
     assert len(set(settings.values())) > 11  # no two secrets are alike
 
@@ -138,9 +150,92 @@ def test_nobody_is_root() -> None:
 
 def test_the_stores_are_reached_from_inside_only_and_the_ui_from_this_machine() -> None:
     assert DECLARED["networks"]["stores"] == {"internal": True}
-    for name in STORES | JOBS:
-        assert SERVICES[name]["networks"] == ["stores"]
     assert read_settings(PROJECT / ".env.example")["AIRFLOW_LISTEN"].startswith("127.0.0.1:")
+
+
+def read_guide() -> dict[str, dict[str, set[str]]]:
+    """What docs/operations.md says of each service, by the table's columns."""
+    (table,) = re.findall(r"(?:^\| service \| secrets \|.*\n)(?:^\|-.*\n)((?:^\|.*\n)+)", GUIDE, re.MULTILINE)
+    rows = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    return {
+        name: {
+            "secrets": set(re.findall(r"\w+", secrets)),
+            "networks": set(networks.split(", ")),
+            "paths": set(re.findall(r"/[\w/]+", paths)),
+        }
+        for name, secrets, networks, paths, _ in rows
+    }
+
+
+def read_declared(service: dict[str, Any]) -> dict[str, set[str]]:
+    """The same as the Compose file has it."""
+    variables = re.findall(r"\$\{(\w+)", " ".join(map(str, service["environment"].values())))
+    mounts = [mount.split(":") for mount in service.get("volumes", []) if not mount.endswith(":ro")]
+    return {
+        "secrets": {name for name in variables if SECRET.fullmatch(name)},
+        "networks": set(service["networks"]),
+        "paths": {mount[1] for mount in mounts} | {path.split(":")[0] for path in service.get("tmpfs", [])},
+    }
+
+
+def test_each_service_has_the_secrets_networks_and_paths_of_the_guide_and_no_other() -> None:
+    assert read_guide() == {name: read_declared(service) for name, service in SERVICES.items()}
+
+
+def test_a_worker_has_no_key_of_airflow_and_no_way_to_its_tables() -> None:
+    """Whatever the guide says: who holds one of these is administrator of Airflow, or of Postgres."""
+    holders = {name: read_declared(service)["secrets"] for name, service in SERVICES.items()}
+    own = {"METADATA_PASSWORD", "POSTGRES_PASSWORD", "JWT_SECRET", "FERNET_KEY", "SESSION_KEY", "ADMIN_PASSWORD"}
+    assert not holders["worker"] & own
+    assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" not in SERVICES["worker"]["environment"]
+    assert {name for name, secrets in holders.items() if "POSTGRES_PASSWORD" in secrets} == {"postgres", "roles"}
+    signing = {name for name, secrets in holders.items() if "FMNIST_SIGNING_KEY" in secrets}
+    assert signing == {"worker", "api-server"}
+
+
+def test_no_secret_is_in_an_address_or_on_a_command_line() -> None:
+    for service in SERVICES.values():
+        words = [*service.get("command", []), *service.get("healthcheck", {}).get("test", [])]
+        assert not {name for name in re.findall(r"(?<!\$)\$\{(\w+)", " ".join(words)) if SECRET.fullmatch(name)}
+        assert not [value for value in service["environment"].values() if re.search(r"://[^/\s]*\$", str(value))]
+
+
+def test_what_lies_in_memory_is_limited_and_no_volume_is_anonymous() -> None:
+    for name, service in SERVICES.items():
+        assert [mount for mount in service.get("volumes", []) if ":" not in mount] == []
+        if name != "minio":
+            assert [path for path in service.get("tmpfs", []) if ":size=" not in path] == []
+    named = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
+    assert named == {*DECLARED["volumes"], "./config"}
+
+
+def test_an_image_is_named_after_its_version() -> None:
+    (version,) = re.findall(r'^version = "(\S+)"', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert read_settings(PROJECT / ".env.example")["IMAGE_TAG"] == version
+    images = {SERVICES[name]["image"] for name in OURS}
+    assert images == {"fmnist-airflow:${IMAGE_TAG:?cp .env.example .env}"}
+
+
+@pytest.mark.integration
+def test_secrets_of_the_guide_are_parsed_and_read_from_files(
+    parser: list[str | Path], settings: dict[str, str], tmp_path: Path
+) -> None:
+    (example,) = re.findall(r"^```yaml\n(# docker-compose\.override\.yaml\n.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    override = tmp_path / "docker-compose.override.yaml"
+    override.write_text(example)
+    answer = parsed(parser, settings, override)
+    assert answer.returncode == 0, answer.stderr
+    services = json.loads(answer.stdout)["services"]
+    (tmp_path / "publisher").write_text("secret of the file\n")
+    worker = {
+        name: value.replace("/run/secrets", str(tmp_path)) for name, value in services["worker"]["environment"].items()
+    }
+    assert read_secret("MINIO_SECRET_KEY", worker) == "secret of the file"
+    assert "AIRFLOW__CORE__FERNET_KEY" not in services["api-server"]["environment"]
+    names = {"publisher": "PUBLISHER_PASSWORD", "fernet": "FERNET_KEY", "metadata": "METADATA_PASSWORD"}
+    for secret, name in names.items():
+        (holder,) = (one for one in services.values() if secret in {file["source"] for file in one.get("secrets", [])})
+        assert settings[name] not in holder["environment"].values()
 
 
 def test_what_it_names_is_there() -> None:
@@ -149,7 +244,8 @@ def test_what_it_names_is_there() -> None:
     named |= {file for service in SERVICES.values() for file in service.get("env_file", [])}
     files = {word for word in named if word.startswith("include/")}
     assert files == {
-        f"include/cluster/{name}" for name in ("airflow.Dockerfile", "airflow.env", "migrate", "minio.Dockerfile")
+        f"include/cluster/{name}"
+        for name in ("airflow.Dockerfile", "airflow.env", "migrate", "minio.Dockerfile", "roles.py")
     }
     assert [file for file in files if not (PROJECT / file).exists()] == []
 
@@ -173,8 +269,8 @@ def test_every_health_check_is_a_command_of_its_image() -> None:
     for name, service in SERVICES.items():
         if name not in JOBS:
             kind, *words = service["healthcheck"]["test"]
-            command = words[0].split()[0] if kind == "CMD-SHELL" else words[0]
-            assert command in known.get(name, {"curl", *installed})
+            commands = {words[0], *(words[0].split() if kind == "CMD-SHELL" else [])}
+            assert commands & known.get(name, {"curl", *installed})
 
 
 def test_versions_are_those_of_the_lock() -> None:

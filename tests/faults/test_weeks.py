@@ -38,7 +38,7 @@ def memory(cluster: FaultCluster) -> list[int]:
 
 def xcom_rows(cluster: FaultCluster) -> int:
     """How many rows of XCom Airflow's database has."""
-    secret = {"PGPASSWORD": cluster.local_cluster.provide_settings()["POSTGRES_PASSWORD"]}
+    secret = {"PGPASSWORD": cluster.local_cluster.provide_settings()["METADATA_PASSWORD"]}
     command = ["psql", "-h", cluster.address, "-U", "airflow", "-d", "airflow", "-Atc", "select count(*) from xcom"]
     return int(subprocess.run(command, env=os.environ | secret, capture_output=True, text=True, check=True).stdout)
 

@@ -195,10 +195,6 @@ def run_fault_cluster(train: int, test: int) -> Iterator[FaultCluster]:
     """Everything but the workers, with so many synthetic images to train and to test on."""
     folder = Path(tempfile.mkdtemp(prefix="fmnist-cluster-"))  # Postgres, another user, cannot pass through pytest's
     synthetic.write_dataset(folder / "given" / "data", train=train, test=test)
-    policy = Path(__file__).with_name("airflow_local_settings.py")
-    for home in (folder / "airflow", folder / "given" / "airflow"):
-        (home / "config").mkdir(parents=True)
-        shutil.copy(policy, home / "config")
     inside = {
         "FMNIST_DATASET": str(folder / "given" / "data" / "made.toml"),
         "FMNIST_DATA_DIR": str(folder / "given" / "data"),
@@ -206,6 +202,10 @@ def run_fault_cluster(train: int, test: int) -> Iterator[FaultCluster]:
     local_cluster, supervisor, name = Cluster(folder), Supervisor(folder), f"fmnist{os.getpid()}"
     with create_hub(name) as address:
         programs = local_cluster.write_programs(Location(folder, address), SHORT_TIMEOUTS | UNSCHEDULED | inside)
+        policy = Path(__file__).with_name("airflow_local_settings.py")
+        for home in (folder / "given" / "airflow", *(folder / "airflow" / program.name for program in programs)):
+            (home / "config").mkdir(parents=True)
+            shutil.copy(policy, home / "config")
         supervisor.start_daemon(programs)
         try:
             supervisor.start_all(programs)

@@ -1,4 +1,5 @@
-// Prints what a compose file declares, as JSON, by the parser that `docker compose` has: schema, variables, consistency.
+// Prints what the files in COMPOSE_FILE declare, as JSON, by the parser that `docker compose` has: schema, variables,
+// consistency.
 package main
 
 import (
@@ -10,7 +11,7 @@ import (
 )
 
 func main() {
-	declared, err := declaration(os.Args[1:])
+	declared, err := declaration()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -18,8 +19,8 @@ func main() {
 	fmt.Println(string(declared))
 }
 
-func declaration(files []string) ([]byte, error) {
-	options, err := cli.NewProjectOptions(files, cli.WithOsEnv)
+func declaration() ([]byte, error) {
+	options, err := cli.NewProjectOptions(nil, cli.WithOsEnv, cli.WithConfigFileEnv)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class Location:
     def resolve(self, text: str) -> str:
         """A text with the address of each service in place of its name, and our own files where they are."""
         text = _ADDRESS.sub(lambda found: f"{self.address}:{self.find_port(found[1], int(found[2]))}", text)
+        text = text.removeprefix("/opt/fmnist/")  # where the image has the project
         return str(PROJECT / text) if text.startswith(("include/", "tests/")) else text
 
 
@@ -80,8 +82,10 @@ def select_environment() -> dict[str, str]:
 def _make_image_environment(location: Location, name: str) -> dict[str, str]:
     """What airflow.Dockerfile and the container itself say there."""
     return {
-        "AIRFLOW_HOME": str(location.folder / "airflow"),
+        # Of each program alone, as of each container: Airflow writes keys into it that another may lack.
+        "AIRFLOW_HOME": str(location.folder / "airflow" / name),
         "FMNIST_HOME": str(location.folder / "fmnist"),
+        "TMPDIR": tempfile.gettempdir(),
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
         "AIRFLOW__API__HOST": location.address,
