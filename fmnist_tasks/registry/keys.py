@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from fmnist_tasks.connections import find_connection
+from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry.signing import Keys, TrustedKey, TrustedKeys, UnsignedEntries, digest_entries, find_key_id
-from fmnist_tasks.secret_settings import read_secret
 
 TRUSTED_KEYS, SIGNING_KEY, CONNECTION = "FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "FMNIST_SIGNING_CONNECTION"
 TRUSTED_FILE = "trusted-keys.json"
@@ -28,8 +28,8 @@ TRUSTED_FILE = "trusted-keys.json"
 
 def read_keys(environment: Mapping[str, str] = os.environ) -> Keys:
     """The keys of this process; raises :class:`SettingsError` for those that cannot be used, or not together."""
-    text = read_secret(TRUSTED_KEYS, environment)
-    pem = read_secret(SIGNING_KEY, environment) or _read_connection(environment.get(CONNECTION))
+    text = find_secret(TRUSTED_KEYS, environment)
+    pem = find_secret(SIGNING_KEY, environment) or _read_connection(environment.get(CONNECTION))
     trusted = parse_trusted_keys(text) if text else None
     if not pem:
         return Keys(trusted)
@@ -54,7 +54,12 @@ def parse_trusted_keys(text: str) -> TrustedKeys:
 
 
 def parse_signing_key(pem: str) -> Ed25519PrivateKey:
-    """The Ed25519 private key in a PEM text; raises :class:`SettingsError`, which never repeats it."""
+    """The Ed25519 private key in a PEM text, or in its middle line alone.
+
+    Raises :class:`SettingsError`, which never repeats it.
+    """
+    if "-----" not in pem:  # where a setting is one line
+        pem = f"-----BEGIN PRIVATE KEY-----\n{pem.strip()}\n-----END PRIVATE KEY-----\n"
     try:
         key = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

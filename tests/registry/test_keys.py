@@ -44,8 +44,9 @@ def test_keys_come_from_the_environment_or_from_files(tmp_path: Path) -> None:
     signing, trusted = write_keys(tmp_path, PEM, TRUSTED)
     named = read_keys({"FMNIST_TRUSTED_KEYS": TRUSTED_JSON, "FMNIST_SIGNING_KEY": PEM})
     from_files = read_keys({"FMNIST_TRUSTED_KEYS_FILE": str(trusted), "FMNIST_SIGNING_KEY_FILE": str(signing)})
+    in_one_line = read_keys({"FMNIST_TRUSTED_KEYS": TRUSTED_JSON, "FMNIST_SIGNING_KEY": PEM.splitlines()[1]})
     assert named.trusted == from_files.trusted == TRUSTED
-    assert named.signing_id == from_files.signing_id == TRUSTED.keys[0].id
+    assert named.signing_id == from_files.signing_id == in_one_line.signing_id == TRUSTED.keys[0].id
 
 
 def test_a_signing_key_comes_from_an_airflow_connection(monkeypatch: pytest.MonkeyPatch) -> None:
