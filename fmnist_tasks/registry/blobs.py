@@ -33,14 +33,14 @@ def put_blob(store: Store, data: bytes | BinaryIO) -> Reference:
 
 def get_verified(store: Store, reference: Reference) -> bytes:
     """Bytes behind a reference; raises :class:`IntegrityError` before anyone uses a byte that was not written."""
-    data = store.get(reference["uri"])
+    data = store.get(reference["uri"], reference["bytes"])
     _compare(reference, describe(reference["uri"], data))
     return data
 
 
 def open_verified(store: Store, reference: Reference) -> BinaryIO:
     """A large object behind a reference as a file that the caller closes; raises like :func:`get_verified`."""
-    file = store.open(reference["uri"])
+    file = store.open(reference["uri"], reference["bytes"])
     try:
         _compare(reference, describe(reference["uri"], file))
     except IntegrityError:

@@ -20,9 +20,19 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from fmnist_tasks.errors import AccessError, MissingError, StoreError
+from fmnist_tasks.errors import AccessError, IntegrityError, MissingError, StoreError
 from fmnist_tasks.registry.signing import NO_KEYS, Keys
-from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, check_key, decode_key, decode_prefix, encode_name
+from fmnist_tasks.registry.store import (
+    FILE,
+    LARGEST_DOCUMENT,
+    UNREADABLE,
+    Stat,
+    check_key,
+    check_size,
+    decode_key,
+    decode_prefix,
+    encode_name,
+)
 
 _SCRATCH = ".scratch"  # half-written files; what a killed process left here is removed after a day
 _SCRATCH_LIFETIME = 24 * 3600  # seconds
@@ -51,12 +61,12 @@ class FolderStore:
         self.root = root
         self._has_links = False  # whether the file system was seen to make hard links
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, at_most: int = LARGEST_DOCUMENT) -> bytes:
         """Bytes of an object."""
-        with self.open(key) as file, self._explained("read", key):
+        with self.open(key, at_most) as file, self._explained("read", key):
             return file.read()
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str, at_most: int | None = None) -> BinaryIO:
         """The object's own file, for reading."""
         with self._explained("read", key):
             try:  # without O_NONBLOCK, a pipe would be waited for
@@ -65,9 +75,16 @@ class FolderStore:
                 if error.errno in _ABSENT:
                     raise MissingError(f"{self.location(key)} does not exist") from error
                 raise
-            kind = _kind(os.fstat(descriptor))
+            found = os.fstat(descriptor)
+            kind = _kind(found)
             if kind == FILE:
-                return os.fdopen(descriptor, "rb")
+                file = os.fdopen(descriptor, "rb")
+                try:
+                    check_size(key, found.st_size, at_most)
+                except IntegrityError:
+                    file.close()
+                    raise
+                return file
             os.close(descriptor)
             if kind == "folder":
                 raise MissingError(f"{self.location(key)} does not exist")

@@ -32,7 +32,15 @@ from fmnist_tasks.registry.blobs import describe
 from fmnist_tasks.registry.lifecycle import RULES
 from fmnist_tasks.registry.progress import Progress
 from fmnist_tasks.registry.signing import NO_KEYS, Keys
-from fmnist_tasks.registry.store import Stat, check_key, decode_key, decode_prefix, encode_name
+from fmnist_tasks.registry.store import (
+    LARGEST_DOCUMENT,
+    Stat,
+    check_key,
+    check_size,
+    decode_key,
+    decode_prefix,
+    encode_name,
+)
 from fmnist_tasks.registry.tries import explained, tried, was_disturbed
 
 log = logging.getLogger(__name__)
@@ -61,14 +69,14 @@ class S3Store:
         self.endpoint = bucket.endpoint
         self._prepared = False  # whether the bucket was looked at before a first write
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, at_most: int = LARGEST_DOCUMENT) -> bytes:
         """Bytes of an object."""
-        with self.open(key) as file:
+        with self.open(key, at_most) as file:
             return file.read()
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str, at_most: int | None = None) -> BinaryIO:
         """The object in a temporary file of its own, or in memory if it is small."""
-        return self._done("read", key, lambda: self._download(key))
+        return self._done("read", key, lambda: self._download(key, at_most))
 
     def put(self, key: str, data: bytes | BinaryIO) -> None:
         """Write an object, replacing what was there; large ones in parts, which appear at once when all are there."""
@@ -154,14 +162,17 @@ class S3Store:
         except ValueError as error:  # the client's own rules for names
             raise AccessError(f"cannot {verb} {self.location(key)}: {error}; give the object another name") from error
 
-    def _download(self, key: str) -> BinaryIO:
+    def _download(self, key: str, at_most: int | None) -> BinaryIO:
         response = self._client.get_object(self.bucket, _name(key))
         file = SpooledTemporaryFile(_PIECE)  # noqa: SIM115 - the caller closes it
         try:
             # A proxy that sends in chunks leaves the length out.
-            with Progress(key, int(response.headers.get("Content-Length") or 0)) as progress:
+            length = int(response.headers.get("Content-Length") or 0)
+            check_size(key, length, at_most)
+            with Progress(key, length) as progress:
                 for chunk in response.stream(_CHUNK):
                     file.write(chunk)
+                    check_size(key, file.tell(), at_most)
                     progress.update(len(chunk))
             file.seek(0)
         except BaseException:

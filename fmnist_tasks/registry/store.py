@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from fmnist_tasks.errors import SettingsError, StoreError
+from fmnist_tasks.errors import IntegrityError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     from fmnist_tasks.registry.signing import Keys
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+LARGEST_DOCUMENT = 64 << 20  # bytes of what is read without knowing its size
 FILE = "file"
 UNREADABLE = "unreadable"
 _CLOCK_KEY = "clock.txt"
@@ -49,10 +50,13 @@ class Store(Protocol):
 
     keys: Keys  # with which this process signs and checks the store's documents
 
-    def get(self, key: str) -> bytes:
-        """Bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if there is none."""
+    def get(self, key: str, at_most: int = LARGEST_DOCUMENT) -> bytes:
+        """Bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if there is none.
 
-    def open(self, key: str) -> BinaryIO:
+        Raises :class:`~fmnist_tasks.errors.IntegrityError` if it has more than `at_most` bytes, before it is in memory.
+        """
+
+    def open(self, key: str, at_most: int | None = None) -> BinaryIO:
         """A large object as a seekable file, not held in memory; the caller closes it. Raises like `get`."""
 
     def put(self, key: str, data: bytes | BinaryIO) -> None:
@@ -108,6 +112,15 @@ def is_ahead(moment: datetime, now: datetime) -> bool:
     A few minutes are allowed, by which the clocks of machines and of file systems may differ.
     """
     return moment - now > _CLOCKS_DIFFER
+
+
+def check_size(key: str, size: int, at_most: int | None) -> None:
+    """Raise :class:`IntegrityError` for an object that has more bytes than are expected of it."""
+    if at_most is not None and size > at_most:
+        raise IntegrityError(
+            f"{key}: has {size:,} bytes, more than the {at_most:,} that are expected, and is not read; restore it, or "
+            "delete it and clear the task that made it"
+        )
 
 
 def side_by_side(read: Callable[[T], R], items: Iterable[T]) -> list[R]:

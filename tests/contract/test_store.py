@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_tasks.errors import AccessError, MissingError, SettingsError, StoreError
+from fmnist_tasks.errors import AccessError, IntegrityError, MissingError, SettingsError, StoreError
 from fmnist_tasks.registry import s3
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
@@ -54,6 +54,16 @@ def test_what_is_put_is_got_and_replaced(store: Store) -> None:
     assert found
     assert (found.key, found.bytes) == ("a/b.bin", 5)
     assert abs(datetime.now(UTC) - found.modified) < timedelta(minutes=5)
+
+
+def test_what_is_larger_than_expected_is_not_read(store: Store) -> None:
+    store.put("a/b.bin", b"12345")
+    assert store.get("a/b.bin", 5) == b"12345"
+    for read in (store.get, store.open):
+        with pytest.raises(IntegrityError, match=r"a/b.bin: has 5 bytes, more than the 4 that are expected"):
+            read("a/b.bin", 4)
+    with store.open("a/b.bin") as file:
+        assert file.read() == b"12345"
 
 
 def test_the_clock_is_the_stores_own(store: Store) -> None:

@@ -27,8 +27,8 @@ class Watched(FolderStore):
         self.written.append(key)
         super().put(key, data)
 
-    def open(self, key: str) -> BinaryIO:
-        self.opened.append(super().open(key))
+    def open(self, key: str, at_most: int | None = None) -> BinaryIO:
+        self.opened.append(super().open(key, at_most))
         return self.opened[-1]
 
 
@@ -68,7 +68,7 @@ def test_a_blob_of_another_size_is_written_again(store: FolderStore, part: bytes
 
 
 @pytest.mark.parametrize("read", [get_verified, open_verified])
-@pytest.mark.parametrize("foreign", [b"", DATA[:-1], DATA + b"!", b"Images and labels"])
+@pytest.mark.parametrize("foreign", [b"", DATA[:-1], b"Images and labels"])
 def test_bytes_that_were_not_written_are_refused_by_name(store: FolderStore, read, foreign: bytes) -> None:
     store.put(REFERENCE["uri"], foreign)
     found = f"found {len(foreign)} bytes with SHA-256 {hashlib.sha256(foreign).hexdigest()}"
@@ -76,6 +76,13 @@ def test_bytes_that_were_not_written_are_refused_by_name(store: FolderStore, rea
     with pytest.raises(IntegrityError) as error:
         read(store, REFERENCE)
     assert str(error.value).startswith(f"{REFERENCE['uri']}: {found}, {expected}; delete it")
+
+
+@pytest.mark.parametrize("read", [get_verified, open_verified])
+def test_more_bytes_than_were_written_are_not_read(store: FolderStore, read) -> None:
+    store.put(REFERENCE["uri"], DATA + b"!")
+    with pytest.raises(IntegrityError, match=rf"{SHA256}: has 18 bytes, more than the 17 that are expected"):
+        read(store, REFERENCE)
 
 
 @pytest.mark.parametrize("read", [get_verified, open_verified])
