@@ -110,14 +110,14 @@ lock: ## resolve pyproject.toml into requirements.txt again
 	@source include/activate && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --group dev --custom-compile-command 'make lock' pyproject.toml -o requirements.txt
 
-audit-deps: setup ## check the lock for known vulnerabilities, and ends of support: make audit-deps ADVISORIES=all.zip
-	@source include/activate && python -m supply_chain.audit $(if $(ADVISORIES),--database '$(ADVISORIES)')
+audit-deps: setup ## check the lock and MinIO for known vulnerabilities, and ends of support; needs Go
+	@source include/activate && python -m deploy.supply_chain.audit
 
 sbom: setup ## write bills of materials of the lock, and of MinIO if it was built here, into var/sbom
-	@source include/activate && python -m supply_chain.sbom
+	@source include/activate && python -m deploy.supply_chain.sbom
 
 pin-images: setup ## write the digests of the base images, as their registries have them now; needs Go
-	@source include/activate && python -m supply_chain.images
+	@source include/activate && python -m deploy.supply_chain.images
 
 clean: ## remove the environment and everything that runs left behind, releases included
 	rm -rf .venv var

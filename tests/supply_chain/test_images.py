@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from supply_chain.images import CRANE, ask_registry, find_references, list_files, pin
+from deploy.supply_chain.images import CRANE, ask_registry, find_references, list_files, pin
 from tests.support.airflow_home import wait_until
 from tests.support.ports import accepts_connections, reserve_port
 from tests.support.requirements import GO_TOOLS, require

@@ -14,9 +14,9 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import canonicalize_name
 
+from deploy.supply_chain.sbom import LOCK, describe_go_program, describe_lock
 from fmnist_tasks.settings import PROJECT
-from supply_chain.lock import LOCK, Package, read_lock
-from supply_chain.sbom import describe_go_program, describe_lock
+from tests.support.lock import Package, read_lock
 from tests.support.requirements import GO_TOOLS, MINIO, require
 
 

@@ -1,4 +1,4 @@
-"""Advisories as OSV describes them, of packages that do not exist."""
+"""Advisories as OSV describes them, and databases of them as osv-scanner keeps them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ Entry = dict[str, Any]
 MODIFIED = "2026-11-20T10:00:00Z"
 
 
-def describe(name: str = "shop", identifier: str = "PYSEC-2026-1", **changes: Any) -> Entry:
-    """An advisory: versions from 1.0 on are affected, 1.4 is not."""
-    ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "1.0"}, {"fixed": "1.4"}]}]
-    affected = [{"package": {"name": name, "ecosystem": "PyPI"}, "ranges": ranges}]
-    return {"id": identifier, "modified": MODIFIED, "summary": "opens the door", "affected": affected} | changes
+def describe(name: str = "shop", ecosystem: str = "PyPI", fixed: str = "1.4.0", **changes: Any) -> Entry:
+    """An advisory: versions from 1.0 on are affected until the fixed one."""
+    kind = "SEMVER" if ecosystem == "Go" else "ECOSYSTEM"
+    ranges = [{"type": kind, "events": [{"introduced": "1.0.0"}, {"fixed": fixed}]}]
+    affected = [{"package": {"name": name, "ecosystem": ecosystem}, "ranges": ranges}]
+    return {"id": "TEST-2026-1", "modified": MODIFIED, "summary": "opens the door", "affected": affected} | changes
 
 
-def write_database(path: Path, *entries: Entry) -> Path:
-    """A database like OSV's export for PyPI."""
+def write_database(cache: Path, *entries: Entry, ecosystem: str = "PyPI") -> Path:
+    """A database like those that OSV exports, where osv-scanner looks for it."""
+    path = cache / "osv-scanner" / ecosystem / "all.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         for entry in entries:
             archive.writestr(f"{entry['id']}.json", json.dumps(entry))

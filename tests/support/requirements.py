@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from deploy.supply_chain.audit import build_scanner
+from deploy.supply_chain.images import CRANE
+from deploy.supply_chain.sbom import CYCLONEDX_GOMOD
 from fmnist_tasks.settings import INCLUDE, PROJECT
 from fmnist_tasks.turns import one_at_a_time
-from supply_chain.images import CRANE
-from supply_chain.sbom import CYCLONEDX_GOMOD
 from tests.support.hosts import can_make_hosts
 
 _BY_MAKE = "sudo make test-deps"
@@ -91,6 +92,16 @@ def _can_run_go_tools() -> bool:
     return _succeeds(*CRANE, "version") and _succeeds(*CYCLONEDX_GOMOD, "version")
 
 
+@functools.cache
+def _has_osv_scanner() -> bool:
+    """Whether there is osv-scanner; Go builds it, for one process while the others wait."""
+    with one_at_a_time(PROJECT / "var" / "cache" / "osv-scanner.lock"):
+        try:
+            return build_scanner(PROJECT / "var" / "cache").exists()
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+
 def _find_remedy_by_go() -> str:
     """Go is missing, or what it would fetch and build."""
     if shutil.which("go"):
@@ -115,6 +126,7 @@ OPENSSL = Requirement("openssl", _BY_MAKE, _make_program_check("openssl"))
 MINIO = Requirement("MinIO", _find_remedy_by_go, _has_minio)
 COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _find_remedy_by_go, _can_parse_compose_files)
 GO_TOOLS = Requirement("Go, or the modules of its tools", _find_remedy_by_go, _can_run_go_tools)
+OSV_SCANNER = Requirement("osv-scanner", _find_remedy_by_go, _has_osv_scanner)
 HOSTS = Requirement("root with permission to create network namespaces", _BY_ROOT, can_make_hosts)
 NAMESPACES = Requirement("permission to create namespaces", _BY_ROOT, _can_make_namespaces)
 NETWORK = Requirement("access to a package index", "connect the machine, or set PIP_INDEX_URL", _has_network)
@@ -136,6 +148,7 @@ REQUIREMENTS = (
     MINIO,
     COMPOSE_PARSER,
     GO_TOOLS,
+    OSV_SCANNER,
     HOSTS,
     NAMESPACES,
     NETWORK,

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from fmnist_tasks.settings import PROJECT, Settings
-from supply_chain.lock import LOCK
 
+LOCK = PROJECT / "requirements.txt"
 CYCLONEDX_GOMOD = ("go", "run", "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0")
 
 
@@ -31,13 +31,18 @@ def describe_go_program(target: Path, program: Path) -> None:
     subprocess.run([*CYCLONEDX_GOMOD, "bin", *output, str(program)], check=True)
 
 
+def list_go_programs(cache: Path) -> list[Path]:
+    """Each MinIO that was built on this machine."""
+    return sorted(cache.glob("minio-*/minio"))
+
+
 def main() -> None:
     """Write and name all of them."""
     settings = Settings.from_environment()
     folder = settings.home / "sbom"
     folder.mkdir(parents=True, exist_ok=True)
     describe_lock(folder / "requirements.cdx.json")
-    for program in sorted(settings.cache.glob("minio-*/minio")):
+    for program in list_go_programs(settings.cache):
         describe_go_program(folder / f"{program.parent.name}.cdx.json", program)
     print(*sorted(folder.glob("*.cdx.json")), sep="\n")
 

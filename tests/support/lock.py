@@ -8,9 +8,8 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from fmnist_tasks.settings import PROJECT
+from deploy.supply_chain.sbom import LOCK
 
-LOCK = PROJECT / "requirements.txt"
 _HASHES = r"(?P<hashes>(?:\s+--hash=sha256:[0-9a-f]{64})+)"
 _LINE = re.compile(rf"(?P<name>[\w.-]+)==(?P<version>[^\s;,]+)(?:\s*;.*?)?{_HASHES}")
 
