@@ -42,3 +42,5 @@ def use_page(shelf: Page | FrameLocator, current: str, earlier: str) -> None:
     shelf.get_by_label("Reason for rolling back").fill("the other one was better")
     shelf.get_by_role("button", name="Make it the champion").click()
     expect(shelf.get_by_role("heading", level=1)).to_contain_text(f"Champion {earlier}")
+    badges = (shelf.locator(".badge", has_text=text).first for text in ("champion", "withdrawn"))
+    assert len({badge.evaluate("one => getComputedStyle(one).backgroundColor") for badge in badges}) == 2
