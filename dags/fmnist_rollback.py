@@ -17,7 +17,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 from fmnist_defaults import CHAMPION, ON_REQUEST, Approval, get_actor, get_operator, make_reason, step
 
 from fmnist_tasks.registry.store import Store, open_store
-from fmnist_tasks.settings import read_store_uri
+from fmnist_tasks.settings import ROLLBACK_ID, read_store_uri
 
 
 def store() -> Store:
@@ -59,7 +59,7 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
 
 
 @dag(
-    dag_id="fmnist_rollback",
+    dag_id=ROLLBACK_ID,
     doc_md=__doc__,
     description="Make an earlier release the champion again",
     schedule=None,

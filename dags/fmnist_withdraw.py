@@ -16,7 +16,7 @@ from airflow.sdk import Param, dag, get_current_context
 from fmnist_defaults import ON_REQUEST, get_actor, make_reason, step
 
 from fmnist_tasks.registry.store import open_store
-from fmnist_tasks.settings import read_store_uri
+from fmnist_tasks.settings import WITHDRAW_ID, read_store_uri
 
 
 @step
@@ -31,7 +31,7 @@ def decide() -> dict[str, Any]:
 
 
 @dag(
-    dag_id="fmnist_withdraw",
+    dag_id=WITHDRAW_ID,
     doc_md=__doc__,
     description="Withdraw or restore a release or a batch",
     schedule=None,

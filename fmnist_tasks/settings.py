@@ -19,6 +19,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 INCLUDE = PROJECT / "include"
 DAG_ID = "fmnist_retrain"
 WATCH_ID = "fmnist_watch"
+ROLLBACK_ID = "fmnist_rollback"
+WITHDRAW_ID = "fmnist_withdraw"
 # Its event is a new champion. A name alone: for a URI, Airflow would load every provider's handlers with a DAG file.
 CHAMPION_ASSET = "fmnist_champion_model"
 TASK_LIMIT = timedelta(hours=6)  # a task that takes longer is stopped

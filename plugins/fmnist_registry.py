@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+# Relative to Airflow's own address, which may have a path (`AIRFLOW__API__BASE_URL`).
 VIEWS = [
-    {"name": "Releases", "href": "/fmnist/", "destination": "nav", "url_route": "fmnist"},
-    {"name": "Report", "href": "/fmnist/runs/{RUN_ID}", "destination": "dag_run", "url_route": "fmnist_report"},
+    {"name": "Releases", "href": "fmnist/", "destination": "nav", "url_route": "fmnist"},
+    {"name": "Report", "href": "fmnist/runs/{RUN_ID}", "destination": "dag_run", "url_route": "fmnist_report"},
 ]
 
 
@@ -24,19 +25,19 @@ class Registry(AirflowPlugin):
     # Airflow declares a list, which it only reads; made on request, it costs other processes no imports.
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The app; whoever may see Airflow's plugins may read, whoever may edit the DAG may change the champion."""
+        """The app; whoever may see Airflow's plugins may read, whoever may start a rollback may do so here."""
         from threading import Thread
 
-        from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
+        from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagAccessEntity
         from airflow.api_fastapi.core_api.security import get_user, requires_access_dag, requires_access_view
         from fastapi import Depends
 
         from fmnist_tasks.page.app import create_app
-        from fmnist_tasks.settings import DAG_ID
+        from fmnist_tasks.settings import ROLLBACK_ID
 
         def editor(
             user: Annotated[Any, Depends(get_user)],
-            allowed: Annotated[None, Depends(requires_access_dag("PUT", param_dag_id=DAG_ID))],
+            allowed: Annotated[None, Depends(requires_access_dag("POST", DagAccessEntity.RUN, ROLLBACK_ID))],
         ) -> str:
             return str(user.get_name())
 

@@ -143,7 +143,7 @@ def test_one_who_is_not_root_is_told_what_tests_lack_and_what_to_type(programs: 
     ended = install_test_dependencies(programs)
     assert ended.returncode == 1
     assert re.fullmatch(
-        r"test-deps: installing .*redis-server chromium faketime iproute2 util-linux openssl needs root; "
+        r"test-deps: installing .*redis-server chromium faketime iproute2 util-linux openssl nginx needs root; "
         r"run: sudo make test-deps\n",
         ended.stderr,
     )
@@ -153,7 +153,8 @@ def test_one_who_is_not_root_is_told_what_tests_lack_and_what_to_type(programs: 
 
 
 def test_nothing_is_installed_or_said_where_tests_lack_nothing(programs: Path) -> None:
-    for name in ("initdb", "redis-server", "google-chrome", "faketime", "ip", "unshare", "nsenter", "openssl"):
+    names = ("initdb", "redis-server", "google-chrome", "faketime", "ip", "unshare", "nsenter", "openssl", "nginx")
+    for name in names:
         stand_in(programs, name)
     ended = install_test_dependencies(programs)
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
@@ -167,7 +168,7 @@ def system(tmp_path: Path, programs: Path) -> Path:
         (folder / name).mkdir(parents=True)
     text = (PROJECT / "include" / "test-deps").read_text()
     (folder / "test-deps").write_text(re.sub(r"(?m)^(\w+=)/(?=run/|etc/|usr/)", rf"\1{folder}/", text))
-    for name in ("initdb", "redis-server", "google-chrome", "faketime", "ip", "unshare", "nsenter"):
+    for name in ("initdb", "redis-server", "google-chrome", "faketime", "ip", "unshare", "nsenter", "nginx"):
         stand_in(programs, name)
     for name in ("chmod", "flock", "mkdir", "rm", "true"):
         found = shutil.which(name)

@@ -222,7 +222,7 @@ def _notify(service: Any, message: Message) -> Outcome:
     service.logger.addHandler(Collector())
     services = apprise.Apprise()
     services.add(service)
-    if services.notify(title=message.subject, body=message.text, notify_type=message.kind):
+    if services.notify(message.text, message.subject, message.kind, body_format=apprise.NotifyFormat.TEXT):
         return Outcome("accepted")
     text = "\n".join(lines)
     if answered := _ANSWERED.search(text):

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Awaitable, Callable
+import re
+from asyncio import Semaphore
+from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
-from starlette.concurrency import run_in_threadpool
+from jinja2 import pass_context
+from jinja2.runtime import Context
 
 from fmnist_tasks import errors, service, withdrawal
 from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.page.asking import Oracle
 from fmnist_tasks.page.charts import line_chart
-from fmnist_tasks.page.defence import as_report, bounded_body, from_here, guarded
+from fmnist_tasks.page.defence import Guard, as_report, from_here
 from fmnist_tasks.page.runbook import render_runbook
 from fmnist_tasks.page.shelf import Shelf
 from fmnist_tasks.registry import releases
@@ -30,12 +35,17 @@ from fmnist_tasks.registry.runs import run_key
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import DAG_ID, INCLUDE, LONGEST_REASON, read_store_uri
 from fmnist_tasks.templates import environment
+from fmnist_tasks.text import make_printable
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 _FOLDER = INCLUDE / "page"
 _STATIC = {"style.css": "text/css", "script.js": "text/javascript"}
-_LARGEST_UPLOAD = 5 << 20  # bytes of an image
+_MOST_UPLOADS = 8  # images that are received, wait or are answered; each has at most 5 MiB
+_MOST_DECODED = 2  # images that are decoded or drawn at once; each takes up to 82 MiB
+_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.~:+-]{1,250}")  # of a release or run
 _SERVED = {"png": "image/png", "md": "text/plain; charset=utf-8", "h5": "application/x-hdf5"}
 _STATUS = {
     errors.MissingError: 404,
@@ -54,6 +64,8 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     """
     app = FastAPI(title="Releases", dependencies=[Depends(signed_in)], docs_url=None, redoc_url=None, openapi_url=None)
     render = Jinja2Templates(env=environment(_FOLDER))
+    render.env.globals["url_for"] = _find_path_in_template
+    uploads, turns = Semaphore(_MOST_UPLOADS), CapacityLimiter(_MOST_DECODED)
 
     @cache
     def shelf() -> Shelf:
@@ -63,6 +75,9 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     def oracle() -> Oracle:
         return Oracle(shelf().store)
 
+    def read_manifest(version: str) -> releases.Manifest:
+        return releases.read_manifest(shelf().store, require_name("release", version))
+
     def read_ahead() -> None:
         try:
             shelf().releases()
@@ -71,17 +86,28 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
             log.warning("the releases are read when somebody asks for them, not ahead: %s", error)
 
     app.state.read_ahead = read_ahead
+    app.add_middleware(Guard)
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        return guarded(await call_next(request))
+    def refuse(request: Request, status: int, reason: str) -> Response:
+        reason = make_printable(reason)
+        if "text/html" in request.headers.get("accept", ""):
+            return render.TemplateResponse(request, "refused.html", {"reason": reason}, status_code=status)
+        return JSONResponse({"detail": reason}, status)
 
     @app.exception_handler(errors.FmnistError)
-    def refuse(request: Request, error: Exception) -> Response:
-        status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
-        if "text/html" in request.headers.get("accept", ""):
-            return render.TemplateResponse(request, "refused.html", {"reason": str(error)}, status_code=status)
-        return JSONResponse({"detail": str(error)}, status)
+    def report_error(request: Request, error: Exception) -> Response:
+        return refuse(
+            request, next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500), str(error)
+        )
+
+    @app.exception_handler(RequestValidationError)
+    def report_invalid_request(request: Request, error: RequestValidationError) -> Response:
+        places = {fault["loc"][0] for fault in error.errors()}
+        faults = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
+        return refuse(request, 404 if "path" in places else 422, faults)
+
+    async def take_turn(answer: Callable[[], T]) -> T:
+        return await to_thread.run_sync(answer, limiter=turns)
 
     @app.get("/")
     def overview(request: Request) -> Response:
@@ -111,7 +137,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/releases/{version}")
     def release(request: Request, version: str) -> Response:
-        manifest = releases.read_manifest(shelf().store, version)
+        manifest = read_manifest(version)
         entries = shelf().log()
         content = {
             "manifest": manifest,
@@ -129,7 +155,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/releases/{version}/{name:path}")
     def file(request: Request, version: str, name: str) -> Response:
-        manifest = releases.read_manifest(shelf().store, version)
+        manifest = read_manifest(version)
         if name not in manifest["files"]:
             raise errors.MissingError(f"release {version} has no file {name}")
         reference = manifest["files"][name]
@@ -143,11 +169,11 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/runs/{run_id}")
     def run(run_id: str) -> Response:
-        return as_report(shelf().store.get(run_key(run_id, "report.html")))
+        return as_report(shelf().store.get(run_key(require_name("run", run_id), "report.html")))
 
     @app.get("/compare")
     def compare(request: Request, a: str, b: str) -> Response:
-        pair = [releases.read_manifest(shelf().store, version) for version in (a, b)]
+        pair = [read_manifest(version) for version in (a, b)]
         return render.TemplateResponse(request, "compare.html", {"pair": pair})
 
     @app.post("/rollback", dependencies=[Depends(from_here)])
@@ -158,8 +184,9 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         after: Annotated[int | None, Form()] = None,
         who: str = Depends(may_edit),
     ) -> Response:
+        require_name("release", version)
         announce_champion(service.rollback(shelf().store, version, reason, actor=who, after=after))
-        return RedirectResponse(request.url_for("overview"), status_code=303)
+        return RedirectResponse(find_path(request, "overview"), status_code=303)
 
     @app.post("/withdrawals/{action}", dependencies=[Depends(from_here)])
     def decide(
@@ -169,29 +196,33 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         reason: Annotated[str, Form(max_length=LONGEST_REASON)],
         who: str = Depends(may_edit),
     ) -> Response:
+        require_name("release", version)
         act = withdrawal.withdraw if action == "withdraw" else withdrawal.restore
         act(shelf().store, version, reason, actor=who)
-        return RedirectResponse(request.url_for("release", version=version), status_code=303)
+        return RedirectResponse(find_path(request, "release", version=version), status_code=303)
 
     @app.get("/try")
     def attempt(request: Request) -> Response:
         return render.TemplateResponse(request, "try.html", {"champion": shelf().log().champion})
 
     @app.get("/try/samples")
-    def samples() -> list[dict[str, Any]]:
-        return oracle().samples()
+    async def samples() -> list[dict[str, Any]]:
+        return await take_turn(lambda: oracle().samples())
 
     @app.post("/try/image", dependencies=[Depends(from_here)])
     async def ask(request: Request) -> dict[str, Any]:
-        upload = await bounded_body(request, _LARGEST_UPLOAD)
+        if uploads.locked():
+            raise HTTPException(503, "too many images at once; try again in a few seconds", {"Retry-After": "5"})
+        async with uploads:
+            upload = await request.body()
 
-        def answer() -> dict[str, Any]:
-            from fmnist_tasks.data.pictures import read_picture
+            def answer() -> dict[str, Any]:
+                from fmnist_tasks.data.pictures import read_picture
 
-            image = read_picture(io.BytesIO(upload), "the upload")
-            return oracle().answers(image[None])[0]
+                image = read_picture(io.BytesIO(upload), "the upload")
+                return oracle().answers(image[None])[0]
 
-        return await run_in_threadpool(answer)
+            return await take_turn(answer)
 
     @app.get("/runbook")
     def runbook(request: Request) -> Response:
@@ -204,3 +235,20 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         return Response((_FOLDER / name).read_bytes(), media_type=_STATIC[name])
 
     return app
+
+
+def require_name(kind: str, name: str) -> str:
+    """The name of a release or run; raises :class:`MissingError` if none can be called so, whatever the store says."""
+    if not _NAME.fullmatch(name):
+        raise errors.MissingError(f"there is no {kind} of this name; names are letters, digits and _.~:+-, at most 250")
+    return name
+
+
+def find_path(request: Request, name: str, /, **parts: Any) -> str:
+    """The address of a route, without scheme and host: only a proxy in front of the server knows those."""
+    return f"{request.scope['root_path'].rstrip('/')}{request.app.url_path_for(name, **parts)}"
+
+
+@pass_context
+def _find_path_in_template(context: Context, name: str, /, **parts: Any) -> str:
+    return find_path(context["request"], name, **parts)

@@ -83,6 +83,19 @@ def test_what_comes_from_outside_is_shown_not_run(pipeline: Pipeline, mail_serve
     assert mail_server.recipients == ["team@example.com"]
 
 
+@pytest.mark.parametrize(("form", "shown"), [("html", "&lt;img"), ("markdown", r"\[a\]\(https")])
+def test_a_service_that_shows_html_or_markdown_gets_it_escaped(
+    pipeline: Pipeline, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch, form: str, shown: str
+) -> None:
+    path = f"json://127.0.0.1:{webhook_server.port}/?format={form}"
+    connection = {"conn_type": "apprise", "extra": {"config": {"path": path}}}
+    monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", json.dumps(connection))
+    alerts.send(Alert("batch quarantined", "run-1", "batch <img src=x onerror=alert(1)> [a](https://evil.example)"))
+    (post,) = webhook_server.posts
+    assert shown in post["message"]
+    assert "<img src=x" not in post["message"]
+
+
 def break_connections(mail_server: MailServer, webhook_server: WebhookServer) -> None:
     mail_server.answer, webhook_server.status = "451 later", 503
 

