@@ -39,14 +39,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Seed(_Part):
-    seed: int | None = None
+class _Random(_Part):
+    seed: int | None = None  # of the two that are random
+    input_axes: None = None
+    output_axes: None = None
 
 
 class _Initializer(_Part):
     module: Literal["keras.initializers"]
     class_name: Literal["GlorotUniform", "HeNormal", "Ones", "Zeros"]
-    config: _Seed
+    config: _Random
     registered_name: None
 
 

@@ -43,10 +43,7 @@ def read(data: bytes) -> tuple[str, Weights]:
     """
     if len(data) > MAX_FILE:
         raise ModelError(f"has {len(data):,} bytes, more than {MAX_FILE:,}")
-    try:
-        return _decode(_ask_child(data))
-    except (ValidationError, ValueError) as error:
-        raise ModelError(f"cannot be read; the process that read it gave no sound answer: {error}") from error
+    return decode(_ask_child(data))
 
 
 def _ask_child(data: bytes) -> bytes:
@@ -73,9 +70,16 @@ def _ask_child(data: bytes) -> bytes:
         return answer.read(MAX_ANSWER + 1)
 
 
-def _decode(answer: bytes) -> tuple[str, Weights]:
+def decode(answer: bytes) -> tuple[str, Weights]:
+    """The configuration and the weights in an answer of the child; raises :class:`ModelError` if it has neither."""
     start = 8 + int.from_bytes(answer[:8], "little")
-    header = _Header.model_validate_json(answer[8:start])
+    try:
+        header = _Header.model_validate_json(answer[8:start])
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise ModelError(
+            f"cannot be read; the process that read it gave an answer that makes no sense ({why})"
+        ) from error
     if header.fault:
         raise ModelError(make_printable(header.fault[:300]))
     weights: Weights = {}
