@@ -19,6 +19,7 @@ from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.cnn import build, trained
 from fmnist_tasks.settings import PROFILES
+from tests.support.model_files import make_configuration, make_file, make_input, make_layer
 from tests.support.pipeline import Pipeline
 
 # What Keras 3.8.0 writes into the configuration of each class, beyond what every layer has.
@@ -175,6 +176,16 @@ def test_a_model_cut_short_is_refused(saved_model: bytes) -> None:
     for length in (100, 5000, len(saved_model) // 2, len(saved_model) - 1):
         with pytest.raises(ModelError, match=r"^m: "):
             h5.load(saved_model[:length], "m")
+
+
+@pytest.mark.parametrize(
+    "weights", [{}, {"x": [(1, 16)]}, {"x": [(16,), (1, 16)]}, {"x": [(1, 16), (16,)], "image": [(4,)]}]
+)
+def test_weights_that_do_not_fit_are_refused(weights: dict[str, list[tuple[int, ...]]]) -> None:
+    configuration = make_configuration([make_input(28, 28, 1), make_layer("Dense", "x", "image")])
+    arrays = {layer: [np.ones(shape) for shape in shapes] for layer, shapes in weights.items()}
+    with pytest.raises(ModelError, match="has weights of shapes .*, its configuration needs"):
+        h5.load(make_file(configuration, arrays), "m")
 
 
 def test_the_old_keras_is_refused(saved_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
