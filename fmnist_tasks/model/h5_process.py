@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import lru_cache
 from tempfile import TemporaryFile
 from typing import Annotated
 
@@ -36,6 +37,7 @@ class _Header(BaseModel):
     fault: str = ""
 
 
+@lru_cache(maxsize=1)  # the steps of a run in one process, and tests, load one model several times
 def read(data: bytes) -> tuple[str, Weights]:
     """The configuration, as JSON, and the weights of the model in the bytes of an `.h5`; both are untrusted.
 

@@ -17,13 +17,13 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 
 MAX_FILE = 32 << 20  # bytes; three times what the gates let through
 MAX_ANSWER = MAX_FILE + (2 << 20)  # bytes
-MAX_MEMORY = 256 << 20  # bytes of address space; Python and h5py take 110 MiB of them
+MAX_MEMORY = 192 << 20  # bytes of address space; Python and h5py take 110 MiB of them
 MAX_CPU = 5  # seconds
 MAX_OBJECTS = 2_000  # groups, arrays, and names in a list
 
@@ -44,24 +44,26 @@ def main() -> None:
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
-    arrays: list[h5py.Dataset] = []
-    try:
-        file = h5py.File(sys.stdin.buffer, "r")
-        require_plain(file, os.fstat(0).st_size)
-        weights = find_weights(file["model_weights"])
-        header: dict[str, Any] = {
-            "configuration": _text(file.attrs["model_config"]),
-            "weights": [[layer, [array.shape for array in found]] for layer, found in weights],
-        }
-        arrays = [array for _, found in weights for array in found]
-    except MemoryError:
-        header = {"fault": f"cannot be read within {MAX_MEMORY >> 20} MiB of memory"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        header = {"fault": f"is not a Keras .h5 model ({error})"}
+    header, arrays = describe(sys.stdin.buffer, os.fstat(0).st_size)
     encoded = json.dumps(header).encode()
     sys.stdout.buffer.write(len(encoded).to_bytes(8, "little") + encoded)
     for array in arrays:
-        sys.stdout.buffer.write(array[()].astype("<f4").tobytes())
+        sys.stdout.buffer.write(array[()].astype("<f4", copy=False).data)
+
+
+def describe(stream: BinaryIO, size: int) -> tuple[dict[str, Any], list[h5py.Dataset]]:
+    """The header of the answer for a file of that many bytes, and the arrays that follow it."""
+    try:
+        file = h5py.File(stream, "r")
+        require_plain(file, size)
+        weights = find_weights(file["model_weights"])
+        shapes = [[layer, [array.shape for array in arrays]] for layer, arrays in weights]
+        header = {"configuration": _text(file.attrs["model_config"]), "weights": shapes}
+        return header, [array for _, arrays in weights for array in arrays]
+    except MemoryError:
+        return {"fault": f"cannot be read within {MAX_MEMORY >> 20} MiB of memory"}, []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return {"fault": f"is not a Keras .h5 model ({error})"}, []
 
 
 def require_plain(file: h5py.File, size: int) -> None:

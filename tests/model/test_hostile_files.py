@@ -20,7 +20,7 @@ import pytest
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.graph_shapes import find_weight_shapes
-from fmnist_tasks.model.h5_structure import MAX_FILE, MAX_MEMORY
+from fmnist_tasks.model.h5_structure import MAX_FILE, MAX_MEMORY, describe
 from tests.support.model_files import generate_configuration, make_configuration, make_file, make_input, make_layer
 
 MEMORY, SECONDS = 500_000_000, 5  # that loading a file takes at most, of bytes and of CPU
@@ -265,6 +265,17 @@ def test_hostile_files_are_refused_with_the_reason_in_bounded_memory(saved_model
         assert memory < MEMORY, name
     assert not canary.exists()
     h5.load(saved_model, "m")
+
+
+def test_the_child_tells_a_file_that_is_not_ours(saved_model: bytes, tmp_path: Path) -> None:
+    refused = []
+    for name, (data, reason) in hostile(saved_model, tmp_path / "canary").items():
+        header, arrays = describe(io.BytesIO(data), len(data))
+        if "fault" in header and len(data) <= MAX_FILE:
+            refused.append(name)
+            assert arrays == []
+            assert reason in header["fault"], name
+    assert {"an external link", "a virtual array", "a declared petabyte", "a filter", "a pickle"} <= set(refused)
 
 
 def test_the_largest_file_loads_in_bounded_memory() -> None:
