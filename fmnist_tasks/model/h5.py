@@ -1,8 +1,8 @@
 """The only place that writes or opens an `.h5` model.
 
-Loading a model file is running a program: the caller checks the digest first (a reference does), then what is in the
-file is held against an allow-list without building any of it, and only then does Keras load it, in safe mode and
-uncompiled.
+A model file is a program. The caller checks the digest first (a reference does). Then a child process without secrets
+reads the file; what it found is validated, with the shape of everything that it would build; and only then Keras builds
+the model, uncompiled, and is given the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model.batches import prediction_batches
 from fmnist_tasks.model.cnn import PROBABILITIES
-from fmnist_tasks.model.inspection import inspect
+from fmnist_tasks.model.graph_shapes import Shape, find_weight_shapes
+from fmnist_tasks.model.h5_process import Weights, read
 
 # Keys of a configuration that Keras 3.8 does not know or may refuse, each with the value at which it changes nothing.
 _NEWER_KEYS = {
@@ -56,14 +57,18 @@ def load(data: bytes, name: str) -> keras.Model:
     """The model in the bytes of an `.h5` file; raises :class:`ModelError` naming it if it cannot be trusted."""
     if os.environ.get("TF_USE_LEGACY_KERAS", "0") not in {"", "0"}:
         raise ModelError("TF_USE_LEGACY_KERAS is set: that Keras runs code found in model files; unset it")
-    inspect(data, name)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.h5"
-        path.write_bytes(data)
-        try:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(f"{name}: Keras cannot load it ({error})") from error
+    try:
+        configuration, weights = read(data)
+        _require_fit(find_weight_shapes(configuration), weights)
+    except (ModelError, ValueError) as error:
+        raise ModelError(f"{name}: {error}; it is not opened") from error
+    try:
+        model = keras.Model.from_config(json.loads(configuration)["config"])
+        for layer, arrays in weights.items():
+            model.get_layer(layer).set_weights(arrays)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{name}: Keras cannot build it ({error})") from error
+    return model
 
 
 def classify(model: keras.Model, images: np.ndarray) -> np.ndarray:
@@ -100,6 +105,16 @@ def single_milliseconds(model: keras.Model, images: np.ndarray) -> float:
         predict(model, images[number : number + 1])
         seconds.append(time.monotonic() - clock)
     return float(np.quantile(seconds, 0.95)) * 1e3
+
+
+def _require_fit(needed: dict[str, list[Shape]], weights: Weights) -> None:
+    """Raise :class:`ModelError` unless the weights have exactly the shapes that the configuration needs."""
+    for layer in needed.keys() | weights.keys():
+        shapes = [array.shape for array in weights.get(layer, [])]
+        if shapes != needed.get(layer, []):
+            raise ModelError(
+                f"{layer:.100} has weights of shapes {shapes}, its configuration needs {needed.get(layer, [])}"
+            )
 
 
 def _omit_newer_keys(part: Any) -> Any:

@@ -14,10 +14,13 @@ import keras
 import numpy as np
 import pytest
 
+from fmnist_tasks import service
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.cnn import build, trained
 from fmnist_tasks.settings import PROFILES
+from tests.support.model_files import make_configuration, make_file, make_input, make_layer
+from tests.support.pipeline import Pipeline
 
 # What Keras 3.8.0 writes into the configuration of each class, beyond what every layer has.
 KEYS_OF_KERAS_3_8 = {
@@ -80,6 +83,49 @@ def test_a_saved_model_loads_and_predicts_the_same_bits(saved_model: bytes) -> N
         assert a.tobytes() == b.tobytes()
 
 
+def check_same_model(data: bytes, folder: Path) -> None:
+    """What is loaded is what Keras itself loads: configuration, weights, and predictions to the bit."""
+    (folder / "model.h5").write_bytes(data)
+    expected, found = keras.saving.load_model(folder / "model.h5", compile=False), h5.load(data, "m")
+    assert found.get_config() == expected.get_config()
+    for a, b in zip(found.weights, expected.weights, strict=True):
+        assert (a.path, a.trainable) == (b.path, b.trainable)
+        assert a.numpy().tobytes() == b.numpy().tobytes()
+    images = np.random.default_rng(1).integers(0, 256, (600, 28, 28), dtype=np.uint8)
+    for a, b in zip(h5.outputs(found, images), h5.outputs(expected, images), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_a_model_is_the_one_that_keras_loads(saved_model: bytes, tmp_path: Path) -> None:
+    check_same_model(saved_model, tmp_path)
+
+
+def test_a_model_of_an_earlier_release_is_the_one_that_keras_loads(tmp_path: Path) -> None:
+    image = keras.Input((28, 28, 1), name="image")
+    scaled = keras.layers.Rescaling(1 / 255, name="scaling")(image)
+    stage = keras.layers.Conv2D(8, 3, padding="same", name="stage")(scaled)
+    mean = keras.layers.GlobalAveragePooling2D(name="mean")(stage)
+    places = keras.layers.AveragePooling2D(7, padding="same", name="places")(stage)
+    layout = keras.layers.UnitNormalization(name="layout")(keras.layers.Reshape((-1,), name="listed")(places))
+    responses = keras.layers.Concatenate(name="responses")([mean, layout])
+    similarity = keras.layers.Dense(50, use_bias=False, name="prototypes")(responses)
+    nearest = keras.layers.Reshape((50, 1), name="similarities")(similarity)
+    familiarity = keras.layers.GlobalMaxPooling1D(name="familiarity")(nearest)
+    logits = keras.layers.Dense(10, name="logits")(mean)
+    probabilities = keras.layers.Softmax(name="probabilities")(logits)
+    model = keras.Model(image, [probabilities, familiarity], name="classifier")
+    keras.saving.save_model(model, tmp_path / "earlier.h5", include_optimizer=False)
+    for data in ((tmp_path / "earlier.h5").read_bytes(), h5.save(model)):
+        check_same_model(data, tmp_path)
+
+
+@pytest.mark.integration
+def test_a_release_is_the_model_that_keras_loads(finished_pipeline: Pipeline, tmp_path: Path) -> None:
+    store = finished_pipeline.store
+    release = service.open_release(store, service.in_service(store).version)
+    check_same_model(release.files["model.h5"], tmp_path)
+
+
 def test_a_saved_model_has_no_key_that_keras_3_8_does_not_write(saved_model: bytes) -> None:
     assert find_unknown_keys(read_configuration(saved_model)) == set()
     thorough = trained(PROFILES["thorough"], 10, build(PROFILES["thorough"], 10))
@@ -122,7 +168,7 @@ def test_plain_keras_loads_it_without_this_project(saved_model: bytes, tmp_path:
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 4096, pickle.dumps({"a": 1})])
 def test_what_is_no_model_is_refused(data: bytes) -> None:
-    with pytest.raises(ModelError, match=r"m: is no Keras .h5 model"):
+    with pytest.raises(ModelError, match=r"m: is not a Keras .h5 model"):
         h5.load(data, "m")
 
 
@@ -130,6 +176,16 @@ def test_a_model_cut_short_is_refused(saved_model: bytes) -> None:
     for length in (100, 5000, len(saved_model) // 2, len(saved_model) - 1):
         with pytest.raises(ModelError, match=r"^m: "):
             h5.load(saved_model[:length], "m")
+
+
+@pytest.mark.parametrize(
+    "weights", [{}, {"x": [(1, 16)]}, {"x": [(16,), (1, 16)]}, {"x": [(1, 16), (16,)], "image": [(4,)]}]
+)
+def test_weights_that_do_not_fit_are_refused(weights: dict[str, list[tuple[int, ...]]]) -> None:
+    configuration = make_configuration([make_input(28, 28, 1), make_layer("Dense", "x", "image")])
+    arrays = {layer: [np.ones(shape) for shape in shapes] for layer, shapes in weights.items()}
+    with pytest.raises(ModelError, match=r"has weights of shapes .*, its configuration needs"):
+        h5.load(make_file(configuration, arrays), "m")
 
 
 def test_the_old_keras_is_refused(saved_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""The published model in other versions of Keras, each alone in an environment of its own: the same answers."""
+"""The published model in other versions of Keras, each alone in an environment of its own: the same answers there, and
+the same model here when they save it."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ images = numpy.load("images.npy")
 model = keras.models.load_model("model.h5", compile=False)
 probabilities, familiarity = model.predict(images, batch_size=500, verbose=0)
 numpy.savez("answers.npz", probabilities=probabilities, familiarity=familiarity)
+model.save("rewritten.h5")
 print(keras.__version__)
 """
 EXPORT_PROGRAM = """
@@ -93,6 +95,10 @@ def test_keras_3_8_and_newer_give_the_same_answers(packages: tuple[str, ...], co
     assert version == packages[0].partition("==")[2] or "==" not in packages[0]
     print(f"Keras {version}")
     check_answers(consumer)
+    published, rewritten = (h5.load((consumer / name).read_bytes(), name) for name in ("model.h5", "rewritten.h5"))
+    images = np.load(consumer / "images.npy")[..., 0]
+    for a, b in zip(h5.predict(published, images), h5.predict(rewritten, images), strict=True):
+        assert a.tobytes() == b.tobytes()
 
 
 def test_tensorflow_2_15_reads_an_export(consumer: Path) -> None:

@@ -1,0 +1,150 @@
+"""The walk over a graph needs the weights that Keras makes, and refuses what we do not write."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import h5py
+import keras
+import pytest
+
+from fmnist_tasks.model import h5
+from fmnist_tasks.model.cnn import build, trained
+from fmnist_tasks.model.graph_shapes import MAX_CALLS, MAX_LAYERS, find_weight_shapes
+from fmnist_tasks.settings import PROFILES
+from tests.support.model_files import (
+    DEFAULTS,
+    Layer,
+    generate_configuration,
+    make_configuration,
+    make_input,
+    make_layer,
+)
+
+IMAGE = make_input(28, 28, 1)
+
+
+def find_shapes_of_keras(configuration: str) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of the weights that Keras makes."""
+    model = keras.Model.from_config(json.loads(configuration)["config"])
+    return {layer.name: [weight.shape for weight in layer.weights] for layer in model.layers if layer.weights}
+
+
+def make_every_layer() -> list[Layer]:
+    """A graph with a layer of every class that may stand in a file, some called twice."""
+    return [
+        IMAGE,
+        make_layer("Rescaling", "scaling", "image"),
+        make_layer("Reshape", "turned", "image", target_shape=[28, -1, 1]),
+        make_layer("Conv2D", "convolution", "scaling", "turned", strides=[1, 2], padding="valid", kernel_size=[3, 2]),
+        make_layer("Conv2D", "plain", "convolution", filters=5, use_bias=False, kernel_size=[1, 1]),
+        make_layer("BatchNormalization", "normalisation", "convolution", "convolution:1", scale=False),
+        make_layer("BatchNormalization", "whole", "convolution"),
+        make_layer("MaxPooling2D", "maximum", "normalisation", "normalisation:1", padding="same", pool_size=[3, 3]),
+        make_layer("AveragePooling2D", "average", "maximum", strides=[3, 1]),
+        make_layer("Concatenate", "joined", ["maximum", "maximum:1"]),
+        make_layer("GlobalMaxPooling2D", "greatest", "joined"),
+        make_layer("GlobalAveragePooling2D", "mean", "joined"),
+        make_layer("Average", "both", ["greatest", "mean"]),
+        make_layer("Add", "sum", ["both", "greatest", "mean"]),
+        make_layer("Dense", "rows", "average"),
+        make_layer("Dropout", "dropout", "sum"),
+        make_layer("ReLU", "rectified", "dropout"),
+        make_layer("Dense", "dense", "rectified", use_bias=False, units=30),
+        make_layer("UnitNormalization", "unit", "dense"),
+        make_layer("Reshape", "listed", "unit", target_shape=[15, 2]),
+        make_layer("GlobalMaxPooling1D", "nearest", "listed"),
+        make_layer("Softmax", "probabilities", "nearest"),
+    ]
+
+
+def test_every_layer_needs_the_weights_that_keras_makes() -> None:
+    layers = make_every_layer()
+    assert {layer["class_name"] for layer in layers} == {"InputLayer", *DEFAULTS}
+    configuration = make_configuration(layers, "probabilities", "rows", "plain", "whole")
+    shapes = find_weight_shapes(configuration)
+    assert shapes == find_shapes_of_keras(configuration)
+    assert shapes["convolution"] == [(3, 2, 1, 8), (8,)]
+
+
+def test_our_networks_need_the_weights_that_keras_makes() -> None:
+    model = trained(PROFILES["thorough"], 10, build(PROFILES["thorough"], 10))
+    with h5py.File(io.BytesIO(h5.save(model))) as file:
+        shapes = find_weight_shapes(file.attrs["model_config"])
+    assert shapes == {layer.name: [weight.shape for weight in layer.weights] for layer in model.layers if layer.weights}
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ([make_layer("Lambda", "x", "image")], "layers that are not allowed: Lambda"),
+        ([make_layer("Dense", "x", "image", units=2**40)], "x.units is 1099511627776"),
+        ([{**make_layer("ReLU", "x", "image"), "build_config": {"input_shape": [None, 2**40]}}], "build_config"),
+        ([make_layer("Dense", "x", "image", units=True)], "x.units is True"),
+        ([make_layer("Dense", "x", "image", lora_rank=4)], "x.lora_rank is 4: Extra inputs are not permitted"),
+        ([make_layer("Conv2D", "x", "image", groups=2)], "x.groups is 2"),
+        ([make_layer("Conv2D", "x", "image", kernel_size=[2048, 2048])], "x.kernel_size.0 is 2048"),
+        ([make_layer("Conv2D", "x", "image", strides=[0, 1])], "x.strides.0 is 0"),
+        ([make_layer("Conv2D", "x", "image", dilation_rate=[9, 9])], "x.dilation_rate.0 is 9"),
+        ([make_layer("Conv2D", "x", "image", padding="causal")], "x.padding is 'causal'"),
+        ([make_layer("Rescaling", "x", "image", scale=float("nan"))], "x.scale is nan"),
+        ([make_layer("Rescaling", "x", "image", scale=10**400)], "x.scale"),
+        ([make_layer("Reshape", "x", "image", target_shape=[0, -1])], r"x makes \[0, -1\] of"),
+        ([make_layer("Reshape", "x", "image", target_shape=[-1, -1])], r"x makes \[-1, -1\] of"),
+        ([make_layer("Reshape", "x", "image", target_shape=[-1, 3])], r"x makes \[-1, 3\] of"),
+        ([make_layer("Reshape", "x", "image", target_shape=[-2])], "x.target_shape.0 is -2"),
+        ([make_layer("Reshape", "x", "image"), make_layer("Conv2D", "y", "x")], r"y slides over .*\(784,\)"),
+        ([make_layer("MaxPooling2D", "x", "image", pool_size=[1, 1], strides=[16, 16]),
+          make_layer("Conv2D", "y", "x", padding="valid")], "y has a window of"),
+        ([make_layer("Add", "x", ["image"])], "x takes inputs of shapes"),
+        ([make_layer("GlobalMaxPooling2D", "x", "image"), make_layer("Add", "y", ["x", "image"])], "y takes inputs of"),
+        ([make_layer("Dense", "x", ["image", "image"])], "x takes 2 inputs"),
+        ([make_layer("Reshape", "x", "image"), make_layer("Dense", "y", "image", "x")], "y needs other weights"),
+        ([make_layer("ReLU", "x", "image:1")], "x takes what no layer before it gives: 'image', 1"),
+        ([make_layer("ReLU", "x", "x")], "x takes what no layer before it gives: 'x', 0"),
+        ([make_layer("ReLU", "x", "y"), make_layer("ReLU", "y", "x")], "x takes what no layer before it gives: 'y', 0"),
+        ([make_layer("ReLU", "x", "image"), make_layer("ReLU", "x", "image")], "two layers called 'x'"),
+        ([make_layer("ReLU", "x")], "x is never called"),
+        ([{**make_layer("ReLU", "x", "image"), "name": "y"}], "y has another name in its configuration"),
+        ([{**make_input(28, 28, 1), "name": "x", "config": {**IMAGE["config"], "name": "x"}}], "more than one input"),
+        ([make_layer("ReLU", "layer0", "image")]
+         + [make_layer("ReLU", f"layer{number}", f"layer{number - 1}") for number in range(1, MAX_LAYERS)],
+         f"at most {MAX_LAYERS} items"),
+        ([make_layer("Reshape", "x", *["image"] * MAX_CALLS)], f"more than {MAX_CALLS} calls"),
+        ([make_layer("Dense", "x", "image", units=168)], "x gives 526,848 bytes for an image"),
+        ([make_layer("Dense", "x", *["image"] * 9, units=160)], "more than 4,194,304 bytes for an image"),
+    ],
+)  # fmt: skip
+def test_what_we_do_not_write_is_refused(layers: list[Layer], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refusal:
+        find_weight_shapes(make_configuration([IMAGE, *layers]))
+    assert len(str(refusal.value)) <= 300
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"class_name": "Sequential"}, "class_name is 'Sequential'"), ({"config": []}, r"config is \[\]")],
+)
+def test_another_kind_of_model_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        find_weight_shapes(json.dumps(json.loads(make_configuration([IMAGE])) | change))
+
+
+def test_an_output_that_no_layer_gives_is_refused() -> None:
+    with pytest.raises(ValueError, match="its output 'x', 0 is missing"):
+        find_weight_shapes(make_configuration([IMAGE], "x"))
+
+
+def test_generated_graphs_need_the_weights_that_keras_makes() -> None:
+    fitting = 0
+    for seed in range(20):
+        configuration = generate_configuration(seed)
+        try:
+            shapes = find_weight_shapes(configuration)
+        except ValueError:
+            continue
+        fitting += 1
+        assert shapes == find_shapes_of_keras(configuration)
+    assert 5 < fitting < 20

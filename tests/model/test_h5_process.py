@@ -1,0 +1,152 @@
+"""The child process that reads a file: whatever happens to it, the reason is told and nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmnist_tasks.errors import ModelError
+from fmnist_tasks.model import h5, h5_process, h5_structure
+
+Replace = Callable[[str], None]
+
+
+@pytest.fixture
+def replace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replace:
+    """Let another program run as the child, in which `real` is the one of this project."""
+    folder = str(Path(h5_structure.__file__).parent)
+
+    def replace(program: str) -> None:
+        h5_process.read.cache_clear()
+        path = tmp_path / "program.py"
+        path.write_text(f"import sys\nsys.path.append({folder!r})\nimport h5_structure as real\n{program}\n")
+        monkeypatch.setattr(h5_structure, "__file__", str(path))
+
+    return replace
+
+
+def make_answer(header: dict[str, Any], rest: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + rest
+
+
+def test_a_child_that_is_killed(replace: Replace, saved_model: bytes) -> None:
+    replace("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(
+        ModelError, match=r"^m: could not be read within 192 MiB and 5 seconds: .* ended with SIGKILL; it"
+    ):
+        h5.load(saved_model, "m")
+
+
+def test_a_child_that_crashes(replace: Replace, saved_model: bytes) -> None:
+    replace("import ctypes\nctypes.string_at(0)")
+    with pytest.raises(ModelError, match=r"^m: .* ended with SIGSEGV; it is not opened"):
+        h5.load(saved_model, "m")
+
+
+def test_a_child_that_stands_still(replace: Replace, saved_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h5_process, "_SECONDS", 0.5)
+    replace("import signal\nsignal.pause()")
+    with pytest.raises(ModelError, match=r"^m: could not be read within 0.5 seconds; it is not opened"):
+        h5.load(saved_model, "m")
+
+
+def test_a_child_that_fails(replace: Replace, saved_model: bytes) -> None:
+    replace("raise SystemExit('no\\n\\x1bway')")
+    with pytest.raises(ModelError, match=r"^m: .* ended with code 1: no way; it is not opened"):
+        h5.load(saved_model, "m")
+
+
+def test_a_python_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(ModelError, match=r"^m: could not be read: Python \(/nowhere/python\) does not start"):
+        h5.load(b"file", "m")
+
+
+def test_a_file_that_takes_too_much_memory(replace: Replace, saved_model: bytes) -> None:
+    replace("real.h5py.File = lambda *_: bytearray(300 << 20)\nreal.main()")
+    with pytest.raises(ModelError, match=r"^m: cannot be read within 192 MiB of memory; it is not opened"):
+        h5.load(saved_model, "m")
+
+
+@pytest.mark.exhaustive
+def test_a_file_that_takes_too_long(replace: Replace, saved_model: bytes) -> None:
+    replace("import itertools\nreal.h5py.File = lambda *_: sum(itertools.count())\nreal.main()")
+    with pytest.raises(
+        ModelError, match=r"^m: could not be read within .* ended with SIG(XCPU|KILL); it is not opened"
+    ):
+        h5.load(saved_model, "m")
+
+
+@pytest.mark.parametrize(
+    "attempt", ["open('/etc/passwd')", "socket.socket()", "os.pipe()", "subprocess.run(['true'])", "os.listdir('/')"]
+)
+def test_what_takes_over_the_child_can_open_nothing(attempt: str, replace: Replace) -> None:
+    replace(f"import os, socket, subprocess\nreal.h5py.File = lambda *_: {attempt}\nreal.main()")
+    with pytest.raises(ModelError, match="Too many open files"):
+        h5_process.read(b"file")
+
+
+def test_the_child_has_no_secrets_and_no_files(
+    replace: Replace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    with (tmp_path / "secret").open("w") as secret:
+        os.set_inheritable(secret.fileno(), True)
+        facts = "[*os.environ], [f for f in range(3, 999) if os.path.exists(f'/proc/self/fd/{f}')], sys.flags.isolated"
+        replace(f"import os\nraise SystemExit(repr(({facts})))")
+        with pytest.raises(ModelError, match=r"code 1: \(\[.*\], \[\], 1\)$") as refusal:
+            h5_process.read(b"file")
+    assert "OPENBLAS_NUM_THREADS" in str(refusal.value)
+    assert "AWS" not in str(refusal.value)
+
+
+def test_an_answer_is_arrays_by_layer() -> None:
+    _, weights = h5_process.decode(make_answer({"weights": [["a", [[2, 1], [1]]]]}, bytes(8) + b"\0\0\x80?"))
+    assert not any(array.flags.writeable for arrays in weights.values() for array in arrays)  # they are remembered
+    assert {layer: [array.tolist() for array in arrays] for layer, arrays in weights.items()} == {
+        "a": [[[0.0], [0.0]], [1.0]]
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"weights": [["a", [[1]]], ["a", [[1]]]]}, "has the weights of a twice"),
+        ({"weights": [["a", [[3]]]]}, "less than it announced"),
+        ({"weights": [["a", [[2**62, 2**62]]]]}, "less than it announced"),
+        ({"weights": [["a", [[1]]]]}, "more than it announced"),
+        ({"weights": [["a", [[0]]]]}, "makes no sense"),
+        ({"weights": [["a", [[-1]]]]}, "makes no sense"),
+        ({"weights": [["a", [[1, 1, 1, 1, 1]]]]}, "makes no sense"),
+        ({"weights": [["a", 1]]}, "makes no sense"),
+        ({"configuration": None}, "makes no sense"),
+        ({"more": 1}, "makes no sense"),
+        ({"fault": "a\n\x1bb" + 999 * "c"}, "^a b" + 296 * "c" + "$"),
+    ],
+)
+def test_an_answer_without_sense_is_refused(header: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        h5_process.decode(make_answer(header, bytes(8)))
+
+
+@pytest.mark.parametrize("answer", [b"", b"hello, world", b"\xff" * 99, bytes(64), b"\xff" * 8 + b"[" * 99_999])
+def test_an_answer_that_is_none_is_refused(answer: bytes) -> None:
+    with pytest.raises(ModelError, match="makes no sense"):
+        h5_process.decode(answer)
+
+
+def test_a_child_that_writes_without_end(replace: Replace, saved_model: bytes) -> None:
+    replace("real.json.dumps = lambda _: 'x' * (40 << 20)\nreal.main()")
+    with pytest.raises(ModelError, match=r"^m: .* ended with code 1: .* File too large; it is not opened"):
+        h5.load(saved_model, "m")
+
+
+def test_too_many_bytes_are_not_given_to_a_child() -> None:
+    with pytest.raises(ModelError, match="has 33,554,433 bytes, more than 33,554,432"):
+        h5_process.read(bytes((32 << 20) + 1))
