@@ -32,6 +32,7 @@ from fmnist_tasks.page.shelf import Shelf
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import run_key
+from fmnist_tasks.registry.signing import Document
 from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import DAG_ID, INCLUDE, LONGEST_REASON, read_store_uri
 from fmnist_tasks.templates import environment
@@ -75,8 +76,13 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     def oracle() -> Oracle:
         return Oracle(shelf().store)
 
-    def read_manifest(version: str) -> releases.Manifest:
-        return releases.read_manifest(shelf().store, require_name("release", version))
+    def open_manifest(version: str) -> Document:
+        return releases.open_manifest(shelf().store, require_name("release", version), shelf().log())
+
+    def describe_signature(signed_by: str | None) -> str:
+        return shelf().store.keys.describe(signed_by)
+
+    render.env.globals["describe_signature"] = describe_signature
 
     def read_ahead() -> None:
         try:
@@ -137,10 +143,12 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/releases/{version}")
     def release(request: Request, version: str) -> Response:
-        manifest = read_manifest(version)
+        document = open_manifest(version)
+        manifest = document.content
         entries = shelf().log()
         content = {
             "manifest": manifest,
+            "signed_by": document.signed_by,
             "champion": entries.champion,
             "withdrawn": entries.withdrawn.get(version),
             "entries": [entry for entry in entries.entries if version in {entry.version, entry.replaces}],
@@ -155,7 +163,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/releases/{version}/{name:path}")
     def file(request: Request, version: str, name: str) -> Response:
-        manifest = read_manifest(version)
+        manifest = open_manifest(version).content
         if name not in manifest["files"]:
             raise errors.MissingError(f"release {version} has no file {name}")
         reference = manifest["files"][name]
@@ -173,7 +181,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/compare")
     def compare(request: Request, a: str, b: str) -> Response:
-        pair = [read_manifest(version) for version in (a, b)]
+        pair = [open_manifest(version).content for version in (a, b)]
         return render.TemplateResponse(request, "compare.html", {"pair": pair})
 
     @app.post("/rollback", dependencies=[Depends(from_here)])

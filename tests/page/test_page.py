@@ -19,14 +19,17 @@ from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from fmnist_tasks import service
+from fmnist_tasks import service, withdrawal
 from fmnist_tasks.data.pictures import read_picture
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.page.app import create_app
 from fmnist_tasks.page.shelf import Shelf
-from fmnist_tasks.registry import releases
+from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import unseal
+from fmnist_tasks.registry.keys import make_keys
 from fmnist_tasks.registry.runs import read_record
+from fmnist_tasks.registry.signing import Keys
+from fmnist_tasks.registry.store import open_store
 from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
 from tests.support.hostile_images import HOSTILE_IMAGES, encode_image, make_png
@@ -475,3 +478,28 @@ def test_the_runbook_has_an_anchor_for_each_event(page: TestClient) -> None:
     assert answer.status_code == 200
     assert '<h2 id="retraining-rejected">Retraining rejected</h2>' in answer.text
     assert ">Runbook</a>" in answer.text
+
+
+@pytest.mark.integration
+def test_the_page_says_what_is_signed_and_shows_nothing_forged(
+    page: TestClient, finished_pipeline: Pipeline, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Manifest: unsigned." in page.get(f"/releases/{version}").text
+    pem, trusted = make_keys(None, champion.read_log(finished_pipeline.store).digests, leaked=False)
+    monkeypatch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
+    monkeypatch.setenv("FMNIST_SIGNING_KEY", pem)
+    store = open_store(finished_pipeline.environment["FMNIST_STORE"])
+    release = service.open_release(store, version)
+    facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
+    releases.publish(store, "second", release.files, facts)
+    withdrawal.withdraw(store, "second", "no good", actor="ann")
+    text = browser(app()).get("/releases/second").text
+    assert f"Manifest: signed by key {trusted.keys[0].id[:16]}." in text
+    assert text.count("signed by key") == 2
+    key = "releases/second/manifest.json"
+    store.put(key, Keys().write(key, "manifest", {**facts, "version": "second", "files": {}, "classes": ["a"] * 10}))
+    for path in ("/releases/second", "/releases/second/model.h5", f"/compare?a={version}&b=second"):
+        answer = browser(app()).get(path)
+        assert (answer.status_code, "so it was replaced" in answer.text) == (500, True)
+    overview = browser(app()).get("/").text
+    assert "releases/second/manifest.json: is not the manifest that entry 2 of the champion log names" in overview
