@@ -1,5 +1,5 @@
 # MinIO at the last commit of its archived source, with our filter in it, see docs/store.md.
-FROM golang:1.26-alpine AS build
+FROM golang:1.27-alpine AS build
 COPY include/servers /servers
 RUN /servers/build-minio /built/minio
 

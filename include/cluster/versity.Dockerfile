@@ -1,5 +1,5 @@
 # The Versity S3 Gateway on a folder, see docs/store.md.
-FROM golang:1.26-alpine AS build
+FROM golang:1.27-alpine AS build
 COPY include/servers /servers
 RUN /servers/build-versity /built/versitygw
 
