@@ -27,7 +27,7 @@ SERVICES = DECLARED["services"]
 JOBS = {"bucket", "database"}
 UNDOCUMENTED = ("scheduler", "num_stuck_in_queued_retries")  # which Airflow reads all the same
 STORES = {"postgres", "redis", "minio", "versity"}
-OF_CONTAINERS = {"AIRFLOW_LISTEN", "MINIO_IMAGE", "WORKER_CPUS", "WORKER_MEMORY"}  # settings that processes ignore
+OF_CONTAINERS = {"AIRFLOW_LISTEN", "WORKER_CPUS", "WORKER_MEMORY"}  # settings that processes ignore
 OURS = SERVICES.keys() - STORES
 
 
