@@ -11,20 +11,28 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks.settings import INCLUDE
+from fmnist_tasks.settings import INCLUDE, PROJECT
 from tests.support.minio_server import MinioServer
 from tests.support.pipeline import Pipeline
 from tests.support.ports import accepts_connections, reserve_port
 
+(VERSION,) = re.findall(r"^version=(\S+)", (INCLUDE / "servers" / "build-minio").read_text(), re.MULTILINE)
 SERVE = ("server", "127.0.0.1:9", "127.0.0.1:8")
-TOOLS = ("bash", "dirname", "mkdir", "mv", "rm", "cat", "id", "chmod")  # what the script needs, and no server
-SAYS = 'echo "${0##*/} $*"'
+# What the scripts need, and no server.
+TOOLS = ("sh", "bash", "dirname", "mkdir", "mktemp", "mv", "cp", "rm", "cat", "chmod", "grep")
+FILTER = "# refuseForgedUploads"  # as a server that has it
+SAYS = f'echo "${{0##*/}} $*" {FILTER}'
+# A Go whose modules are in a folder beside it, and whose build is what it is told to compile.
 BUILDS = f"""
-echo "$*" >>"${{0%/*}}/built"
-mkdir -p "$GOBIN"
-echo '#!/bin/bash' >"$GOBIN/minio"
-echo '{SAYS}' >>"$GOBIN/minio"
-chmod +x "$GOBIN/minio"
+echo "$*" >>"${{0%/*}}/called"
+case $1 in
+  env) echo "${{0%/*}}/modules" ;;
+  build)
+    echo '#!/bin/bash' >"$4"
+    echo '{SAYS}' >>"$4"
+    grep '^func refuse' source/cmd/fmnist-filter.go | sed 's/^/# /' >>"$4"
+    chmod +x "$4" ;;
+esac
 """
 
 
@@ -46,61 +54,99 @@ def stand_in(file: Path, text: str = SAYS) -> Path:
     return file
 
 
-def served(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def served(path: Path, project: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
     home = path.parent / "home"
     return subprocess.run(
-        [str(INCLUDE / "minio"), *SERVE, str(home / "data")],
+        [str(project / "include" / "minio"), *SERVE, str(home / "data")],
         env={"PATH": str(path), "HOME": str(home), "FMNIST_HOME": str(home), **environment},
         capture_output=True,
         text=True,
     )
 
 
-def test_the_server_comes_from_the_first_that_there_is(path: Path) -> None:
+def provide_go(path: Path) -> Path:
+    """A Go that tells what it was called for."""
+    (path / "sed").symlink_to(shutil.which("sed") or "")
+    source = path / "modules" / "github.com" / "minio" / f"minio@{VERSION}"
+    (source / "cmd").mkdir(parents=True)
+    for name in ("go.mod", "go.sum"):
+        (source / name).touch()
+    stand_in(path / "go", BUILDS)
+    return path / "called"
+
+
+def test_the_server_is_the_named_one_or_built_with_the_filter_once(path: Path) -> None:
     nowhere = served(path)
     assert nowhere.returncode == 3
-    assert "no server: MINIO names none, no minio on the PATH, no Go 1.24 or newer that builds it" in nowhere.stderr
+    assert "no server: MINIO names none, and there is no Go 1.24 or newer that builds one" in nowhere.stderr
 
-    stand_in(path / "docker")
-    assert re.match(r"docker run --rm --user \d+:\d+ --publish 127.0.0.1:9:9000 .* quay.io/minio", served(path).stdout)
-
-    stand_in(path / "go", BUILDS)
+    called = provide_go(path)
     addresses = "--address 127.0.0.1:9 --console-address 127.0.0.1:8"
     for _ in range(2):
-        assert re.search(rf"^minio server --quiet {addresses} \S+/data$", served(path).stdout, re.MULTILINE)
-    (line,) = (path / "built").read_text().splitlines()  # built once, then kept
-    assert line == "install github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
-
-    (path / "minio").symlink_to(stand_in(path.parent / "installed", 'echo "installed $*"'))
-    assert served(path).stdout.startswith("installed server")
+        ended = served(path)
+        assert re.search(rf"^minio server --quiet {addresses} \S+/data$", ended.stdout, re.MULTILINE), ended.stderr
+    calls = called.read_text().splitlines()
+    assert calls[0] == f"mod download github.com/minio/minio@{VERSION}"
+    assert [call.split()[0] for call in calls] == ["mod", "env", "mod", "build"]  # built once, then kept
+    (built,) = (path.parent / "home" / "cache").iterdir()
+    assert "func refuseForgedUploads" in (built / "minio").read_text()
 
     assert served(path, MINIO=str(stand_in(path.parent / "named"))).stdout.startswith("named server")
 
 
+def test_a_server_without_the_filter_is_not_started(path: Path) -> None:
+    stand_in(path / "minio", "echo started")
+    assert served(path).returncode == 3  # one on the PATH is somebody else's
+    named = served(path, MINIO=str(path / "minio"))
+    assert (named.returncode, named.stdout) == (3, "")
+    assert f"{path}/minio has not the filter against forged uploads; build a server by include/servers/build-minio" in (
+        named.stderr
+    )
+
+
+def test_another_filter_is_another_server(path: Path, tmp_path: Path) -> None:
+    called = provide_go(path)
+    copy = tmp_path / "copy"
+    (copy / "include").mkdir(parents=True)
+    (copy / ".venv").symlink_to(PROJECT / ".venv")
+    for name in ("minio", "activate", "follow-home", "servers"):
+        source, target = INCLUDE / name, copy / "include" / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    assert served(path, copy).returncode == 0
+    with (copy / "include" / "servers" / "filter.go").open("a") as file:
+        file.write("// changed\n")
+    assert served(path, copy).returncode == 0
+    assert sum(call.startswith("build") for call in called.read_text().splitlines()) == 2
+    assert len(list((path.parent / "home" / "cache").iterdir())) == 1  # the other one is gone
+
+
 def test_settings_of_another_server_do_not_reach_this_one(path: Path) -> None:
     foreign = {"MINIO_VOLUMES": "/another", "MINIO_ROOT_USER": "root", "MINIO_ROOT_PASSWORD": "secret"}
-    named = stand_in(path.parent / "named", 'echo "$MINIO_VOLUMES,$MINIO_ROOT_USER,$MINIO_ROOT_PASSWORD"')
+    named = stand_in(path.parent / "named", f'echo "$MINIO_VOLUMES,$MINIO_ROOT_USER,$MINIO_ROOT_PASSWORD" {FILTER}')
     assert served(path, MINIO=str(named), **foreign).stdout == ",root,secret\n"
 
 
-def test_a_build_that_fails_goes_on_to_the_next(path: Path) -> None:
+def test_a_build_that_fails_starts_nothing(path: Path) -> None:
     stand_in(path / "go", "echo 'go: too old' >&2; exit 1")
     failed = served(path)
     assert failed.returncode == 3
-    assert failed.stderr.count("go: too old") == 2  # by itself, and by the version of Go that is known to build it
+    assert failed.stderr.count("go: too old") == 1
+    assert not list((path.parent / "home").glob("cache/*"))
 
 
-def test_the_development_server_tells_its_address_and_keeps_its_generated_password(path: Path) -> None:
+def test_the_development_server_tells_its_address_and_keeps_what_it_generated(path: Path) -> None:
     home = path.parent / "home"
     environment = {"PATH": str(path), "HOME": str(home), "FMNIST_HOME": str(home), "MINIO_PORT": str(reserve_port())}
-    environment |= {"MINIO": str(stand_in(path.parent / "named", 'echo "$MINIO_ROOT_USER $MINIO_ROOT_PASSWORD"'))}
+    environment |= {
+        "MINIO": str(stand_in(path.parent / "named", f'echo "$MINIO_ROOT_USER $MINIO_ROOT_PASSWORD" {FILTER}'))
+    }
     passwords = []
     for _ in range(2):
         ended = subprocess.run([INCLUDE / "minio", "develop"], env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
         assert f"address   http://127.0.0.1:{environment['MINIO_PORT']}\n" in ended.stdout
-        passwords += re.findall(r"user +fmnist\n +password +(\S{20,})\n", ended.stdout)
-        assert ended.stdout.endswith(f"fmnist {passwords[-1]}\n")  # what the server got
+        passwords += re.findall(r"user +(\w{19})\n +password +(\S{20,})\n", ended.stdout)
+        assert ended.stdout.endswith(" ".join(passwords[-1]) + "\n")  # what the server got
     assert len(passwords) == 2
     assert passwords[0] == passwords[1]
     assert (home / "minio" / "credentials").stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""`make sbom`: bills of materials in CycloneDX JSON, below `var/sbom`: of the lock, and of each MinIO that was built.
+"""`make sbom`: bills of materials in CycloneDX JSON, below `var/sbom`: of the lock, and of each store that was built.
 
 They are made when they are needed and not kept in the repository, so that they cannot be older than what they describe.
 """
@@ -32,8 +32,8 @@ def describe_go_program(target: Path, program: Path) -> None:
 
 
 def list_go_programs(cache: Path) -> list[Path]:
-    """Each MinIO that was built on this machine."""
-    return sorted(cache.glob("minio-*/minio"))
+    """Each MinIO and Versity S3 Gateway that was built on this machine."""
+    return sorted([*cache.glob("minio-*/minio"), *cache.glob("versity-*/versitygw")])
 
 
 def main() -> None:

@@ -1,39 +1,111 @@
 """The init job of the object store: the bucket of the line, the one of the task logs, and a user for each task.
 
-Reads the administrator's `MINIO_ROOT_USER` and `MINIO_ROOT_PASSWORD`, the server's `MINIO_ENDPOINT`, and for each user
-the secret that it is to have, `<USER>_PASSWORD`. A second call changes what differs and nothing else; lifecycle rules
-that are there stay as they are.
+Reads the kind of server, `STORE`, its `MINIO_ENDPOINT`, the administrator's `MINIO_ROOT_USER` and
+`MINIO_ROOT_PASSWORD`, and for each role the access key and the secret that its user is to have, `<ROLE>_ACCESS_KEY` and
+`<ROLE>_PASSWORD`. A second call changes what differs and nothing else; lifecycle rules that are there stay as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlsplit
+from xml.sax.saxutils import escape
 
+import urllib3
 from minio import Minio, MinioAdmin
 from minio.commonconfig import ENABLED, Filter
+from minio.credentials.credentials import Credentials
 from minio.credentials.providers import StaticProvider
+from minio.helpers import DictType
 from minio.lifecycleconfig import Expiration, Rule
+from minio.signer import sign_v4_s3
+from minio.time import to_amz_date
 
 from fmnist_tasks.credentials import read_secret
+from fmnist_tasks.errors import AccessError
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE
 
 LINE, LOGS = "fmnist", "fmnist-logs"
-USERS = {"publisher": LINE, "reader": LINE, "pruner": LINE, "logs": LOGS}  # each named after its policy
+ROLES = {"publisher": LINE, "reader": LINE, "pruner": LINE, "logs": LOGS}  # each with a policy of its name
 LOG_DAYS = 90  # a task's log is kept so long
+_REGION = "us-east-1"  # so that no request asks for it
 
 
-def add_user(admin: MinioAdmin, name: str, secret: str, policy: str, bucket: str) -> None:
-    """A user who may do what one of `include/policies` allows, in that bucket only."""
-    text = (INCLUDE / "policies" / f"{policy}.json").read_text().replace("BUCKET", bucket)
-    admin.policy_add(name, policy=json.loads(text))
-    admin.user_add(name, secret)
-    if name not in (json.loads(admin.user_info(name)).get("policyName") or "").split(","):
-        admin.policy_set(name, user=name)
+@dataclass(frozen=True)
+class User:
+    """Who may do what the policy of a role allows, in one bucket only."""
+
+    role: str
+    bucket: str
+    access_key: str
+    secret: str
+
+    def read_statements(self) -> list[dict[str, Any]]:
+        """The statements of the role's policy, for its bucket."""
+        text = (INCLUDE / "policies" / f"{self.role}.json").read_text().replace("BUCKET", self.bucket)
+        statements: list[dict[str, Any]] = json.loads(text)["Statement"]
+        return statements
+
+
+def add_user(admin: MinioAdmin, user: User, policy: str) -> None:
+    """Give MinIO the user, and the policy under that name."""
+    admin.policy_add(policy, policy={"Version": "2012-10-17", "Statement": user.read_statements()})
+    admin.user_add(user.access_key, user.secret)
+    if policy not in (json.loads(admin.user_info(user.access_key)).get("policyName") or "").split(","):
+        admin.policy_set(policy, user=user.access_key)
+
+
+def prepare_minio(client: Minio, admin: MinioAdmin, users: list[User]) -> None:
+    """Add users and lifecycle rules; remove the users of earlier versions, whose access keys were the roles' names."""
+    old = Rule(ENABLED, rule_id="old logs", rule_filter=Filter(prefix=""), expiration=Expiration(days=LOG_DAYS))
+    add_rules(client, LINE, RULES)  # a bucket of an earlier version lacks some
+    add_rules(client, LOGS, [old])
+    for user in users:
+        add_user(admin, user, user.role)
+    for name in (ROLES.keys() & json.loads(admin.user_list())) - {user.access_key for user in users}:
+        admin.user_remove(name)
+
+
+def prepare_versity(client: Minio, endpoint: str, root: Credentials, users: list[User]) -> None:
+    """Add users, and to each bucket a policy that names what each of them may do. There are no lifecycle rules."""
+    for user in users:
+        secret = f"<Secret>{escape(user.secret)}</Secret>"
+        account = f"<Account><Access>{escape(user.access_key)}</Access>{secret}<Role>user</Role></Account>"
+        if _command_versity(endpoint, root, "create-user", account) == HTTPStatus.CONFLICT:
+            changes = f"<MutableProps>{secret}</MutableProps>"
+            _command_versity(endpoint, root, f"update-user?access={quote(user.access_key)}", changes)
+    for bucket in (LINE, LOGS):
+        statements = [
+            {"Principal": {"AWS": [user.access_key]}, **statement}
+            for user in users
+            if user.bucket == bucket
+            for statement in user.read_statements()
+        ]
+        client.set_bucket_policy(bucket, json.dumps({"Version": "2012-10-17", "Statement": statements}))
+
+
+def _command_versity(endpoint: str, root: Credentials, command: str, content: str) -> int:
+    """Status of a command of the gateway's own, which is signed like S3's; the user may be there already."""
+    address, body, now = urlsplit(f"{endpoint}/{command}"), content.encode(), datetime.now(UTC)
+    digest = hashlib.sha256(body).hexdigest()
+    headers: DictType = {"Host": address.netloc, "X-Amz-Content-Sha256": digest, "X-Amz-Date": to_amz_date(now)}
+    signed = sign_v4_s3(
+        method="PATCH", url=address, region=_REGION, headers=headers, credentials=root, content_sha256=digest, date=now
+    )
+    sent = {name: str(value) for name, value in signed.items()}
+    answer = urllib3.request("PATCH", address.geturl(), body=body, headers=sent)
+    if answer.status >= HTTPStatus.BAD_REQUEST and answer.status != HTTPStatus.CONFLICT:
+        raise AccessError(f"{endpoint} refuses {command.partition('?')[0]}: {answer.data.decode(errors='replace')}")
+    return answer.status
 
 
 def main() -> None:
@@ -42,17 +114,19 @@ def main() -> None:
     address = urlsplit(endpoint)
     root = StaticProvider(read_secret("MINIO_ROOT_USER"), read_secret("MINIO_ROOT_PASSWORD"))
     secure = address.scheme == "https"
-    client = Minio(address.netloc, credentials=root, secure=secure)
+    client = Minio(address.netloc, credentials=root, secure=secure, region=_REGION)
+    users = [
+        User(role, bucket, read_secret(f"{role.upper()}_ACCESS_KEY"), read_secret(f"{role.upper()}_PASSWORD"))
+        for role, bucket in ROLES.items()
+    ]
     S3Store(Bucket(LINE, endpoint, client)).prepare()
     if not client.bucket_exists(LOGS):
         client.make_bucket(LOGS)
-    old = Rule(ENABLED, rule_id="old logs", rule_filter=Filter(prefix=""), expiration=Expiration(days=LOG_DAYS))
-    add_rules(client, LINE, RULES)  # a bucket of an earlier version lacks some
-    add_rules(client, LOGS, [old])
-    admin = MinioAdmin(endpoint=address.netloc, credentials=root, secure=secure)
-    for name, bucket in USERS.items():
-        add_user(admin, name, read_secret(f"{name.upper()}_PASSWORD"), name, bucket)
-    print(f"{endpoint}: buckets {LINE} and {LOGS}; users {', '.join(USERS)}")
+    if os.environ["STORE"] == "versity":
+        prepare_versity(client, endpoint, root.retrieve(), users)
+    else:
+        prepare_minio(client, MinioAdmin(endpoint=address.netloc, credentials=root, secure=secure), users)
+    print(f"{endpoint}: buckets {LINE} and {LOGS}; users for {', '.join(ROLES)}")
 
 
 if __name__ == "__main__":

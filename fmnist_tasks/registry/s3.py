@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 _PAGE = 1000  # keys that a server lists at once
 _PIECE = 8 << 20  # bytes held in memory; what is larger is sent in parts, and received into a temporary file
 _CHUNK = 1 << 20  # bytes read from the network at once
-_REFUSED = {"AccessDenied", "NotImplemented", "MethodNotAllowed"}
+_REFUSED = {"AccessDenied", "NotImplemented", "MethodNotAllowed", "VersioningNotConfigured"}
 
 # An object that exists, on which a server shows that it refuses a second create.
 _PROOF_KEY = "conditional-create.txt"

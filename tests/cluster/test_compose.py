@@ -15,27 +15,24 @@ import pytest
 import yaml
 
 from fmnist_tasks.credentials import read_secret
+from fmnist_tasks.registry import provision
 from fmnist_tasks.settings import INCLUDE, PROJECT, TASK_LIMIT
 from tests.support.cluster.declaration import DeclarationError, read_services, read_settings
 from tests.support.requirements import COMPOSE_PARSER, require
 
 COMPOSE = PROJECT / "docker-compose.yaml"
-DOCKERFILES = {name: (INCLUDE / "cluster" / f"{name}.Dockerfile").read_text() for name in ("airflow", "minio")}
+DOCKERFILES = {
+    name: (INCLUDE / "cluster" / f"{name}.Dockerfile").read_text() for name in ("airflow", "minio", "versity")
+}
 DECLARED = yaml.safe_load(COMPOSE.read_text())
 SERVICES = DECLARED["services"]
 JOBS = {"bucket", "roles", "database"}
 UNDOCUMENTED = ("scheduler", "num_stuck_in_queued_retries")  # which Airflow reads all the same
-STORES = {"postgres", "redis", "minio"}
-OF_CONTAINERS = {
-    "AIRFLOW_LISTEN",
-    "IMAGE_TAG",
-    "MINIO_IMAGE",
-    "WORKER_CPUS",
-    "WORKER_MEMORY",
-}  # settings that processes ignore
+STORES = {"postgres", "redis", "minio", "versity"}
+OF_CONTAINERS = {"AIRFLOW_LISTEN", "IMAGE_TAG", "WORKER_CPUS", "WORKER_MEMORY"}  # settings that processes ignore
 OURS = SERVICES.keys() - STORES
 GUIDE = (PROJECT / "docs" / "operations.md").read_text()
-SECRET = re.compile(r"\w+_(PASSWORD|KEY|SECRET)|FMNIST_HEARTBEAT_URL")  # the names of secrets in .env
+SECRET = re.compile(r"\w+_(PASSWORD|KEY|SECRET)|MINIO_ROOT_USER|FMNIST_HEARTBEAT_URL")  # the names of secrets in .env
 
 
 @pytest.fixture(scope="session")
@@ -66,20 +63,24 @@ def parsed(parser: list[str | Path], variables: dict[str, str], *more: Path) -> 
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("store", ["minio", "versity"])
 def test_the_parser_of_docker_compose_reads_what_make_cluster_reads(
-    parser: list[str | Path], settings: dict[str, str]
+    parser: list[str | Path], settings: dict[str, str], store: str
 ) -> None:
+    settings = settings | {"STORE": store, "COMPOSE_PROFILES": store}
     answer = parsed(parser, settings)
     assert answer.returncode == 0, answer.stderr
     theirs = json.loads(answer.stdout)["services"]
     ours = read_services(COMPOSE, settings)
     assert set(theirs) == set(ours)
+    assert {"minio", "versity"}.intersection(ours) == {store}
+    assert f"http://{store}:9000" in ours["worker"].environment["FMNIST_STORE"]
     for name, service in ours.items():
         # `config` writes a dollar that stays one as two
         environment = {key: value.replace("$$", "$") for key, value in theirs[name]["environment"].items()}
         declared = read_settings(INCLUDE / "cluster" / "airflow.env") if name in OURS else {}
         assert declared | environment == service.environment
-        assert set(theirs[name].get("depends_on", {})) == set(service.needs)
+        assert set(theirs[name].get("depends_on", {})) & set(theirs) == set(service.needs)
         if name not in STORES:
             assert [word.replace("$$", "$") for word in theirs[name]["command"]] == list(service.command)
         kind, *words = theirs[name].get("healthcheck", {}).get("test", [""])
@@ -122,7 +123,20 @@ def test_a_secret_that_is_there_stays(settings: dict[str, str], tmp_path: Path) 
     lines = file.read_text().splitlines()
     assert (lines[0], *lines[2:]) == ("ADMIN_PASSWORD=mine", "# a word", "FMNIST_DATASET=", "FMNIST_SIGNING_KEY=")
     assert re.fullmatch(r"FERNET_KEY=[\w-]{43}=", lines[1])
-    assert len(set(settings.values())) > 11  # no two secrets are alike
+    made = [value for name, value in settings.items() if SECRET.fullmatch(name) and not name.startswith("FMNIST_")]
+    assert len(set(made)) == len(made)  # no two are alike
+    names = [settings["MINIO_ROOT_USER"], *(settings[f"{role.upper()}_ACCESS_KEY"] for role in provision.ROLES)]
+    assert all(re.fullmatch(r"[\w-]{20}", name) for name in names)
+
+
+def test_no_file_names_a_user_of_the_store() -> None:
+    """Whoever knows the name of a user knows half of what is needed to be that user."""
+    for service in SERVICES.values():
+        for name, value in service["environment"].items():
+            if re.search("ACCESS_KEY|ROOT_USER", name):
+                assert re.fullmatch(r"\$\{\w+:\?make secrets\}", value), name
+        logs = service["environment"].get("AIRFLOW_CONN_FMNIST_LOGS", '"login": "${LOGS_ACCESS_KEY:?make secrets}"')
+        assert '"login": "${LOGS_ACCESS_KEY:?make secrets}"' in logs
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -142,10 +156,10 @@ def test_every_service_is_confined(name: str) -> None:
 
 
 def test_nobody_is_root() -> None:
-    for name in STORES - {"minio"}:
+    for name in STORES - DOCKERFILES.keys():
         assert SERVICES[name]["user"] == name
     last = {name: re.findall(r"^USER (\w+)", text, re.MULTILINE)[-1] for name, text in DOCKERFILES.items()}
-    assert last == {"airflow": "airflow", "minio": "nobody"}
+    assert last == {"airflow": "airflow", "minio": "nobody", "versity": "nobody"}
 
 
 def test_the_stores_are_reached_from_inside_only_and_the_ui_from_this_machine() -> None:
@@ -197,14 +211,14 @@ def test_no_secret_is_in_an_address_or_on_a_command_line() -> None:
     for service in SERVICES.values():
         words = [*service.get("command", []), *service.get("healthcheck", {}).get("test", [])]
         assert not {name for name in re.findall(r"(?<!\$)\$\{(\w+)", " ".join(words)) if SECRET.fullmatch(name)}
-        assert not [value for value in service["environment"].values() if re.search(r"://[^/\s]*\$", str(value))]
+        addresses = re.findall(r"://[^/\s]*", " ".join(map(str, service["environment"].values())))
+        assert set(re.findall(r"\$\{(\w+)", " ".join(addresses))) <= {"STORE"}
 
 
 def test_what_lies_in_memory_is_limited_and_no_volume_is_anonymous() -> None:
-    for name, service in SERVICES.items():
+    for service in SERVICES.values():
         assert [mount for mount in service.get("volumes", []) if ":" not in mount] == []
-        if name != "minio":
-            assert [path for path in service.get("tmpfs", []) if ":size=" not in path] == []
+        assert [path for path in service.get("tmpfs", []) if ":size=" not in path] == []
     named = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
     assert named == {*DECLARED["volumes"], "./config"}
 
@@ -245,7 +259,14 @@ def test_what_it_names_is_there() -> None:
     files = {word for word in named if word.startswith("include/")}
     assert files == {
         f"include/cluster/{name}"
-        for name in ("airflow.Dockerfile", "airflow.env", "migrate", "minio.Dockerfile", "roles.py")
+        for name in (
+            "airflow.Dockerfile",
+            "airflow.env",
+            "migrate",
+            "minio.Dockerfile",
+            "roles.py",
+            "versity.Dockerfile",
+        )
     }
     assert [file for file in files if not (PROJECT / file).exists()] == []
 
@@ -263,9 +284,9 @@ def test_every_health_check_is_a_command_of_its_image() -> None:
         command.name for name in ("apache-airflow-core", "celery") for command in distribution(name).entry_points
     }
     assert {"airflow", "celery"} <= installed
-    for name in ("airflow", "minio"):
+    for name in DOCKERFILES:
         assert re.search(r"(install|add) .*\bcurl\b", DOCKERFILES[name])
-    known = {"postgres": {"pg_isready"}, "redis": {"redis-cli"}, "minio": {"curl"}}
+    known = {"postgres": {"pg_isready"}, "redis": {"redis-cli"}, "minio": {"curl"}, "versity": {"curl"}}
     for name, service in SERVICES.items():
         if name not in JOBS:
             kind, *words = service["healthcheck"]["test"]
@@ -277,8 +298,16 @@ def test_versions_are_those_of_the_lock() -> None:
     lock = (PROJECT / "requirements.txt").read_text()
     (locked,) = re.findall(r"^apache-airflow==(\S+)", lock, re.MULTILINE)
     assert f"FROM apache/airflow:slim-{locked}-python3." in DOCKERFILES["airflow"]
-    (source,) = re.findall(r"^version=(\S+)", (INCLUDE / "minio").read_text(), re.MULTILINE)
-    assert f"minio@{source}" in DOCKERFILES["minio"]
+
+
+def test_the_images_of_stores_are_built_as_processes_are() -> None:
+    """By the same script, which has the version, and for MinIO the filter."""
+    for name in ("minio", "versity"):
+        (copied,) = re.findall(r"^COPY include/servers (\S+)$", DOCKERFILES[name], re.MULTILINE)
+        (target,) = re.findall(rf"^RUN {copied}/build-{name} (\S+)$", DOCKERFILES[name], re.MULTILINE)
+        assert re.search(rf"^COPY --from=build {target} /usr/bin/{Path(target).name}$", DOCKERFILES[name], re.MULTILINE)
+        assert f"include/servers/build-{name}" in (INCLUDE / name).read_text()
+        assert (INCLUDE / "servers" / f"build-{name}").stat().st_mode & 0o111
 
 
 def test_every_setting_of_airflow_is_one_that_airflow_has() -> None:

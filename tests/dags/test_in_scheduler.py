@@ -183,12 +183,12 @@ def own_minio_server(
 def test_a_server_that_is_gone_ends_the_run_red_and_cleared_tasks_finish_it(
     own_migrated_home: Path, finished_pipeline: Pipeline, own_minio_server: MinioServer
 ) -> None:
-    store = own_minio_server.open_store("fmnist")
+    store = own_minio_server.open_store("copied")
     for stat in finished_pipeline.store.list(""):
         store.put(stat.key, finished_pipeline.store.get(stat.key))
     before = champion.history(store)
     airflow = AirflowInstallation(
-        own_migrated_home, finished_pipeline, {"FMNIST_STORE": own_minio_server.build_uri("fmnist")}
+        own_migrated_home, finished_pipeline, {"FMNIST_STORE": own_minio_server.build_uri("copied")}
     )
     with airflow.run_standalone() as url:
         airflow.unpause_dag(DAG_ID)

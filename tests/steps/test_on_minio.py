@@ -11,8 +11,6 @@ from pathlib import Path
 
 import minio as client
 import pytest
-from minio.commonconfig import ENABLED
-from minio.versioningconfig import VersioningConfig
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,7 +18,7 @@ from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.data.dataset import load
 from fmnist_tasks.errors import AccessError, IntegrityError
-from fmnist_tasks.registry import champion, provision, pruning, releases
+from fmnist_tasks.registry import champion, pruning, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, open_store, read_clock
 from fmnist_tasks.settings import Settings
@@ -116,36 +114,6 @@ def test_a_pruner_can_delete_what_is_old_and_write_only_its_flag(
     ):
         with pytest.raises(AccessError, match="does not allow it"):
             write()
-
-
-def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(
-    minio_server: MinioServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    access, secret = minio_server.credentials.values()
-    root = {"MINIO_ENDPOINT": minio_server.endpoint, "MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret}
-    secrets = {f"{user.upper()}_PASSWORD": f"secret-of-{user}" for user in provision.USERS}
-    for name, value in (root | secrets).items():
-        monkeypatch.setenv(name, value)
-    admin = client.Minio(minio_server.endpoint.removeprefix("http://"), access, secret, secure=False)
-    admin.make_bucket(provision.LINE)  # by an earlier version, which set fewer rules
-    admin.set_bucket_versioning(provision.LINE, VersioningConfig(ENABLED))
-    for _ in range(2):
-        provision.main()
-    assert [rule.rule_id for rule in admin.get_bucket_lifecycle(provision.LINE).rules] == [
-        "checkpoints",
-        "earlier versions",
-    ]
-    (rule,) = admin.get_bucket_lifecycle(provision.LOGS).rules
-    assert (rule.rule_filter.prefix, rule.expiration.days) == ("", 90)
-    for user, (own, foreign) in {"publisher": ("fmnist", "fmnist-logs"), "logs": ("fmnist-logs", "fmnist")}.items():
-        monkeypatch.setenv("FMNIST_STORE", minio_server.build_uri(own))
-        store = be(monkeypatch, {"MINIO_ACCESS_KEY": user, "MINIO_SECRET_KEY": f"secret-of-{user}"})
-        store.put("tasks/one.log", user.encode())
-        with pytest.raises(AccessError, match="does not allow it"):
-            store.delete("tasks/one.log")
-        monkeypatch.setenv("FMNIST_STORE", minio_server.build_uri(foreign))
-        with pytest.raises(AccessError, match="does not allow it"):
-            open_store(Settings.from_environment().store).get("tasks/one.log")
 
 
 @pytest.mark.parametrize("what", ["model", "manifest", "dataset", "log entry"])

@@ -1,4 +1,4 @@
-"""A real MinIO server for the tests: an own process on a free loopback port, with users of the documented policies."""
+"""Real S3 servers for the tests: own processes on free loopback ports, with users of the documented policies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 import urllib3
@@ -14,19 +15,21 @@ from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 
 from fmnist_tasks.registry.access import reach
-from fmnist_tasks.registry.provision import add_user
+from fmnist_tasks.registry.provision import User, add_user
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE, PROJECT
 from tests.support.ports import accepts_connections, reserve_port
-
-ROOT_USER = "tests-root"
 
 
 @dataclass
 class MinioServer:
     """The server, its folder, and how to reach it."""
 
+    kind: ClassVar[str] = "minio"
+    health: ClassVar[str] = "/minio/health/cluster"  # that of the process comes before it serves
+
     folder: Path
+    root: str = field(default_factory=lambda: uuid4().hex[:20])
     secret: str = field(default_factory=lambda: uuid4().hex)
     port: int = field(default_factory=reserve_port)
     certificate: Path | None = None  # beside it its key; with these the server speaks TLS
@@ -41,20 +44,27 @@ class MinioServer:
     def credentials(self) -> dict[str, str]:
         if self.external_endpoint:
             return {name: os.environ[name] for name in ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY")}
-        return {"MINIO_ACCESS_KEY": ROOT_USER, "MINIO_SECRET_KEY": self.secret}
+        return {"MINIO_ACCESS_KEY": self.root, "MINIO_SECRET_KEY": self.secret}
+
+    @property
+    def command(self) -> list[str]:
+        arguments = [f"127.0.0.1:{self.port}", f"127.0.0.1:{reserve_port()}", str(self.folder)]
+        certificate = ["--certs-dir", str(self.certificate.parent)] if self.certificate else []
+        return [str(INCLUDE / "minio"), "server", *arguments, *certificate]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"MINIO_ROOT_USER": self.root, "MINIO_ROOT_PASSWORD": self.secret}
 
     def start(self) -> None:
         log = self.folder.with_suffix(".log")
-        arguments = [f"127.0.0.1:{self.port}", f"127.0.0.1:{reserve_port()}", str(self.folder)]
-        if self.certificate:
-            arguments += ["--certs-dir", str(self.certificate.parent)]
-        secrets = {"MINIO_ROOT_USER": ROOT_USER, "MINIO_ROOT_PASSWORD": self.secret}
-        environment = {**os.environ, **secrets, "FMNIST_HOME": str(PROJECT / "var")}  # where the built server is kept
-        script = str(INCLUDE / "minio")
+        environment = {
+            **os.environ,
+            **self.settings,
+            "FMNIST_HOME": str(PROJECT / "var"),
+        }  # where built servers are kept
         with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [script, "server", *arguments], env=environment, stdout=output, stderr=output
-            )
+            self.process = subprocess.Popen(self.command, env=environment, stdout=output, stderr=output)
         while not self.is_healthy():
             if self.process.poll() is not None:
                 raise RuntimeError(log.read_text())
@@ -65,7 +75,7 @@ class MinioServer:
             return False
         authority = str(self.certificate) if self.certificate else None
         with urllib3.PoolManager(retries=False, ca_certs=authority) as pool:
-            return pool.request("GET", f"{self.endpoint}/minio/health/live").status == 200
+            return pool.request("GET", f"{self.endpoint}{self.health}").status == 200
 
     def stop(self) -> None:
         assert self.process is not None
@@ -78,11 +88,27 @@ class MinioServer:
     def open_store(self, bucket: str) -> S3Store:
         return S3Store(reach(self.build_uri(bucket)))
 
-    def create_user(self, policy: str, bucket: str) -> dict[str, str]:
+    def create_user(self, role: str, bucket: str) -> dict[str, str]:
         """A new user with one of the policies of include/policies; the environment that names it."""
-        admin = MinioAdmin(
-            endpoint=f"127.0.0.1:{self.port}", credentials=StaticProvider(ROOT_USER, self.secret), secure=False
+        root = StaticProvider(self.root, self.secret)
+        user = User(role, bucket, access_key=uuid4().hex[:20], secret=uuid4().hex)
+        add_user(
+            MinioAdmin(endpoint=f"127.0.0.1:{self.port}", credentials=root, secure=False), user, f"{role}-{bucket}"
         )
-        name, secret = f"{policy}-{uuid4().hex[:8]}", uuid4().hex
-        add_user(admin, name, secret, policy, bucket)
-        return {"MINIO_ACCESS_KEY": name, "MINIO_SECRET_KEY": secret}
+        return {"MINIO_ACCESS_KEY": user.access_key, "MINIO_SECRET_KEY": user.secret}
+
+
+@dataclass
+class VersityServer(MinioServer):
+    """The Versity S3 Gateway on a folder."""
+
+    kind: ClassVar[str] = "versity"
+    health: ClassVar[str] = "/health"
+
+    @property
+    def command(self) -> list[str]:
+        return [str(INCLUDE / "versity"), "server", f"127.0.0.1:{self.port}", str(self.folder)]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"ROOT_ACCESS_KEY": self.root, "ROOT_SECRET_KEY": self.secret}

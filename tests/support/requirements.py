@@ -76,11 +76,11 @@ def _has_postgres() -> bool:
 
 
 @functools.cache
-def _has_minio() -> bool:
-    """Whether there is a MinIO server; with Go it is built, by one process while the others wait."""
-    environment = {**os.environ, "FMNIST_HOME": str(PROJECT / "var")}  # where the built server is kept
-    with one_at_a_time(PROJECT / "var" / "cache" / "minio.lock"):
-        return subprocess.run([INCLUDE / "minio", "find_server"], env=environment).returncode == 0
+def _has_server(kind: str) -> bool:
+    """Whether there is a server, MinIO or Versity; with Go it is built, by one process while the others wait."""
+    environment = {**os.environ, "FMNIST_HOME": str(PROJECT / "var")}  # where built servers are kept
+    with one_at_a_time(PROJECT / "var" / "cache" / f"{kind}.lock"):
+        return subprocess.run([INCLUDE / kind, "find_server"], env=environment).returncode == 0
 
 
 def _can_parse_compose_files() -> bool:
@@ -124,7 +124,8 @@ FAKETIME = Requirement("faketime", _BY_MAKE, _make_program_check("faketime"))
 HOST_PROGRAMS = Requirement("ip, unshare and nsenter", _BY_MAKE, _make_program_check("ip", "unshare", "nsenter"))
 NGINX = Requirement("nginx", _BY_MAKE, _make_program_check("nginx"))
 OPENSSL = Requirement("openssl", _BY_MAKE, _make_program_check("openssl"))
-MINIO = Requirement("MinIO", _find_remedy_by_go, _has_minio)
+MINIO = Requirement("MinIO", _find_remedy_by_go, functools.partial(_has_server, "minio"))
+VERSITY = Requirement("the Versity S3 Gateway", _find_remedy_by_go, functools.partial(_has_server, "versity"))
 COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _find_remedy_by_go, _can_parse_compose_files)
 GO_TOOLS = Requirement("Go, or the modules of its tools", _find_remedy_by_go, _can_run_go_tools)
 OSV_SCANNER = Requirement("osv-scanner", _find_remedy_by_go, _has_osv_scanner)
@@ -147,6 +148,7 @@ REQUIREMENTS = (
     HOST_PROGRAMS,
     OPENSSL,
     MINIO,
+    VERSITY,
     COMPOSE_PARSER,
     GO_TOOLS,
     OSV_SCANNER,

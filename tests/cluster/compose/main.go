@@ -20,7 +20,7 @@ func main() {
 }
 
 func declaration() ([]byte, error) {
-	options, err := cli.NewProjectOptions(nil, cli.WithOsEnv, cli.WithConfigFileEnv)
+	options, err := cli.NewProjectOptions(nil, cli.WithOsEnv, cli.WithConfigFileEnv, cli.WithDefaultProfiles())
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,7 @@ PORTS = (
     ("redis", 6379),
     ("minio", 9000),
     ("minio", 9001),
+    ("versity", 9000),
     ("api-server", 8080),
     ("scheduler", 8974),
     ("triggerer", 8794),
@@ -69,8 +70,9 @@ class Cluster:
 
     def open_store(self, location: Location) -> S3Store:
         """The object store, for its administrator."""
-        root = StaticProvider("fmnist-root", self.provide_settings()["MINIO_ROOT_PASSWORD"])
-        authority = f"{location.address}:{location.find_port('minio', 9000)}"
+        settings = self.provide_settings()
+        root = StaticProvider(settings["MINIO_ROOT_USER"], settings["MINIO_ROOT_PASSWORD"])
+        authority = f"{location.address}:{location.find_port(settings['STORE'], 9000)}"
         return S3Store(Bucket("fmnist", f"http://{authority}", Minio(authority, secure=False, credentials=root)))
 
     def open_api(self, address: str) -> AirflowApi:

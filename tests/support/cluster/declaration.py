@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ STORE_COMMANDS = {
     "postgres": ["tests/support/cluster/postgres", "postgres:5432"],
     "redis": ["tests/support/cluster/redis", "redis:6379"],
     "minio": ["include/minio", "server", "minio:9000", "minio:9001", "minio"],
+    "versity": ["include/versity", "server", "versity:9000", "versity"],
 }
 _VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?::([-?])([^}]*))?\})")
 
@@ -54,15 +55,28 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
 
 
 def read_settings(file: Path) -> dict[str, str]:
-    """The lines `NAME=value` of a file, without comments."""
-    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
-    return dict(line.split("=", 1) for line in lines)
+    """The lines `NAME=value` of a file, without comments; a value may name those before it."""
+    settings: dict[str, str] = {}
+    for line in file.read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, value = line.split("=", 1)
+            settings[name] = interpolate(value, settings)
+    return settings
 
 
 def read_services(file: Path, variables: Mapping[str, str]) -> dict[str, Service]:
-    """The services of a compose file, each after those that it needs."""
-    declared = yaml.safe_load(file.read_text())["services"]
+    """The services of a compose file that are to run, each after those that it needs."""
+    profiles = set(variables.get("COMPOSE_PROFILES", "").split(","))
+    declared = {
+        name: content
+        for name, content in yaml.safe_load(file.read_text())["services"].items()
+        if profiles.intersection(content.get("profiles", profiles))
+    }
     services = {name: _read_service(name, content, file.parent, variables) for name, content in declared.items()}
+    services = {
+        name: replace(service, needs=tuple(need for need in service.needs if need in services))
+        for name, service in services.items()
+    }
     order = TopologicalSorter({name: service.needs for name, service in services.items()}).static_order()
     return {name: services[name] for name in order}
 

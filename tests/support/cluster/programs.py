@@ -27,7 +27,7 @@ _PORTS = {  # ports that Airflow listens on are told by the environment
 # What programs have of the environment in which the cluster is started: no more, for it may hold other secrets.
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "SSL_CERT_FILE", "MINIO", "DOCKER_HOST")
 _KEPT_PREFIXES = ("COVERAGE_", "OMP_", "TF_")  # of tests
-_ADDRESS = re.compile(r"\b(postgres|redis|minio|api-server|scheduler|triggerer|worker):(\d{4,5})\b")
+_ADDRESS = re.compile(r"\b(postgres|redis|minio|versity|api-server|scheduler|triggerer|worker):(\d{4,5})\b")
 
 
 @dataclass(frozen=True)

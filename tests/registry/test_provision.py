@@ -1,0 +1,327 @@
+"""The users that the init job makes: what each may do, and what nobody may, be it by a forged request."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+import urllib3
+from minio import Minio, MinioAdmin
+from minio.commonconfig import ENABLED, CopySource, Filter
+from minio.credentials import Credentials
+from minio.credentials.providers import StaticProvider
+from minio.datatypes import Part, PostPolicy
+from minio.deleteobjects import DeleteObject
+from minio.error import S3Error, ServerError
+from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+from minio.objectlockconfig import DAYS, GOVERNANCE, ObjectLockConfig
+from minio.retention import Retention
+from minio.signer import sign_v4_s3
+from minio.versioningconfig import SUSPENDED, VersioningConfig
+
+from fmnist_tasks.errors import AccessError
+from fmnist_tasks.registry import provision
+from fmnist_tasks.registry.access import Bucket
+from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.settings import PROJECT
+from tests.support.forged_uploads import CONTENT, KIND, Upload, chunk, forge, make_archive
+from tests.support.minio_server import MinioServer, VersityServer
+from tests.support.requirements import VERSITY, require
+
+pytestmark = pytest.mark.integration
+
+LINE = provision.LINE
+ENTRY, MANIFEST = "champion/00000001.json", "releases/v1/manifest.json"
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """A server on which the init job has run; by role, access key and secret."""
+
+    server: MinioServer
+    users: dict[str, tuple[str, str]]
+
+    @property
+    def authority(self) -> str:
+        return urlsplit(self.server.endpoint).netloc
+
+    def be(self, role: str) -> Minio:
+        return Minio(self.authority, *self.users[role], secure=False, region="us-east-1")
+
+    def open_store(self, role: str, bucket: str) -> S3Store:
+        return S3Store(Bucket(bucket, self.server.endpoint, self.be(role)))
+
+    def list_versions(self, prefix: str = "") -> list[tuple[str, str, bool]]:
+        """Each version in the line's bucket: key, version, whether it is a mark of a deletion."""
+        found = self.be("root").list_objects(LINE, prefix=prefix, recursive=True, include_version=True)
+        return [(str(item.object_name), str(item.version_id), item.is_delete_marker) for item in found]
+
+
+@pytest.fixture(scope="module", params=["minio", pytest.param("versity", marks=pytest.mark.exhaustive)])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
+    if request.param == "minio":
+        yield request.getfixturevalue("minio_server")
+        return
+    require(VERSITY)
+    new = VersityServer(tmp_path_factory.mktemp("versity") / "data")
+    new.start()
+    yield new
+    new.stop()
+
+
+@pytest.fixture(scope="module")
+def provisioned(server: MinioServer) -> Provisioned:
+    access, secret = server.credentials.values()
+    users = {role: (uuid4().hex[:20], uuid4().hex) for role in provision.ROLES}
+    root = {"MINIO_ENDPOINT": server.endpoint, "MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in {**root, "STORE": server.kind}.items():
+            monkeypatch.setenv(name, value)
+        for role, (key, password) in users.items():
+            monkeypatch.setenv(f"{role.upper()}_ACCESS_KEY", key)
+            monkeypatch.setenv(f"{role.upper()}_PASSWORD", password)
+        new = Provisioned(server, {"root": (access, secret), "nobody": (uuid4().hex[:20], "s3cr3t-enough"), **users})
+        if server.kind == "minio":  # by an earlier version, which set fewer rules and took the roles for names
+            new.be("root").make_bucket(LINE)
+            new.be("root").set_bucket_versioning(LINE, VersioningConfig(ENABLED))
+            admin = MinioAdmin(endpoint=new.authority, credentials=StaticProvider(access, secret), secure=False)
+            provision.add_user(admin, provision.User("publisher", LINE, "publisher", "a-known-secret"), "publisher")
+        for _ in range(2):
+            provision.main()
+    store = new.open_store("publisher", LINE)
+    for key in (ENTRY, MANIFEST):
+        assert store.put_if_absent(key, b"first")
+    return new
+
+
+def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(provisioned: Provisioned) -> None:
+    root = provisioned.be("root")
+    if provisioned.server.kind == "minio":
+        assert root.get_bucket_versioning(LINE).status == ENABLED
+        rules = root.get_bucket_lifecycle(LINE).rules
+        assert [rule.rule_id for rule in rules] == ["checkpoints", "earlier versions"]
+        (rule,) = root.get_bucket_lifecycle(provision.LOGS).rules
+        assert (rule.rule_filter.prefix, rule.expiration.days) == ("", 90)
+    for role, (own, foreign) in {"publisher": ("fmnist", "fmnist-logs"), "logs": ("fmnist-logs", "fmnist")}.items():
+        store = provisioned.open_store(role, own)
+        store.put("tasks/one.log", role.encode())
+        with pytest.raises(AccessError, match="does not allow it"):
+            store.delete("tasks/one.log")
+        with pytest.raises(AccessError, match="does not allow it"):
+            provisioned.open_store(role, foreign).get("tasks/one.log")
+    assert provisioned.open_store("reader", LINE).get("tasks/one.log") == b"publisher"
+    for role in ("reader", "pruner"):
+        with pytest.raises(AccessError, match="does not allow it"):
+            provisioned.open_store(role, LINE).put("tasks/one.log", b"")
+    provisioned.open_store("pruner", LINE).delete("releases/v0/model.h5")
+
+
+def test_a_user_whose_name_is_known_is_removed(provisioned: Provisioned) -> None:
+    known = Minio(provisioned.authority, "publisher", "a-known-secret", secure=False, region="us-east-1")
+    with pytest.raises(S3Error, match="InvalidAccessKeyId"):
+        list(known.list_objects(LINE))
+
+
+@pytest.mark.parametrize("role", ["root", *provision.ROLES, "nobody"])
+def test_nobody_writes_in_anothers_name_without_the_secret(provisioned: Provisioned, role: str) -> None:
+    root, key = provisioned.be("root"), f"incoming/forged-{role}"
+    upload_id = root._create_multipart_upload(LINE, key, {})
+    before = provisioned.list_versions()
+    answers = {
+        upload: upload.send(provisioned.server.endpoint)
+        for upload in forge(provisioned.users[role][0], LINE, key, upload_id)
+    }
+    assert {upload.name: answer for upload, answer in answers.items() if not 400 <= answer[0] < 500} == {}
+    assert all(re.search("<Code>.+</Code>", text) for _, text in answers.values())
+    assert provisioned.list_versions() == before
+    assert root._list_parts(LINE, key, upload_id).parts == []
+
+
+def sign(provisioned: Provisioned, role: str, age: timedelta, secret: str = "") -> Upload:
+    """An upload with an unsigned trailer as AWS's clients make it, signed by a user that long ago."""
+    access_key, own = provisioned.users[role]
+    moment = datetime.now(UTC) - age
+    headers = {
+        "Host": provisioned.authority,
+        "X-Amz-Content-Sha256": KIND,
+        "X-Amz-Date": f"{moment:%Y%m%dT%H%M%SZ}",
+        "X-Amz-Decoded-Content-Length": str(len(CONTENT)),
+        "X-Amz-Trailer": "x-amz-checksum-crc32",
+    }
+    path = f"/{LINE}/incoming/signed-{uuid4().hex}"
+    signed = sign_v4_s3(
+        method="PUT",
+        url=urlsplit(provisioned.server.endpoint + path),
+        region="us-east-1",
+        headers=dict(headers),
+        credentials=Credentials(access_key, secret or own),
+        content_sha256=KIND,
+        date=moment,
+    )
+    sent = {name: str(value) for name, value in signed.items() if name != "Host"}  # which every request has
+    return Upload("signed", path, headers=tuple(sent.items()), body=chunk(CONTENT))
+
+
+def test_an_unsigned_trailer_passes_with_a_valid_signature_only(provisioned: Provisioned) -> None:
+    endpoint, store = provisioned.server.endpoint, provisioned.open_store("publisher", LINE)
+    honest = sign(provisioned, "publisher", timedelta())
+    assert honest.send(endpoint)[0] == 200
+    assert store.get(honest.path.removeprefix(f"/{LINE}/")) == CONTENT
+    refused = {
+        "of one without the right": sign(provisioned, "reader", timedelta()),
+        "with another's secret": sign(provisioned, "publisher", timedelta(), provisioned.users["reader"][1]),
+        "sent again after an hour": sign(provisioned, "publisher", timedelta(hours=1)),
+        "from the future": sign(provisioned, "publisher", timedelta(hours=-1)),
+    }
+    assert {name: upload.send(endpoint)[0] for name, upload in refused.items()} == dict.fromkeys(refused, 403)
+    for upload in refused.values():
+        assert store.stat(upload.path.removeprefix(f"/{LINE}/")) is None
+
+
+def test_a_presigned_upload_passes(provisioned: Provisioned) -> None:
+    url = provisioned.be("publisher").presigned_put_object(LINE, "incoming/presigned")
+    assert urllib3.request("PUT", url, body=CONTENT).status == 200
+    assert provisioned.open_store("reader", LINE).get("incoming/presigned") == CONTENT
+
+
+def post_form(client: Minio, key: str, authority: str) -> None:
+    policy = PostPolicy(LINE, datetime.now(UTC) + timedelta(minutes=1))
+    policy.add_equals_condition("key", key)
+    fields = {**client.presigned_post_policy(policy), "key": key, "file": ("x", b"another")}
+    answer = urllib3.request("POST", f"http://{authority}/{LINE}", fields=fields)
+    if answer.status >= 400:
+        raise ServerError(answer.data.decode(), answer.status)
+
+
+def upload_in_parts(client: Minio, key: str) -> None:
+    upload_id = client._create_multipart_upload(LINE, key, {})
+    etag = client._upload_part(LINE, key, b"another", {}, upload_id, 1)
+    client._complete_multipart_upload(LINE, key, upload_id, [Part(1, etag)])
+
+
+def delete_several(client: Minio, *objects: DeleteObject) -> None:
+    if errors := list(client.remove_objects(LINE, objects)):
+        raise ServerError(str(errors[0].code), 403)
+
+
+def put(client: Minio, key: str, headers: dict[str, str] | None = None, query: dict[str, str] | None = None) -> None:
+    client._execute("PUT", LINE, key, body=b"another", headers={**(headers or {})}, query_params={**(query or {})})
+
+
+IF_ABSENT = {"If-None-Match": "*"}
+# What a publisher could try on an object: the client, its key, its version, the server's authority.
+OVERWRITES: dict[str, Callable[[Minio, str, str, str], object]] = {
+    "put": lambda client, key, *_: put(client, key),
+    "put if matching": lambda client, key, *_: put(client, key, {"If-Match": client.stat_object(LINE, key).etag or ""}),
+    "copy": lambda client, key, *_: client.copy_object(LINE, key, CopySource(LINE, "incoming/another")),
+    "in parts": lambda client, key, *_: upload_in_parts(client, key),
+    "with slash": lambda client, key, *_: put(client, f"/{key}"),
+}
+CHANGES: dict[str, Callable[[Minio, str, str, str], object]] = {
+    "copy if absent": lambda client, key, *_: put(
+        client, key, {**IF_ABSENT, "X-Amz-Copy-Source": f"/{LINE}/incoming/another"}
+    ),
+    "form": lambda client, key, _, authority: post_form(client, key, authority),
+    "put if absent": lambda client, key, *_: put(client, key, IF_ABSENT),
+    "put as a version": lambda client, key, version, _: put(client, key, IF_ABSENT, {"versionId": version}),
+    "put as no version": lambda client, key, *_: put(client, key, IF_ABSENT, {"versionId": "null"}),
+    "put as a new version": lambda client, key, *_: put(
+        client, key, IF_ABSENT, {"versionId": "11111111-1111-4111-8111-111111111111"}
+    ),
+    "put if absent, slash before": lambda client, key, *_: put(client, f"/{key}", IF_ABSENT),
+    "put for replication": lambda client, key, *_: put(
+        client, key, {**IF_ABSENT, "X-Minio-Source-Replication-Request": "true", "X-Minio-Source-Etag": "0" * 32}
+    ),
+    "archive": lambda client, key, *_: client._execute(
+        "PUT", LINE, "any.tar", body=make_archive(key), headers={"X-Amz-Meta-Snowball-Auto-Extract": "true"}
+    ),
+    "delete": lambda client, key, *_: client.remove_object(LINE, key),
+    "delete the version": lambda client, key, version, _: client.remove_object(LINE, key, version),
+    "delete several": lambda client, key, *_: delete_several(client, DeleteObject(key)),
+    "delete versions": lambda client, key, version, _: delete_several(client, DeleteObject(key, version)),
+    "retention": lambda client, key, *_: client.set_object_retention(
+        LINE, key, Retention(GOVERNANCE, datetime.now(UTC) + timedelta(days=1))
+    ),
+    "lifecycle": lambda client, *_: client.set_bucket_lifecycle(
+        LINE, LifecycleConfig([Rule(ENABLED, rule_filter=Filter(prefix=""), expiration=Expiration(days=1))])
+    ),
+    "no versions": lambda client, *_: client.set_bucket_versioning(LINE, VersioningConfig(SUSPENDED)),
+    "lock": lambda client, *_: client.set_object_lock_config(LINE, ObjectLockConfig(GOVERNANCE, 1, DAYS)),
+    "policy": lambda client, *_: client.set_bucket_policy(LINE, '{"Version": "2012-10-17", "Statement": []}'),
+    "bucket": lambda client, *_: client.remove_bucket(LINE),
+}
+
+
+@pytest.mark.parametrize("key", [ENTRY, MANIFEST])
+def test_a_publisher_changes_nothing_published(provisioned: Provisioned, key: str) -> None:
+    """Versity lets a publisher overwrite, which this shows too, and takes an archive for an object like any other."""
+    publisher = provisioned.be("publisher")
+    put(publisher, "incoming/another")
+    (first,) = provisioned.list_versions(key)
+    accepted = []
+    for name, change in {**CHANGES, **OVERWRITES}.items():
+        before = provisioned.list_versions()
+        try:
+            change(publisher, key, first[1], provisioned.authority)
+        except (S3Error, ServerError):
+            assert provisioned.list_versions() == before, name
+        else:
+            accepted.append(name)
+    content = provisioned.be("root").get_object(LINE, key).data
+    if provisioned.server.kind == "minio":
+        assert (accepted, content) == ([], b"first")
+        assert provisioned.be("root").get_bucket_versioning(LINE).status == ENABLED
+    else:
+        assert (accepted, content) == (["archive", *OVERWRITES], b"another")
+
+
+def test_nobody_says_what_only_replication_may(provisioned: Provisioned) -> None:
+    """MinIO refuses the headers of its replication (CVE-2026-34204); Versity does not know them."""
+    publisher = provisioned.be("publisher")
+    sealed = {f"X-Minio-Replication-Server-Side-Encryption-{name}": "AAAA" for name in ("Iv", "Sealed-Key")}
+    for key, headers in {
+        "champion/00000009.json": {**IF_ABSENT, "X-Minio-Source-Mtime": "2099-01-01T00:00:00Z"},
+        "incoming/encrypted": {
+            **sealed,
+            "X-Minio-Replication-Server-Side-Encryption-Seal-Algorithm": "DAREv2-HMAC-SHA256",
+        },
+    }.items():
+        with suppress(S3Error):
+            put(publisher, key, headers)
+        for item in publisher.list_objects(LINE, prefix=key):
+            assert item.last_modified
+            assert abs(item.last_modified - datetime.now(UTC)) < timedelta(minutes=5)
+            assert publisher.get_object(LINE, key).data == b"another"
+
+
+def test_not_even_the_administrator_overwrites_in_minio(provisioned: Provisioned) -> None:
+    if provisioned.server.kind == "minio":
+        with pytest.raises(S3Error, match="written once"):
+            put(provisioned.be("root"), ENTRY)
+
+
+@pytest.mark.exhaustive
+def test_the_contract_holds_on_versity(tmp_path: Path) -> None:
+    """The tests of the documented command, in a pytest of their own."""
+    require(VERSITY)
+    server = VersityServer(tmp_path / "data")
+    server.start()
+    environment = os.environ | server.credentials | {"FMNIST_TEST_ENDPOINT": server.endpoint}
+    files = ["tests/contract", "tests/registry/test_faults.py", "tests/registry/test_pruning.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not folder", *files]
+    try:
+        ended = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True)
+    finally:
+        server.stop()
+    assert ended.returncode == 0, ended.stdout
+    assert re.search(r"^\d{2,} passed", ended.stdout, re.MULTILINE)
