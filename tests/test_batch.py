@@ -127,10 +127,10 @@ def test_a_file_that_cannot_be_opened_just_now_is_a_row(
     put_pictures(finished_pipeline, 2)
     open_object = FolderStore.open
 
-    def refuse(self: FolderStore, key: str) -> BinaryIO:
+    def refuse(self: FolderStore, key: str, at_most: int | None = None) -> BinaryIO:
         if key == "inbox/000.png":
             raise StoreError("cannot read inbox/000.png: Resource temporarily unavailable")
-        return open_object(self, key)
+        return open_object(self, key, at_most)
 
     monkeypatch.setattr(FolderStore, "open", refuse)
     (shard,) = batch.plan(finished_pipeline.store, "inbox", 10)

@@ -132,6 +132,7 @@ class Scene:
 def scene(request: pytest.FixtureRequest, ready: str, minio_store: S3Store, proxy: Proxy, tmp_path: Path) -> Scene:
     if request.param == "promote":
         run_again("publish", RUN)
+        run_again("verify_release", RUN)
     return Scene(request.param, ready, minio_store, proxy, tmp_path / "said.txt")
 
 
