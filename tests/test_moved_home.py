@@ -96,7 +96,7 @@ def read_tree(folder: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-@pytest.mark.integration
+@pytest.mark.exhaustive
 def test_a_copied_home_works_in_its_new_place_and_leaves_the_first_alone(finished_home: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "the second"
     shutil.copytree(finished_home / "store", first / "store")

@@ -267,6 +267,7 @@ def test_a_person_trains_looks_tries_and_goes_back(house: House, chromium: Brows
     assert house.told("champion changed") == (3 if PICTURES else 2)  # by each run, and back
 
 
+@pytest.mark.exhaustive
 def test_a_gate_that_says_no_ends_red_tells_a_person_and_changes_nothing(
     house: House, chromium: Browser, pictures: Path
 ) -> None:

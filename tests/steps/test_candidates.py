@@ -49,7 +49,7 @@ def test_less_loss_decides_even_against_accuracy(finished_pipeline: Pipeline) ->
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("loss", "chosen"), [(0.0, "base"), (10.0, "tuned")])
+@pytest.mark.parametrize(("loss", "chosen"), [(0.0, "base"), pytest.param(10.0, "tuned", marks=pytest.mark.exhaustive)])
 def test_the_candidate_is_the_one_of_base_and_tuned_model_with_less_loss(
     finished_pipeline: Pipeline, loss: float, chosen: str
 ) -> None:
