@@ -31,7 +31,7 @@ from fmnist_tasks.settings import SHELL, Parameters, Settings, read_store_uri
 from fmnist_tasks.tables import print_json, show, show_summary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-keys_app = typer.Typer(no_args_is_help=True, help="Keys to sign releases and the champion log with.")
+keys_app = typer.Typer(no_args_is_help=True, help="Manage the keys that sign releases and the champion log.")
 app.add_typer(keys_app, name="keys")
 complaints = Console(stderr=True)
 
@@ -244,11 +244,14 @@ def history(
 @command
 def audit(
     expect: Annotated[
-        str | None, typer.Option(metavar="HEAD", help="The head that an earlier audit printed; it must still be there.")
+        str | None,
+        typer.Option(
+            metavar="HEAD", help="A head that an earlier audit printed; fail unless the log still contains it."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the champion log, and every manifest and file of every release; exit code 1 and the first fault if any."""
+    """Verify the whole champion log, and every manifest and file; stops at the first fault with exit code 1."""
     from fmnist_tasks.registry.audit import audit as audit_store
 
     show(audit_store(_store(), expect), as_json)
@@ -257,16 +260,17 @@ def audit(
 @keys_app.command("new")
 @reporting_errors
 def make_keys(
-    folder: Annotated[Path, typer.Argument(help="Where the two files go; made if it is missing.")],
-    leaked: Annotated[
-        bool, typer.Option("--leaked", help="The earlier keys may be known to others: they sign nothing from here on.")
+    folder: Annotated[Path, typer.Argument(help="Where the two files go; created if missing.")],
+    revoke_earlier: Annotated[
+        bool,
+        typer.Option("--revoke-earlier", help="Earlier keys may be compromised: accept nothing they sign from now on."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key to sign releases and the champion log with: the first one, or the one that replaces it.
+    """Create a signing key: the first one, or a replacement.
 
-    Writes signing-key-ID.pem, a secret, and trusted-keys.json, which every reader needs and which then has the earlier
-    keys as well. Start from the trusted keys of FMNIST_TRUSTED_KEYS, or of the folder.
+    Writes signing-key-ID.pem (secret) and trusted-keys.json (public, for every reader; it keeps the earlier keys).
+    Reads the champion log of FMNIST_STORE. Continues from FMNIST_TRUSTED_KEYS, or from trusted-keys.json in the folder.
     """
     from fmnist_tasks.registry import keys
 
@@ -276,12 +280,12 @@ def make_keys(
     if public.exists():
         there = keys.parse_trusted_keys(public.read_text())
         if trusted not in {None, there}:
-            raise SettingsError(f"{public}: has other keys than {keys.TRUSTED_KEYS}; use an empty folder")
+            raise SettingsError(f"{public} differs from {keys.TRUSTED_KEYS}; unset that, or pass an empty folder")
         trusted = there
     log = champions.read_log(store)
     if trusted is None and log.newest_key:
         raise SettingsError(f"the champion log is signed already; set {keys.TRUSTED_KEYS}_FILE to its trusted keys")
-    pem, trusted = keys.make_keys(trusted, log.digests, leaked=leaked)
+    pem, trusted = keys.make_keys(trusted, log.digests, revoke_earlier=revoke_earlier)
     signing, public = keys.write_keys(folder, pem, trusted)
     show(
         {"key": trusted.keys[-1].id, "FMNIST_SIGNING_KEY_FILE": str(signing), "FMNIST_TRUSTED_KEYS_FILE": str(public)},

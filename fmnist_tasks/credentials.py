@@ -31,16 +31,16 @@ def find_secret(name: str, environment: Mapping[str, str] = os.environ) -> str |
     """
     given = [variable for variable in (name, f"{name}_FILE", f"{name}_CMD") if environment.get(variable)]
     if len(given) > 1:
-        raise SettingsError(f"{' and '.join(given)} are both set; keep one of them")
+        raise SettingsError(f"set only one of {', '.join(given)}")
     if not given:
         return None
     (variable,) = given
     if variable == name:
         return environment[name]
-    read = _read_file if variable.endswith("_FILE") else _read_output
-    value = read(variable, environment[variable]).rstrip("\r\n")
+    is_file = variable.endswith("_FILE")
+    value = (_read_file if is_file else _read_output)(variable, environment[variable]).rstrip("\r\n")
     if not value:
-        raise SettingsError(f"{variable}: what it leads to is empty")
+        raise SettingsError(f"{variable}: {'the file is empty' if is_file else 'the command printed nothing'}")
     return value
 
 
@@ -50,7 +50,7 @@ def _read_file(variable: str, path: str) -> str:
     except OSError as error:
         raise SettingsError(f"{variable}: {path} cannot be read: {error.strerror}") from None
     except ValueError:  # which quotes bytes of it
-        raise SettingsError(f"{variable}: {path} is no text file") from None
+        raise SettingsError(f"{variable}: {path} is not a text file") from None
 
 
 def _read_output(variable: str, command: str) -> str:
@@ -61,9 +61,9 @@ def _read_output(variable: str, command: str) -> str:
     except subprocess.CalledProcessError as error:
         raise SettingsError(f"{variable}: the command ended with {error.returncode}") from None
     except subprocess.TimeoutExpired:
-        raise SettingsError(f"{variable}: the command has not ended within {_COMMAND_SECONDS} seconds") from None
+        raise SettingsError(f"{variable}: the command did not finish within {_COMMAND_SECONDS} seconds") from None
     except OSError as error:
         raise SettingsError(f"{variable}: the command cannot be started: {error.strerror}") from None
     except ValueError:  # an open quote, or output that is no text
-        raise SettingsError(f"{variable}: the command cannot be read, or prints what is no text") from None
+        raise SettingsError(f"{variable}: the command has an unclosed quote, or its output is not text") from None
     return done.stdout

@@ -53,6 +53,8 @@ def show_summary(report: str, records: dict[str, Any]) -> None:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

@@ -62,7 +62,7 @@ def test_what_is_no_path_is_refused(name: str, given: str) -> None:
 
 
 def test_every_setting_is_in_the_readme_and_reaches_the_containers() -> None:
-    asked = {"FMNIST_HEARTBEAT_URL"}  # a secret, which only its user reads
+    asked = {"FMNIST_HEARTBEAT_URL", "FMNIST_TRUSTED_KEYS_FILE"}  # which only their users read
 
     class Environment(dict[str, str]):
         def get(self, name: str, default: str | None = None) -> str | None:

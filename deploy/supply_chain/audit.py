@@ -41,7 +41,7 @@ class Component(BaseModel, frozen=True, extra="forbid"):
     note: str = ""
     image: str = ""  # the beginning of the image references that this is about
     package: str = ""  # its name in the lock file
-    accepted_until: date | None = None  # the last day of a person's decision to use it after its end
+    accepted_until: date | None = None  # the last day of the decision to use it after its end
     reason: str = ""  # of that decision
 
     def __str__(self) -> str:
@@ -131,7 +131,7 @@ def audit(cache: Path, components: Sequence[Component], today: date, lock: Path 
         return 2
     lines = describe_support(components, today)
     if not programs:
-        lines.append("skipped   MinIO: not built on this machine; include/minio find_server does it")
+        lines.append("skipped   MinIO, Versity: not built on this machine; include/minio find_server builds MinIO")
     for name, newest in dates.items():
         described = f"{name}: newest advisory of {newest:%Y-%m-%d %H:%M} UTC"
         is_old = today - newest.date() > MAX_AGE

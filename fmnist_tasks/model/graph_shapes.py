@@ -304,7 +304,7 @@ class _Model(_Part):
     config: _Graph
 
 
-def find_weight_shapes(configuration: str) -> dict[str, list[Shape]]:
+def infer_weight_shapes(configuration: str) -> dict[str, list[Shape]]:
     """The shapes of the weights that Keras would make for a configuration, as JSON, by layer, for layers that have any.
 
     Raises :class:`ValueError` with the reason if it is not one that we write, or takes more than the limits above.

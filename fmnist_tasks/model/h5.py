@@ -22,7 +22,7 @@ import numpy as np
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model.batches import prediction_batches
 from fmnist_tasks.model.cnn import PROBABILITIES
-from fmnist_tasks.model.graph_shapes import Shape, find_weight_shapes
+from fmnist_tasks.model.graph_shapes import Shape, infer_weight_shapes
 from fmnist_tasks.model.h5_process import Weights, read
 
 # Keys of a configuration that Keras 3.8 does not know or may refuse, each with the value at which it changes nothing.
@@ -59,7 +59,7 @@ def load(data: bytes, name: str) -> keras.Model:
         raise ModelError("TF_USE_LEGACY_KERAS is set: that Keras runs code found in model files; unset it")
     try:
         configuration, weights = read(data)
-        _require_fit(find_weight_shapes(configuration), weights)
+        _require_fit(infer_weight_shapes(configuration), weights)
     except (ModelError, ValueError) as error:
         raise ModelError(f"{name}: {error}; it is not opened") from error
     try:

@@ -50,24 +50,24 @@ def read(data: bytes) -> tuple[str, Weights]:
 
 def _ask_child(data: bytes) -> bytes:
     # Files, not pipes: the child's own limit bounds what it writes, and nobody waits for a pipe's other end.
-    with TemporaryFile() as file, TemporaryFile() as answer, TemporaryFile() as told:
+    with TemporaryFile() as file, TemporaryFile() as answer, TemporaryFile() as errors:
         file.write(data)
         file.seek(0)
         command = [sys.executable, "-I", h5_structure.__file__]
         try:
             ended = subprocess.run(
-                command, stdin=file, stdout=answer, stderr=told, cwd="/", env=_ENVIRONMENT, timeout=_SECONDS
+                command, stdin=file, stdout=answer, stderr=errors, cwd="/", env=_ENVIRONMENT, timeout=_SECONDS
             )
         except subprocess.TimeoutExpired as error:
             raise ModelError(f"could not be read within {_SECONDS} seconds") from error
         except OSError as error:
             raise ModelError(f"could not be read: Python ({sys.executable}) does not start ({error})") from error
         if ended.returncode:
-            told.seek(0)
-            last = make_printable(told.read(1 << 16).decode(errors="replace"))[-200:]
+            errors.seek(0)
+            last = make_printable(errors.read(1 << 16).decode(errors="replace"))[-200:]
             how = signal.Signals(-ended.returncode).name if ended.returncode < 0 else f"code {ended.returncode}: {last}"
-            limits = f"{MAX_MEMORY >> 20} MiB and {MAX_CPU} seconds"
-            raise ModelError(f"could not be read within {limits}: the process that read it ended with {how}")
+            limits = f"limits: {MAX_MEMORY >> 20} MiB, {MAX_CPU} s of CPU"
+            raise ModelError(f"could not be read: the reading process ended with {how} ({limits})")
         answer.seek(0)
         return answer.read(MAX_ANSWER + 1)
 
@@ -79,9 +79,7 @@ def decode(answer: bytes) -> tuple[str, Weights]:
         header = _Header.model_validate_json(answer[8:start])
     except ValidationError as error:
         why = error.errors()[0]["msg"]
-        raise ModelError(
-            f"cannot be read; the process that read it gave an answer that makes no sense ({why})"
-        ) from error
+        raise ModelError(f"cannot be read; the reading process returned an invalid answer ({why})") from error
     if header.fault:
         raise ModelError(make_printable(header.fault[:300]))
     weights: Weights = {}
@@ -92,9 +90,9 @@ def decode(answer: bytes) -> tuple[str, Weights]:
         for shape in shapes:
             count = math.prod(shape)
             if 4 * count > len(answer) - start:
-                raise ModelError("cannot be read; the process that read it gave less than it announced")
+                raise ModelError("cannot be read; the reading process returned fewer bytes than it declared")
             weights[layer].append(np.frombuffer(answer, "<f4", count, start).reshape(shape))
             start += 4 * count
     if start != len(answer):
-        raise ModelError("cannot be read; the process that read it gave more than it announced")
+        raise ModelError("cannot be read; the reading process returned more bytes than it declared")
     return header.configuration, weights

@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 
 _FOLDER = INCLUDE / "page"
 _STATIC = {"style.css": "text/css", "script.js": "text/javascript"}
-_MOST_UPLOADS = 8  # images that are received, wait or are answered; each has at most 5 MiB
-_MOST_DECODED = 2  # images that are decoded or drawn at once; each takes up to 82 MiB
+_MAX_UPLOADS = 8  # images that are received, wait or are answered; each has at most 5 MiB
+_MAX_DECODES = 2  # images that are decoded or drawn at once; each takes up to 82 MiB
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.~:+-]{1,250}")  # of a release or run
 _SERVED = {"png": "image/png", "md": "text/plain; charset=utf-8", "h5": "application/x-hdf5"}
 _STATUS = {
@@ -65,8 +65,8 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     """
     app = FastAPI(title="Releases", dependencies=[Depends(signed_in)], docs_url=None, redoc_url=None, openapi_url=None)
     render = Jinja2Templates(env=environment(_FOLDER))
-    render.env.globals["url_for"] = _find_path_in_template
-    uploads, turns = Semaphore(_MOST_UPLOADS), CapacityLimiter(_MOST_DECODED)
+    render.env.globals["url_for"] = _build_path_in_template
+    uploads, turns = Semaphore(_MAX_UPLOADS), CapacityLimiter(_MAX_DECODES)
 
     @cache
     def shelf() -> Shelf:
@@ -194,7 +194,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     ) -> Response:
         require_name("release", version)
         announce_champion(service.rollback(shelf().store, version, reason, actor=who, after=after))
-        return RedirectResponse(find_path(request, "overview"), status_code=303)
+        return RedirectResponse(build_path(request, "overview"), status_code=303)
 
     @app.post("/withdrawals/{action}", dependencies=[Depends(from_here)])
     def decide(
@@ -207,7 +207,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         require_name("release", version)
         act = withdrawal.withdraw if action == "withdraw" else withdrawal.restore
         act(shelf().store, version, reason, actor=who)
-        return RedirectResponse(find_path(request, "release", version=version), status_code=303)
+        return RedirectResponse(build_path(request, "release", version=version), status_code=303)
 
     @app.get("/try")
     def attempt(request: Request) -> Response:
@@ -248,15 +248,15 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 def require_name(kind: str, name: str) -> str:
     """The name of a release or run; raises :class:`MissingError` if none can be called so, whatever the store says."""
     if not _NAME.fullmatch(name):
-        raise errors.MissingError(f"there is no {kind} of this name; names are letters, digits and _.~:+-, at most 250")
+        raise errors.MissingError(f"there is no {kind} of this name: names have up to 250 letters, digits and _.~:+-")
     return name
 
 
-def find_path(request: Request, name: str, /, **parts: Any) -> str:
+def build_path(request: Request, name: str, /, **parts: Any) -> str:
     """The address of a route, without scheme and host: only a proxy in front of the server knows those."""
     return f"{request.scope['root_path'].rstrip('/')}{request.app.url_path_for(name, **parts)}"
 
 
 @pass_context
-def _find_path_in_template(context: Context, name: str, /, **parts: Any) -> str:
-    return find_path(context["request"], name, **parts)
+def _build_path_in_template(context: Context, name: str, /, **parts: Any) -> str:
+    return build_path(context["request"], name, **parts)

@@ -9,8 +9,8 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_LARGEST_UPLOAD = 5 << 20  # bytes of an image
-_LARGEST_FORM = 16 << 10  # bytes of any other body: a reason of 500 characters, each encoded as up to twelve
+_MAX_UPLOAD_BYTES = 5 << 20  # bytes of an image
+_MAX_FORM_BYTES = 16 << 10  # bytes of any other body: a reason of 500 characters, each encoded as up to twelve
 
 # Nothing is fetched from elsewhere, nothing runs that is not our one script, nobody else frames the page.
 _HEADERS = {
@@ -40,10 +40,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        most = _LARGEST_UPLOAD if scope["path"].endswith("/try/image") else _LARGEST_FORM
+        most = _MAX_UPLOAD_BYTES if scope["path"].endswith("/try/image") else _MAX_FORM_BYTES
         length = headers.get("content-length", "0")
         has_body = length != "0" or "transfer-encoding" in headers
-        too_large = HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"the body has more than {most:,} bytes")
+        too_large = HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"the request body exceeds {most:,} bytes")
         received = 0
 
         async def receive_within_bounds() -> Message:

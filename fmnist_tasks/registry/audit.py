@@ -26,7 +26,7 @@ def audit(store: Store, expected_head: str | None = None) -> dict[str, Any]:
     :class:`SettingsError` for an expected head that is none.
     """
     log = read_log(store)
-    if expected_head:
+    if expected_head is not None:
         _check_head(log, expected_head)
     files = signed = 0
     versions = releases.versions(store)
@@ -47,7 +47,7 @@ def audit(store: Store, expected_head: str | None = None) -> dict[str, Any]:
         "releases": len(versions),
         "signed_releases": signed,
         "files": files,
-        "signatures": "checked" if store.keys.trusted else "not checked: FMNIST_TRUSTED_KEYS is not set",
+        "signatures": "verified" if store.keys.trusted else "not verified: FMNIST_TRUSTED_KEYS is not set",
         "champion": log.champion.version if log.champion else None,
         "head": f"{len(log.entries)}:{log.digests[-1]}" if log.digests else None,
     }
@@ -55,7 +55,9 @@ def audit(store: Store, expected_head: str | None = None) -> dict[str, Any]:
 
 def _check_head(log: Log, expected: str) -> None:
     if not (found := _HEAD.fullmatch(expected)):
-        raise SettingsError(f"{expected!r} is no head of a champion log; give the one that an earlier audit printed")
+        raise SettingsError(
+            f"{expected!r} is not the head of a champion log; pass the `head` that an earlier audit printed"
+        )
     number, digest = int(found[1]), found[2]
     if len(log.digests) < number or number == 0 or log.digests[number - 1] != digest:
         raise IntegrityError(
@@ -70,13 +72,13 @@ def _check_promotions(store: Store, log: Log) -> None:
         if not stat.key.endswith("/promote.json"):
             continue
         record = read_document(store, stat.key)
-        told = record.get("result") or {}
-        if record.get("status") != "done" or "sequence" not in told:
+        result = record.get("result") or {}
+        if record.get("status") != "done" or "sequence" not in result:
             continue
-        entry = log.entries[told["sequence"] - 1] if told["sequence"] <= len(log.entries) else None
-        if entry is None or entry.version != told["version"]:
+        entry = log.entries[result["sequence"] - 1] if result["sequence"] <= len(log.entries) else None
+        if entry is None or entry.version != result["version"]:
             found = f"is about {entry.version}" if entry else "is missing"
             raise IntegrityError(
-                f"{stat.key}: says that entry {told['sequence']} of the champion log promoted {told['version']}, but "
-                f"that entry {found}; recover it from a backup or an earlier version of the object"
+                f"{stat.key}: says that entry {result['sequence']} of the champion log promoted {result['version']}, "
+                f"but that entry {found}; recover it from a backup or an earlier version of the object"
             )

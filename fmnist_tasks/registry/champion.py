@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Literal
 
 from fmnist_tasks.errors import ConflictError, FmnistError, IntegrityError, RejectedError, SettingsError, StoreError
-from fmnist_tasks.registry.signing import Keys, digest_entries, find_key_id
+from fmnist_tasks.registry.signing import Keys, compute_key_id, digest_entries
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
 from fmnist_tasks.text import make_printable
 
@@ -257,7 +257,7 @@ def append(
             previous_sha256=log.digests[-1] if log.digests else None,
         )
         key = _key(new.sequence)
-        if store.put_if_absent(key, store.keys.write(key, "champion-entry", new.as_document())):
+        if store.put_if_absent(key, store.keys.encode(key, "champion-entry", new.as_document())):
             _leave_receipt(store, new.sequence)
             return replace(new, signed_by=store.keys.signing_id)
     raise StoreError(f"cannot add {version} to the champion log: {_ATTEMPTS} other writers came first; try again")
@@ -267,8 +267,8 @@ def require_signing(keys: Keys, log: Log) -> None:
     """Raise :class:`SettingsError` if this process cannot add an entry that the readers of the log would accept."""
     if log.newest_key is None and keys.trusted is None:
         return
-    signing = find_key_id(keys.require_signing_key().public_key())
-    if not keys.accepts(signing, len(log.entries) + 1, log.newest_key):
+    signing = compute_key_id(keys.require_signing_key().public_key())
+    if not keys.may_sign(signing, len(log.entries) + 1, log.newest_key):
         raise SettingsError(
             f"FMNIST_SIGNING_KEY is key {signing[:16]}, which was replaced and may not sign entry "
             f"{len(log.entries) + 1} of the champion log; give this process the newest key. Nothing was changed"
@@ -355,7 +355,7 @@ def _key(sequence: int) -> str:
 
 def _read(store: Store, key: str) -> tuple[Entry, str]:
     """An entry, and the digest of its stored bytes."""
-    document = store.keys.read(key, "champion-entry", store.get(key))
+    document = store.keys.decode(key, "champion-entry", store.get(key))
     try:
         entry = Entry(**document.content, signed_by=document.signed_by)
     except TypeError as error:
@@ -380,11 +380,11 @@ def _check_signer(keys: Keys, key: str, entry: Entry, previous: Entry | None) ->
         unsigned = keys.trusted.unsigned_count if keys.trusted else 0 if earlier else entry.sequence
         if entry.sequence > unsigned:
             raise IntegrityError(
-                f"{key}: is unsigned, although each entry after number {min(unsigned, entry.sequence - 1)} of the "
-                "champion log must be signed. If nobody wrote it without a key by mistake, it is forged. As the "
-                "administrator of the store, delete it, and its receipt in champion-receipts/"
+                f"{key}: is unsigned, but entries after number {min(unsigned, entry.sequence - 1)} must be signed. "
+                "Either a process without the signing key wrote it, or it is forged. As the store's administrator, "
+                "delete it and its receipt in champion-receipts/ (docs/signing.md)"
             )
-    elif not keys.accepts(entry.signed_by, entry.sequence, earlier):
+    elif not keys.may_sign(entry.signed_by, entry.sequence, earlier):
         raise IntegrityError(
             f"{key}: is signed by key {entry.signed_by[:16]}, which had been replaced by then; it is not used"
         )

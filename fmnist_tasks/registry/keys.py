@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from fmnist_tasks.connections import find_connection
 from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import SettingsError
-from fmnist_tasks.registry.signing import Keys, TrustedKey, TrustedKeys, UnsignedEntries, digest_entries, find_key_id
+from fmnist_tasks.registry.signing import Keys, TrustedKey, TrustedKeys, UnsignedEntries, compute_key_id, digest_entries
 
 TRUSTED_KEYS, SIGNING_KEY, CONNECTION = "FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "FMNIST_SIGNING_CONNECTION"
 TRUSTED_FILE = "trusted-keys.json"
@@ -36,7 +36,7 @@ def read_keys(environment: Mapping[str, str] = os.environ) -> Keys:
     signing = parse_signing_key(pem)
     if trusted is None:
         raise SettingsError(f"{SIGNING_KEY}: set {TRUSTED_KEYS}_FILE as well, to the file that `fmnist keys new` made")
-    if trusted.rank(key_id := find_key_id(signing.public_key())) is None:
+    if trusted.rank(key_id := compute_key_id(signing.public_key())) is None:
         raise SettingsError(
             f"{SIGNING_KEY}: is key {key_id[:16]}, which is not in {TRUSTED_KEYS}: no reader would accept what it "
             "signs. Use the two files that `fmnist keys new` made together"
@@ -63,17 +63,17 @@ def parse_signing_key(pem: str) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise SettingsError(f"{SIGNING_KEY}: is no private key in PEM without a password") from error
+        raise SettingsError(f"{SIGNING_KEY}: is not an unencrypted PEM private key") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise SettingsError(f"{SIGNING_KEY}: is no Ed25519 key; `fmnist keys new` makes one")
+        raise SettingsError(f"{SIGNING_KEY}: is not an Ed25519 key; `fmnist keys new` makes one")
     return key
 
 
-def make_keys(trusted: TrustedKeys | None, digests: Sequence[str], *, leaked: bool) -> tuple[str, TrustedKeys]:
+def make_keys(trusted: TrustedKeys | None, digests: Sequence[str], *, revoke_earlier: bool) -> tuple[str, TrustedKeys]:
     """A new signing key (PEM), and the trusted keys with its public half as the newest.
 
-    `digests` are those of the champion log's entries. With the first key, they become the unsigned ones; if the earlier
-    keys have `leaked`, nothing that they sign counts from here on.
+    `digests` are those of the champion log's entries. With the first key, they become the unsigned ones. If the earlier
+    keys are revoked (`revoke_earlier`), no entry after these may be signed with them.
     """
     signing = Ed25519PrivateKey.generate()
     pem = signing.private_bytes(
@@ -86,8 +86,8 @@ def make_keys(trusted: TrustedKeys | None, digests: Sequence[str], *, leaked: bo
     if trusted is None:
         unsigned = UnsignedEntries(count=len(digests), sha256=digest_entries(digests)) if digests else None
         return pem.decode(), TrustedKeys(store=uuid4().hex, unsigned=unsigned, keys=(new,))
-    last = {"last_entry": len(digests)} if leaked else {}
-    earlier = (key.model_copy(update=last if key.last_entry is None else {}) for key in trusted.keys)
+    last = {"last_valid_entry": len(digests)} if revoke_earlier else {}
+    earlier = (key.model_copy(update=last if key.last_valid_entry is None else {}) for key in trusted.keys)
     return pem.decode(), trusted.model_copy(update={"keys": (*earlier, new)})
 
 

@@ -24,7 +24,7 @@ from fmnist_tasks.errors import AccessError, IntegrityError, MissingError, Store
 from fmnist_tasks.registry.signing import NO_KEYS, Keys
 from fmnist_tasks.registry.store import (
     FILE,
-    LARGEST_DOCUMENT,
+    MAX_DOCUMENT_BYTES,
     UNREADABLE,
     Stat,
     check_key,
@@ -61,7 +61,7 @@ class FolderStore:
         self.root = root
         self._has_links = False  # whether the file system was seen to make hard links
 
-    def get(self, key: str, at_most: int = LARGEST_DOCUMENT) -> bytes:
+    def get(self, key: str, at_most: int = MAX_DOCUMENT_BYTES) -> bytes:
         """Bytes of an object."""
         with self.open(key, at_most) as file, self._explained("read", key):
             return file.read()

@@ -1,4 +1,4 @@
-"""The init job of the object store: the bucket of the line, the one of the task logs, and a user for each task.
+"""The init job of the object store: the bucket of the pipeline, the one of the task logs, and a user for each task.
 
 Reads the kind of server, `STORE`, its `MINIO_ENDPOINT`, the administrator's `MINIO_ROOT_USER` and
 `MINIO_ROOT_PASSWORD`, and for each role the access key and the secret that its user is to have, `<ROLE>_ACCESS_KEY` and
@@ -34,8 +34,8 @@ from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE
 
-LINE, LOGS = "fmnist", "fmnist-logs"
-ROLES = {"publisher": LINE, "reader": LINE, "pruner": LINE, "logs": LOGS}  # each with a policy of its name
+PIPELINE, LOGS = "fmnist", "fmnist-logs"
+ROLES = {"publisher": PIPELINE, "reader": PIPELINE, "pruner": PIPELINE, "logs": LOGS}  # each with a policy of its name
 LOG_DAYS = 90  # a task's log is kept so long
 _REGION = "us-east-1"  # so that no request asks for it
 
@@ -67,7 +67,7 @@ def add_user(admin: MinioAdmin, user: User, policy: str) -> None:
 def prepare_minio(client: Minio, admin: MinioAdmin, users: list[User]) -> None:
     """Add users and lifecycle rules; remove the users of earlier versions, whose access keys were the roles' names."""
     old = Rule(ENABLED, rule_id="old logs", rule_filter=Filter(prefix=""), expiration=Expiration(days=LOG_DAYS))
-    add_rules(client, LINE, RULES)  # a bucket of an earlier version lacks some
+    add_rules(client, PIPELINE, RULES)  # a bucket of an earlier version lacks some
     add_rules(client, LOGS, [old])
     for user in users:
         add_user(admin, user, user.role)
@@ -83,7 +83,7 @@ def prepare_versity(client: Minio, endpoint: str, root: Credentials, users: list
         if _command_versity(endpoint, root, "create-user", account) == HTTPStatus.CONFLICT:
             changes = f"<MutableProps>{secret}</MutableProps>"
             _command_versity(endpoint, root, f"update-user?access={quote(user.access_key)}", changes)
-    for bucket in (LINE, LOGS):
+    for bucket in (PIPELINE, LOGS):
         statements = [
             {"Principal": {"AWS": [user.access_key]}, **statement}
             for user in users
@@ -119,14 +119,14 @@ def main() -> None:
         User(role, bucket, read_secret(f"{role.upper()}_ACCESS_KEY"), read_secret(f"{role.upper()}_PASSWORD"))
         for role, bucket in ROLES.items()
     ]
-    S3Store(Bucket(LINE, endpoint, client)).prepare()
+    S3Store(Bucket(PIPELINE, endpoint, client)).prepare()
     if not client.bucket_exists(LOGS):
         client.make_bucket(LOGS)
     if os.environ["STORE"] == "versity":
         prepare_versity(client, endpoint, root.retrieve(), users)
     else:
         prepare_minio(client, MinioAdmin(endpoint=address.netloc, credentials=root, secure=secure), users)
-    print(f"{endpoint}: buckets {LINE} and {LOGS}; users for {', '.join(ROLES)}")
+    print(f"{endpoint}: buckets {PIPELINE} and {LOGS}; users for {', '.join(ROLES)}")
 
 
 if __name__ == "__main__":

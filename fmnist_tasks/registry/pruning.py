@@ -19,7 +19,7 @@ from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import unseal
 from fmnist_tasks.registry.pruning_flag import forbid_work
 from fmnist_tasks.registry.releases import file_key
-from fmnist_tasks.registry.signing import find_text
+from fmnist_tasks.registry.signing import extract_text
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
 from fmnist_tasks.settings import RECENT, RUN_LIMIT
 
@@ -186,10 +186,10 @@ def _read_documents(store: Store, keys: list[str]) -> dict[str, _Document]:
             return None
         try:
             if key.startswith("releases/"):
-                return _Document(find_text(data), store.keys.read(key, "manifest", data).content)
+                return _Document(extract_text(data), store.keys.decode(key, "manifest", data).content)
             return _Document(data, unseal(data, key))
         except IntegrityError:
-            return _Document(find_text(data), None)
+            return _Document(extract_text(data), None)
 
     return {key: document for key, document in zip(keys, side_by_side(read, keys), strict=True) if document}
 

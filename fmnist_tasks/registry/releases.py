@@ -36,7 +36,7 @@ def publish(store: Store, version: str, files: dict[str, bytes], facts: dict[str
             named[name] = describe(file_key(version, name), data)
         key = file_key(version, "manifest.json")
         manifest = {**facts, "version": version, "files": named}
-        store.put_if_absent(key, store.keys.write(key, "manifest", manifest))
+        store.put_if_absent(key, store.keys.encode(key, "manifest", manifest))
     manifest = read_manifest(store, version)
     if manifest["model_sha256"] != facts["model_sha256"]:
         raise ConflictError(f"release {version} exists with another model; a release is never changed")
@@ -57,7 +57,7 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> Documen
     """
     key = file_key(version, "manifest.json")
     try:
-        document = store.keys.read(key, "manifest", store.get(key))
+        document = store.keys.decode(key, "manifest", store.get(key))
     except MissingError as error:
         raise MissingError(f"there is no release {version}; `fmnist releases` lists those that exist") from error
     if document.content.get("version") != version:
@@ -74,7 +74,7 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> Documen
             )
     elif document.signed_by is None:
         _require_unsigned(store.keys, log, version, key)
-    elif not store.keys.accepts(document.signed_by, len(log.entries) + 1, log.newest_key):
+    elif not store.keys.may_sign(document.signed_by, len(log.entries) + 1, log.newest_key):
         raise IntegrityError(
             f"{key}: is signed by key {document.signed_by[:16]}, which was replaced, and no entry of the champion log "
             "names it; it is not used"
@@ -87,7 +87,8 @@ def _require_unsigned(keys: Keys, log: Log, version: str, key: str) -> None:
     if keys.trusted and all(entry.version != version for entry in log.entries[: keys.trusted.unsigned_count]):
         raise IntegrityError(
             f"{key}: is unsigned, and the champion log did not name the release before it was signed, so nothing shows "
-            "that it was published by this project; it is not used. Delete it if nobody needs it"
+            "that it was published by this project; it is not used. Delete the release, or run fmnist_retrain to "
+            "publish it again, signed"
         )
 
 

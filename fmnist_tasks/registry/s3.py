@@ -33,7 +33,7 @@ from fmnist_tasks.registry.lifecycle import RULES
 from fmnist_tasks.registry.progress import Progress
 from fmnist_tasks.registry.signing import NO_KEYS, Keys
 from fmnist_tasks.registry.store import (
-    LARGEST_DOCUMENT,
+    MAX_DOCUMENT_BYTES,
     Stat,
     check_key,
     check_size,
@@ -69,7 +69,7 @@ class S3Store:
         self.endpoint = bucket.endpoint
         self._prepared = False  # whether the bucket was looked at before a first write
 
-    def get(self, key: str, at_most: int = LARGEST_DOCUMENT) -> bytes:
+    def get(self, key: str, at_most: int = MAX_DOCUMENT_BYTES) -> bytes:
         """Bytes of an object."""
         with self.open(key, at_most) as file:
             return file.read()

@@ -32,7 +32,7 @@ def encode_for_signing(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def find_key_id(key: Ed25519PublicKey) -> str:
+def compute_key_id(key: Ed25519PublicKey) -> str:
     """SHA-256 (hex) of the key in DER, as `openssl pkey -pubin -outform DER | sha256sum` prints it."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
@@ -45,7 +45,7 @@ def load_public_key(pem: str) -> Ed25519PublicKey:
     except UnsupportedAlgorithm as error:
         raise ValueError(str(error)) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise ValueError("is no Ed25519 public key")
+        raise ValueError("is not an Ed25519 public key")
     return key
 
 
@@ -60,12 +60,14 @@ class TrustedKey(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     public_key: Annotated[str, AfterValidator(_check_public_key)]  # PEM
-    last_entry: Annotated[int, Field(ge=0)] | None = None  # of the champion log that it may have signed; None: any
+    last_valid_entry: Annotated[int, Field(ge=0)] | None = (
+        None  # of the champion log that it may have signed; None: any
+    )
 
     @property
     def id(self) -> str:
         """The id of the key."""
-        return find_key_id(load_public_key(self.public_key))
+        return compute_key_id(load_public_key(self.public_key))
 
 
 class UnsignedEntries(BaseModel):
@@ -132,27 +134,28 @@ class Keys:
         """The key to sign with; raises :class:`SettingsError` if there is none."""
         if self.signing is None:
             raise SettingsError(
-                "the documents of this store are signed, and this process has no key to sign with; set "
-                "FMNIST_SIGNING_KEY or FMNIST_SIGNING_KEY_FILE, or act where it is set. Nothing was changed"
+                "the documents of this store are signed, and this process has no signing key. Set "
+                "FMNIST_SIGNING_KEY_FILE and FMNIST_TRUSTED_KEYS_FILE, or run this where they are set. Nothing was "
+                "changed"
             )
         return self.signing
 
     @property
     def signing_id(self) -> str | None:
         """The id of the key to sign with."""
-        return find_key_id(self.signing.public_key()) if self.signing else None
+        return compute_key_id(self.signing.public_key()) if self.signing else None
 
-    def accepts(self, key_id: str, sequence: int, earlier: str | None) -> bool:
+    def may_sign(self, key_id: str, sequence: int, earlier: str | None) -> bool:
         """Whether a key may have signed that entry of the champion log, after one that the earlier key signed."""
         if self.trusted is None:
             return True
         rank = self.trusted.rank(key_id)
         if rank is None or (earlier and rank < (self.trusted.rank(earlier) or 0)):
             return False
-        last = self.trusted.keys[rank].last_entry
+        last = self.trusted.keys[rank].last_valid_entry
         return last is None or sequence <= last
 
-    def write(self, key: str, kind: Kind, content: dict[str, Any]) -> bytes:
+    def encode(self, key: str, kind: Kind, content: dict[str, Any]) -> bytes:
         """The document as it is to be stored at the key: signed, or without trusted keys only sealed.
 
         Raises :class:`SettingsError` if it has to be signed and there is no key for that.
@@ -163,13 +166,13 @@ class Keys:
         payload = render({**content, "key": key, "store": self.trusted.store})
         signature = signing.sign(encode_for_signing(_payload_type(kind), payload))
         envelope = _Envelope(
-            payload=_encode(payload),
+            payload=_to_base64(payload),
             payloadType=_payload_type(kind),
-            signatures=(_Signature(keyid=str(self.signing_id), sig=_encode(signature)),),
+            signatures=(_Signature(keyid=str(self.signing_id), sig=_to_base64(signature)),),
         )
         return render(envelope.model_dump())
 
-    def read(self, key: str, kind: Kind, data: bytes) -> Document:
+    def decode(self, key: str, kind: Kind, data: bytes) -> Document:
         """The document stored at the key; whether it may be unsigned is for the caller to say.
 
         Raises :class:`IntegrityError` if its bytes were changed, or if it is signed, but not for this place or not by
@@ -180,19 +183,22 @@ class Keys:
             return Document(unseal(data, key), sha256)
         try:
             envelope = _Envelope.model_validate_json(data)
-            payload = _decode(envelope.payload)
+            payload = _from_base64(envelope.payload)
             content = json.loads(payload)
             place, store = content.pop("key"), content.pop("store")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise IntegrityError(f"{key}: is no signed document that this version can read; it is not used") from error
+            raise IntegrityError(
+                f"{key}: is not a signed document that this version can read; it is not used"
+            ) from error
         signed_by = envelope.signatures[0].keyid
         if self.trusted:
             _check_signature(self.trusted, envelope, payload, key)
         expected = (_payload_type(kind), key, self.trusted.store if self.trusted else store)
-        if (found := (envelope.payloadType, place, store)) != expected:
+        if (envelope.payloadType, place, store) != expected:
             raise IntegrityError(
-                f"{key}: was signed as {' '.join(map(str, found))[:300]}, not as {' '.join(expected)}: it was copied "
-                "or renamed, and is not used"
+                f"{key}: its signature is for {envelope.payloadType!s:.60} at {place!s:.200} in store {store!s:.40}, "
+                f"not for {expected[0]} at {key} in store {expected[2]}: the object was copied or renamed, or "
+                "FMNIST_TRUSTED_KEYS belongs to another store; it is not used"
             )
         return Document(content, sha256, signed_by)
 
@@ -200,7 +206,7 @@ class Keys:
         """What a reader can say about the signature of a document that it has read."""
         if signed_by is None:
             return "unsigned"
-        return f"signed by key {signed_by[:16]}" if self.trusted else "signed, not checked"
+        return f"signed by key {signed_by[:16]}" if self.trusted else "signed, not verified"
 
 
 NO_KEYS = Keys()
@@ -211,7 +217,7 @@ def is_envelope(data: bytes) -> bool:
     return b'"payloadType":' in data
 
 
-def find_text(data: bytes) -> bytes:
+def extract_text(data: bytes) -> bytes:
     """The text of a stored document, signed or not, as far as it can be read; damage in it does not matter."""
     payload = re.search(rb'"payload": *"([^"]*)', data) if is_envelope(data) else None
     return base64.b64decode(payload[1] + b"==") if payload else data
@@ -232,7 +238,7 @@ def _check_signature(trusted: TrustedKeys, envelope: _Envelope, payload: bytes, 
         )
     public = load_public_key(trusted.keys[rank].public_key)
     try:
-        public.verify(_decode(signature.sig), encode_for_signing(envelope.payloadType, payload))
+        public.verify(_from_base64(signature.sig), encode_for_signing(envelope.payloadType, payload))
     except (InvalidSignature, ValueError) as error:
         raise IntegrityError(
             f"{key}: its signature is not valid, so it was forged or changed; it is not used"
@@ -243,9 +249,9 @@ def _payload_type(kind: Kind) -> str:
     return f"application/vnd.fmnist.{kind}+json"
 
 
-def _encode(data: bytes) -> str:
+def _to_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _decode(text: str) -> bytes:
+def _from_base64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)

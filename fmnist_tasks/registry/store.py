@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-LARGEST_DOCUMENT = 64 << 20  # bytes of what is read without knowing its size
+MAX_DOCUMENT_BYTES = 64 << 20  # bytes of what is read without knowing its size
 FILE = "file"
 UNREADABLE = "unreadable"
 _CLOCK_KEY = "clock.txt"
@@ -50,7 +50,7 @@ class Store(Protocol):
 
     keys: Keys  # with which this process signs and checks the store's documents
 
-    def get(self, key: str, at_most: int = LARGEST_DOCUMENT) -> bytes:
+    def get(self, key: str, at_most: int = MAX_DOCUMENT_BYTES) -> bytes:
         """Bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if there is none.
 
         Raises :class:`~fmnist_tasks.errors.IntegrityError` if it has more than `at_most` bytes, before it is in memory.
@@ -118,8 +118,8 @@ def check_size(key: str, size: int, at_most: int | None) -> None:
     """Raise :class:`IntegrityError` for an object that has more bytes than are expected of it."""
     if at_most is not None and size > at_most:
         raise IntegrityError(
-            f"{key}: has {size:,} bytes, more than the {at_most:,} that are expected, and is not read; restore it, or "
-            "delete it and clear the task that made it"
+            f"{key}: is {size:,} bytes, expected at most {at_most:,}, and was not read; restore it, or delete it and "
+            "clear the task that wrote it"
         )
 
 

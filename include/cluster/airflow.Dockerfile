@@ -1,4 +1,4 @@
-# Airflow with this project: the locked requirements, the line itself, and the dataset from Debian's package.
+# Airflow with this project: the locked requirements, the project itself, and the dataset from Debian's package.
 FROM apache/airflow:slim-3.3.2-python3.12
 
 USER root

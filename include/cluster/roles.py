@@ -25,10 +25,10 @@ PASSWORDS = {"airflow": "METADATA_PASSWORD", "results": "RESULTS_PASSWORD"}  # o
 FORMER = "airflow_superuser"  # what `airflow` of the versions before is called now; nobody signs in as it
 
 # In two goes, since a sequence of a table follows its table and refuses to go by itself.
-FOREIGN_RELATIONS = """
+RELATIONS_TO_TRANSFER = """
 SELECT oid::regclass::text FROM pg_class
 WHERE relnamespace = 'public'::regnamespace AND relkind IN ({kinds}) AND relowner <> 'airflow'::regrole"""
-FOREIGN_TYPES = """
+TYPES_TO_TRANSFER = """
 SELECT oid::regtype::text FROM pg_type
 WHERE typnamespace = 'public'::regnamespace AND typtype IN ('d', 'e') AND typowner <> 'airflow'::regrole"""
 
@@ -95,12 +95,12 @@ def provide_user(connection: Any, user: str, password: str) -> None:
     execute(connection, SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC"), name)
 
 
-def give_tables(connection: Any) -> None:
+def transfer_ownership(connection: Any) -> None:
     """Let `airflow` own what the superuser has created in its database."""
     for kinds in ("'r', 'p', 'v', 'm'", "'S'"):
-        for (name,) in execute(connection, SQL(FOREIGN_RELATIONS.format(kinds=kinds))):
+        for (name,) in execute(connection, SQL(RELATIONS_TO_TRANSFER.format(kinds=kinds))):
             execute(connection, SQL(f"ALTER TABLE {name} OWNER TO airflow"))
-    for (name,) in execute(connection, SQL(FOREIGN_TYPES)):
+    for (name,) in execute(connection, SQL(TYPES_TO_TRANSFER)):
         execute(connection, SQL(f"ALTER TYPE {name} OWNER TO airflow"))
 
 
@@ -117,7 +117,7 @@ def main(address: str) -> None:
         execute(connection, SQL("GRANT results TO airflow"))
         execute(connection, SQL("ALTER ROLE airflow IN DATABASE results SET role = results"))
     with server.connect("airflow") as connection:
-        give_tables(connection)
+        transfer_ownership(connection)
     print(f"{address}: users and databases {', '.join(PASSWORDS)}")
 
 

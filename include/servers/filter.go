@@ -28,15 +28,16 @@ func readWriteOnceKeys() []string {
 func init() {
 	for _, pattern := range writeOnceKeys {
 		if _, err := path.Match(pattern, ""); err != nil {
-			logger.Fatal(err, "WRITE_ONCE_KEYS: %s is no pattern", pattern)
+			logger.Fatal(err, "WRITE_ONCE_KEYS: %s is not a valid pattern", pattern)
 		}
 	}
 	globalMiddlewares = append(globalMiddlewares, refuseForgedUploads, refuseOverwrites)
 }
 
-// refuseForgedUploads closes three holes. CVE-2026-40344 and CVE-2026-41145: the handlers of uploads look at the signature of
+// refuseForgedUploads closes four holes. CVE-2026-40344 and CVE-2026-41145: the handlers of uploads look at the signature of
 // one with an unsigned trailer only if it has the header Authorization, and not at all if an archive is to be extracted.
-// CVE-2026-34204: whoever may upload may say what only replication should, such as the time and the key of encryption.
+// CVE-2026-34204: whoever may upload may say what only replication should, such as the time and the key of encryption. And
+// CVE-2026-39414: S3 Select, which nothing here uses, reads a line of any length into memory.
 func refuseForgedUploads(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if reason := findForgery(r); reason != "" {
@@ -50,11 +51,14 @@ func refuseForgedUploads(next http.Handler) http.Handler {
 func findForgery(r *http.Request) string {
 	for name := range r.Header {
 		if strings.HasPrefix(name, "X-Minio-Source-") || strings.HasPrefix(name, "X-Minio-Replication-") {
-			return name + " is a header of replication, which this server does not take part in."
+			return name + " is a replication header; this server does not replicate."
 		}
 	}
 	if _, extracts := r.Header[xhttp.AmzSnowballExtract]; extracts {
-		return "This server extracts no archives: their entries would go past its rules."
+		return "This server does not extract archives: their entries would bypass its rules."
+	}
+	if r.Form.Has("select-type") {
+		return "This server does not run S3 Select: a long line would exhaust its memory."
 	}
 	if hasUnsignedTrailer(r.Form) {
 		return "STREAMING-UNSIGNED-PAYLOAD-TRAILER belongs into the header X-Amz-Content-Sha256."
@@ -99,7 +103,7 @@ func checkSignature(r *http.Request) APIErrorCode {
 func refuseOverwrites(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if (r.Method == http.MethodPut || r.Method == http.MethodPost) && isWriteOnce(r) && !isCreation(r) {
-			refuse(w, r, "This key is written once: PUT with If-None-Match: *, in one part.")
+			refuse(w, r, "This key is written once: it can only be created, by one PUT with If-None-Match: *.")
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -29,7 +29,13 @@ SERVICES = DECLARED["services"]
 JOBS = {"bucket", "roles", "database"}
 UNDOCUMENTED = ("scheduler", "num_stuck_in_queued_retries")  # which Airflow reads all the same
 STORES = {"postgres", "redis", "minio", "versity"}
-OF_CONTAINERS = {"AIRFLOW_LISTEN", "IMAGE_TAG", "WORKER_CPUS", "WORKER_MEMORY"}  # settings that processes ignore
+OF_CONTAINERS = {
+    "AIRFLOW_LISTEN",
+    "IMAGE_TAG",
+    "WORKERS",
+    "WORKER_CPUS",
+    "WORKER_MEMORY",
+}  # settings that processes ignore
 OURS = SERVICES.keys() - STORES
 GUIDE = (PROJECT / "docs" / "operations.md").read_text()
 SECRET = re.compile(r"\w+_(PASSWORD|KEY|SECRET)|MINIO_ROOT_USER|FMNIST_HEARTBEAT_URL")  # the names of secrets in .env
@@ -93,7 +99,7 @@ def test_the_parser_of_docker_compose_reads_what_make_cluster_reads(
 def test_without_a_setting_that_it_needs_nothing_starts(
     parser: list[str | Path], settings: dict[str, str], missing: str
 ) -> None:
-    optional = missing.startswith("FMNIST_")
+    optional = missing.startswith("FMNIST_") or missing == "AIRFLOW_PATH"
     without = settings | {missing: ""}
     assert (parsed(parser, without).returncode == 0) == optional
     if not optional and missing not in OF_CONTAINERS:
@@ -212,7 +218,7 @@ def test_no_secret_is_in_an_address_or_on_a_command_line() -> None:
         words = [*service.get("command", []), *service.get("healthcheck", {}).get("test", [])]
         assert not {name for name in re.findall(r"(?<!\$)\$\{(\w+)", " ".join(words)) if SECRET.fullmatch(name)}
         addresses = re.findall(r"://[^/\s]*", " ".join(map(str, service["environment"].values())))
-        assert set(re.findall(r"\$\{(\w+)", " ".join(addresses))) <= {"STORE"}
+        assert set(re.findall(r"\$\{(\w+)", " ".join(addresses))) <= {"AIRFLOW_PATH", "STORE"}
 
 
 def test_what_lies_in_memory_is_limited_and_no_volume_is_anonymous() -> None:

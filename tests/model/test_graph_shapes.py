@@ -12,7 +12,7 @@ import pytest
 
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.cnn import build, trained
-from fmnist_tasks.model.graph_shapes import MAX_CALLS, MAX_LAYERS, find_weight_shapes
+from fmnist_tasks.model.graph_shapes import MAX_CALLS, MAX_LAYERS, infer_weight_shapes
 from fmnist_tasks.settings import PROFILES
 from tests.support.model_files import (
     DEFAULTS,
@@ -64,7 +64,7 @@ def test_every_layer_needs_the_weights_that_keras_makes() -> None:
     layers = make_every_layer()
     assert {layer["class_name"] for layer in layers} == {"InputLayer", *DEFAULTS}
     configuration = make_configuration(layers, "probabilities", "rows", "plain", "whole")
-    shapes = find_weight_shapes(configuration)
+    shapes = infer_weight_shapes(configuration)
     assert shapes == find_shapes_of_keras(configuration)
     assert shapes["convolution"] == [(3, 2, 1, 8), (8,)]
 
@@ -72,7 +72,7 @@ def test_every_layer_needs_the_weights_that_keras_makes() -> None:
 def test_our_networks_need_the_weights_that_keras_makes() -> None:
     model = trained(PROFILES["thorough"], 10, build(PROFILES["thorough"], 10))
     with h5py.File(io.BytesIO(h5.save(model))) as file:
-        shapes = find_weight_shapes(file.attrs["model_config"])
+        shapes = infer_weight_shapes(file.attrs["model_config"])
     assert shapes == {layer.name: [weight.shape for weight in layer.weights] for layer in model.layers if layer.weights}
 
 
@@ -119,7 +119,7 @@ def test_our_networks_need_the_weights_that_keras_makes() -> None:
 )  # fmt: skip
 def test_what_we_do_not_write_is_refused(layers: list[Layer], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refusal:
-        find_weight_shapes(make_configuration([IMAGE, *layers]))
+        infer_weight_shapes(make_configuration([IMAGE, *layers]))
     assert len(str(refusal.value)) <= 300
 
 
@@ -129,12 +129,12 @@ def test_what_we_do_not_write_is_refused(layers: list[Layer], reason: str) -> No
 )
 def test_another_kind_of_model_is_refused(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        find_weight_shapes(json.dumps(json.loads(make_configuration([IMAGE])) | change))
+        infer_weight_shapes(json.dumps(json.loads(make_configuration([IMAGE])) | change))
 
 
 def test_an_output_that_no_layer_gives_is_refused() -> None:
     with pytest.raises(ValueError, match="its output 'x', 0 is missing"):
-        find_weight_shapes(make_configuration([IMAGE], "x"))
+        infer_weight_shapes(make_configuration([IMAGE], "x"))
 
 
 def test_generated_graphs_need_the_weights_that_keras_makes() -> None:
@@ -142,7 +142,7 @@ def test_generated_graphs_need_the_weights_that_keras_makes() -> None:
     for seed in range(20):
         configuration = generate_configuration(seed)
         try:
-            shapes = find_weight_shapes(configuration)
+            shapes = infer_weight_shapes(configuration)
         except ValueError:
             continue
         fitting += 1

@@ -19,7 +19,7 @@ import pytest
 
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5
-from fmnist_tasks.model.graph_shapes import find_weight_shapes
+from fmnist_tasks.model.graph_shapes import infer_weight_shapes
 from fmnist_tasks.model.h5_structure import MAX_FILE, MAX_MEMORY, describe
 from tests.support.model_files import generate_configuration, make_configuration, make_file, make_input, make_layer
 
@@ -309,7 +309,7 @@ def generate_file(seed: int) -> tuple[bytes, bool]:
     """A random model, and whether it can be loaded: whether it has the weights that it needs."""
     configuration = generate_configuration(seed)
     try:
-        shapes = find_weight_shapes(configuration)
+        shapes = infer_weight_shapes(configuration)
     except ValueError:
         return make_file(configuration, {"layer1": [np.ones((64, 64))]}), False
     if sum(4 * math.prod(shape) for found in shapes.values() for shape in found) > MAX_FILE * 0.9:

@@ -329,7 +329,7 @@ def test_a_person_approves_a_candidate_that_is_held(house: House, chromium: Brow
     assert (others, last.reason, last.actor) == (before, "run held was held; it is small enough", "admin")
 
 
-def test_a_person_goes_back_by_the_form_and_approves(house: House, chromium: Browser) -> None:
+def test_a_rollback_by_the_form_waits_for_its_approval(house: House, chromium: Browser) -> None:
     before, asked = champion.history(house.store), house.told("approval needed")
     current = before[-1].version
     earlier = next(entry.version for entry in reversed(before) if entry.version != current)

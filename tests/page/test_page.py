@@ -485,7 +485,7 @@ def test_the_page_says_what_is_signed_and_shows_nothing_forged(
     page: TestClient, finished_pipeline: Pipeline, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "Manifest: unsigned." in page.get(f"/releases/{version}").text
-    pem, trusted = make_keys(None, champion.read_log(finished_pipeline.store).digests, leaked=False)
+    pem, trusted = make_keys(None, champion.read_log(finished_pipeline.store).digests, revoke_earlier=False)
     monkeypatch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
     monkeypatch.setenv("FMNIST_SIGNING_KEY", pem)
     store = open_store(finished_pipeline.environment["FMNIST_STORE"])
@@ -497,7 +497,7 @@ def test_the_page_says_what_is_signed_and_shows_nothing_forged(
     assert f"Manifest: signed by key {trusted.keys[0].id[:16]}." in text
     assert text.count("signed by key") == 2
     key = "releases/second/manifest.json"
-    store.put(key, Keys().write(key, "manifest", {**facts, "version": "second", "files": {}, "classes": ["a"] * 10}))
+    store.put(key, Keys().encode(key, "manifest", {**facts, "version": "second", "files": {}, "classes": ["a"] * 10}))
     for path in ("/releases/second", "/releases/second/model.h5", f"/compare?a={version}&b=second"):
         answer = browser(app()).get(path)
         assert (answer.status_code, "so it was replaced" in answer.text) == (500, True)

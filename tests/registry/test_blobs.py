@@ -81,7 +81,7 @@ def test_bytes_that_were_not_written_are_refused_by_name(store: FolderStore, rea
 @pytest.mark.parametrize("read", [get_verified, open_verified])
 def test_more_bytes_than_were_written_are_not_read(store: FolderStore, read) -> None:
     store.put(REFERENCE["uri"], DATA + b"!")
-    with pytest.raises(IntegrityError, match=rf"{SHA256}: has 18 bytes, more than the 17 that are expected"):
+    with pytest.raises(IntegrityError, match=rf"{SHA256}: is 18 bytes, expected at most 17"):
         read(store, REFERENCE)
 
 

@@ -20,7 +20,7 @@ from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import open_store
 from tests.support.signed_store import make_history, make_signer, promote, publish
 
-PEM, TRUSTED = make_keys(None, [], leaked=False)
+PEM, TRUSTED = make_keys(None, [], revoke_earlier=False)
 TRUSTED_JSON = TRUSTED.model_dump_json()
 
 
@@ -65,12 +65,12 @@ def test_a_signing_key_comes_from_an_airflow_connection(monkeypatch: pytest.Monk
     [
         ({"FMNIST_TRUSTED_KEYS": ""}, r"FMNIST_SIGNING_KEY: set FMNIST_TRUSTED_KEYS_FILE as well"),
         (
-            {"FMNIST_SIGNING_KEY": make_keys(None, [], leaked=False)[0]},
+            {"FMNIST_SIGNING_KEY": make_keys(None, [], revoke_earlier=False)[0]},
             r"is key [0-9a-f]{16}, which is not in FMNIST_TR",
         ),
-        ({"FMNIST_SIGNING_KEY": "secret"}, r"FMNIST_SIGNING_KEY: is no private key in PEM"),
-        ({"FMNIST_SIGNING_KEY": encode(RSA)}, r"FMNIST_SIGNING_KEY: is no Ed25519 key"),
-        ({"FMNIST_SIGNING_KEY": encode(ed25519.Ed25519PrivateKey.generate(), b"p")}, r"in PEM without a password"),
+        ({"FMNIST_SIGNING_KEY": "secret"}, r"FMNIST_SIGNING_KEY: is not an unencrypted PEM private key"),
+        ({"FMNIST_SIGNING_KEY": encode(RSA)}, r"FMNIST_SIGNING_KEY: is not an Ed25519 key"),
+        ({"FMNIST_SIGNING_KEY": encode(ed25519.Ed25519PrivateKey.generate(), b"p")}, r"is not an unencrypted PEM"),
         ({"FMNIST_TRUSTED_KEYS": "{"}, r"FMNIST_TRUSTED_KEYS: JSON: "),
         (
             {"FMNIST_TRUSTED_KEYS": "{}"},
@@ -79,7 +79,7 @@ def test_a_signing_key_comes_from_an_airflow_connection(monkeypatch: pytest.Monk
         ({"FMNIST_TRUSTED_KEYS": json.dumps({"store": "0" * 32, "keys": []})}, r"FMNIST_TRUSTED_KEYS: keys"),
         (
             {"FMNIST_TRUSTED_KEYS": json.dumps({"store": "0" * 32, "keys": [{"public_key": RSA_PUBLIC}]})},
-            r"keys.0.public_key: Value error, is no Ed25519 public key",
+            r"keys.0.public_key: Value error, is not an Ed25519 public key",
         ),
         ({"FMNIST_TRUSTED_KEYS": json.dumps(json.loads(TRUSTED_JSON) | {"schema_version": 2})}, "schema_version"),
     ],
@@ -130,21 +130,21 @@ def test_first_key_rotation_and_audit_in_the_shell(
     rows = json.loads(fmnist("history", "--json"))
     assert [row["signature"] for row in rows] == ["unsigned"] * 5 + [f"signed by key {made['key'][:16]}"]
 
-    again = json.loads(fmnist("keys", "new", folder, "--leaked", "--json"))
+    again = json.loads(fmnist("keys", "new", folder, "--revoke-earlier", "--json"))
     both = parse_trusted_keys(Path(again["FMNIST_TRUSTED_KEYS_FILE"]).read_text())
     assert (both.store, both.unsigned) == (trusted.store, trusted.unsigned)
-    assert [(key.id, key.last_entry) for key in both.keys] == [(made["key"], 6), (again["key"], None)]
+    assert [(key.id, key.last_valid_entry) for key in both.keys] == [(made["key"], 6), (again["key"], None)]
     assert signing.exists()
     assert "was replaced and may not sign entry 7" in fmnist("restore", "v4", "--reason", "r", expect=1)
 
     monkeypatch.setenv("FMNIST_SIGNING_KEY_FILE", again["FMNIST_SIGNING_KEY_FILE"])
     fmnist("restore", "v4", "--reason", "r")
     found = json.loads(fmnist("audit", "--json"))
-    assert (found["entries"], found["signed_entries"], found["signatures"]) == (7, 2, "checked")
+    assert (found["entries"], found["signed_entries"], found["signatures"]) == (7, 2, "verified")
     assert json.loads(fmnist("audit", "--json", "--expect", found["head"])) == found
 
     home.put("releases/v5/model.h5", b"another")
-    assert "releases/v5/model.h5: has 7 bytes, more than the 2 that are expected" in fmnist("audit", expect=1)
+    assert "releases/v5/model.h5: is 7 bytes, expected at most 2" in fmnist("audit", expect=1)
 
 
 def test_a_new_key_never_forgets_the_earlier_ones(
@@ -161,5 +161,5 @@ def test_a_new_key_never_forgets_the_earlier_ones(
     found = parse_trusted_keys((tmp_path / "k" / "trusted-keys.json").read_text())
     assert found.keys[0] == home.keys.trusted.keys[0]
     write_keys(tmp_path / "other", PEM, TRUSTED)
-    assert "has other keys than FMNIST_TRUSTED_KEYS" in fmnist("keys", "new", tmp_path / "other", expect=1)
+    assert "differs from FMNIST_TRUSTED_KEYS" in fmnist("keys", "new", tmp_path / "other", expect=1)
     assert len(champion.history(home)) == audit(home)["entries"]

@@ -26,6 +26,7 @@ from minio.error import S3Error, ServerError
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.objectlockconfig import DAYS, GOVERNANCE, ObjectLockConfig
 from minio.retention import Retention
+from minio.select import CSVInputSerialization, CSVOutputSerialization, SelectRequest
 from minio.signer import sign_v4_s3
 from minio.versioningconfig import SUSPENDED, VersioningConfig
 
@@ -40,7 +41,7 @@ from tests.support.requirements import VERSITY, require
 
 pytestmark = pytest.mark.integration
 
-LINE = provision.LINE
+PIPELINE = provision.PIPELINE
 ENTRY, MANIFEST = "champion/00000001.json", "releases/v1/manifest.json"
 
 
@@ -63,7 +64,7 @@ class Provisioned:
 
     def list_versions(self, prefix: str = "") -> list[tuple[str, str, bool]]:
         """Each version in the line's bucket: key, version, whether it is a mark of a deletion."""
-        found = self.be("root").list_objects(LINE, prefix=prefix, recursive=True, include_version=True)
+        found = self.be("root").list_objects(PIPELINE, prefix=prefix, recursive=True, include_version=True)
         return [(str(item.object_name), str(item.version_id), item.is_delete_marker) for item in found]
 
 
@@ -92,13 +93,13 @@ def provisioned(server: MinioServer) -> Provisioned:
             monkeypatch.setenv(f"{role.upper()}_PASSWORD", password)
         new = Provisioned(server, {"root": (access, secret), "nobody": (uuid4().hex[:20], "s3cr3t-enough"), **users})
         if server.kind == "minio":  # by an earlier version, which set fewer rules and took the roles for names
-            new.be("root").make_bucket(LINE)
-            new.be("root").set_bucket_versioning(LINE, VersioningConfig(ENABLED))
+            new.be("root").make_bucket(PIPELINE)
+            new.be("root").set_bucket_versioning(PIPELINE, VersioningConfig(ENABLED))
             admin = MinioAdmin(endpoint=new.authority, credentials=StaticProvider(access, secret), secure=False)
-            provision.add_user(admin, provision.User("publisher", LINE, "publisher", "a-known-secret"), "publisher")
+            provision.add_user(admin, provision.User("publisher", PIPELINE, "publisher", "a-known-secret"), "publisher")
         for _ in range(2):
             provision.main()
-    store = new.open_store("publisher", LINE)
+    store = new.open_store("publisher", PIPELINE)
     for key in (ENTRY, MANIFEST):
         assert store.put_if_absent(key, b"first")
     return new
@@ -107,8 +108,8 @@ def provisioned(server: MinioServer) -> Provisioned:
 def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(provisioned: Provisioned) -> None:
     root = provisioned.be("root")
     if provisioned.server.kind == "minio":
-        assert root.get_bucket_versioning(LINE).status == ENABLED
-        rules = root.get_bucket_lifecycle(LINE).rules
+        assert root.get_bucket_versioning(PIPELINE).status == ENABLED
+        rules = root.get_bucket_lifecycle(PIPELINE).rules
         assert [rule.rule_id for rule in rules] == ["checkpoints", "earlier versions"]
         (rule,) = root.get_bucket_lifecycle(provision.LOGS).rules
         assert (rule.rule_filter.prefix, rule.expiration.days) == ("", 90)
@@ -119,32 +120,32 @@ def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(prov
             store.delete("tasks/one.log")
         with pytest.raises(AccessError, match="does not allow it"):
             provisioned.open_store(role, foreign).get("tasks/one.log")
-    assert provisioned.open_store("reader", LINE).get("tasks/one.log") == b"publisher"
+    assert provisioned.open_store("reader", PIPELINE).get("tasks/one.log") == b"publisher"
     for role in ("reader", "pruner"):
         with pytest.raises(AccessError, match="does not allow it"):
-            provisioned.open_store(role, LINE).put("tasks/one.log", b"")
-    provisioned.open_store("pruner", LINE).delete("releases/v0/model.h5")
+            provisioned.open_store(role, PIPELINE).put("tasks/one.log", b"")
+    provisioned.open_store("pruner", PIPELINE).delete("releases/v0/model.h5")
 
 
 def test_a_user_whose_name_is_known_is_removed(provisioned: Provisioned) -> None:
     known = Minio(provisioned.authority, "publisher", "a-known-secret", secure=False, region="us-east-1")
     with pytest.raises(S3Error, match="InvalidAccessKeyId"):
-        list(known.list_objects(LINE))
+        list(known.list_objects(PIPELINE))
 
 
 @pytest.mark.parametrize("role", ["root", *provision.ROLES, "nobody"])
 def test_nobody_writes_in_anothers_name_without_the_secret(provisioned: Provisioned, role: str) -> None:
     root, key = provisioned.be("root"), f"incoming/forged-{role}"
-    upload_id = root._create_multipart_upload(LINE, key, {})
+    upload_id = root._create_multipart_upload(PIPELINE, key, {})
     before = provisioned.list_versions()
     answers = {
         upload: upload.send(provisioned.server.endpoint)
-        for upload in forge(provisioned.users[role][0], LINE, key, upload_id)
+        for upload in forge(provisioned.users[role][0], PIPELINE, key, upload_id)
     }
     assert {upload.name: answer for upload, answer in answers.items() if not 400 <= answer[0] < 500} == {}
     assert all(re.search("<Code>.+</Code>", text) for _, text in answers.values())
     assert provisioned.list_versions() == before
-    assert root._list_parts(LINE, key, upload_id).parts == []
+    assert root._list_parts(PIPELINE, key, upload_id).parts == []
 
 
 def sign(provisioned: Provisioned, role: str, age: timedelta, secret: str = "") -> Upload:
@@ -158,7 +159,7 @@ def sign(provisioned: Provisioned, role: str, age: timedelta, secret: str = "") 
         "X-Amz-Decoded-Content-Length": str(len(CONTENT)),
         "X-Amz-Trailer": "x-amz-checksum-crc32",
     }
-    path = f"/{LINE}/incoming/signed-{uuid4().hex}"
+    path = f"/{PIPELINE}/incoming/signed-{uuid4().hex}"
     signed = sign_v4_s3(
         method="PUT",
         url=urlsplit(provisioned.server.endpoint + path),
@@ -173,10 +174,10 @@ def sign(provisioned: Provisioned, role: str, age: timedelta, secret: str = "") 
 
 
 def test_an_unsigned_trailer_passes_with_a_valid_signature_only(provisioned: Provisioned) -> None:
-    endpoint, store = provisioned.server.endpoint, provisioned.open_store("publisher", LINE)
+    endpoint, store = provisioned.server.endpoint, provisioned.open_store("publisher", PIPELINE)
     honest = sign(provisioned, "publisher", timedelta())
     assert honest.send(endpoint)[0] == 200
-    assert store.get(honest.path.removeprefix(f"/{LINE}/")) == CONTENT
+    assert store.get(honest.path.removeprefix(f"/{PIPELINE}/")) == CONTENT
     refused = {
         "of one without the right": sign(provisioned, "reader", timedelta()),
         "with another's secret": sign(provisioned, "publisher", timedelta(), provisioned.users["reader"][1]),
@@ -185,51 +186,53 @@ def test_an_unsigned_trailer_passes_with_a_valid_signature_only(provisioned: Pro
     }
     assert {name: upload.send(endpoint)[0] for name, upload in refused.items()} == dict.fromkeys(refused, 403)
     for upload in refused.values():
-        assert store.stat(upload.path.removeprefix(f"/{LINE}/")) is None
+        assert store.stat(upload.path.removeprefix(f"/{PIPELINE}/")) is None
 
 
 def test_a_presigned_upload_passes(provisioned: Provisioned) -> None:
-    url = provisioned.be("publisher").presigned_put_object(LINE, "incoming/presigned")
+    url = provisioned.be("publisher").presigned_put_object(PIPELINE, "incoming/presigned")
     assert urllib3.request("PUT", url, body=CONTENT).status == 200
-    assert provisioned.open_store("reader", LINE).get("incoming/presigned") == CONTENT
+    assert provisioned.open_store("reader", PIPELINE).get("incoming/presigned") == CONTENT
 
 
 def post_form(client: Minio, key: str, authority: str) -> None:
-    policy = PostPolicy(LINE, datetime.now(UTC) + timedelta(minutes=1))
+    policy = PostPolicy(PIPELINE, datetime.now(UTC) + timedelta(minutes=1))
     policy.add_equals_condition("key", key)
     fields = {**client.presigned_post_policy(policy), "key": key, "file": ("x", b"another")}
-    answer = urllib3.request("POST", f"http://{authority}/{LINE}", fields=fields)
+    answer = urllib3.request("POST", f"http://{authority}/{PIPELINE}", fields=fields)
     if answer.status >= 400:
         raise ServerError(answer.data.decode(), answer.status)
 
 
 def upload_in_parts(client: Minio, key: str) -> None:
-    upload_id = client._create_multipart_upload(LINE, key, {})
-    etag = client._upload_part(LINE, key, b"another", {}, upload_id, 1)
-    client._complete_multipart_upload(LINE, key, upload_id, [Part(1, etag)])
+    upload_id = client._create_multipart_upload(PIPELINE, key, {})
+    etag = client._upload_part(PIPELINE, key, b"another", {}, upload_id, 1)
+    client._complete_multipart_upload(PIPELINE, key, upload_id, [Part(1, etag)])
 
 
 def delete_several(client: Minio, *objects: DeleteObject) -> None:
-    if errors := list(client.remove_objects(LINE, objects)):
+    if errors := list(client.remove_objects(PIPELINE, objects)):
         raise ServerError(str(errors[0].code), 403)
 
 
 def put(client: Minio, key: str, headers: dict[str, str] | None = None, query: dict[str, str] | None = None) -> None:
-    client._execute("PUT", LINE, key, body=b"another", headers={**(headers or {})}, query_params={**(query or {})})
+    client._execute("PUT", PIPELINE, key, body=b"another", headers={**(headers or {})}, query_params={**(query or {})})
 
 
 IF_ABSENT = {"If-None-Match": "*"}
 # What a publisher could try on an object: the client, its key, its version, the server's authority.
 OVERWRITES: dict[str, Callable[[Minio, str, str, str], object]] = {
     "put": lambda client, key, *_: put(client, key),
-    "put if matching": lambda client, key, *_: put(client, key, {"If-Match": client.stat_object(LINE, key).etag or ""}),
-    "copy": lambda client, key, *_: client.copy_object(LINE, key, CopySource(LINE, "incoming/another")),
+    "put if matching": lambda client, key, *_: put(
+        client, key, {"If-Match": client.stat_object(PIPELINE, key).etag or ""}
+    ),
+    "copy": lambda client, key, *_: client.copy_object(PIPELINE, key, CopySource(PIPELINE, "incoming/another")),
     "in parts": lambda client, key, *_: upload_in_parts(client, key),
     "with slash": lambda client, key, *_: put(client, f"/{key}"),
 }
 CHANGES: dict[str, Callable[[Minio, str, str, str], object]] = {
     "copy if absent": lambda client, key, *_: put(
-        client, key, {**IF_ABSENT, "X-Amz-Copy-Source": f"/{LINE}/incoming/another"}
+        client, key, {**IF_ABSENT, "X-Amz-Copy-Source": f"/{PIPELINE}/incoming/another"}
     ),
     "form": lambda client, key, _, authority: post_form(client, key, authority),
     "put if absent": lambda client, key, *_: put(client, key, IF_ABSENT),
@@ -243,22 +246,22 @@ CHANGES: dict[str, Callable[[Minio, str, str, str], object]] = {
         client, key, {**IF_ABSENT, "X-Minio-Source-Replication-Request": "true", "X-Minio-Source-Etag": "0" * 32}
     ),
     "archive": lambda client, key, *_: client._execute(
-        "PUT", LINE, "any.tar", body=make_archive(key), headers={"X-Amz-Meta-Snowball-Auto-Extract": "true"}
+        "PUT", PIPELINE, "any.tar", body=make_archive(key), headers={"X-Amz-Meta-Snowball-Auto-Extract": "true"}
     ),
-    "delete": lambda client, key, *_: client.remove_object(LINE, key),
-    "delete the version": lambda client, key, version, _: client.remove_object(LINE, key, version),
+    "delete": lambda client, key, *_: client.remove_object(PIPELINE, key),
+    "delete the version": lambda client, key, version, _: client.remove_object(PIPELINE, key, version),
     "delete several": lambda client, key, *_: delete_several(client, DeleteObject(key)),
     "delete versions": lambda client, key, version, _: delete_several(client, DeleteObject(key, version)),
     "retention": lambda client, key, *_: client.set_object_retention(
-        LINE, key, Retention(GOVERNANCE, datetime.now(UTC) + timedelta(days=1))
+        PIPELINE, key, Retention(GOVERNANCE, datetime.now(UTC) + timedelta(days=1))
     ),
     "lifecycle": lambda client, *_: client.set_bucket_lifecycle(
-        LINE, LifecycleConfig([Rule(ENABLED, rule_filter=Filter(prefix=""), expiration=Expiration(days=1))])
+        PIPELINE, LifecycleConfig([Rule(ENABLED, rule_filter=Filter(prefix=""), expiration=Expiration(days=1))])
     ),
-    "no versions": lambda client, *_: client.set_bucket_versioning(LINE, VersioningConfig(SUSPENDED)),
-    "lock": lambda client, *_: client.set_object_lock_config(LINE, ObjectLockConfig(GOVERNANCE, 1, DAYS)),
-    "policy": lambda client, *_: client.set_bucket_policy(LINE, '{"Version": "2012-10-17", "Statement": []}'),
-    "bucket": lambda client, *_: client.remove_bucket(LINE),
+    "no versions": lambda client, *_: client.set_bucket_versioning(PIPELINE, VersioningConfig(SUSPENDED)),
+    "lock": lambda client, *_: client.set_object_lock_config(PIPELINE, ObjectLockConfig(GOVERNANCE, 1, DAYS)),
+    "policy": lambda client, *_: client.set_bucket_policy(PIPELINE, '{"Version": "2012-10-17", "Statement": []}'),
+    "bucket": lambda client, *_: client.remove_bucket(PIPELINE),
 }
 
 
@@ -277,10 +280,10 @@ def test_a_publisher_changes_nothing_published(provisioned: Provisioned, key: st
             assert provisioned.list_versions() == before, name
         else:
             accepted.append(name)
-    content = provisioned.be("root").get_object(LINE, key).data
+    content = provisioned.be("root").get_object(PIPELINE, key).data
     if provisioned.server.kind == "minio":
         assert (accepted, content) == ([], b"first")
-        assert provisioned.be("root").get_bucket_versioning(LINE).status == ENABLED
+        assert provisioned.be("root").get_bucket_versioning(PIPELINE).status == ENABLED
     else:
         assert (accepted, content) == (["archive", *OVERWRITES], b"another")
 
@@ -298,10 +301,18 @@ def test_nobody_says_what_only_replication_may(provisioned: Provisioned) -> None
     }.items():
         with suppress(S3Error):
             put(publisher, key, headers)
-        for item in publisher.list_objects(LINE, prefix=key):
+        for item in publisher.list_objects(PIPELINE, prefix=key):
             assert item.last_modified
             assert abs(item.last_modified - datetime.now(UTC)) < timedelta(minutes=5)
-            assert publisher.get_object(LINE, key).data == b"another"
+            assert publisher.get_object(PIPELINE, key).data == b"another"
+
+
+def test_a_reader_cannot_exhaust_the_memory_of_minio_by_a_query(provisioned: Provisioned) -> None:
+    """S3 Select of a long line (CVE-2026-39414) is refused; Versity has none."""
+    request = SelectRequest("SELECT * FROM S3Object", CSVInputSerialization(), CSVOutputSerialization())
+    refusal = "S3 Select" if provisioned.server.kind == "minio" else "NotImplemented"
+    with pytest.raises(S3Error, match=refusal):
+        provisioned.be("reader").select_object_content(PIPELINE, ENTRY, request)
 
 
 def test_not_even_the_administrator_overwrites_in_minio(provisioned: Provisioned) -> None:

@@ -30,7 +30,7 @@ SECOND = replace(
 @pytest.fixture
 def signed_pipeline(finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """A pipeline with an unsigned champion, on which signing has been turned on."""
-    pem, trusted = make_keys(None, champion.read_log(finished_pipeline.store).digests, leaked=False)
+    pem, trusted = make_keys(None, champion.read_log(finished_pipeline.store).digests, revoke_earlier=False)
     monkeypatch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
     monkeypatch.setenv("FMNIST_SIGNING_KEY", pem)
     replay_steps(monkeypatch, finished_pipeline.store)
@@ -60,7 +60,7 @@ def test_runs_and_rollbacks_are_signed_and_verified_from_the_first_key_on(
     key = f"releases/{second}/manifest.json"
     service.rollback(store, second, "it was good after all", actor="ann")
     manifest = releases.read_manifest(store, second)
-    store.put(key, Keys().write(key, "manifest", {**manifest, "classes": manifest["classes"][::-1]}))
+    store.put(key, Keys().encode(key, "manifest", {**manifest, "classes": manifest["classes"][::-1]}))
     before = champion.history(store)
     for use in (
         lambda: service.open_release(store, second),
@@ -87,7 +87,7 @@ def test_a_manifest_that_is_replaced_before_promotion_is_not_promoted(
     version = read_record(store, SECOND.id, "publish")["result"]["version"]
     manifest = releases.read_manifest(store, version)
     store.put(
-        f"releases/{version}/manifest.json", Keys().write("", "manifest", {**manifest, "novelty_threshold": -1e9})
+        f"releases/{version}/manifest.json", Keys().encode("", "manifest", {**manifest, "novelty_threshold": -1e9})
     )
     before = champion.history(store)
     with pytest.raises(IntegrityError, match=rf"the manifest of release {version} is not the one that was published"):

@@ -26,9 +26,9 @@ class Manipulation:
     act: Callable[[Store], None]
 
 
-def make_signer(earlier: Keys | None = None, digests: tuple[str, ...] = (), *, leaked: bool = False) -> Keys:
+def make_signer(earlier: Keys | None = None, digests: tuple[str, ...] = (), *, revoke_earlier: bool = False) -> Keys:
     """New keys, or those after a rotation of the earlier ones."""
-    pem, trusted = make_keys(earlier.trusted if earlier else None, digests, leaked=leaked)
+    pem, trusted = make_keys(earlier.trusted if earlier else None, digests, revoke_earlier=revoke_earlier)
     return Keys(trusted, parse_signing_key(pem))
 
 
@@ -87,7 +87,7 @@ def read_champion(store: Store) -> tuple[str, Any, dict[str, bytes]] | None:
 
 
 def _read(store: Store, key: str, kind: Kind) -> dict[str, Any]:
-    return store.keys.read(key, kind, store.get(key)).content
+    return store.keys.decode(key, kind, store.get(key)).content
 
 
 def _change_payload(store: Store, key: str, old: str, new: str) -> None:
@@ -102,13 +102,13 @@ def _change_payload(store: Store, key: str, old: str, new: str) -> None:
 def _forge_manifest(store: Store, version: str, keys: Keys, **changed: Any) -> None:
     key = manifest_key(version)
     honest = _read(store, key if store.stat(key) else manifest_key("v1"), "manifest")
-    store.put(key, keys.write(key, "manifest", {**honest, "version": version, **changed}))
+    store.put(key, keys.encode(key, "manifest", {**honest, "version": version, **changed}))
 
 
 def _forge_entry(store: Store, number: int, keys: Keys, **changed: Any) -> None:
     key = entry_key(number)
     content = _read(store, entry_key(min(number, 5)), "champion-entry")
-    store.put(key, keys.write(key, "champion-entry", {**content, "sequence": number, **changed}))
+    store.put(key, keys.encode(key, "champion-entry", {**content, "sequence": number, **changed}))
 
 
 def _replace_model(store: Store, keys: Keys) -> None:
