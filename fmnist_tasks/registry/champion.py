@@ -181,6 +181,7 @@ def champion(store: Store) -> Entry | None:
         entry, digest = _read(store, stat.key)
         if store.keys.trusted and entry.signed_by != store.keys.trusted.keys[-1].id:
             return read_log(store).champion
+        _check_signer(store.keys, stat.key, entry, None)
         if following:
             _check_link(_key(following.sequence), following, digest)
             _check_signer(store.keys, _key(following.sequence), following, entry)
@@ -196,9 +197,10 @@ def champion_at(store: Store, moment: datetime) -> Entry | None:
     An entry cannot be later than one that follows it, nor than the store says that it was written: a clock that was
     ahead when an entry was written is put right by both.
     """
-    latest = datetime.max.replace(tzinfo=UTC)
-    for entry, stat in zip(reversed(read_log(store).entries), reversed(_list_entries(store)), strict=False):
-        latest = min(latest, datetime.fromisoformat(entry.time), stat.modified)
+    latest, entries = datetime.max.replace(tzinfo=UTC), read_log(store).entries
+    written = {stat.key: stat.modified for stat in _list_entries(store)}
+    for entry in reversed(entries):
+        latest = min(latest, datetime.fromisoformat(entry.time), written[_key(entry.sequence)])
         if entry.changes_champion and latest <= moment:
             return entry
     return None

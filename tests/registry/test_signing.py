@@ -301,10 +301,12 @@ def test_pruning_sees_what_a_signed_manifest_refers_to(signed_store: FolderStore
     assert blob["uri"] not in {group.name for group in planned.groups}
     assert not planned.left_alone
     key = manifest_key("v5")
-    signed_store.put(key, signed_store.get(key).replace(b'"sig": "', b'"sig": "A'))
-    planned = pruning.plan(signed_store, keep=1, older_than=timedelta(days=1), now=later)
-    assert blob["uri"] not in {group.name for group in planned.groups}
-    assert list(planned.left_alone) == [key]
+    whole = signed_store.get(key)
+    for damaged in (whole.replace(b'"sig": "', b'"sig": "A'), whole[:40] + whole[41:], whole[:40] + b"!" + whole[41:]):
+        signed_store.put(key, damaged)
+        planned = pruning.plan(signed_store, keep=1, older_than=timedelta(days=1), now=later)
+        assert blob["uri"] not in {group.name for group in planned.groups}
+        assert list(planned.left_alone) == [key]
 
 
 @pytest.mark.integration
