@@ -2,7 +2,8 @@
 
 FAB's roles User and Op may edit all DAGs, and what a DAG itself says about access can only add to that. Here they may
 look at `fmnist_rollback` and `fmnist_withdraw` and answer an approval; to start, clear or pause them takes a role that
-may edit roles (Admin), or one that has been given `can edit on DAG:fmnist_rollback`.
+may edit roles (Admin), or one that has been given `can edit on DAG:fmnist_rollback`. So it does to write the results
+(XCom) of a task of `fmnist_retrain`, by which a run decides what becomes the champion.
 
 Named in `AIRFLOW__CORE__AUTH_MANAGER`, and imported by Airflow alone. Airflow looks for `FabAuthManager` in the name.
 """
@@ -15,7 +16,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.providers.fab.auth_manager.fab_auth_manager import FabAuthManager
 from airflow.providers.fab.www.security import permissions
 
-from fmnist_tasks.settings import ROLLBACK_ID, WITHDRAW_ID
+from fmnist_tasks.settings import DAG_ID, ROLLBACK_ID, WITHDRAW_ID
 
 _PROTECTED = {ROLLBACK_ID, WITHDRAW_ID}
 
@@ -30,8 +31,12 @@ class ChampionFabAuthManager(FabAuthManager):
         if not super().is_authorized_dag(method=method, user=user, access_entity=access_entity, details=details):
             return False
         dag_id = details.id if details else None
-        is_open = method == "GET" or access_entity == DagAccessEntity.HITL_DETAIL or dag_id not in _PROTECTED
-        return is_open or self._may_change_champion(str(dag_id), user)
+        # Whoever writes results of tasks decides what the next ones publish and promote.
+        forges = access_entity == DagAccessEntity.XCOM and dag_id == DAG_ID
+        protected = forges or (dag_id in _PROTECTED and access_entity != DagAccessEntity.HITL_DETAIL)
+        return (
+            method == "GET" or not protected or self._may_change_champion(ROLLBACK_ID if forges else str(dag_id), user)
+        )
 
     def get_authorized_dag_ids(self, *, user: Any, method: Any = "GET", **options: Any) -> set[str]:
         """The DAGs to which the user may do this."""

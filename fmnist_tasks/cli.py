@@ -279,13 +279,14 @@ def make_keys(
     trusted = store.keys.trusted
     if public.exists():
         there = keys.parse_trusted_keys(public.read_text())
-        if trusted not in {None, there}:
+        if trusted is not None and trusted != there:
             raise SettingsError(f"{public} differs from {keys.TRUSTED_KEYS}; unset that, or pass an empty folder")
         trusted = there
     log = champions.read_log(store)
     if trusted is None and log.newest_key:
         raise SettingsError(f"the champion log is signed already; set {keys.TRUSTED_KEYS}_FILE to its trusted keys")
-    pem, trusted = keys.make_keys(trusted, log.digests, revoke_earlier=revoke_earlier)
+    manifests = {version: published.open_manifest(store, version, log).sha256 for version in published.versions(store)}
+    pem, trusted = keys.make_keys(trusted, log.digests, manifests, revoke_earlier=revoke_earlier)
     signing, public = keys.write_keys(folder, pem, trusted)
     show(
         {"key": trusted.keys[-1].id, "FMNIST_SIGNING_KEY_FILE": str(signing), "FMNIST_TRUSTED_KEYS_FILE": str(public)},

@@ -1,7 +1,7 @@
 """Secrets, wherever the operator keeps them: `NAME` itself, or the file in `NAME_FILE`, or what `NAME_CMD` prints.
 
 Secrets of Docker and Kubernetes are files, a password manager is a command; Airflow's own settings know `_CMD` too. No
-error repeats a value.
+error repeats a value, nor a path: someone may have put the secret in its place.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def _read_file(variable: str, path: str) -> str:
     try:
         return Path(path).read_text()
     except OSError as error:
-        raise SettingsError(f"{variable}: {path} cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{variable}: the file that it names cannot be read: {error.strerror}") from None
     except ValueError:  # which quotes bytes of it
-        raise SettingsError(f"{variable}: {path} is not a text file") from None
+        raise SettingsError(f"{variable}: the file that it names is not a text file") from None
 
 
 def _read_output(variable: str, command: str) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
-from fmnist_tasks.errors import IntegrityError
+from fmnist_tasks.errors import IntegrityError, MissingError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Log
 from fmnist_tasks.registry.store import Store, side_by_side
@@ -45,7 +45,7 @@ class Shelf:
         """A release's row, or what is wrong with it."""
         try:
             manifest = releases.read_manifest(self.store, version, log)
-        except IntegrityError as error:
+        except (IntegrityError, MissingError) as error:
             return str(error)
         figures = manifest["figures"]
         families = figures["novelty"]["families"]

@@ -73,12 +73,13 @@ def _check_promotions(store: Store, log: Log) -> None:
             continue
         record = read_document(store, stat.key)
         result = record.get("result") or {}
-        if record.get("status") != "done" or "sequence" not in result:
+        number, version = result.get("sequence"), result.get("version")
+        if record.get("status") != "done" or number is None:
             continue
-        entry = log.entries[result["sequence"] - 1] if result["sequence"] <= len(log.entries) else None
-        if entry is None or entry.version != result["version"]:
+        entry = log.entries[number - 1] if isinstance(number, int) and 1 <= number <= len(log.entries) else None
+        if entry is None or entry.version != version:
             found = f"is about {entry.version}" if entry else "is missing"
             raise IntegrityError(
-                f"{stat.key}: says that entry {result['sequence']} of the champion log promoted {result['version']}, "
-                f"but that entry {found}; recover it from a backup or an earlier version of the object"
+                f"{stat.key}: says that entry {number} of the champion log promoted {version}, but that entry {found}; "
+                "recover it from a backup or an earlier version of the object"
             )

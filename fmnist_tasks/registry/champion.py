@@ -21,6 +21,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as validated_dataclass
+
 from fmnist_tasks.errors import ConflictError, FmnistError, IntegrityError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry.signing import Keys, compute_key_id, digest_entries
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
@@ -32,8 +35,9 @@ Action = Literal["promote", "rollback", "withdraw", "restore"]
 
 _CHANGES = {"promote", "rollback"}  # the actions that make a release the champion
 _ENTRIES, _RECEIPTS = "champion/", "champion-receipts/"
-_ENTRY, _RECEIPT = re.compile(r"champion/\d{8}\.json"), re.compile(r"champion-receipts/\d{8}\.txt")
+_ENTRY, _RECEIPT = re.compile(r"champion/[0-9]{8}\.json"), re.compile(r"champion-receipts/[0-9]{8}\.txt")
 _ATTEMPTS = 100  # to append an entry while others append theirs
+_MAX_ENTRY_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Origin:
     inputs: str | None = None  # of data, code and parameters
 
 
-@dataclass(frozen=True)
+@validated_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Entry:
     """One decision about a release."""
 
@@ -161,7 +165,7 @@ def read_log(store: Store, known: Log = Log()) -> Log:
         _check_signer(store.keys, key, entry, entries[-1] if entries else None)
         entries.append(entry)
         digests.append(digest)
-    _check_unsigned(store.keys, digests)
+    _check_sealed(store.keys, digests)
     return Log(tuple(entries), tuple(digests))
 
 
@@ -357,13 +361,17 @@ def _key(sequence: int) -> str:
 
 def _read(store: Store, key: str) -> tuple[Entry, str]:
     """An entry, and the digest of its stored bytes."""
-    document = store.keys.decode(key, "champion-entry", store.get(key))
+    document = store.keys.decode(key, "champion-entry", store.get(key, _MAX_ENTRY_BYTES))
     try:
         entry = Entry(**document.content, signed_by=document.signed_by)
-    except TypeError as error:
-        raise IntegrityError(
-            f"{key}: was written by a newer version of this project ({error}); install that"
-        ) from error
+    except (ValidationError, TypeError) as error:
+        faults = error.errors() if isinstance(error, ValidationError) else []
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in faults) or str(error)
+        if any(one["type"] == "unexpected_keyword_argument" for one in faults):
+            raise IntegrityError(
+                f"{key}: was written by a newer version of this project ({wrong}); install that"
+            ) from error
+        raise IntegrityError(f"{key}: is not an entry of the champion log ({wrong}); it is not used") from error
     if _key(entry.sequence) != key:
         raise IntegrityError(
             f"{key}: holds entry {entry.sequence} of the champion log, so it was copied or renamed; recover the "
@@ -404,11 +412,11 @@ def _check_link(key: str, entry: Entry, digest: str | None) -> None:
         )
 
 
-def _check_unsigned(keys: Keys, digests: Sequence[str]) -> None:
-    """Raise :class:`IntegrityError` unless the unsigned entries are those that were there when signing began."""
-    unsigned = keys.trusted.unsigned if keys.trusted else None
-    if unsigned and digest_entries(digests[: unsigned.count]) != unsigned.sha256:
-        raise IntegrityError(
-            f"{_key(1)} to {_key(unsigned.count)}: are not the unsigned entries that were there when signing began "
-            "(`unsigned` of the trusted keys); recover the originals from a backup or earlier versions of the objects"
-        )
+def _check_sealed(keys: Keys, digests: Sequence[str]) -> None:
+    """Raise :class:`IntegrityError` unless the entries are there that were when signing began, or a key was revoked."""
+    for sealed in keys.trusted.sealed if keys.trusted else ():
+        if digest_entries(digests[: sealed.count]) != sealed.sha256:
+            raise IntegrityError(
+                f"{_key(1)} to {_key(sealed.count)}: are not the entries that were there when signing began or a key "
+                "was revoked (trusted keys); recover the originals from a backup or earlier versions of the objects"
+            )

@@ -9,6 +9,7 @@ from typing import Any
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry.store import Store
 
+_MAX_BYTES = 16 << 20  # of a document
 _OPEN = b'\n  "seal": ""'  # of the document itself: what is nested is indented by more
 
 
@@ -40,7 +41,7 @@ def unseal(data: bytes, key: str) -> dict[str, Any]:
 
 def read_document(store: Store, key: str) -> dict[str, Any]:
     """Get and unseal one document."""
-    return unseal(store.get(key), key)
+    return unseal(store.get(key, _MAX_BYTES), key)
 
 
 def _closed(digest: str) -> bytes:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from fmnist_tasks.connections import find_connection
 from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import SettingsError
-from fmnist_tasks.registry.signing import Keys, TrustedKey, TrustedKeys, UnsignedEntries, compute_key_id, digest_entries
+from fmnist_tasks.registry.signing import Keys, SealedEntries, TrustedKey, TrustedKeys, compute_key_id, digest_entries
 
 TRUSTED_KEYS, SIGNING_KEY, CONNECTION = "FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "FMNIST_SIGNING_CONNECTION"
 TRUSTED_FILE = "trusted-keys.json"
@@ -69,11 +69,18 @@ def parse_signing_key(pem: str) -> Ed25519PrivateKey:
     return key
 
 
-def make_keys(trusted: TrustedKeys | None, digests: Sequence[str], *, revoke_earlier: bool) -> tuple[str, TrustedKeys]:
+def make_keys(
+    trusted: TrustedKeys | None,
+    digests: Sequence[str],
+    manifests: Mapping[str, str] | None = None,
+    *,
+    revoke_earlier: bool = False,
+) -> tuple[str, TrustedKeys]:
     """A new signing key (PEM), and the trusted keys with its public half as the newest.
 
-    `digests` are those of the champion log's entries. With the first key, they become the unsigned ones. If the earlier
-    keys are revoked (`revoke_earlier`), no entry after these may be signed with them.
+    `digests` are those of the champion log's entries. With the first key, they become the unsigned ones, and
+    `manifests` the unsigned releases: digests (SHA-256, hex) by version. If the earlier keys are revoked
+    (`revoke_earlier`), no entry after these may be signed with them.
     """
     signing = Ed25519PrivateKey.generate()
     pem = signing.private_bytes(
@@ -83,11 +90,13 @@ def make_keys(trusted: TrustedKeys | None, digests: Sequence[str], *, revoke_ear
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     new = TrustedKey(public_key=public.decode())
+    present = SealedEntries(count=len(digests), sha256=digest_entries(digests))
     if trusted is None:
-        unsigned = UnsignedEntries(count=len(digests), sha256=digest_entries(digests)) if digests else None
-        return pem.decode(), TrustedKeys(store=uuid4().hex, unsigned=unsigned, keys=(new,))
-    last = {"last_valid_entry": len(digests)} if revoke_earlier else {}
-    earlier = (key.model_copy(update=last if key.last_valid_entry is None else {}) for key in trusted.keys)
+        return pem.decode(), TrustedKeys(
+            store=uuid4().hex, unsigned=present, unsigned_manifests=dict(manifests or {}), keys=(new,)
+        )
+    revoked = {"revoked_after": present} if revoke_earlier else {}
+    earlier = (key.model_copy(update={} if key.revoked_after else revoked) for key in trusted.keys)
     return pem.decode(), trusted.model_copy(update={"keys": (*earlier, new)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from fmnist_tasks.settings import Parameters
 
 Manifest = dict[str, Any]
 
+_MAX_MANIFEST_BYTES = 4 << 20
+_MANIFEST = re.compile(r"releases/([^/]+)/manifest\.json")
 _DECIDING = {"force", "approval"}  # parameters that shape no model: whether to train, and who decides
 
 
@@ -57,7 +60,7 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> Documen
     """
     key = file_key(version, "manifest.json")
     try:
-        document = store.keys.decode(key, "manifest", store.get(key))
+        document = store.keys.decode(key, "manifest", store.get(key, _MAX_MANIFEST_BYTES))
     except MissingError as error:
         raise MissingError(f"there is no release {version}; `fmnist releases` lists those that exist") from error
     if document.content.get("version") != version:
@@ -73,7 +76,7 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> Documen
                 "replaced; recover the original from a backup or an earlier version of the object"
             )
     elif document.signed_by is None:
-        _require_unsigned(store.keys, log, version, key)
+        _require_unsigned(store.keys, version, document.sha256, key)
     elif not store.keys.may_sign(document.signed_by, len(log.entries) + 1, log.newest_key):
         raise IntegrityError(
             f"{key}: is signed by key {document.signed_by[:16]}, which was replaced, and no entry of the champion log "
@@ -82,13 +85,12 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> Documen
     return document
 
 
-def _require_unsigned(keys: Keys, log: Log, version: str, key: str) -> None:
-    """Raise :class:`IntegrityError` unless the release was named in the champion log before that was signed."""
-    if keys.trusted and all(entry.version != version for entry in log.entries[: keys.trusted.unsigned_count]):
+def _require_unsigned(keys: Keys, version: str, sha256: str, key: str) -> None:
+    """Raise :class:`IntegrityError` unless the manifest is that of a release from before documents were signed."""
+    if keys.trusted and keys.trusted.unsigned_manifests.get(version) != sha256:
         raise IntegrityError(
-            f"{key}: is unsigned, and the champion log did not name the release before it was signed, so nothing shows "
-            "that it was published by this project; it is not used. Delete the release, or run fmnist_retrain to "
-            "publish it again, signed"
+            f"{key}: is unsigned, and not as it was when signing began (trusted keys), so nothing shows that it was "
+            "published by this project; it is not used. Restore it, or delete the release"
         )
 
 
@@ -128,4 +130,4 @@ def read_files(store: Store, manifest: Manifest) -> dict[str, bytes]:
 
 def versions(store: Store) -> list[str]:
     """All versions, oldest first."""
-    return [stat.key.split("/")[1] for stat in store.list("releases/") if stat.key.endswith("/manifest.json")]
+    return [found[1] for stat in store.list("releases/") if (found := _MANIFEST.fullmatch(stat.key))]

@@ -54,29 +54,27 @@ def _check_public_key(pem: str) -> str:
     return pem
 
 
+class SealedEntries(BaseModel):
+    """The first entries of the champion log, which may not change any more."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # see `digest_entries`
+
+
 class TrustedKey(BaseModel):
     """A public key whose signatures count."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     public_key: Annotated[str, AfterValidator(_check_public_key)]  # PEM
-    last_valid_entry: Annotated[int, Field(ge=0)] | None = (
-        None  # of the champion log that it may have signed; None: any
-    )
+    revoked_after: SealedEntries | None = None  # it may have signed these, and no later one
 
     @property
     def id(self) -> str:
         """The id of the key."""
         return compute_key_id(load_public_key(self.public_key))
-
-
-class UnsignedEntries(BaseModel):
-    """The entries of the champion log from before it was signed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    count: Annotated[int, Field(ge=1)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # see `digest_entries`
 
 
 class TrustedKeys(BaseModel):
@@ -86,13 +84,19 @@ class TrustedKeys(BaseModel):
 
     schema_version: Literal[1] = 1
     store: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # a random id, which every signed document names
-    unsigned: UnsignedEntries | None = None  # None: there are none
+    unsigned: SealedEntries | None = None  # those from before the log was signed
+    unsigned_manifests: dict[str, str] = {}  # by version of each release from then, the SHA-256 of its manifest
     keys: Annotated[tuple[TrustedKey, ...], Field(min_length=1)]
 
     @property
     def unsigned_count(self) -> int:
         """How many entries of the champion log may be unsigned."""
         return self.unsigned.count if self.unsigned else 0
+
+    @property
+    def sealed(self) -> list[SealedEntries]:
+        """All that is known of entries which may not change any more."""
+        return [one for one in (self.unsigned, *(key.revoked_after for key in self.keys)) if one]
 
     def rank(self, key_id: str) -> int | None:
         """The place of a key in their order; None for one that is not trusted."""
@@ -152,8 +156,8 @@ class Keys:
         rank = self.trusted.rank(key_id)
         if rank is None or (earlier and rank < (self.trusted.rank(earlier) or 0)):
             return False
-        last = self.trusted.keys[rank].last_valid_entry
-        return last is None or sequence <= last
+        revoked = self.trusted.keys[rank].revoked_after
+        return revoked is None or sequence <= revoked.count
 
     def encode(self, key: str, kind: Kind, content: dict[str, Any]) -> bytes:
         """The document as it is to be stored at the key: signed, or without trusted keys only sealed.
@@ -184,6 +188,8 @@ class Keys:
         try:
             envelope = _Envelope.model_validate_json(data)
             payload = _from_base64(envelope.payload)
+            if self.trusted:  # before its content is looked at
+                _check_signature(self.trusted, envelope, payload, key)
             content = json.loads(payload)
             place, store = content.pop("key"), content.pop("store")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -191,8 +197,6 @@ class Keys:
                 f"{key}: is not a signed document that this version can read; it is not used"
             ) from error
         signed_by = envelope.signatures[0].keyid
-        if self.trusted:
-            _check_signature(self.trusted, envelope, payload, key)
         expected = (_payload_type(kind), key, self.trusted.store if self.trusted else store)
         if (envelope.payloadType, place, store) != expected:
             raise IntegrityError(

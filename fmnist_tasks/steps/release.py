@@ -135,6 +135,10 @@ def promote(store: Store, run: Run, verdict: Result, published: Result, verified
     document = releases.open_manifest(store, version)
     _require_same_manifest(version, document.sha256, verified)
     manifest = document.content
+    if manifest["run_id"] != run.id:
+        raise ConflictError(
+            f"release {version} was published by run {manifest['run_id']}; this run does not promote it"
+        )
     approval = manifest["verdict"]["approval"]  # what was held is published only if it was approved
     entry = champion.append(
         store,

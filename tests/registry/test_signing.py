@@ -18,6 +18,7 @@ from fmnist_tasks.registry import champion, pruning, releases
 from fmnist_tasks.registry.audit import audit
 from fmnist_tasks.registry.blobs import put_blob
 from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.runs import write_record
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store
@@ -162,7 +163,10 @@ def test_the_unsigned_entries_stay_as_they_were(store: FolderStore) -> None:
     store.put(entry_key(1), store.keys.encode("", "champion-entry", {**entry, "sequence": 1}))
     champion.read_log(store)  # nothing tells
     store.keys = make_signer(None, digests)
-    with pytest.raises(IntegrityError, match=r"00000001.json to champion/00000002.json: are not the unsigned entries"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"00000001.json to champion/00000002.json: are not the entries that were there when signing began",
+    ):
         champion.read_log(store)
 
 
@@ -176,11 +180,27 @@ def test_an_unsigned_entry_after_a_signed_one_is_refused_with_and_without_keys(s
             champion.read_log(reader)
 
 
-def test_a_release_from_before_signing_that_the_log_does_not_name_is_refused(store: FolderStore) -> None:
+def test_a_manifest_from_before_signing_stays_as_it_was(store: FolderStore) -> None:
+    """Though an earlier version left no digest of it in the log, and whoever may write changes its seal as well."""
+    publish(store, "v1")
+    facts = {"reason": "why", "write_id": "w", "time": "2026-11-02T02:00:00+00:00"}
+    entry = {"sequence": 1, "version": "v1", "action": "promote", **facts}
+    store.put(entry_key(1), store.keys.encode("", "champion-entry", entry))
+    log = champion.read_log(store)
+    store.keys = make_signer(None, log.digests, {"v1": releases.open_manifest(store, "v1", log).sha256})
+    manifest = releases.read_manifest(store, "v1")
+    store.put(manifest_key("v1"), Keys().encode("", "manifest", {**manifest, "novelty_threshold": -1e9}))
+    with pytest.raises(IntegrityError, match=r"releases/v1/manifest.json: is unsigned, and not as it was when signing"):
+        releases.read_manifest(store, "v1")
+
+
+def test_a_release_from_before_signing_that_is_not_among_the_trusted_is_refused(store: FolderStore) -> None:
     make_history(store)
     publish(store, "v7")
     store.keys = make_signer(None, champion.read_log(store).digests)
-    with pytest.raises(IntegrityError, match=r"releases/v7/manifest.json: is unsigned, and the champion log did not"):
+    with pytest.raises(
+        IntegrityError, match=r"releases/v7/manifest.json: is unsigned, and not as it was when signing began"
+    ):
         releases.read_manifest(store, "v7")
 
 
@@ -232,6 +252,55 @@ def test_a_leaked_key_signs_nothing_from_then_on(signed_store: FolderStore) -> N
     promote(thief, "v5")
     with pytest.raises(IntegrityError, match=r"champion/00000006.json: is signed by key"):
         champion.read_log(replace_keys(signed_store, second))
+
+
+def test_a_leaked_key_rewrites_nothing_that_it_had_signed(signed_store: FolderStore) -> None:
+    first = signed_store.keys
+    second = make_signer(first, champion.read_log(signed_store).digests, revoke_earlier=True)
+    content = champion.history(signed_store)[4].as_document()
+    signed_store.put(entry_key(5), first.encode(entry_key(5), "champion-entry", {**content, "version": "v3"}))
+    champion.read_log(signed_store)  # who still has the old keys sees nothing
+    for read in (champion.read_log, champion.champion):
+        with pytest.raises(IntegrityError, match=r"are not the entries that were there when .* a key was revoked"):
+            read(replace_keys(signed_store, second))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"sequence": "6"}, {"sequence": 6.0}, {"sequence": None}, {"version": 1}, {"action": "crown"}]
+)
+def test_an_entry_of_other_types_is_refused_in_words(store: FolderStore, changed: dict[str, object]) -> None:
+    make_history(store)
+    content = champion.history(store)[4].as_document()
+    store.put(entry_key(6), Keys().encode("", "champion-entry", {**content, "sequence": 6, **changed}))
+    with pytest.raises(IntegrityError, match=r"00000006.json: is not an entry of the champion log \("):
+        champion.read_log(store)
+
+
+def test_an_entry_or_manifest_that_is_too_large_is_not_read(store: FolderStore) -> None:
+    make_history(store)
+    store.put(entry_key(6), b"{}," * 30_000)
+    with pytest.raises(IntegrityError, match=r"00000006.json: is 90,000 bytes, expected at most 65,536"):
+        champion.champion(store)
+    store.delete(entry_key(6))
+    store.put(manifest_key("v1"), b"{}," * (2 << 20))
+    with pytest.raises(IntegrityError, match=r"v1/manifest.json: is 6,291,456 bytes, expected at most 4,194,304"):
+        releases.read_manifest(store, "v1")
+
+
+def test_what_only_resembles_an_entry_or_a_release_does_not_count(store: FolderStore) -> None:
+    make_history(store)
+    before = audit(store)
+    for key in ("champion/٠٠٠٠٠٠٠٦.json", "releases/zz/x/manifest.json", "releases/manifest.json"):
+        store.put(key, b"foreign")
+    assert audit(store) == before
+
+
+@pytest.mark.parametrize("told", [{"sequence": "5"}, {"sequence": -1}, {"sequence": 5}, {"sequence": {}}])
+def test_a_record_that_makes_no_sense_is_a_fault_of_the_record(store: FolderStore, told: dict[str, object]) -> None:
+    make_history(store)
+    write_record(store, "odd", "promote", {"status": "done", "started": "", "result": told})
+    with pytest.raises(IntegrityError, match=r"^runs/odd/promote.json: says that entry .* promoted None, but that"):
+        audit(store)
 
 
 def test_a_process_without_the_key_reads_and_changes_nothing(signed_store: FolderStore) -> None:

@@ -26,9 +26,15 @@ class Manipulation:
     act: Callable[[Store], None]
 
 
-def make_signer(earlier: Keys | None = None, digests: tuple[str, ...] = (), *, revoke_earlier: bool = False) -> Keys:
+def make_signer(
+    earlier: Keys | None = None,
+    digests: tuple[str, ...] = (),
+    manifests: dict[str, str] | None = None,
+    *,
+    revoke_earlier: bool = False,
+) -> Keys:
     """New keys, or those after a rotation of the earlier ones."""
-    pem, trusted = make_keys(earlier.trusted if earlier else None, digests, revoke_earlier=revoke_earlier)
+    pem, trusted = make_keys(earlier.trusted if earlier else None, digests, manifests, revoke_earlier=revoke_earlier)
     return Keys(trusted, parse_signing_key(pem))
 
 
