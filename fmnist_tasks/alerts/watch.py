@@ -22,6 +22,7 @@ from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import read_document, seal
+from fmnist_tasks.registry.runs import read_at
 from fmnist_tasks.registry.store import Stat, Store, is_ahead, open_store, side_by_side
 from fmnist_tasks.settings import DAG_ID, RECENT, RUN_LIMIT, SHELL, TASK_LIMIT, Settings
 
@@ -100,7 +101,7 @@ def _read_all(store: Store, stats: list[Stat], damaged: list[str]) -> list[Recor
 
     def read(stat: Stat) -> Record:
         try:
-            document = read_document(store, stat.key)
+            document = read_at(store, stat.key)
         except MissingError:
             return {}
         except IntegrityError as error:

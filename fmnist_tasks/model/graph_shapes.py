@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 _Validated = TypeVar("_Validated", bound=BaseModel)
 
 # What we build has up to 33 layers, 57 calls of them, and activations of 98 KiB, together 1.1 MiB for one image.
-MAX_LAYERS, MAX_CALLS = 200, 400
+MAX_LAYERS, MAX_CALLS, MAX_OUTPUTS = 200, 400, 16
 MAX_ACTIVATION, MAX_ACTIVATIONS = 512 << 10, 4 << 20  # bytes for one image: of one call, of all calls
 MAX_CONFIGURATION = 256 << 10  # characters; ours have 27 thousand
 
@@ -296,7 +296,7 @@ class _Graph(_Part):
     trainable: bool
     layers: Annotated[list[_Node], Field(min_length=1, max_length=MAX_LAYERS)]
     inputs: Annotated[_References, Field(alias="input_layers")]
-    outputs: Annotated[_References, Field(alias="output_layers")]
+    outputs: Annotated[_References, Field(alias="output_layers", max_length=MAX_OUTPUTS)]  # each is kept for all images
 
 
 class _Model(_Part):

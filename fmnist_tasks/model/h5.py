@@ -24,6 +24,7 @@ from fmnist_tasks.model.batches import prediction_batches
 from fmnist_tasks.model.cnn import PROBABILITIES
 from fmnist_tasks.model.graph_shapes import Shape, infer_weight_shapes
 from fmnist_tasks.model.h5_process import Weights, read
+from fmnist_tasks.text import make_printable
 
 # Keys of a configuration that Keras 3.8 does not know or may refuse, each with the value at which it changes nothing.
 _NEWER_KEYS = {
@@ -67,7 +68,7 @@ def load(data: bytes, name: str) -> keras.Model:
         for layer, arrays in weights.items():
             model.get_layer(layer).set_weights(arrays)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{name}: Keras cannot build it ({error})") from error
+        raise ModelError(f"{name}: Keras cannot build it ({make_printable(str(error))})") from error
     return model
 
 

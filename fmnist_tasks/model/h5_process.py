@@ -21,6 +21,7 @@ from fmnist_tasks.text import make_printable
 
 Weights = dict[str, list[np.ndarray]]  # by layer; float32
 
+_MAX_HEADER = 4 << 20  # bytes; ours have 30 thousand
 _SECONDS = 60  # against a machine that stands still; MAX_CPU ends loops
 # OpenBLAS would reserve memory for every core.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
@@ -75,6 +76,8 @@ def _ask_child(data: bytes) -> bytes:
 def decode(answer: bytes) -> tuple[str, Weights]:
     """The configuration and the weights in an answer of the child; raises :class:`ModelError` if it has neither."""
     start = 8 + int.from_bytes(answer[:8], "little")
+    if start > _MAX_HEADER:
+        raise ModelError("cannot be read; the reading process returned an invalid answer (its header is too long)")
     try:
         header = _Header.model_validate_json(answer[8:start])
     except ValidationError as error:

@@ -10,7 +10,7 @@ from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.champion import Log, read_log
-from fmnist_tasks.registry.documents import read_document
+from fmnist_tasks.registry.runs import read_at
 from fmnist_tasks.registry.store import Store, side_by_side
 
 _HEAD = re.compile(r"([0-9]{1,8}):([0-9a-f]{64})")
@@ -71,7 +71,7 @@ def _check_promotions(store: Store, log: Log) -> None:
     for stat in store.list("runs/"):
         if not stat.key.endswith("/promote.json"):
             continue
-        record = read_document(store, stat.key)
+        record = read_at(store, stat.key)
         result = record.get("result") or {}
         number, version = result.get("sequence"), result.get("version")
         if record.get("status") != "done" or number is None:

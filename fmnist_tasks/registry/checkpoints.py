@@ -1,7 +1,8 @@
 """States of a training under way, so that one that was killed goes on, here or on another worker.
 
-A checkpoint is the SHA-256 of all that follows it, one line of JSON with its number and what it belongs to, and the
-bytes of the state. The last two are kept: if the newer one is damaged, the one before it serves.
+A checkpoint is the SHA-256 of its content, the signature of that if there are keys, and the content: one line of JSON
+with its number and what it belongs to, and the bytes of the state. Whoever may only write the store cannot make one.
+The last two are kept: if the newer one is damaged, the one before it serves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fmnist_tasks.registry.store import Store
 
 log = logging.getLogger(__name__)
 
-_DIGEST = hashlib.sha256().digest_size
+_DIGEST, _SIGNATURE = hashlib.sha256().digest_size, 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,14 @@ class Checkpoints:
 
     def _packed(self, key: str, state: bytes) -> bytes:
         content = self._header(key) + b"\n" + state
-        return hashlib.sha256(content).digest() + content
+        digest = hashlib.sha256(content).digest()
+        return digest + self.store.keys.sign_bytes(digest) + content
 
     def _unpacked(self, key: str, data: bytes) -> bytes:
-        digest, content = data[:_DIGEST], data[_DIGEST:]
+        start = _DIGEST + (_SIGNATURE if self.store.keys.trusted else 0)
+        digest, signature, content = data[:_DIGEST], data[_DIGEST:start], data[start:]
+        if not self.store.keys.has_signed(digest, signature):
+            raise IntegrityError(f"{key}: a checkpoint without a valid signature; the one before it is tried")
         if hashlib.sha256(content).digest() != digest:
             raise IntegrityError(f"{key}: a checkpoint that was changed or cut short; the one before it is tried")
         header, _, state = content.partition(b"\n")

@@ -19,7 +19,7 @@ from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import unseal
 from fmnist_tasks.registry.pruning_flag import forbid_work
 from fmnist_tasks.registry.releases import file_key
-from fmnist_tasks.registry.signing import extract_text
+from fmnist_tasks.registry.signing import Kind, extract_text
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
 from fmnist_tasks.settings import RECENT, RUN_LIMIT
 
@@ -33,6 +33,7 @@ _OWN = {  # what this project writes below a run or a release
 }
 _FOREIGN = "was not written by this project; delete it yourself if nobody needs it"
 _DAMAGED = "was changed after it was written, or is foreign; restore it, or delete it yourself with what is beside it"
+_SIGNED: dict[str, Kind] = {"releases": "manifest", "runs": "run-record"}  # what is signed, if there are keys
 # Below these are no documents that refer to blobs.
 _WITHOUT_REFERENCES = {"alerts", "blobs", "champion", "checkpoints", "incoming", "predictions", "quarantine", "working"}
 
@@ -185,9 +186,9 @@ def _read_documents(store: Store, keys: list[str]) -> dict[str, _Document]:
         except MissingError:
             return None
         try:
-            if key.startswith("releases/"):
-                return _Document(extract_text(data), store.keys.decode(key, "manifest", data).content)
-            return _Document(data, unseal(data, key))
+            kind = _SIGNED.get(key.split("/")[0])
+            content = store.keys.decode(key, kind, data).content if kind else unseal(data, key)
+            return _Document(extract_text(data), content)
         except IntegrityError:
             return _Document(extract_text(data), None)
 

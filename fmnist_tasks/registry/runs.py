@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from fmnist_tasks.errors import IntegrityError, SettingsError
-from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store, side_by_side
+
+_MAX_RECORD_BYTES = 16 << 20
 
 
 def run_key(run_id: str, name: str) -> str:
@@ -20,15 +21,16 @@ def run_key(run_id: str, name: str) -> str:
 
 def write_record(store: Store, run_id: str, step: str, record: dict[str, Any]) -> None:
     """Keep what a step did; a step that runs again replaces its record."""
-    store.put(run_key(run_id, f"{step}.json"), seal({**record, "run_id": run_id, "step": step}))
+    key = run_key(run_id, f"{step}.json")
+    store.put(key, store.keys.encode(key, "run-record", {**record, "run_id": run_id, "step": step}))
 
 
 def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:
-    """The record of one step; raises :class:`IntegrityError` if it is that of another run.
+    """The record of one step, to act on it; raises :class:`IntegrityError` if it is unsigned or that of another run.
 
     On a file system that takes `a` and `A` for the same, two runs may have one folder.
     """
-    record = read_document(store, run_key(run_id, f"{step}.json"))
+    record = read_at(store, run_key(run_id, f"{step}.json"), to_act=True)
     if record["run_id"] != run_id:
         raise IntegrityError(
             f"{run_key(run_id, step)}.json is the record of run {record['run_id']}, whose folder is the same on this "
@@ -37,10 +39,23 @@ def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:
     return record
 
 
-def read_records(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
+def read_at(store: Store, key: str, *, to_act: bool = False) -> dict[str, Any]:
+    """The record at a key; raises :class:`IntegrityError` if it was changed, or is unsigned but has to be signed.
+
+    Only what is shown may be unsigned, such as the records of runs from before documents were signed.
+    """
+    document = store.keys.decode(key, "run-record", store.get(key, _MAX_RECORD_BYTES))
+    if to_act and store.keys.trusted and document.signed_by is None:
+        raise IntegrityError(
+            f"{key}: is unsigned, so nothing shows that a step of this project wrote it; run the step again"
+        )
+    return document.content
+
+
+def read_records(store: Store, run_id: str, *, to_act: bool = False) -> dict[str, dict[str, Any]]:
     """All records of a run by step name, in the order in which the steps began."""
     depth = run_key(run_id, "").count("/")
     found = (stat.key for stat in store.list(run_key(run_id, "")))
     keys = [key for key in found if key.endswith(".json") and key.count("/") == depth]
-    records = side_by_side(partial(read_document, store), keys)
+    records = side_by_side(partial(read_at, store, to_act=to_act), keys)
     return {record["step"]: record for record in sorted(records, key=lambda record: record["started"])}

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry.documents import render, seal, unseal
 
-Kind = Literal["manifest", "champion-entry"]
+Kind = Literal["manifest", "champion-entry", "run-record"]
 
 
 def encode_for_signing(payload_type: str, payload: bytes) -> bytes:
@@ -206,6 +207,24 @@ class Keys:
             )
         return Document(content, sha256, signed_by)
 
+    def sign_bytes(self, data: bytes) -> bytes:
+        """The signature of bytes that are kept beside it, or nothing without trusted keys; raises like `encode`."""
+        if self.trusted is None:
+            return b""
+        return self.require_signing_key().sign(encode_for_signing(_bytes_type(self.trusted), data))
+
+    def has_signed(self, data: bytes, signature: bytes) -> bool:
+        """Whether a trusted key that is not revoked has signed the bytes; without trusted keys, nobody has to."""
+        if self.trusted is None:
+            return True
+        for key in self.trusted.keys:
+            if key.revoked_after is None:
+                with suppress(InvalidSignature):
+                    signed = encode_for_signing(_bytes_type(self.trusted), data)
+                    load_public_key(key.public_key).verify(signature, signed)
+                    return True
+        return False
+
     def describe(self, signed_by: str | None) -> str:
         """What a reader can say about the signature of a document that it has read."""
         if signed_by is None:
@@ -255,6 +274,10 @@ def _check_signature(trusted: TrustedKeys, envelope: _Envelope, payload: bytes, 
 
 def _payload_type(kind: Kind) -> str:
     return f"application/vnd.fmnist.{kind}+json"
+
+
+def _bytes_type(trusted: TrustedKeys) -> str:
+    return f"application/vnd.fmnist.bytes; store={trusted.store}"
 
 
 def _to_base64(data: bytes) -> str:

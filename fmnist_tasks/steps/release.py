@@ -83,7 +83,7 @@ def publish(
         "verdict": {**{name: verdict[name] for name in ("decision", "checks")}, "approval": _answer(approval)},
     }
     # Only what came before, so that another try, or a second copy of this task, writes the same bytes.
-    records = {name: record for name, record in read_records(store, run.id).items() if name not in _OWN}
+    records = {name: record for name, record in read_records(store, run.id, to_act=True).items() if name not in _OWN}
     files = {
         "model.h5": get_verified(store, candidate["model"]),
         "model_card.md": render_card({**facts, "version": version}),

@@ -12,7 +12,7 @@ import pytest
 
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.cnn import build, trained
-from fmnist_tasks.model.graph_shapes import MAX_CALLS, MAX_LAYERS, infer_weight_shapes
+from fmnist_tasks.model.graph_shapes import MAX_CALLS, MAX_LAYERS, MAX_OUTPUTS, infer_weight_shapes
 from fmnist_tasks.settings import PROFILES
 from tests.support.model_files import (
     DEFAULTS,
@@ -148,3 +148,12 @@ def test_generated_graphs_need_the_weights_that_keras_makes() -> None:
         fitting += 1
         assert shapes == find_shapes_of_keras(configuration)
     assert 5 < fitting < 20
+
+
+def test_more_outputs_than_are_allowed_are_refused() -> None:
+    """Each takes memory for every image, however small it is."""
+    names = [f"scaled-{number}" for number in range(MAX_OUTPUTS + 1)]
+    layers = [IMAGE, *(make_layer("Rescaling", name, "image") for name in names)]
+    infer_weight_shapes(make_configuration(layers, *names[:-1]))
+    with pytest.raises(ValueError, match=r"output_layers .* at most 16 items"):
+        infer_weight_shapes(make_configuration(layers, *names))

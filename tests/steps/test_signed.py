@@ -11,13 +11,15 @@ from fmnist_tasks.errors import FmnistError, IntegrityError, SettingsError
 from fmnist_tasks.page.asking import Oracle
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.audit import audit
+from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.keys import make_keys
-from fmnist_tasks.registry.runs import read_record
+from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store, open_store
 from fmnist_tasks.steps import run_again
 from tests.support.pipeline import Pipeline
 from tests.support.replay import replay_steps
+from tests.support.signed_store import replace_keys
 from tests.support.synthetic import RUN
 
 pytestmark = pytest.mark.integration
@@ -110,3 +112,28 @@ def test_a_lost_key_stops_a_run_before_training_and_the_champion_stays(
     store = open_again(signed_pipeline)
     assert store.stat("runs/third-week/train-0.json") is None
     assert [entry.as_document() for entry in champion.history(store)] == [entry.as_document() for entry in before]
+
+
+def test_records_and_checkpoints_that_the_publisher_planted_are_not_used(
+    signed_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both could be made with the rights to write the store alone, and decide what is signed."""
+    signed_pipeline.run_until("promotion_gate", SECOND)
+    store = open_again(signed_pipeline)
+    verdict = read_record(store, SECOND.id, "promotion_gate")
+    before = champion.history(store)
+    planted = {name: value for name, value in verdict.items() if name not in {"run_id", "step"}}
+    write_record(replace_keys(store, Keys()), SECOND.id, "promotion_gate", planted)
+    with pytest.raises(IntegrityError, match=r"promotion_gate.json: is unsigned, so nothing shows that a step"):
+        run_again("publish", SECOND)
+    assert champion.history(store) == before
+
+    identity = {"data": "d"}
+    theirs = Checkpoints(replace_keys(store, Keys()), "third", "base-0", identity)
+    theirs.save(4, b"planted")
+    ours = Checkpoints(store, "third", "base-0", identity)
+    assert (theirs.latest(), ours.latest()) == (b"planted", None)
+    ours.save(5, b"state")
+    assert ours.latest() == b"state"
+    theirs.save(6, b"planted")
+    assert ours.latest() == b"state"
