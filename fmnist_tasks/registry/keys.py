@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -101,15 +102,22 @@ def make_keys(
 
 
 def write_keys(folder: Path, pem: str, trusted: TrustedKeys) -> tuple[Path, Path]:
-    """Write the signing key, for this user alone, into a file of its own, and the trusted keys; their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    signing = folder / f"signing-key-{trusted.keys[-1].id[:16]}.pem"
-    with os.fdopen(os.open(signing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(pem)
-    public = folder / TRUSTED_FILE
-    beside = public.with_suffix(".new")
-    beside.write_text(trusted.model_dump_json(indent=2, exclude_none=True) + "\n")
-    beside.replace(public)
+    """Write the signing key, for this user alone, into a file of its own, and the trusted keys; their paths.
+
+    Raises :class:`SettingsError`, and leaves no signing key, if one of them cannot be written.
+    """
+    signing, public = folder / f"signing-key-{trusted.keys[-1].id[:16]}.pem", folder / TRUSTED_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(signing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(pem)
+        beside = public.with_suffix(".new")
+        beside.write_text(trusted.model_dump_json(indent=2, exclude_none=True) + "\n")
+        beside.replace(public)
+    except OSError as error:
+        with suppress(OSError):
+            signing.unlink()
+        raise SettingsError(f"{folder}: cannot write the keys: {error.strerror}; choose another folder") from error
     return signing, public
 
 

@@ -166,3 +166,12 @@ def test_a_new_key_never_forgets_the_earlier_ones(
     write_keys(tmp_path / "other", PEM, TRUSTED)
     assert "differs from FMNIST_TRUSTED_KEYS" in fmnist("keys", "new", tmp_path / "other", expect=1)
     assert len(champion.history(home)) == audit(home)["entries"]
+
+
+def test_keys_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "keys" / "trusted-keys.json").mkdir(parents=True)  # in the way of the second file
+    for folder in (tmp_path / "file", tmp_path / "keys"):
+        with pytest.raises(SettingsError, match=rf"{folder}: cannot write the keys: .*; choose another folder"):
+            write_keys(folder, PEM, TRUSTED)
+    assert not list(tmp_path.rglob("*.pem"))

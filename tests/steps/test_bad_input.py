@@ -236,14 +236,23 @@ def test_last_weeks_figures_and_verdict_pass_nothing_this_week(finished_pipeline
 
 @pytest.mark.integration
 def test_a_champion_that_changed_during_the_run_stays(finished_pipeline: Pipeline) -> None:
-    version = service.in_service(finished_pipeline.store).version
     verdict = changed(finished_pipeline, "promotion_gate")
     assert verdict["champion"] is None  # there was none when the candidate was judged
+    finished_pipeline.forget_champions()
+    champion.append(finished_pipeline.store, version="v0", action="promote", reason="r", write_id="w", after=0)
     with pytest.raises(ConflictError, match=r"the champion has changed since: it was none"):
-        steps.promote(
-            NEXT, verdict, changed(finished_pipeline, "publish"), changed(finished_pipeline, "verify_release")
-        )
-    assert [entry.version for entry in champion.history(finished_pipeline.store)] == [version]
+        steps.promote(RUN, verdict, changed(finished_pipeline, "publish"), changed(finished_pipeline, "verify_release"))
+    assert [entry.version for entry in champion.history(finished_pipeline.store)] == ["v0"]
+
+
+@pytest.mark.integration
+def test_a_run_promotes_no_release_of_another_run(finished_pipeline: Pipeline) -> None:
+    """Whoever may write the results of tasks could name any release otherwise."""
+    before = champion.history(finished_pipeline.store)
+    results = (changed(finished_pipeline, name) for name in ("promotion_gate", "publish", "verify_release"))
+    with pytest.raises(ConflictError, match=r"was published by run run-1; this run does not promote it"):
+        steps.promote(NEXT, *results)
+    assert champion.history(finished_pipeline.store) == before
 
 
 @pytest.mark.integration

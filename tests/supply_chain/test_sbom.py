@@ -67,11 +67,12 @@ def read_modules(program: Path) -> list[tuple[str, str, str]]:
     told = subprocess.run(["go", "version", "-m", program], capture_output=True, text=True, check=True).stdout
     modules: list[tuple[str, str, str]] = []
     for kind, *values in filter(None, map(str.split, told.splitlines())):
+        if kind not in {"dep", "=>"} or len(values) < 3:  # the program's own module, which is a folder
+            continue
         if kind == "=>":  # in the place of the one before
             modules.pop()
-        if kind in {"dep", "=>"}:
-            name, version, digest = values
-            modules.append((name, version, base64.b64decode(digest.removeprefix("h1:")).hex()))
+        name, version, digest = values
+        modules.append((name, version, base64.b64decode(digest.removeprefix("h1:")).hex()))
     return modules
 
 
