@@ -37,6 +37,8 @@ from fmnist_tasks.settings import INCLUDE
 PIPELINE, LOGS = "fmnist", "fmnist-logs"
 ROLES = {"publisher": PIPELINE, "reader": PIPELINE, "pruner": PIPELINE, "logs": LOGS}  # each with a policy of its name
 LOG_DAYS = 90  # a task's log is kept so long
+# Every user of MinIO may make service accounts, which outlive a new secret of the user, unless a policy denies it.
+_NO_SERVICE_ACCOUNTS = {"Effect": "Deny", "Action": ["admin:CreateServiceAccount", "admin:UpdateServiceAccount"]}
 _REGION = "us-east-1"  # so that no request asks for it
 
 
@@ -58,7 +60,8 @@ class User:
 
 def add_user(admin: MinioAdmin, user: User, policy: str) -> None:
     """Give MinIO the user, and the policy under that name."""
-    admin.policy_add(policy, policy={"Version": "2012-10-17", "Statement": user.read_statements()})
+    statements = [*user.read_statements(), _NO_SERVICE_ACCOUNTS]
+    admin.policy_add(policy, policy={"Version": "2012-10-17", "Statement": statements})
     admin.user_add(user.access_key, user.secret)
     if policy not in (json.loads(admin.user_info(user.access_key)).get("policyName") or "").split(","):
         admin.policy_set(policy, user=user.access_key)

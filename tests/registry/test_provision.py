@@ -22,7 +22,7 @@ from minio.credentials import Credentials
 from minio.credentials.providers import StaticProvider
 from minio.datatypes import Part, PostPolicy
 from minio.deleteobjects import DeleteObject
-from minio.error import S3Error, ServerError
+from minio.error import MinioAdminException, S3Error, ServerError
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.objectlockconfig import DAYS, GOVERNANCE, ObjectLockConfig
 from minio.retention import Retention
@@ -131,6 +131,16 @@ def test_a_user_whose_name_is_known_is_removed(provisioned: Provisioned) -> None
     known = Minio(provisioned.authority, "publisher", "a-known-secret", secure=False, region="us-east-1")
     with pytest.raises(S3Error, match="InvalidAccessKeyId"):
         list(known.list_objects(PIPELINE))
+
+
+def test_no_user_makes_another_that_outlives_a_new_secret(provisioned: Provisioned) -> None:
+    """A service account of MinIO; Versity has none."""
+    if provisioned.server.kind == "minio":
+        for role in provision.ROLES:
+            user = StaticProvider(*provisioned.users[role])
+            admin = MinioAdmin(endpoint=provisioned.authority, credentials=user, secure=False)
+            with pytest.raises(MinioAdminException, match="AccessDenied"):
+                admin.add_service_account(access_key=f"another-{role}", secret_key=uuid4().hex)
 
 
 @pytest.mark.parametrize("role", ["root", *provision.ROLES, "nobody"])
