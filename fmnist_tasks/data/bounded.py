@@ -9,7 +9,7 @@ from fmnist_tasks.errors import DataError
 
 
 def read_at_most(file: Path | BinaryIO, name: str, limit: int) -> bytes:
-    """Content of the named file; raises :class:`DataError` above so many bytes, and for what is no regular file.
+    """Content of the named file; raises :class:`DataError` above so many bytes, and for anything but a regular file.
 
     A pipe would be waited for.
     """

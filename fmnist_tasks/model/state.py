@@ -15,6 +15,9 @@ from typing import Protocol
 import keras
 import numpy as np
 
+from fmnist_tasks.data import npz
+from fmnist_tasks.errors import DataError, TrainingError
+
 Curves = dict[str, list[float]]
 
 
@@ -64,10 +67,23 @@ def pack(model: keras.Model, optimizer: keras.Optimizer, progress: Progress) -> 
 
 
 def unpack(state: bytes, model: keras.Model, optimizer: keras.Optimizer) -> Progress:
-    """Put the state into model and optimizer, which are built alike, and return how far it had come."""
-    with np.load(io.BytesIO(state), allow_pickle=False) as arrays:
-        for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables)):
-            for number, variable in enumerate(variables):
-                variable.assign(arrays[f"{owner}/{number}"])
-        best = [arrays[f"best/{number}"] for number in range(len(model.weights))]
-        return Progress(json.loads(str(arrays["curves"])), best)
+    """Put the state into model and optimizer, which are built alike, and return how far it had come.
+
+    Raises :class:`TrainingError` if it is no state of theirs, before memory is taken for more than its own size.
+    """
+    sizes = {"model": len(model.variables), "optimizer": len(optimizer.variables), "best": len(model.weights)}
+    names = [f"{owner}/{number}" for owner, size in sizes.items() for number in range(size)]
+
+    def require_stored(*headers: npz.Header) -> None:
+        if sum(header.bytes for header in headers) > len(state):
+            raise DataError("a checkpoint: unpacks to more than its own size, which `pack` never writes")
+
+    try:
+        found = npz.unpack(io.BytesIO(state), "a checkpoint", "curves", *names, check=require_stored)
+    except DataError as error:
+        raise TrainingError(f"{error}. Delete the checkpoints of this run, and clear the task") from error
+    arrays = dict(zip(["curves", *names], found, strict=True))
+    for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables)):
+        for number, variable in enumerate(variables):
+            variable.assign(arrays[f"{owner}/{number}"])
+    return Progress(json.loads(str(arrays["curves"])), [arrays[f"best/{number}"] for number in range(sizes["best"])])

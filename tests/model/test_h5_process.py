@@ -1,4 +1,4 @@
-"""The child process that reads a file: whatever happens to it, the reason is told and nothing is loaded."""
+"""The child process that reads a file: whatever happens to it, the reason is reported and nothing is loaded."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def watch_faults(page: Page) -> list[str]:
 
 
 def make_noise() -> bytes:
-    """A PNG that shows no clothing."""
+    """A PNG that is not of a garment."""
     noise = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(noise, "png")
     return noise.getvalue()
