@@ -44,7 +44,7 @@ RIGHTS = {  # of FAB's roles, as docs/ui.md#roles has them
     "Op": REVIEW,
     "Admin": REVIEW
     | {f"{action} by the {where}" for action in ("roll back", "withdraw") for where in ("page", "DAG")}
-    | {"roll back once more"},
+    | {"roll back once more", "write a result"},
 }
 SECRETS = ("PASSWORD", "KEY", "SECRET")
 

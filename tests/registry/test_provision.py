@@ -37,7 +37,7 @@ from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import PROJECT
 from tests.support.forged_uploads import CONTENT, KIND, Upload, chunk, forge, make_archive
 from tests.support.minio_server import MinioServer, VersityServer
-from tests.support.requirements import VERSITY, require
+from tests.support.requirements import MINIO, VERSITY, require
 
 pytestmark = pytest.mark.integration
 
@@ -323,6 +323,23 @@ def test_a_reader_cannot_exhaust_the_memory_of_minio_by_a_query(provisioned: Pro
         request = SelectRequest("SELECT * FROM S3Object", CSVInputSerialization(), CSVOutputSerialization())
         with pytest.raises(S3Error, match="S3 Select"):
             provisioned.be("reader").select_object_content(PIPELINE, ENTRY, request)
+
+
+def test_a_pattern_for_the_bucket_holds_for_forms_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require(MINIO)
+    monkeypatch.setenv("WRITE_ONCE_KEYS", "*/champion/*")
+    server = MinioServer(tmp_path / "data")
+    server.start()
+    try:
+        authority = f"127.0.0.1:{server.port}"
+        root = Minio(authority, *server.credentials.values(), secure=False, region="us-east-1")
+        root.make_bucket(PIPELINE)
+        put(root, ENTRY, IF_ABSENT)
+        for overwrite in (lambda: put(root, ENTRY), lambda: post_form(root, ENTRY, authority)):
+            with pytest.raises((S3Error, ServerError), match="written once"):
+                overwrite()
+    finally:
+        server.stop()
 
 
 def test_not_even_the_administrator_overwrites_in_minio(provisioned: Provisioned) -> None:

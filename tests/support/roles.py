@@ -36,6 +36,11 @@ def find_rights(api: AirflowApi) -> set[str]:
         "withdraw by the page": ("POST", "/fmnist/withdrawals/withdraw", _DECISION),
         "roll back by the DAG": ("POST", f"/api/v2/dags/{ROLLBACK_ID}/dagRuns", _encode(logical_date=None, conf={})),
         "withdraw by the DAG": ("POST", f"/api/v2/dags/{WITHDRAW_ID}/dagRuns", _encode(logical_date=None, conf={})),
+        "write a result": (
+            "POST",
+            f"{api.build_run_path(DAG_ID, 'gone')}/taskInstances/release.promote/xcomEntries",
+            _encode(key="return_value", value="{}"),
+        ),
         "roll back once more": ("POST", f"{api.build_run_path(ROLLBACK_ID, 'gone')}/clear", _encode(dry_run=True)),
     }
     return {name for name, attempt in attempts.items() if _find_status(api, *attempt) != 403}
