@@ -31,7 +31,8 @@ def withdraw(store: Store, name: str, reason: str, *, actor: str) -> dict[str, A
 
     reason = require_reason(reason)
     if name in releases.versions(store):
-        return _append(store, name, "withdraw", reason, actor, find_origin(store, champion.read_log(store), name))
+        entries = champion.read_log(store)
+        return _append(store, entries, name, "withdraw", reason, actor, find_origin(store, entries, name))
     return _logged("withdraw", _decide(batches.withdraw, store, name, actor, reason), actor, reason)
 
 
@@ -43,8 +44,9 @@ def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, An
     from fmnist_tasks.data import batches
 
     reason = require_reason(reason)
-    if name in champion.read_log(store).withdrawn or name in releases.versions(store):
-        return _append(store, name, "restore", reason, actor, champion.Origin())
+    entries = champion.read_log(store)
+    if name in entries.withdrawn or name in releases.versions(store):
+        return _append(store, entries, name, "restore", reason, actor, champion.Origin())
     return _logged("restore", _decide(batches.restore, store, name, actor, reason), actor, reason)
 
 
@@ -57,7 +59,13 @@ def _decide(act: Callable[..., Accepted], store: Store, name: str, actor: str, r
 
 
 def _append(
-    store: Store, version: str, action: champion.Action, reason: str, actor: str, origin: champion.Origin
+    store: Store,
+    entries: champion.Log,
+    version: str,
+    action: champion.Action,
+    reason: str,
+    actor: str,
+    origin: champion.Origin,
 ) -> dict[str, Any]:
     entry = champion.append(
         store,
@@ -67,15 +75,15 @@ def _append(
         write_id=str(uuid4()),
         actor=actor,
         origin=origin,
-        manifest_sha256=_find_manifest_sha256(store, version),
+        manifest_sha256=_find_manifest_sha256(store, entries, version),
     )
     return _logged(action, entry.as_json(), actor, reason)
 
 
-def _find_manifest_sha256(store: Store, version: str) -> str | None:
+def _find_manifest_sha256(store: Store, entries: champion.Log, version: str) -> str | None:
     """The digest of a release's manifest, or None if the release was pruned or its manifest is damaged."""
     try:
-        return releases.open_manifest(store, version).sha256
+        return releases.open_manifest(store, version, entries).sha256
     except (MissingError, IntegrityError) as error:
         log.warning("the entry names no manifest of %s: %s", version, error)
         return None
