@@ -6,10 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-from fmnist_tasks.errors import IntegrityError
+from fmnist_tasks.errors import DataError, IntegrityError
 from fmnist_tasks.registry.store import Store
 
-_MAX_BYTES = 16 << 20  # of a document
+MAX_BYTES = 4 << 20  # of a stored document: once parsed, JSON may take twenty times its size
 _OPEN = b'\n  "seal": ""'  # of the document itself: what is nested is indented by more
 
 
@@ -31,7 +31,7 @@ def unseal(data: bytes, key: str) -> dict[str, Any]:
         content = json.loads(data)
         digest = content.pop("seal")
         unsealed = data.replace(_closed(digest), _OPEN, 1)
-        intact = hashlib.sha256(unsealed).hexdigest() == digest or _sealed_formerly(content, digest, data)
+        intact = hashlib.sha256(unsealed).hexdigest() == digest
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
@@ -41,18 +41,22 @@ def unseal(data: bytes, key: str) -> dict[str, Any]:
 
 def read_document(store: Store, key: str) -> dict[str, Any]:
     """Get and unseal one document."""
-    return unseal(store.get(key, _MAX_BYTES), key)
+    return unseal(store.get(key, MAX_BYTES), key)
 
 
 def _closed(digest: str) -> bytes:
     return _OPEN[:-1] + digest.encode() + _OPEN[-1:]
 
 
-def _sealed_formerly(content: dict[str, Any], digest: str, data: bytes) -> bool:
-    """Whether the digest is that of the content, as in documents of the first versions; ten times slower to tell."""
-    return digest == digest_of(content) and data == render({**content, "seal": digest})
-
-
 def render(document: dict[str, Any]) -> bytes:
-    """A JSON document as it is stored: readable, keys in order; NaN raises ValueError."""
-    return (json.dumps(document, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+    """A JSON document as it is stored: readable, keys in order.
+
+    Raises ValueError for NaN, and :class:`DataError` for a document that would be too large to be read again.
+    """
+    text = (json.dumps(document, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+    if len(text) > MAX_BYTES:
+        raise DataError(
+            f"a document would have {len(text):,} bytes, more than the {MAX_BYTES:,} that are read; bring fewer "
+            "batches at once, or shorten their names"
+        )
+    return text

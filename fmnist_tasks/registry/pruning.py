@@ -12,14 +12,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from threading import Lock
 from typing import Any
 
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
 from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.documents import unseal
+from fmnist_tasks.registry.documents import MAX_BYTES, unseal
 from fmnist_tasks.registry.pruning_flag import forbid_work
 from fmnist_tasks.registry.releases import file_key
-from fmnist_tasks.registry.signing import Kind, extract_text
+from fmnist_tasks.registry.signing import Keys, Kind, extract_text
 from fmnist_tasks.registry.store import Stat, Store, read_clock, side_by_side
 from fmnist_tasks.settings import RECENT, RUN_LIMIT
 
@@ -63,15 +64,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Document:
-    """A JSON document as far as pruning reads it."""
+    """What pruning needs of a JSON document; the whole would fill the memory, since there may be many."""
 
-    data: bytes
-    content: dict[str, Any] | None  # None: damaged or foreign
-
-    @property
-    def blobs(self) -> set[str]:
-        """Keys of the blobs that it names, damaged or not."""
-        return set(_BLOB.findall(self.data.decode(errors="replace")))
+    is_intact: bool  # otherwise damaged or foreign
+    blobs: set[str]  # of those in the store, the keys that it names
+    runs: set[str]  # the run whose result it is; of a damaged one, all runs that it names
+    status: str | None = None  # of a step
+    found_no_change: bool = False
 
 
 def prune(store: Store, *, keep: int, older_than: timedelta) -> Plan:
@@ -93,28 +92,27 @@ def plan(store: Store, *, keep: int, older_than: timedelta, now: datetime) -> Pl
     left_alone: dict[str, str] = {}
     found = {area: _by_name(stats, area, left_alone) for area in _OWN}
     runs, releases = found["runs"], found["releases"]
-    documents = _read_documents(store, [stat.key for stat in stats if _may_refer(stat.key)])
+    blobs = {stat.key for stat in stats if _BLOB.fullmatch(stat.key)}
+    documents = _read_documents(store, [stat.key for stat in stats if _may_refer(stat.key)], blobs, set(runs))
     records = {key: document for key, document in documents.items() if _RECORD.fullmatch(key)}
     manifests = {name: documents[key] for name in releases if (key := file_key(name, "manifest.json")) in documents}
-    damaged_runs = {_name(key) for key, record in records.items() if record.content is None}
+    damaged_runs = {_name(key) for key, record in records.items() if not record.is_intact}
     for key, document in documents.items():
-        if document.content is None and key.startswith(("batches/", "releases/", "runs/")):
+        if not document.is_intact and key.startswith(("batches/", "releases/", "runs/")):
             left_alone[key] = _DAMAGED
     _refuse_runs_under_way(runs, records, now)
 
     kept = _find_kept_releases(store, releases, manifests, keep)
     old_releases = [name for name in _older(releases, before) if name not in kept]
-    kept_manifests = [manifest for name, manifest in manifests.items() if name not in old_releases]
-    kept_runs = damaged_runs | {name for name in runs if any(_names_run(manifest, name) for manifest in kept_manifests)}
+    kept_runs = damaged_runs.union(*(manifest.runs for name, manifest in manifests.items() if name not in old_releases))
     old_runs = [name for name in _older(runs, before) if name not in kept_runs]
 
     going = {file_key(name, "manifest.json") for name in old_releases}
     going |= {key for key in records if _name(key) in old_runs}
-    needed = set[str]().union(*(document.blobs for key, document in documents.items() if key not in going))
-    left_alone |= {
-        stat.key: _FOREIGN for stat in stats if stat.key.startswith("blobs/") and not _BLOB.fullmatch(stat.key)
-    }
-    unused = [stat for stat in stats if _BLOB.fullmatch(stat.key) and stat.key not in needed and stat.modified < before]
+    needed = {blob for key, document in documents.items() if key not in going for blob in document.blobs}
+    left_alone |= {stat.key: _FOREIGN for stat in stats if stat.key.startswith("blobs/") and stat.key not in blobs}
+    unneeded = blobs - needed
+    unused = [stat for stat in stats if stat.key in unneeded and stat.modified < before]
     # As long as what an alert is about may be found again, the alert must be known.
     known_until = min(before, now - 2 * RECENT)
     delivered = [stat for stat in stats if stat.key.startswith("alerts/delivered/") and stat.modified < known_until]
@@ -177,28 +175,42 @@ def _may_refer(key: str) -> bool:
     return key.endswith(".json") and area not in _WITHOUT_REFERENCES
 
 
-def _read_documents(store: Store, keys: list[str]) -> dict[str, _Document]:
-    """The documents that are still there, damaged or not."""
+def _read_documents(store: Store, keys: list[str], blobs: set[str], runs: set[str]) -> dict[str, _Document]:
+    """The documents that are still there, damaged or not, of a store that has these blobs and runs."""
+    one_at_a_time = Lock()  # takes twenty times its size in memory
 
     def read(key: str) -> _Document | None:
         try:
-            data = store.get(key)
+            data = store.get(key, MAX_BYTES)
         except MissingError:
             return None
-        try:
-            kind = _SIGNED.get(key.split("/")[0])
-            content = store.keys.decode(key, kind, data).content if kind else unseal(data, key)
-            return _Document(extract_text(data), content)
-        except IntegrityError:
-            return _Document(extract_text(data), None)
+        with one_at_a_time:
+            return _condense(store.keys, key, data, blobs, runs)
 
     return {key: document for key, document in zip(keys, side_by_side(read, keys), strict=True) if document}
 
 
+def _condense(keys: Keys, key: str, data: bytes, blobs: set[str], runs: set[str]) -> _Document:
+    text = extract_text(data)
+    named = {found[0] for found in _BLOB.finditer(text.decode(errors="replace")) if found[0] in blobs}
+    try:
+        kind = _SIGNED.get(key.split("/")[0])
+        content = keys.decode(key, kind, data).content if kind else unseal(data, key)
+    except IntegrityError:
+        return _Document(False, named, {run_id for run_id in runs if f'"{run_id}"'.encode() in text})
+    return _Document(True, named, {str(content.get("run_id"))}, str(content.get("status")), _found_no_change(content))
+
+
+def _found_no_change(content: dict[str, Any]) -> bool:
+    """Whether this is the record of `detect_change` and says that the run has nothing to do."""
+    result = content.get("result")
+    return content.get("step") == "detect_change" and isinstance(result, dict) and result.get("changed") is False
+
+
 def _refuse_runs_under_way(runs: dict[str, list[Stat]], records: dict[str, _Document], now: datetime) -> None:
-    steps: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    steps: dict[str, dict[str, _Document]] = defaultdict(dict)
     for key, record in records.items():
-        steps[_name(key)][key.rpartition("/")[2].removesuffix(".json")] = record.content or {"status": "done"}
+        steps[_name(key)][key.rpartition("/")[2].removesuffix(".json")] = record
     for run_id, objects in runs.items():
         until = _last_written(objects) + RUN_LIMIT
         if now < until and run_id in steps and not _ended(steps[run_id]):
@@ -207,10 +219,10 @@ def _refuse_runs_under_way(runs: dict[str, list[Stat]], records: dict[str, _Docu
             )
 
 
-def _ended(records: dict[str, dict[str, Any]]) -> bool:
+def _ended(records: dict[str, _Document]) -> bool:
     """Whether a run came to its end: it promoted, was rejected, failed, or found nothing new, and no step goes on."""
-    statuses = {record.get("status") for record in records.values()}
-    unchanged = (records.get("detect_change", {}).get("result") or {}).get("changed") is False
+    statuses = {record.status if record.is_intact else "done" for record in records.values()}
+    unchanged = any(record.found_no_change for record in records.values())
     return "running" not in statuses and (unchanged or statuses != {"done"} or "promote" in records)
 
 
@@ -223,7 +235,7 @@ def _find_kept_releases(
         manifest = next(stat for stat in releases[name] if not _after_manifest(stat))
         return manifest.modified, name
 
-    damaged = {name for name, manifest in manifests.items() if manifest.content is None}
+    damaged = {name for name, manifest in manifests.items() if not manifest.is_intact}
     newest = sorted(manifests.keys() - damaged, key=find_publication)
     return _in_service(store) | damaged | set(newest[max(0, len(newest) - keep) :])
 
@@ -233,12 +245,6 @@ def _in_service(store: Store) -> set[str]:
     log = champion.read_log(store)
     current = log.champion.version if log.champion else None
     return {version for version in (current, log.champion_before) if version}
-
-
-def _names_run(manifest: _Document, run_id: str) -> bool:
-    if manifest.content is None:
-        return f'"{run_id}"'.encode() in manifest.data
-    return manifest.content.get("run_id") == run_id
 
 
 def _older(named: dict[str, list[Stat]], before: datetime) -> list[str]:

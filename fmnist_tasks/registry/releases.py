@@ -9,14 +9,13 @@ from typing import Any
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry.blobs import describe, get_verified
 from fmnist_tasks.registry.champion import Log, Origin, read_log
-from fmnist_tasks.registry.documents import digest_of
+from fmnist_tasks.registry.documents import MAX_BYTES, digest_of
 from fmnist_tasks.registry.signing import Document, Keys
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.settings import Parameters
 
 Manifest = dict[str, Any]
 
-_MAX_MANIFEST_BYTES = 4 << 20
 _MANIFEST = re.compile(r"releases/([^/]+)/manifest\.json")
 _DECIDING = {"force", "approval"}  # parameters that shape no model: whether to train, and who decides
 
@@ -60,7 +59,7 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> Documen
     """
     key = file_key(version, "manifest.json")
     try:
-        document = store.keys.decode(key, "manifest", store.get(key, _MAX_MANIFEST_BYTES))
+        document = store.keys.decode(key, "manifest", store.get(key, MAX_BYTES))
     except MissingError as error:
         raise MissingError(f"there is no release {version}; `fmnist releases` lists those that exist") from error
     if document.content.get("version") != version:

@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from fmnist_tasks.errors import IntegrityError, SettingsError
+from fmnist_tasks.registry.documents import MAX_BYTES
 from fmnist_tasks.registry.store import Store, side_by_side
-
-_MAX_RECORD_BYTES = 16 << 20
 
 
 def run_key(run_id: str, name: str) -> str:
@@ -44,7 +43,7 @@ def read_at(store: Store, key: str, *, to_act: bool = False) -> dict[str, Any]:
 
     Only what is shown may be unsigned, such as the records of runs from before documents were signed.
     """
-    document = store.keys.decode(key, "run-record", store.get(key, _MAX_RECORD_BYTES))
+    document = store.keys.decode(key, "run-record", store.get(key, MAX_BYTES))
     if to_act and store.keys.trusted and document.signed_by is None:
         raise IntegrityError(
             f"{key}: is unsigned, so nothing shows that a step of this project wrote it; run the step again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from fmnist_tasks.errors import ConflictError, MissingError, StoreError
+from fmnist_tasks import memory
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, StoreError
 from fmnist_tasks.registry import champion, pruning, pruning_flag, releases
 from fmnist_tasks.registry.blobs import describe, put_blob
-from fmnist_tasks.registry.documents import seal
+from fmnist_tasks.registry.documents import MAX_BYTES, seal
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.runs import write_record
 from fmnist_tasks.registry.store import Store, read_clock
@@ -225,6 +227,24 @@ def test_a_plan_does_not_delete_what_changed_since(store: FolderStore) -> None:
     assert done.left_alone == {blob["uri"]: "was written again meanwhile"}
     assert store.stat(blob["uri"])
     assert [group.name for group in done.groups] == [other["uri"]]
+
+
+def test_large_documents_of_others_do_not_fill_the_memory(store: FolderStore) -> None:
+    """As JSON, each of these takes ninety megabytes of memory."""
+    for number in range(12):
+        empty = b'{\n  "lists": [%s],\n  "seal": ""\n}\n' % b",".join([b"[]"] * ((MAX_BYTES >> 2) - 40))
+        sealed = empty.replace(b'""', b'"%s"' % hashlib.sha256(empty).hexdigest().encode())
+        store.put(f"runs/run-{number}/train.json", sealed)
+    memory.reset_peak_memory()
+    before = memory.read_peak_memory()
+    assert len(planned(store, keep=1).groups) == 12
+    assert memory.read_peak_memory() - before < 400
+
+
+def test_a_document_that_is_too_large_to_be_read_stops_a_prune(store: FolderStore) -> None:
+    store.put("runs/run-1/train.json", seal({}) + b" " * MAX_BYTES)
+    with pytest.raises(IntegrityError, match=r"^runs/run-1/train.json: is 4,194,\d+ bytes, expected at most 4,194,304"):
+        planned(store, keep=1)
 
 
 def prune(store: Store) -> pruning.Plan:
