@@ -1,8 +1,9 @@
 """The program of the child process that reads an `.h5` file: what is in the file, as plain JSON and arrays.
 
 HDF5 is a large parser in C that a crafted file can take over. So it runs alone: this file imports nothing of the
-project, and before it looks at the first byte, the process gives up opening files and sockets, starting processes, and
-more memory and time than a model needs. Its answer is untrusted too.
+project, and before it looks at the first byte, the process gives up opening files and sockets, starting processes, more
+memory and time than a model needs, and, where the kernel has Landlock, everything that it may do to other processes of
+its user. Its answer is untrusted too.
 
 Standard input is the file. Standard output is 8 bytes, little-endian, the length of a JSON header; the header:
 `{"configuration": text, "weights": [[layer, [shape, …]], …]}`, or `{"fault": text}` for a file that is not a model of
@@ -11,10 +12,12 @@ ours; then the weights in the same order, as little-endian float32 without paddi
 
 from __future__ import annotations
 
+import ctypes
 import encodings.ascii  # noqa: F401 - h5py asks for it by name, when no module can be read any more
 import json
 import os
 import resource
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -36,10 +39,17 @@ _LIMITS = {
     resource.RLIMIT_NPROC: 0,
     resource.RLIMIT_NOFILE: 0,  # those that are open stay so
 }
+# Landlock's calls, which have these numbers on every architecture, and its rules (linux/landlock.h): no files (the 13
+# rights that every version knows), no TCP and, since version 6, no signals and no sockets of processes outside.
+_CREATE_RULESET, _RESTRICT_SELF, _GET_VERSION = 444, 446, 1
+_NO_FILES = struct.pack("=Q", (1 << 13) - 1)
+_NOTHING_OUTSIDE = struct.pack("=QQQ", (1 << 13) - 1, 0b11, 0b11)
+_NO_NEW_PRIVILEGES = 38  # linux/prctl.h
 
 
 def main() -> None:
     """Answer for the file on standard input."""
+    leave_others_alone()
     for limit, value in _LIMITS.items():
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -49,6 +59,25 @@ def main() -> None:
     sys.stdout.buffer.write(len(encoded).to_bytes(8, "little") + encoded)
     for array in arrays:
         sys.stdout.buffer.write(array[()].astype("<f4", copy=False).data)
+
+
+def leave_others_alone() -> None:
+    """Give up files and other processes for good, as far as the kernel can enforce it; one without Landlock cannot.
+
+    A process under Landlock cannot trace those outside or read their memory, not even as root.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    version = libc.syscall(_CREATE_RULESET, None, 0, _GET_VERSION)
+    if version < 1:
+        return
+    rules = _NOTHING_OUTSIDE if version >= 6 else _NO_FILES
+    ruleset = libc.syscall(_CREATE_RULESET, rules, len(rules), 0)
+    libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    if libc.syscall(_RESTRICT_SELF, ruleset, 0):
+        raise OSError("Landlock is there, but refuses to restrict this process")
+    os.close(ruleset)
 
 
 def describe(stream: BinaryIO, size: int) -> tuple[dict[str, Any], list[h5py.Dataset]]:

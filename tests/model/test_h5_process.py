@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,12 @@ from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5, h5_process, h5_structure
 
 Replace = Callable[[str], None]
+SECRET = ctypes.create_string_buffer(b"a secret")
+ADDRESS = ctypes.addressof(SECRET)
+
+
+def has_landlock() -> bool:
+    return sys.platform == "linux" and ctypes.CDLL(None).syscall(444, None, 0, 1) >= 6
 
 
 @pytest.fixture
@@ -88,6 +96,43 @@ def test_a_file_that_takes_too_long(replace: Replace, saved_model: bytes) -> Non
 def test_what_takes_over_the_child_can_open_nothing(attempt: str, replace: Replace) -> None:
     replace(f"import os, socket, subprocess\nreal.h5py.File = lambda *_: {attempt}\nreal.main()")
     with pytest.raises(ModelError, match="Too many open files"):
+        h5_process.read(b"file")
+
+
+@pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock, or one without scopes (before Linux 6.12)")
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "os.kill(os.getppid(), 0)",
+        "read_memory(os.getppid())",
+        "libc.ptrace(0x4206, os.getppid(), 0, 0) and fail()",  # PTRACE_SEIZE, which does not stop it
+        "open(f'/proc/{os.getppid()}/environ')",
+        "open('/etc/passwd')",
+        "open('/dev/full', 'w')",
+        "socket.create_connection(('127.0.0.1', 1))",
+    ],
+)
+def test_what_takes_over_the_child_cannot_touch_other_processes(attempt: str, replace: Replace) -> None:
+    """Not even if it could open files, as root can."""
+    replace(f"""
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+
+class Span(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+def fail():
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+def read_memory(pid):
+    here, there = ctypes.create_string_buffer(8), Span({ADDRESS}, 8)
+    if libc.process_vm_readv(pid, ctypes.byref(Span(ctypes.addressof(here), 8)), 1, ctypes.byref(there), 1, 0) < 0:
+        fail()
+
+real._LIMITS = {{}}
+real.h5py.File = lambda *_: {attempt}
+real.main()""")
+    with pytest.raises(ModelError, match=r"Operation not permitted|Permission denied"):
         h5_process.read(b"file")
 
 
