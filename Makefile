@@ -36,7 +36,7 @@ minio: setup ## start a MinIO server for development, until Ctrl-C; prints addre
 run-minio: setup ## run the same DAG with MinIO as its store: the one in FMNIST_STORE, or the one for development
 	@include/minio run '$(PARAMETERS)'
 
-secrets: ## generate the secrets in .env, for docker-compose.yaml
+secrets: ## complete .env, for docker-compose.yaml: new lines of .env.example, and secrets
 	@include/cluster/secrets
 
 cluster: setup ## start Postgres, Redis, MinIO and Airflow with Celery as processes here: make cluster WORKERS=2 PORT=8080

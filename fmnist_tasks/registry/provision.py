@@ -40,6 +40,7 @@ LOG_DAYS = 90  # a task's log is kept so long
 # Every user of MinIO may make service accounts, which outlive a new secret of the user, unless a policy denies it.
 _NO_SERVICE_ACCOUNTS = {"Effect": "Deny", "Action": ["admin:CreateServiceAccount", "admin:UpdateServiceAccount"]}
 _REGION = "us-east-1"  # so that no request asks for it
+_REVOCATION = "minio/admin/v3/revoke-tokens/builtin"  # which MinIO's client for Python lacks
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,23 @@ def add_user(admin: MinioAdmin, user: User, policy: str) -> None:
         admin.policy_set(policy, user=user.access_key)
 
 
-def prepare_minio(client: Minio, admin: MinioAdmin, users: list[User]) -> None:
-    """Add users and lifecycle rules; remove the users of earlier versions, whose access keys were the roles' names."""
+def prepare_minio(client: Minio, endpoint: str, root: Credentials, users: list[User]) -> None:
+    """Add users and lifecycle rules; end temporary credentials and service accounts of these users.
+
+    The users of earlier versions, whose access keys were the names of roles, are removed.
+    """
+    address = urlsplit(endpoint)
+    provider = StaticProvider(root.access_key, root.secret_key)
+    admin = MinioAdmin(endpoint=address.netloc, credentials=provider, secure=address.scheme == "https")
     old = Rule(ENABLED, rule_id="old logs", rule_filter=Filter(prefix=""), expiration=Expiration(days=LOG_DAYS))
     add_rules(client, PIPELINE, RULES)  # a bucket of an earlier version lacks some
     add_rules(client, LOGS, [old])
     for user in users:
         add_user(admin, user, user.role)
+        # What somebody with an earlier secret made of it would outlive that secret.
+        for account in json.loads(admin.list_service_account(user.access_key))["accounts"] or ():
+            admin.delete_service_account(account["accessKey"])
+        _send_command(endpoint, root, "POST", f"{_REVOCATION}?fullRevoke=true&user={quote(user.access_key, safe='')}")
     for name in (ROLES.keys() & json.loads(admin.user_list())) - {user.access_key for user in users}:
         admin.user_remove(name)
 
@@ -83,9 +94,9 @@ def prepare_versity(client: Minio, endpoint: str, root: Credentials, users: list
     for user in users:
         secret = f"<Secret>{escape(user.secret)}</Secret>"
         account = f"<Account><Access>{escape(user.access_key)}</Access>{secret}<Role>user</Role></Account>"
-        if _command_versity(endpoint, root, "create-user", account) == HTTPStatus.CONFLICT:
+        if _send_command(endpoint, root, "PATCH", "create-user", account) == HTTPStatus.CONFLICT:
             changes = f"<MutableProps>{secret}</MutableProps>"
-            _command_versity(endpoint, root, f"update-user?access={quote(user.access_key)}", changes)
+            _send_command(endpoint, root, "PATCH", f"update-user?access={quote(user.access_key)}", changes)
     for bucket in (PIPELINE, LOGS):
         statements = [
             {"Principal": {"AWS": [user.access_key]}, **statement}
@@ -96,16 +107,16 @@ def prepare_versity(client: Minio, endpoint: str, root: Credentials, users: list
         client.set_bucket_policy(bucket, json.dumps({"Version": "2012-10-17", "Statement": statements}))
 
 
-def _command_versity(endpoint: str, root: Credentials, command: str, content: str) -> int:
-    """Status of a command of the gateway's own, which is signed like S3's; the user may be there already."""
+def _send_command(endpoint: str, root: Credentials, method: str, command: str, content: str = "") -> int:
+    """Status of a command of the server's own, which is signed like S3's; 409 says that a user is there already."""
     address, body, now = urlsplit(f"{endpoint}/{command}"), content.encode(), datetime.now(UTC)
     digest = hashlib.sha256(body).hexdigest()
     headers: DictType = {"Host": address.netloc, "X-Amz-Content-Sha256": digest, "X-Amz-Date": to_amz_date(now)}
     signed = sign_v4_s3(
-        method="PATCH", url=address, region=_REGION, headers=headers, credentials=root, content_sha256=digest, date=now
+        method=method, url=address, region=_REGION, headers=headers, credentials=root, content_sha256=digest, date=now
     )
     sent = {name: str(value) for name, value in signed.items()}
-    answer = urllib3.request("PATCH", address.geturl(), body=body, headers=sent)
+    answer = urllib3.request(method, address.geturl(), body=body, headers=sent)
     if answer.status >= HTTPStatus.BAD_REQUEST and answer.status != HTTPStatus.CONFLICT:
         raise AccessError(f"{endpoint} refuses {command.partition('?')[0]}: {answer.data.decode(errors='replace')}")
     return answer.status
@@ -115,9 +126,8 @@ def main() -> None:
     """Make what is missing."""
     endpoint = os.environ["MINIO_ENDPOINT"]
     address = urlsplit(endpoint)
-    root = StaticProvider(read_secret("MINIO_ROOT_USER"), read_secret("MINIO_ROOT_PASSWORD"))
-    secure = address.scheme == "https"
-    client = Minio(address.netloc, credentials=root, secure=secure, region=_REGION)
+    root = Credentials(read_secret("MINIO_ROOT_USER"), read_secret("MINIO_ROOT_PASSWORD"))
+    client = Minio(address.netloc, root.access_key, root.secret_key, secure=address.scheme == "https", region=_REGION)
     users = [
         User(role, bucket, read_secret(f"{role.upper()}_ACCESS_KEY"), read_secret(f"{role.upper()}_PASSWORD"))
         for role, bucket in ROLES.items()
@@ -126,9 +136,9 @@ def main() -> None:
     if not client.bucket_exists(LOGS):
         client.make_bucket(LOGS)
     if os.environ["STORE"] == "versity":
-        prepare_versity(client, endpoint, root.retrieve(), users)
+        prepare_versity(client, endpoint, root, users)
     else:
-        prepare_minio(client, MinioAdmin(endpoint=address.netloc, credentials=root, secure=secure), users)
+        prepare_minio(client, endpoint, root, users)
     print(f"{endpoint}: buckets {PIPELINE} and {LOGS}; users for {', '.join(ROLES)}")
 
 

@@ -126,13 +126,29 @@ def test_a_secret_that_is_there_stays(settings: dict[str, str], tmp_path: Path) 
     file = tmp_path / ".env"
     file.write_text("ADMIN_PASSWORD=mine\nFERNET_KEY=\n# a word\nFMNIST_DATASET=\nFMNIST_SIGNING_KEY=\n")
     subprocess.run([INCLUDE / "cluster" / "secrets", file], check=True)
-    lines = file.read_text().splitlines()
+    lines = file.read_text().splitlines()[:5]
     assert (lines[0], *lines[2:]) == ("ADMIN_PASSWORD=mine", "# a word", "FMNIST_DATASET=", "FMNIST_SIGNING_KEY=")
     assert re.fullmatch(r"FERNET_KEY=[\w-]{43}=", lines[1])
     made = [value for name, value in settings.items() if SECRET.fullmatch(name) and not name.startswith("FMNIST_")]
     assert len(set(made)) == len(made)  # no two are alike
     names = [settings["MINIO_ROOT_USER"], *(settings[f"{role.upper()}_ACCESS_KEY"] for role in provision.ROLES)]
     assert all(re.fullmatch(r"[\w-]{20}", name) for name in names)
+
+
+def test_a_file_of_an_earlier_version_gets_the_lines_that_it_lacks(settings: dict[str, str], tmp_path: Path) -> None:
+    """Even from an editor of Windows, whose line ends would become part of each value."""
+    file = tmp_path / ".env"
+    earlier = {name: value for name, value in settings.items() if name not in {"LOG_KEY", "STORE"}}
+    file.write_bytes("".join(f"{name}={value}\r\n" for name, value in earlier.items()).encode())
+    secrets = [INCLUDE / "cluster" / "secrets", file]
+    said = subprocess.run(secrets, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    assert said == [
+        f"{file}: added, as in .env.example: STORE LOG_KEY",
+        f"{file}: generated 1 secret(s), kept the others",
+    ]
+    completed = read_settings(file)
+    assert re.fullmatch(r"[\w-]{86}==", completed.pop("LOG_KEY"))
+    assert completed == {**earlier, "STORE": "minio"}
 
 
 def test_no_file_names_a_user_of_the_store() -> None:

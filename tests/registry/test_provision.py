@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ import pytest
 import urllib3
 from minio import Minio, MinioAdmin
 from minio.commonconfig import ENABLED, CopySource, Filter
-from minio.credentials import Credentials
+from minio.credentials import AssumeRoleProvider, Credentials
 from minio.credentials.providers import StaticProvider
 from minio.datatypes import Part, PostPolicy
 from minio.deleteobjects import DeleteObject
@@ -51,13 +51,17 @@ class Provisioned:
 
     server: MinioServer
     users: dict[str, tuple[str, str]]
+    leaked: list[StaticProvider] = field(default_factory=list)  # made with an earlier secret of the publisher
 
     @property
     def authority(self) -> str:
         return urlsplit(self.server.endpoint).netloc
 
     def be(self, role: str) -> Minio:
-        return Minio(self.authority, *self.users[role], secure=False, region="us-east-1")
+        return self.connect(StaticProvider(*self.users[role]))
+
+    def connect(self, credentials: StaticProvider) -> Minio:
+        return Minio(self.authority, credentials=credentials, secure=False, region="us-east-1")
 
     def open_store(self, role: str, bucket: str) -> S3Store:
         return S3Store(Bucket(bucket, self.server.endpoint, self.be(role)))
@@ -97,6 +101,9 @@ def provisioned(server: MinioServer) -> Provisioned:
             new.be("root").set_bucket_versioning(PIPELINE, VersioningConfig(ENABLED))
             admin = MinioAdmin(endpoint=new.authority, credentials=StaticProvider(access, secret), secure=False)
             provision.add_user(admin, provision.User("publisher", PIPELINE, "publisher", "a-known-secret"), "publisher")
+            admin.user_add(users["publisher"][0], "a-leaked-secret")
+            admin.policy_set("readwrite", user=users["publisher"][0])
+            new.leaked.extend(make_other_credentials(new, users["publisher"][0], "a-leaked-secret"))
         for _ in range(2):
             provision.main()
     store = new.open_store("publisher", PIPELINE)
@@ -131,6 +138,28 @@ def test_a_user_whose_name_is_known_is_removed(provisioned: Provisioned) -> None
     known = Minio(provisioned.authority, "publisher", "a-known-secret", secure=False, region="us-east-1")
     with pytest.raises(S3Error, match="InvalidAccessKeyId"):
         list(known.list_objects(PIPELINE))
+
+
+def make_other_credentials(provisioned: Provisioned, access: str, secret: str) -> list[StaticProvider]:
+    """A service account, and temporary credentials, of a user of MinIO."""
+    user = MinioAdmin(endpoint=provisioned.authority, credentials=StaticProvider(access, secret), secure=False)
+    account, password = uuid4().hex[:20], uuid4().hex
+    user.add_service_account(access_key=account, secret_key=password)
+    assumed = AssumeRoleProvider(
+        sts_endpoint=provisioned.server.endpoint, access_key=access, secret_key=secret
+    ).retrieve()
+    temporary = StaticProvider(assumed.access_key, assumed.secret_key, assumed.session_token)
+    made = [StaticProvider(account, password), temporary]
+    for credentials in made:
+        list(provisioned.connect(credentials).list_objects(PIPELINE))
+    return made
+
+
+def test_what_a_leaked_secret_was_used_to_make_ends_with_it(provisioned: Provisioned) -> None:
+    """Versity has neither service accounts nor temporary credentials."""
+    for credentials in provisioned.leaked:
+        with pytest.raises(S3Error, match=r"InvalidAccessKeyId|InvalidTokenId"):
+            list(provisioned.connect(credentials).list_objects(PIPELINE))
 
 
 def test_no_user_makes_another_that_outlives_a_new_secret(provisioned: Provisioned) -> None:

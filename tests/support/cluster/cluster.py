@@ -41,13 +41,13 @@ class Cluster:
     folder: Path
 
     def provide_settings(self) -> dict[str, str]:
-        """What .env holds; the first call makes it, secrets and all."""
+        """What .env holds, which has all lines of this version's .env.example, with secrets."""
         file = self.folder / ".env"
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.chmod(0o711)  # Postgres, another user, has to pass
             shutil.copy(PROJECT / ".env.example", file)
-            subprocess.run([PROJECT / "include" / "cluster" / "secrets", file], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([PROJECT / "include" / "cluster" / "secrets", file], check=True, stdout=subprocess.DEVNULL)
         return read_settings(file)
 
     def read_declared_services(self, location: Location) -> dict[str, Service]:
