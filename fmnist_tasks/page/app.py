@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-from asyncio import Semaphore
+from asyncio import Semaphore, wait_for
 from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 _FOLDER = INCLUDE / "page"
 _STATIC = {"style.css": "text/css", "script.js": "text/javascript"}
 _MAX_UPLOADS = 8  # images that are received, wait or are answered; each has at most 5 MiB
+_UPLOAD_SECONDS = 60  # in which an image has to be received
 _MAX_DECODES = 2  # images that are decoded or drawn at once; each takes up to 82 MiB
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.~:+-]{1,250}")  # of a release or run
 _SERVED = {"png": "image/png", "md": "text/plain; charset=utf-8", "h5": "application/x-hdf5"}
@@ -222,7 +223,10 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         if uploads.locked():
             raise HTTPException(503, "too many images at once; try again in a few seconds", {"Retry-After": "5"})
         async with uploads:
-            upload = await request.body()
+            try:
+                upload = await wait_for(request.body(), _UPLOAD_SECONDS)
+            except TimeoutError as error:
+                raise HTTPException(408, f"the image was not received within {_UPLOAD_SECONDS} seconds") from error
 
             def answer() -> dict[str, Any]:
                 from fmnist_tasks.data.pictures import read_picture

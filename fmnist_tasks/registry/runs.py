@@ -25,7 +25,7 @@ def write_record(store: Store, run_id: str, step: str, record: dict[str, Any]) -
 
 
 def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:
-    """The record of one step, to act on it; raises :class:`IntegrityError` if it is unsigned or that of another run.
+    """The record of one step, to act on it; raises :class:`IntegrityError` like `read_at`, or if it is another run's.
 
     On a file system that takes `a` and `A` for the same, two runs may have one folder.
     """
@@ -41,12 +41,15 @@ def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:
 def read_at(store: Store, key: str, *, to_act: bool = False) -> dict[str, Any]:
     """The record at a key; raises :class:`IntegrityError` if it was changed, or is unsigned but has to be signed.
 
-    Only what is shown may be unsigned, such as the records of runs from before documents were signed.
+    Only what is shown may be unsigned, such as the records of runs from before documents were signed, or signed by a
+    key that is revoked.
     """
     document = store.keys.decode(key, "run-record", store.get(key, MAX_BYTES))
-    if to_act and store.keys.trusted and document.signed_by is None:
+    if to_act and store.keys.trusted and not store.keys.trusted.accepts(document.signed_by):
+        how = "signed by a revoked key" if document.signed_by else "unsigned"
         raise IntegrityError(
-            f"{key}: is unsigned, so nothing shows that a step of this project wrote it; run the step again"
+            f"{key}: is {how}, so nothing shows that a step of this project wrote it; clear the run from its first "
+            "task, or start another run"
         )
     return document.content
 

@@ -103,6 +103,10 @@ class TrustedKeys(BaseModel):
         """The place of a key in their order; None for one that is not trusted."""
         return next((rank for rank, key in enumerate(self.keys) if key.id == key_id), None)
 
+    def accepts(self, key_id: str | None) -> bool:
+        """Whether what has no place in the log counts if it is signed by that key (None: by none)."""
+        return any(key.id == key_id and key.revoked_after is None for key in self.keys)
+
 
 class _Signature(BaseModel):
     model_config = ConfigDict(extra="forbid")

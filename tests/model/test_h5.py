@@ -192,3 +192,16 @@ def test_the_old_keras_is_refused(saved_model: bytes, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
     with pytest.raises(ModelError, match=r"TF_USE_LEGACY_KERAS is set"):
         h5.load(saved_model, "m")
+
+
+def test_what_keras_says_of_a_model_that_it_cannot_build_has_no_control_characters(
+    saved_model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its words may repeat names from the file."""
+
+    def refuse(configuration: object) -> None:
+        raise ValueError("layer \x1b[31m\n\u202ename")
+
+    monkeypatch.setattr(keras.Model, "from_config", refuse)
+    with pytest.raises(ModelError, match=r"^m: Keras cannot build it \(layer \[31m name\)$"):
+        h5.load(saved_model, "m")

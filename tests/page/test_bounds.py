@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -30,6 +30,9 @@ BEGINNING = {
     FORM: b"version=v&reason=",
     MULTIPART: b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n',
 }
+
+
+UPLOAD_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     temporary = pipeline.home / "temporary"
     temporary.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.page_server", str(port)],
+        [sys.executable, "-m", "tests.support.page_server", str(port), str(UPLOAD_SECONDS)],
         cwd=PROJECT,
         env=os.environ | pipeline.environment | {"TMPDIR": str(temporary)},
     )
@@ -124,6 +127,23 @@ def test_an_upload_is_cut_off_at_its_bound(server: Server) -> None:
     answer, sent, _ = server.send_endlessly("/try/image", headers, b"a", 200 << 20)
     assert answer.split()[1] == b"413"
     assert sent < 25 << 20
+
+
+def test_uploads_that_stand_still_make_room_for_others(server: Server) -> None:
+    lines = ["POST /try/image HTTP/1.1", "Host: page", "X-User: ann", "Sec-Fetch-Site: same-origin"]
+    head = "\r\n".join([*lines, "Content-Length: 1000", "", ""]).encode()
+    with ExitStack() as connections:
+        waiting = [
+            connections.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+            for _ in range(8)
+        ]
+        for connection in waiting:
+            connection.sendall(head + b"a")
+        answers = [connection.recv(65536) for connection in waiting]
+    assert {answer.split()[1] for answer in answers} == {b"408"}
+    assert all(b"connection: close" in answer.lower() and b"not received within 2" in answer for answer in answers)
+    answer, *_ = server.send_endlessly("/try/image", {"X-User": "ann", "Content-Length": "1"}, b"a", 1)
+    assert answer.split()[1] in {b"404", b"422"}  # there is no champion
 
 
 def test_hostile_images_at_once_take_bounded_memory(server: Server) -> None:

@@ -126,6 +126,13 @@ def test_records_and_checkpoints_that_the_publisher_planted_are_not_used(
     write_record(replace_keys(store, Keys()), SECOND.id, "promotion_gate", planted)
     with pytest.raises(IntegrityError, match=r"promotion_gate.json: is unsigned, so nothing shows that a step"):
         run_again("publish", SECOND)
+    write_record(store, SECOND.id, "promotion_gate", planted)
+    pem, trusted = make_keys(store.keys.trusted, champion.read_log(store).digests, revoke_earlier=True)
+    with monkeypatch.context() as rotated:
+        rotated.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
+        rotated.setenv("FMNIST_SIGNING_KEY", pem)
+        with pytest.raises(IntegrityError, match=r"\.json: is signed by a revoked key, so nothing shows that a step"):
+            run_again("publish", SECOND)
     assert champion.history(store) == before
 
     identity = {"data": "d"}
