@@ -26,9 +26,11 @@ from fmnist_tasks.registry import champion as champions
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as published
 from fmnist_tasks.registry.runs import read_record, read_records, run_key
+from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store, open_store, read_clock
 from fmnist_tasks.settings import SHELL, Parameters, Settings, read_store_uri
 from fmnist_tasks.tables import print_json, show, show_summary
+from fmnist_tasks.text import make_printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 keys_app = typer.Typer(no_args_is_help=True, help="Manage the keys that sign releases and the champion log.")
@@ -205,7 +207,7 @@ def releases(as_json: AsJson = False) -> None:
 
 @command
 def champion(as_json: AsJson = False) -> None:
-    """Show the release in service; exit code 1 if there is none."""
+    """Show the champion; exit code 1 if there is none."""
     store = _store()
     show(_describe(store, service.in_service(store)), as_json)
 
@@ -270,7 +272,8 @@ def make_keys(
     """Create a signing key: the first one, or a replacement.
 
     Writes signing-key-ID.pem (secret) and trusted-keys.json (public, for every reader; it keeps the earlier keys).
-    Reads the champion log of FMNIST_STORE. Continues from FMNIST_TRUSTED_KEYS, or from trusted-keys.json in the folder.
+    Reads the champion log of FMNIST_STORE. Continues from FMNIST_TRUSTED_KEYS_FILE, or from trusted-keys.json in the
+    folder.
     """
     from fmnist_tasks.registry import keys
 
@@ -278,18 +281,33 @@ def make_keys(
     public = folder / keys.TRUSTED_FILE
     trusted = store.keys.trusted
     if public.exists():
-        there = keys.parse_trusted_keys(public.read_text())
+        there = keys.read_trusted_keys({f"{keys.TRUSTED_KEYS}_FILE": str(public)})
         if trusted is not None and trusted != there:
             raise SettingsError(f"{public} differs from {keys.TRUSTED_KEYS}; unset that, or pass an empty folder")
         trusted = there
+    store.keys = Keys(trusted)
     log = champions.read_log(store)
-    if trusted is None and log.newest_key:
-        raise SettingsError(f"the champion log is signed already; set {keys.TRUSTED_KEYS}_FILE to its trusted keys")
-    manifests = {version: published.open_manifest(store, version, log).sha256 for version in published.versions(store)}
+    manifests = {}
+    if trusted is None:
+        if log.newest_key:
+            raise SettingsError(f"the champion log is signed already; set {keys.TRUSTED_KEYS}_FILE to its trusted keys")
+        manifests = {name: published.open_manifest(store, name, log).sha256 for name in published.versions(store)}
+    elif revoke_earlier and not log.newest_key:
+        raise SettingsError(
+            f"no entry of the champion log in {read_store_uri()} is signed with these keys: FMNIST_STORE may name "
+            "another store. Nothing was changed. If the keys were never used, delete their files, and create the first "
+            "ones again"
+        )
     pem, trusted = keys.make_keys(trusted, log.digests, manifests, revoke_earlier=revoke_earlier)
     signing, public = keys.write_keys(folder, pem, trusted)
     show(
-        {"key": trusted.keys[-1].id, "FMNIST_SIGNING_KEY_FILE": str(signing), "FMNIST_TRUSTED_KEYS_FILE": str(public)},
+        {
+            "store": read_store_uri(),
+            "entries": len(log.entries),
+            "key": trusted.keys[-1].id,
+            "FMNIST_SIGNING_KEY_FILE": str(signing),
+            "FMNIST_TRUSTED_KEYS_FILE": str(public),
+        },
         as_json,
     )
 
@@ -444,8 +462,8 @@ def _describe(store: Store, entry: champions.Entry) -> dict[str, Any]:
 
 
 def _complain(heading: str, text: str) -> None:
-    """Print on standard error, as it is: rich would take parts of a string for markup or an emoji."""
-    complaints.print(Text.assemble((heading, "red"), " ", text), soft_wrap=True)
+    """Print on standard error, as one line; as a string, rich would take parts of it for markup or an emoji."""
+    complaints.print(Text.assemble((heading, "red"), " ", make_printable(text)), soft_wrap=True)
 
 
 def _store() -> Store:

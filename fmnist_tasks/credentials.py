@@ -59,7 +59,7 @@ def _read_output(variable: str, command: str) -> str:
         words = shlex.split(command)
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=_COMMAND_SECONDS, check=True)
     except subprocess.CalledProcessError as error:
-        raise SettingsError(f"{variable}: the command ended with {error.returncode}") from None
+        raise SettingsError(f"{variable}: the command failed with exit code {error.returncode}") from None
     except subprocess.TimeoutExpired:
         raise SettingsError(f"{variable}: the command did not finish within {_COMMAND_SECONDS} seconds") from None
     except OSError as error:

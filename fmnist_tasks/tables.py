@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fmnist_tasks.text import make_printable
+
 
 def show(content: dict[str, Any] | list[dict[str, Any]], as_json: bool, if_empty: str = "") -> None:
     """Print rows, or the fields of one thing, as a table or as JSON; `if_empty` stands for a table without rows."""
@@ -26,7 +28,10 @@ def show(content: dict[str, Any] | list[dict[str, Any]], as_json: bool, if_empty
 def show_summary(report: str, records: dict[str, Any]) -> None:
     """Print how a run went: its steps, then accuracies, verdicts and where the model and the report lie."""
     results = {step: record["result"] for step, record in records.items() if "result" in record}
-    rows = [[step, record["status"], f"{record['seconds']:.1f}", record["outcome"]] for step, record in records.items()]
+    rows = [
+        [step, _cell(record["status"]), f"{record['seconds']:.1f}", _cell(record["outcome"])]
+        for step, record in records.items()
+    ]
     _table(["step", "ended", "seconds", "outcome"], rows)
     figures = [
         ["validation accuracy, base", results.get("choose_base", {}).get("validation_accuracy")],
@@ -55,7 +60,7 @@ def show_summary(report: str, records: dict[str, Any]) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else make_printable(str(value))
 
 
 def _table(columns: list[str], rows: list[list[str]], headless: bool = False) -> None:

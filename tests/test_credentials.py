@@ -54,7 +54,7 @@ def test_a_secret_that_nothing_names_is_none_and_missed_where_it_is_needed(given
         ({"KEY_FILE": "/no/such/file"}, "KEY_FILE: the file that it names cannot be read: No such file or directory"),
         ({"KEY_FILE": "/"}, "KEY_FILE: the file that it names cannot be read: Is a directory"),
         ({"KEY_CMD": "true"}, "KEY_CMD: the command printed nothing"),
-        ({"KEY_CMD": "sh -c 'echo s3cret; exit 7'"}, "KEY_CMD: the command ended with 7"),
+        ({"KEY_CMD": "sh -c 'echo s3cret; exit 7'"}, "KEY_CMD: the command failed with exit code 7"),
         ({"KEY_CMD": "/no/such/program s3cret"}, "KEY_CMD: the command cannot be started: No such file or directory"),
         ({"KEY_CMD": "echo 's3cret"}, "KEY_CMD: the command has an unclosed quote, or its output is not text"),
     ],

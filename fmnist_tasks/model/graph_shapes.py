@@ -31,7 +31,8 @@ _Name = Annotated[str, Field(min_length=1, max_length=100)]
 _Reference = Annotated[tuple[_Name, Annotated[int, Field(ge=0)], Literal[0]], Strict(False)]  # layer, call, tensor
 # Keras writes one that is alone without a list.
 _References = Annotated[
-    list[_Reference], BeforeValidator(lambda one: [one] if one and isinstance(one[0], str) else one)
+    list[_Reference],
+    BeforeValidator(lambda one: [one] if isinstance(one, list) and one and isinstance(one[0], str) else one),
 ]
 
 
@@ -220,7 +221,7 @@ class _Reshape(_Layer):
         values, target = math.prod(_only(inputs)), self.target_shape
         if target.count(-1) == 1 and 0 not in target:
             target = [values // -math.prod(target) if side == -1 else side for side in target]
-        _require(math.prod(target) == values and min(target) > 0, f"makes {self.target_shape} of {inputs[0]}")
+        _require(math.prod(target) == values and min(target) > 0, f"cannot reshape {inputs[0]} to {self.target_shape}")
         return tuple(target)
 
 
@@ -228,7 +229,7 @@ class _Merge(_Layer):
     """A layer that takes inputs of one shape together, value by value."""
 
     def output(self, inputs: list[Shape]) -> Shape:
-        _require(len(inputs) > 1 and len(set(inputs)) == 1, f"takes inputs of shapes {inputs} together")
+        _require(len(inputs) > 1 and len(set(inputs)) == 1, f"needs two or more inputs of one shape, but has {inputs}")
         return inputs[0]
 
 
@@ -236,7 +237,10 @@ class _Concatenate(_Layer):
     axis: Literal[-1]
 
     def output(self, inputs: list[Shape]) -> Shape:
-        _require(len(inputs) > 1 and len({shape[:-1] for shape in inputs}) == 1, f"joins inputs of shapes {inputs}")
+        _require(
+            len(inputs) > 1 and len({shape[:-1] for shape in inputs}) == 1,
+            f"cannot concatenate inputs of shapes {inputs}",
+        )
         return (*inputs[0][:-1], sum(shape[-1] for shape in inputs))
 
 
@@ -324,7 +328,10 @@ def infer_weight_shapes(configuration: str) -> dict[str, list[Shape]]:
     for node in graph.layers:
         _require((node.name, 0) not in shapes, f"has two layers called {node.name!r}")
         for number, (output, needed) in enumerate(_follow(node, shapes)):
-            _require(weights.setdefault(node.name, needed) == needed, f"{node.name} needs other weights in each call")
+            _require(
+                weights.setdefault(node.name, needed) == needed,
+                f"{node.name} needs weights of different shapes in different calls",
+            )
             shapes[node.name, number] = output
             activations += (size := 4 * math.prod(output))
             _require(len(shapes) <= MAX_CALLS, f"has more than {MAX_CALLS} calls of layers")
@@ -334,7 +341,7 @@ def infer_weight_shapes(configuration: str) -> dict[str, list[Shape]]:
             _require(
                 activations <= MAX_ACTIVATIONS, f"its layers give more than {MAX_ACTIVATIONS:,} bytes for an image"
             )
-    _require(graph.inputs == [(graph.layers[0].name, 0, 0)], f"takes {graph.inputs}, not its first layer")
+    _require(graph.inputs == [(graph.layers[0].name, 0, 0)], f"its input is {graph.inputs}, not its first layer")
     for layer, number, _ in graph.outputs:
         _require((layer, number) in shapes, f"its output {layer!r}, {number} is missing")
     return {layer: needed for layer, needed in weights.items() if needed}
@@ -353,7 +360,10 @@ def _follow(node: _Node, shapes: dict[tuple[str, int], Shape]) -> Iterator[tuple
     for call in node.inbound_nodes:
         inputs = []
         for other, number, _ in call.inputs:
-            _require((other, number) in shapes, f"{node.name} takes what no layer before it gives: {other!r}, {number}")
+            _require(
+                (other, number) in shapes,
+                f"{node.name} has an input that no earlier layer produces: {other!r}, call {number}",
+            )
             inputs.append(shapes[other, number])
         try:
             yield layer.output(inputs), layer.weights(inputs)

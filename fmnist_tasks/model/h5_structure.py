@@ -39,11 +39,11 @@ _LIMITS = {
     resource.RLIMIT_NPROC: 0,
     resource.RLIMIT_NOFILE: 0,  # those that are open stay so
 }
-# Landlock's calls, which have these numbers on every architecture, and its rules (linux/landlock.h): no files (the 13
-# rights that every version knows), no TCP and, since version 6, no signals and no sockets of processes outside.
+# Landlock's calls, which have these numbers on every architecture, and how many rights to files each version knows
+# (linux/landlock.h). All are given up; since version 6 also TCP, and signals and sockets of processes outside.
 _CREATE_RULESET, _RESTRICT_SELF, _GET_VERSION = 444, 446, 1
-_NO_FILES = struct.pack("=Q", (1 << 13) - 1)
-_NOTHING_OUTSIDE = struct.pack("=QQQ", (1 << 13) - 1, 0b11, 0b11)
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
+_FILE_RIGHTS_NOW = 16
 _NO_NEW_PRIVILEGES = 38  # linux/prctl.h
 
 
@@ -72,7 +72,8 @@ def leave_others_alone() -> None:
     version = libc.syscall(_CREATE_RULESET, None, 0, _GET_VERSION)
     if version < 1:
         return
-    rules = _NOTHING_OUTSIDE if version >= 6 else _NO_FILES
+    files = (1 << _FILE_RIGHTS.get(version, _FILE_RIGHTS_NOW)) - 1
+    rules = struct.pack("=QQQ", files, 0b11, 0b11) if version >= 6 else struct.pack("=Q", files)
     ruleset = libc.syscall(_CREATE_RULESET, rules, len(rules), 0)
     libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     if libc.syscall(_RESTRICT_SELF, ruleset, 0):

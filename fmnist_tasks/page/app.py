@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 _FOLDER = INCLUDE / "page"
 _STATIC = {"style.css": "text/css", "script.js": "text/javascript"}
 _MAX_UPLOADS = 8  # images that are received, wait or are answered; each has at most 5 MiB
-_UPLOAD_SECONDS = 60  # in which an image has to be received
+_UPLOAD_SECONDS = 60.0  # in which an image has to be received
 _MAX_DECODES = 2  # images that are decoded or drawn at once; each takes up to 82 MiB
+_MAX_REPORT = 16 << 20  # bytes
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.~:+-]{1,250}")  # of a release or run
 _SERVED = {"png": "image/png", "md": "text/plain; charset=utf-8", "h5": "application/x-hdf5"}
 _STATUS = {
@@ -178,7 +179,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/runs/{run_id}")
     def run(run_id: str) -> Response:
-        return as_report(shelf().store.get(run_key(require_name("run", run_id), "report.html")))
+        return as_report(shelf().store.get(run_key(require_name("run", run_id), "report.html"), _MAX_REPORT))
 
     @app.get("/compare")
     def compare(request: Request, a: str, b: str) -> Response:
@@ -226,7 +227,7 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
             try:
                 upload = await wait_for(request.body(), _UPLOAD_SECONDS)
             except TimeoutError as error:
-                raise HTTPException(408, f"the image was not received within {_UPLOAD_SECONDS} seconds") from error
+                raise HTTPException(408, f"the image was not received within {_UPLOAD_SECONDS:.0f} seconds") from error
 
             def answer() -> dict[str, Any]:
                 from fmnist_tasks.data.pictures import read_picture

@@ -115,7 +115,9 @@ def _credentials(connection: Any, extra: dict[str, str]) -> Provider:
 
 def _named(name: str) -> Any:
     if (connection := find_connection(name)) is None:
-        raise SettingsError(f"FMNIST_STORE: there is no Airflow connection {name}; `airflow connections add`")
+        raise SettingsError(
+            "FMNIST_STORE: there is no Airflow connection of the name that it has; `airflow connections add`"
+        )
     return connection
 
 

@@ -10,7 +10,9 @@ from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.champion import Log, read_log
+from fmnist_tasks.registry.documents import MAX_BYTES
 from fmnist_tasks.registry.runs import read_at
+from fmnist_tasks.registry.signing import is_envelope
 from fmnist_tasks.registry.store import Store, side_by_side
 
 _HEAD = re.compile(r"([0-9]{1,8}):([0-9a-f]{64})")
@@ -61,20 +63,29 @@ def _check_head(log: Log, expected: str) -> None:
     number, digest = int(found[1]), found[2]
     if len(log.digests) < number or number == 0 or log.digests[number - 1] != digest:
         raise IntegrityError(
-            f"champion/: entry {number} is not the one that the earlier audit saw ({len(log.entries)} entries are "
-            "there), so the log was cut off or replaced; recover it from a backup or earlier versions of its objects"
+            f"champion/: entry {number} is missing or is not the one that the earlier audit saw ({len(log.entries)} "
+            "entries are there), so the log was truncated or replaced; recover it from a backup or earlier versions of "
+            "its objects"
         )
 
 
 def _check_promotions(store: Store, log: Log) -> None:
-    """Hold the records of promotions against the log: they tell of entries that were lost together with receipts."""
+    """Hold the records of promotions against the log: they tell of entries that were lost together with receipts.
+
+    An unsigned record in a signed store tells of nothing: it is forged, or older than the keys, which have the digests
+    of the entries from then.
+    """
     for stat in store.list("runs/"):
         if not stat.key.endswith("/promote.json"):
             continue
+        if store.keys.trusted and not is_envelope(store.get(stat.key, MAX_BYTES)):
+            continue
         record = read_at(store, stat.key)
-        result = record.get("result") or {}
+        result = record.get("result")
+        if record.get("status") != "done" or not isinstance(result, dict):
+            continue
         number, version = result.get("sequence"), result.get("version")
-        if record.get("status") != "done" or number is None:
+        if number is None:
             continue
         entry = log.entries[number - 1] if isinstance(number, int) and 1 <= number <= len(log.entries) else None
         if entry is None or entry.version != version:

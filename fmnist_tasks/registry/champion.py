@@ -337,8 +337,9 @@ def _list_entries(store: Store, after: int = 0) -> list[Stat]:
     if receipts and receipts[-1].key > _receipt_key(newest):
         lost = receipts[-1].key
         raise IntegrityError(
-            f"{_key(newest + 1)} is missing, although {lost} says that it was written; recover it from a backup, "
-            f"or delete {_RECEIPTS}* from there on to make do without it"
+            f"{_key(newest + 1)} is missing, although {lost} says that it was written: it was lost or deleted. Recover "
+            f"it from a backup. If that is impossible and you accept the loss, delete {_RECEIPTS}* from there on, as "
+            "the store's administrator"
         )
     return stats
 
@@ -396,7 +397,8 @@ def _check_signer(keys: Keys, key: str, entry: Entry, previous: Entry | None) ->
             )
     elif not keys.may_sign(entry.signed_by, entry.sequence, earlier):
         raise IntegrityError(
-            f"{key}: is signed by key {entry.signed_by[:16]}, which had been replaced by then; it is not used"
+            f"{key}: is signed by key {entry.signed_by[:16]}, which had been replaced or revoked by then, so it may be "
+            "forged. As the store's administrator, delete it and its receipt in champion-receipts/ (docs/signing.md)"
         )
 
 

@@ -8,6 +8,7 @@ an Ed25519 private key in PEM. A name with `_FILE` or `_CMD` appended says where
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,9 +30,8 @@ TRUSTED_FILE = "trusted-keys.json"
 
 def read_keys(environment: Mapping[str, str] = os.environ) -> Keys:
     """The keys of this process; raises :class:`SettingsError` for those that cannot be used, or not together."""
-    text = find_secret(TRUSTED_KEYS, environment)
+    trusted = read_trusted_keys(environment)
     pem = find_secret(SIGNING_KEY, environment) or _read_connection(environment.get(CONNECTION))
-    trusted = parse_trusted_keys(text) if text else None
     if not pem:
         return Keys(trusted)
     signing = parse_signing_key(pem)
@@ -39,10 +39,16 @@ def read_keys(environment: Mapping[str, str] = os.environ) -> Keys:
         raise SettingsError(f"{SIGNING_KEY}: set {TRUSTED_KEYS}_FILE as well, to the file that `fmnist keys new` made")
     if trusted.rank(key_id := compute_key_id(signing.public_key())) is None:
         raise SettingsError(
-            f"{SIGNING_KEY}: is key {key_id[:16]}, which is not in {TRUSTED_KEYS}: no reader would accept what it "
-            "signs. Use the two files that `fmnist keys new` made together"
+            f"{SIGNING_KEY}: is key {key_id[:16]}, which is not among the trusted keys: no reader would accept what it "
+            f"signs. Use the {TRUSTED_FILE} that was written together with this key, or a newer one"
         )
     return Keys(trusted, signing)
+
+
+def read_trusted_keys(environment: Mapping[str, str]) -> TrustedKeys | None:
+    """The trusted keys of this process, if it has any; raises like :func:`parse_trusted_keys`."""
+    text = find_secret(TRUSTED_KEYS, environment)
+    return parse_trusted_keys(text) if text else None
 
 
 def parse_trusted_keys(text: str) -> TrustedKeys:
@@ -104,7 +110,8 @@ def make_keys(
 def write_keys(folder: Path, pem: str, trusted: TrustedKeys) -> tuple[Path, Path]:
     """Write the signing key, for this user alone, into a file of its own, and the trusted keys; their paths.
 
-    Raises :class:`SettingsError`, and leaves no signing key, if one of them cannot be written.
+    An earlier file of trusted keys stays as `trusted-keys.json.old`. Raises :class:`SettingsError`, and leaves no
+    signing key, if one of them cannot be written.
     """
     signing, public = folder / f"signing-key-{trusted.keys[-1].id[:16]}.pem", folder / TRUSTED_FILE
     try:
@@ -113,6 +120,8 @@ def write_keys(folder: Path, pem: str, trusted: TrustedKeys) -> tuple[Path, Path
             file.write(pem)
         beside = public.with_suffix(".new")
         beside.write_text(trusted.model_dump_json(indent=2, exclude_none=True) + "\n")
+        if public.exists():
+            shutil.copyfile(public, public.with_suffix(".json.old"))
         beside.replace(public)
     except OSError as error:
         with suppress(OSError):
@@ -127,6 +136,6 @@ def _read_connection(name: str | None) -> str | None:
     connection = find_connection(name)
     if connection is None or not connection.password:
         raise SettingsError(
-            f"{CONNECTION}: there is no Airflow connection {name} with a password, which is to be the signing key"
+            f"{CONNECTION}: there is no Airflow connection of that name with a password, which is to be the signing key"
         )
     return str(connection.password)

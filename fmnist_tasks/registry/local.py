@@ -263,6 +263,7 @@ class FolderStore:
     def _written(self, data: bytes | BinaryIO) -> Iterator[Path]:
         """A flushed file with the data, on the same file system; removed afterwards unless it was moved."""
         folder = self.root / _SCRATCH
+        self._refuse_links(folder / "-")
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
             with suppress(OSError):  # another process may remove it first, and a folder that others made may stay

@@ -28,7 +28,7 @@ from minio.signer import sign_v4_s3
 from minio.time import to_amz_date
 
 from fmnist_tasks.credentials import read_secret
-from fmnist_tasks.errors import AccessError
+from fmnist_tasks.errors import AccessError, SettingsError
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
@@ -63,6 +63,11 @@ def add_user(admin: MinioAdmin, user: User, policy: str) -> None:
     """Give MinIO the user, and the policy under that name."""
     statements = [*user.read_statements(), _NO_SERVICE_ACCOUNTS]
     admin.policy_add(policy, policy={"Version": "2012-10-17", "Statement": statements})
+    if json.loads(admin.user_list()).get(user.access_key, {}).get("status") == "disabled":
+        raise AccessError(
+            f"the user of {user.role} is disabled. If its secret leaked, set a new {user.role.upper()}_ACCESS_KEY; "
+            "otherwise enable it again (`mc admin user enable`)"
+        )
     admin.user_add(user.access_key, user.secret)
     if policy not in (json.loads(admin.user_info(user.access_key)).get("policyName") or "").split(","):
         admin.policy_set(policy, user=user.access_key)
@@ -132,6 +137,9 @@ def main() -> None:
         User(role, bucket, read_secret(f"{role.upper()}_ACCESS_KEY"), read_secret(f"{role.upper()}_PASSWORD"))
         for role, bucket in ROLES.items()
     ]
+    if len({user.access_key for user in users}) < len(users):
+        names = ", ".join(f"{role.upper()}_ACCESS_KEY" for role in ROLES)
+        raise SettingsError(f"two of {names} are the same; give each role a user of its own")
     S3Store(Bucket(PIPELINE, endpoint, client)).prepare()
     if not client.bucket_exists(LOGS):
         client.make_bucket(LOGS)

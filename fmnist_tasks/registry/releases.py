@@ -79,7 +79,7 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> Documen
     elif not store.keys.may_sign(document.signed_by, len(log.entries) + 1, log.newest_key):
         raise IntegrityError(
             f"{key}: is signed by key {document.signed_by[:16]}, which was replaced, and no entry of the champion log "
-            "names it; it is not used"
+            "names it; it is not used. Delete the release (docs/signing.md, Replace a key)"
         )
     return document
 

@@ -8,7 +8,12 @@ from typing import Any
 
 from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry.documents import MAX_BYTES
+from fmnist_tasks.registry.signing import is_envelope
 from fmnist_tasks.registry.store import Store, side_by_side
+
+_REFUSED = (
+    "so nothing shows that a step of this project wrote it; clear the run from its first task, or start another run"
+)
 
 
 def run_key(run_id: str, name: str) -> str:
@@ -44,13 +49,14 @@ def read_at(store: Store, key: str, *, to_act: bool = False) -> dict[str, Any]:
     Only what is shown may be unsigned, such as the records of runs from before documents were signed, or signed by a
     key that is revoked.
     """
-    document = store.keys.decode(key, "run-record", store.get(key, MAX_BYTES))
+    data = store.get(key, MAX_BYTES)
+    if to_act and store.keys.trusted and not is_envelope(data):  # before JSON of anybody is parsed
+        raise IntegrityError(f"{key}: is unsigned, {_REFUSED}")
+    document = store.keys.decode(key, "run-record", data)
     if to_act and store.keys.trusted and not store.keys.trusted.accepts(document.signed_by):
-        how = "signed by a revoked key" if document.signed_by else "unsigned"
-        raise IntegrityError(
-            f"{key}: is {how}, so nothing shows that a step of this project wrote it; clear the run from its first "
-            "task, or start another run"
-        )
+        raise IntegrityError(f"{key}: is signed by a revoked key, {_REFUSED}")
+    if not all(isinstance(document.content.get(name), str) for name in ("run_id", "step", "started")):
+        raise IntegrityError(f"{key}: is not the record of a step; it is not used")
     return document.content
 
 

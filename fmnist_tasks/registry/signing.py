@@ -265,7 +265,7 @@ def _check_signature(trusted: TrustedKeys, envelope: _Envelope, payload: bytes, 
     if rank is None:
         raise IntegrityError(
             f"{key}: is signed by key {signature.keyid[:16]}, which is not among the trusted ones; it is not used. "
-            "If the key was replaced lately, give this process the newer FMNIST_TRUSTED_KEYS"
+            "If the key was replaced recently, give this process the newer trusted-keys.json"
         )
     public = load_public_key(trusted.keys[rank].public_key)
     try:

@@ -77,7 +77,11 @@ def step(
                 seconds = round(time.monotonic() - clock, 3)
                 usage = {"seconds": seconds, "peak_memory_mb": read_peak_memory()}
                 write_record(store, run.id, name, {**record, **usage, "status": status, "outcome": outcome, **result})
-                store.put(run_key(run.id, "report.html"), build_report(store, run.id, read_records(store, run.id)))
+                try:
+                    records = read_records(store, run.id, to_act=True)
+                    store.put(run_key(run.id, "report.html"), build_report(store, run.id, records))
+                except IntegrityError as error:  # which the steps that need the record will raise
+                    log.error("%s: the report could not be written: %s", name, error)
                 log.info("%s %s after %.1f s: %s", name, status, seconds, outcome)
                 flush()
 

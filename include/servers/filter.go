@@ -3,6 +3,7 @@
 package cmd
 
 import (
+	"errors"
 	"net/http"
 	"os"
 	"path"
@@ -27,17 +28,23 @@ func readWriteOnceKeys() []string {
 
 func init() {
 	for _, pattern := range writeOnceKeys {
-		if _, err := path.Match(pattern, ""); err != nil {
+		_, err := path.Match(pattern, "")
+		bucket, key, _ := strings.Cut(pattern, "/")
+		if err == nil && (bucket == "" || key == "" || strings.Contains(pattern, ",")) {
+			err = errors.New("it must be BUCKET/KEY, and several are separated by blanks")
+		}
+		if err != nil {
 			logger.Fatal(err, "WRITE_ONCE_KEYS: %s is not a valid pattern", pattern)
 		}
 	}
 	globalMiddlewares = append(globalMiddlewares, refuseForgedUploads, refuseOverwrites)
 }
 
-// refuseForgedUploads closes four holes. CVE-2026-40344 and CVE-2026-41145: the handlers of uploads look at the signature of
+// refuseForgedUploads closes five holes. CVE-2026-40344 and CVE-2026-41145: the handlers of uploads look at the signature of
 // one with an unsigned trailer only if it has the header Authorization, and not at all if an archive is to be extracted.
-// CVE-2026-34204: whoever may upload may say what only replication should, such as the time and the key of encryption. And
-// CVE-2026-39414: S3 Select, which nothing here uses, reads a line of any length into memory.
+// CVE-2026-34204: whoever may upload may say what only replication should, such as the time and the key of encryption. CVE-2026-39414:
+// S3 Select, which nothing here uses, reads a line of any length into memory. And so does the handler of POST forms, which
+// nothing here uses either, with a list in the form, before it looks at the signature.
 func refuseForgedUploads(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if reason := findForgery(r); reason != "" {
@@ -56,6 +63,9 @@ func findForgery(r *http.Request) string {
 	}
 	if _, extracts := r.Header[xhttp.AmzSnowballExtract]; extracts {
 		return "This server does not extract archives: their entries would bypass its rules."
+	}
+	if isRequestPostPolicySignatureV4(r) {
+		return "This server takes no POST forms."
 	}
 	if r.Form.Has("select-type") {
 		return "This server does not run S3 Select: a long line would exhaust its memory."
@@ -113,12 +123,9 @@ func refuseOverwrites(next http.Handler) http.Handler {
 func isWriteOnce(r *http.Request) bool {
 	bucket := mux.Vars(r)["bucket"]
 	object, err := unescapePath(mux.Vars(r)["object"])
-	inForm := isRequestPostPolicySignatureV4(r) // then the body names the key
 	return err != nil || slices.ContainsFunc(writeOnceKeys, func(pattern string) bool {
 		matches, _ := path.Match(pattern, bucket+"/"+object)
-		ofBucket, _, _ := strings.Cut(pattern, "/")
-		inBucket, _ := path.Match(ofBucket, bucket)
-		return matches || inForm && inBucket
+		return matches
 	})
 }
 

@@ -151,6 +151,16 @@ def test_a_file_of_an_earlier_version_gets_the_lines_that_it_lacks(settings: dic
     assert completed == {**earlier, "STORE": "minio"}
 
 
+def test_a_link_stays_a_link_and_a_blank_is_no_secret(tmp_path: Path) -> None:
+    kept, file = tmp_path / "kept", tmp_path / ".env"
+    kept.write_text('ADMIN_PASSWORD= \nFERNET_KEY=""\n')
+    file.symlink_to(kept)
+    subprocess.run([INCLUDE / "cluster" / "secrets", file], check=True)
+    assert file.is_symlink()
+    assert all(len(read_settings(kept)[name]) > 40 for name in ("ADMIN_PASSWORD", "FERNET_KEY"))
+    assert sorted(tmp_path.iterdir()) == [file, kept]
+
+
 def test_no_file_names_a_user_of_the_store() -> None:
     """Whoever knows the name of a user knows half of what is needed to be that user."""
     for service in SERVICES.values():

@@ -109,11 +109,20 @@ def test_what_takes_over_the_child_can_open_nothing(attempt: str, replace: Repla
         "open(f'/proc/{os.getppid()}/environ')",
         "open('/etc/passwd')",
         "open('/dev/full', 'w')",
+        "os.unlink('{file}')",
+        "os.truncate('{file}', 0)",
+        "os.rename('{file}', '{file}.new')",
+        "os.symlink('/etc/passwd', '{file}.link')",
         "socket.create_connection(('127.0.0.1', 1))",
     ],
 )
-def test_what_takes_over_the_child_cannot_touch_other_processes(attempt: str, replace: Replace) -> None:
-    """Not even if it could open files, as root can."""
+def test_what_takes_over_the_child_cannot_touch_files_and_processes(
+    attempt: str, replace: Replace, tmp_path: Path
+) -> None:
+    """Not even without the limit on open files, which root can lift."""
+    file = tmp_path / "file"
+    file.write_text("content")
+    attempt = attempt.replace("{file}", str(file))
     replace(f"""
 import ctypes, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
@@ -134,6 +143,7 @@ real.h5py.File = lambda *_: {attempt}
 real.main()""")
     with pytest.raises(ModelError, match=r"Operation not permitted|Permission denied"):
         h5_process.read(b"file")
+    assert {path.name: path.read_text() for path in tmp_path.glob("file*")} == {"file": "content"}
 
 
 def test_the_child_has_no_secrets_and_no_files(

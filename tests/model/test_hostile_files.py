@@ -224,7 +224,7 @@ def large() -> dict[str, tuple[bytes, str]]:
         "a deep graph": ([image, *chain], "at most 200 items"),
         "a loop": (
             [image, make_layer("ReLU", "x", "y"), make_layer("ReLU", "y", "x")],
-            "no layer before it gives: 'y'",
+            "no earlier layer produces: 'y'",
         ),
     }
     return {name: (make_file(make_configuration(layers), weights), reason) for name, (layers, reason) in graphs.items()}

@@ -74,7 +74,7 @@ def test_a_missing_entry_never_brings_an_older_champion_back(store: FolderStore)
         entry = store.get(key)
         store.delete(key)
         gap = rf"champion/{missing + 1:08d}.json: the champion log has no entry {missing} before it; recover"
-        lost = rf"{key} is missing, although champion-receipts/{missing:08d}.txt says that it was written; recover it"
+        lost = rf"{key} is missing, although champion-receipts/{missing:08d}.txt says that it was written: it was lost"
         for read in (champion.champion, champion.history, lambda store: champion.champion_at(store, datetime.now(UTC))):
             with pytest.raises(IntegrityError, match=gap if missing < 5 else lost):
                 read(store)

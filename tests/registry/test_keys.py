@@ -15,6 +15,7 @@ from fmnist_tasks.cli import app
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.audit import audit
+from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.keys import make_keys, parse_trusted_keys, read_keys, write_keys
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import open_store
@@ -56,7 +57,7 @@ def test_a_signing_key_comes_from_an_airflow_connection(monkeypatch: pytest.Monk
     assert found.signing_id == TRUSTED.keys[0].id
     for wrong in ("nobody", "empty"):
         monkeypatch.setenv("AIRFLOW_CONN_EMPTY", json.dumps({"conn_type": "generic"}))
-        with pytest.raises(SettingsError, match=rf"there is no Airflow connection {wrong} with a password"):
+        with pytest.raises(SettingsError, match=r"there is no Airflow connection of that name with a password"):
             read_keys({"FMNIST_TRUSTED_KEYS": TRUSTED_JSON, "FMNIST_SIGNING_CONNECTION": wrong})
 
 
@@ -66,7 +67,7 @@ def test_a_signing_key_comes_from_an_airflow_connection(monkeypatch: pytest.Monk
         ({"FMNIST_TRUSTED_KEYS": ""}, r"FMNIST_SIGNING_KEY: set FMNIST_TRUSTED_KEYS_FILE as well"),
         (
             {"FMNIST_SIGNING_KEY": make_keys(None, [], revoke_earlier=False)[0]},
-            r"is key [0-9a-f]{16}, which is not in FMNIST_TR",
+            r"is key [0-9a-f]{16}, which is not among the tr",
         ),
         ({"FMNIST_SIGNING_KEY": "secret"}, r"FMNIST_SIGNING_KEY: is not an unencrypted PEM private key"),
         ({"FMNIST_SIGNING_KEY": encode(RSA)}, r"FMNIST_SIGNING_KEY: is not an Ed25519 key"),
@@ -166,6 +167,56 @@ def test_a_new_key_never_forgets_the_earlier_ones(
     write_keys(tmp_path / "other", PEM, TRUSTED)
     assert "differs from FMNIST_TRUSTED_KEYS" in fmnist("keys", "new", tmp_path / "other", expect=1)
     assert len(champion.history(home)) == audit(home)["entries"]
+
+
+def test_a_key_is_replaced_whatever_lies_among_the_releases(home: FolderStore, tmp_path: Path) -> None:
+    """Otherwise anybody who may write the store could keep a leaked key from being revoked."""
+    home.keys = make_signer()
+    make_history(home)
+    assert home.keys.trusted
+    write_keys(tmp_path / "k", PEM, home.keys.trusted)
+    home.put("releases/v9/manifest.json", seal({"version": "v9"}))
+    found = json.loads(fmnist("keys", "new", tmp_path / "k", "--revoke-earlier", "--json"))
+    assert (found["store"], found["entries"]) == (home.root.as_uri(), 5)
+    assert parse_trusted_keys((tmp_path / "k" / "trusted-keys.json.old").read_text()) == home.keys.trusted
+    assert len(parse_trusted_keys((tmp_path / "k" / "trusted-keys.json").read_text()).keys) == 2
+
+
+def test_a_key_is_not_replaced_on_a_log_that_does_not_verify(home: FolderStore, tmp_path: Path) -> None:
+    """The forged entry would become one that every reader requires."""
+    home.keys = make_signer()
+    make_history(home)
+    assert home.keys.trusted
+    write_keys(tmp_path / "k", PEM, home.keys.trusted)
+    home.put("champion/00000006.json", home.get("champion/00000005.json"))
+    before = (tmp_path / "k" / "trusted-keys.json").read_bytes()
+    assert "champion/00000006.json: " in fmnist("keys", "new", tmp_path / "k", "--revoke-earlier", expect=1)
+    assert (tmp_path / "k" / "trusted-keys.json").read_bytes() == before
+
+
+def test_earlier_keys_are_not_revoked_by_the_log_of_another_store(
+    home: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.keys = make_signer()
+    make_history(home)
+    assert home.keys.trusted
+    write_keys(tmp_path / "k", PEM, home.keys.trusted)
+    monkeypatch.setenv("FMNIST_STORE", (tmp_path / "empty").as_uri())
+    assert "is signed with these keys: FMNIST_STORE may name another store" in fmnist(
+        "keys", "new", tmp_path / "k", "--revoke-earlier", expect=1
+    )
+
+
+@pytest.mark.parametrize("content", ["text".encode("utf-16"), b"{", None])
+def test_trusted_keys_that_cannot_be_read_are_named(home: FolderStore, tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "k" / "trusted-keys.json"
+    file.parent.mkdir()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    assert "FMNIST_TRUSTED_KEYS" in fmnist("keys", "new", file.parent, expect=1)
+    assert list(tmp_path.rglob("*.pem")) == []
 
 
 def test_keys_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:

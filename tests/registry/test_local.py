@@ -355,3 +355,16 @@ def test_going_on_after_a_key_looks_at_nothing_before_it(store: FolderStore, mon
     monkeypatch.setattr(local, "_names", lambda root, name: scanned.append(name) or scan(root, name))
     assert [stat.key for stat in store.list("inbox/", after="inbox/17/image")] == ["inbox/18/image", "inbox/19/image"]
     assert scanned == [b"inbox/", b"inbox/17/", b"inbox/18/", b"inbox/19/"]
+
+
+def test_half_written_files_are_not_looked_for_beyond_a_link(store: FolderStore, tmp_path: Path) -> None:
+    """What is older than a day there would be deleted."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "file").touch()
+    os.utime(theirs / "file", (0, 0))
+    store.root.mkdir(exist_ok=True)
+    (store.root / ".scratch").symlink_to(theirs)
+    with pytest.raises(AccessError, match=r"\.scratch is a symbolic link, which is not followed"):
+        store.put("a", b"x")
+    assert list(theirs.iterdir()) == [theirs / "file"]

@@ -30,7 +30,7 @@ from minio.select import CSVInputSerialization, CSVOutputSerialization, SelectRe
 from minio.signer import sign_v4_s3
 from minio.versioningconfig import SUSPENDED, VersioningConfig
 
-from fmnist_tasks.errors import AccessError
+from fmnist_tasks.errors import AccessError, SettingsError
 from fmnist_tasks.registry import provision
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.s3 import S3Store
@@ -354,21 +354,47 @@ def test_a_reader_cannot_exhaust_the_memory_of_minio_by_a_query(provisioned: Pro
             provisioned.be("reader").select_object_content(PIPELINE, ENTRY, request)
 
 
-def test_a_pattern_for_the_bucket_holds_for_forms_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bucket", [PIPELINE, provision.LOGS, "no-such-bucket"])
+def test_nobody_exhausts_the_memory_of_minio_by_a_form(provisioned: Provisioned, bucket: str) -> None:
+    """Its handler reads a list of any length in the form before it checks the signature. Versity has no such list."""
+    if provisioned.server.kind == "minio":
+        fields = {"key": "k", "x-minio-fanout-list": "{}" * 2000, "file": ("f", b"content")}
+        answer = urllib3.request("POST", f"{provisioned.server.endpoint}/{bucket}", fields=fields)
+        assert answer.status == 403
+        assert b"takes no POST forms" in answer.data
+
+
+@pytest.mark.parametrize("pattern", ["champion/*,releases/*", "/fmnist/champion/*", "champion", "b/", "b/[/*"])
+def test_a_pattern_that_protects_nothing_is_refused(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require(MINIO)
-    monkeypatch.setenv("WRITE_ONCE_KEYS", "*/champion/*")
-    server = MinioServer(tmp_path / "data")
-    server.start()
-    try:
-        authority = f"127.0.0.1:{server.port}"
-        root = Minio(authority, *server.credentials.values(), secure=False, region="us-east-1")
-        root.make_bucket(PIPELINE)
-        put(root, ENTRY, IF_ABSENT)
-        for overwrite in (lambda: put(root, ENTRY), lambda: post_form(root, ENTRY, authority)):
-            with pytest.raises((S3Error, ServerError), match="written once"):
-                overwrite()
-    finally:
-        server.stop()
+    monkeypatch.setenv("WRITE_ONCE_KEYS", f"fmnist/champion/* {pattern}")
+    with pytest.raises(RuntimeError, match=r"WRITE_ONCE_KEYS: .* is not a valid pattern"):
+        MinioServer(tmp_path / "data").start()
+
+
+@pytest.mark.parametrize("fault", ["same", "disabled"])
+def test_the_init_job_refuses_users_that_cannot_be_meant(
+    provisioned: Provisioned, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access, secret = provisioned.users["root"]
+    environment = {"MINIO_ENDPOINT": provisioned.server.endpoint, "MINIO_ROOT_USER": access, "STORE": "minio"}
+    keys = {role: uuid4().hex[:20] for role in provision.ROLES}
+    if fault == "same":
+        keys["reader"] = keys["publisher"]
+    elif provisioned.server.kind == "minio":
+        admin = MinioAdmin(endpoint=provisioned.authority, credentials=StaticProvider(access, secret), secure=False)
+        admin.user_add(keys["reader"], "a-leaked-secret")
+        admin.user_disable(keys["reader"])
+    else:
+        pytest.skip("Versity has no disabled users")
+    for role, key in keys.items():
+        environment |= {f"{role.upper()}_ACCESS_KEY": key, f"{role.upper()}_PASSWORD": uuid4().hex}
+    for name, value in {**environment, "MINIO_ROOT_PASSWORD": secret, "STORE": provisioned.server.kind}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((SettingsError, AccessError), match=r"are the same|the user of reader is disabled"):
+        provision.main()
 
 
 def test_not_even_the_administrator_overwrites_in_minio(provisioned: Provisioned) -> None:

@@ -223,7 +223,7 @@ def test_entries_verify_with_the_key_of_their_time(signed_store: FolderStore) ->
     forged = late.keys.encode(entry_key(7), "champion-entry", {**content, "sequence": 7})
     signed_store.put(entry_key(7), forged)
     for read in (champion.read_log, champion.champion):
-        with pytest.raises(IntegrityError, match=r"00000007.json: is signed by key .* which had been replaced by then"):
+        with pytest.raises(IntegrityError, match=r"00000007.json: is signed by key .* replaced or revoked by then"):
             read(signed_store)
 
 
@@ -303,6 +303,22 @@ def test_a_record_that_makes_no_sense_is_a_fault_of_the_record(store: FolderStor
         audit(store)
 
 
+@pytest.mark.parametrize("result", [None, [], "x", {}])
+def test_a_record_without_a_promotion_is_no_fault(store: FolderStore, result: object) -> None:
+    make_history(store)
+    write_record(store, "odd", "promote", {"status": "done", "started": "", "result": result})
+    assert audit(store)["entries"] == 5
+
+
+def test_an_unsigned_record_of_a_promotion_is_no_evidence(signed_store: FolderStore) -> None:
+    promotion = {"status": "done", "started": "", "result": {"sequence": 99, "version": "v9"}}
+    write_record(replace_keys(signed_store, Keys()), "forged", "promote", promotion)
+    assert audit(signed_store)["entries"] == 5
+    write_record(signed_store, "signed", "promote", promotion)
+    with pytest.raises(IntegrityError, match=r"^runs/signed/promote.json: says that entry 99"):
+        audit(signed_store)
+
+
 def test_a_process_without_the_key_reads_and_changes_nothing(signed_store: FolderStore) -> None:
     for keys in (Keys(signed_store.keys.trusted), Keys()):
         reader = replace_keys(signed_store, keys)
@@ -320,7 +336,7 @@ def test_a_reader_with_older_trusted_keys_is_told_what_to_do(signed_store: Folde
     publish(signed_store, "v5")
     promote(signed_store, "v5")
     with pytest.raises(
-        IntegrityError, match=r"not among the trusted ones.*give this process the newer FMNIST_TRUSTED_"
+        IntegrityError, match=r"not among the trusted ones.*give this process the newer trusted-keys.json"
     ):
         champion.champion(replace_keys(signed_store, old))
 
@@ -334,9 +350,7 @@ def test_an_earlier_head_proves_that_nothing_was_cut_off(signed_store: FolderSto
         with pytest.raises(SettingsError, match="is not the head of a champion log"):
             audit(signed_store, wrong)
     for number in ("4", "0", "7"):
-        with pytest.raises(
-            IntegrityError, match=rf"champion/: entry {number} is not the one that the earlier audit saw"
-        ):
+        with pytest.raises(IntegrityError, match=rf"champion/: entry {number} is missing or is not the one"):
             audit(signed_store, f"{number}:{head.partition(':')[2]}")
 
 

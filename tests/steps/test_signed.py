@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from fmnist_tasks import service
+from fmnist_tasks import memory, service
 from fmnist_tasks.errors import FmnistError, IntegrityError, SettingsError
 from fmnist_tasks.page.asking import Oracle
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.audit import audit
 from fmnist_tasks.registry.checkpoints import Checkpoints
+from fmnist_tasks.registry.documents import MAX_BYTES
 from fmnist_tasks.registry.keys import make_keys
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.registry.signing import Keys
@@ -144,3 +145,16 @@ def test_records_and_checkpoints_that_the_publisher_planted_are_not_used(
     assert ours.latest() == b"state"
     theirs.save(6, b"planted")
     assert ours.latest() == b"state"
+
+
+def test_a_record_that_somebody_planted_costs_the_report_and_no_step(
+    signed_pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_again(signed_pipeline)
+    before = memory.read_peak_memory()
+    for number in range(8):
+        store.put(f"runs/{SECOND.id}/planted-{number}.json", b"[" + b"{}," * (MAX_BYTES // 3 - 9) + b"{}]")
+    signed_pipeline.run_until("ingest", SECOND)
+    assert read_record(store, SECOND.id, "ingest")["status"] == "done"
+    assert "ingest: the report could not be written: runs/second-week/planted-0.json: is unsigned" in caplog.text
+    assert memory.read_peak_memory() - before < 200
