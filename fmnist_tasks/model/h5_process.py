@@ -53,7 +53,7 @@ def _ask_child(data: bytes) -> bytes:
     # Files, not pipes: the child's own limit bounds what it writes, and nobody waits for a pipe's other end.
     with TemporaryFile() as file, TemporaryFile() as answer, TemporaryFile() as errors:
         file.write(data)
-        file.seek(0)  # and so writes the rest
+        file.seek(0)
         command = [sys.executable, "-I", h5_structure.__file__]
         try:
             ended = subprocess.run(
