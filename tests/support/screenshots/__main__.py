@@ -1,0 +1,158 @@
+"""Retake the pictures: python -m tests.support.screenshots FOLDER, half an hour on two cores."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from playwright.sync_api import Browser, Page, StorageState, expect
+
+from fmnist_tasks import service
+from fmnist_tasks.registry.champion import list_entries
+from fmnist_tasks.settings import DAG_ID
+from tests.support.airflow_home import AirflowInstallation, copy_migrated_home, wait_until
+from tests.support.chromium import launch_chromium
+from tests.support.listeners import MailServer
+from tests.support.pipeline import Pipeline
+from tests.support.requirements import CHROMIUM, FAKETIME, require
+from tests.support.screenshots.history import REJECTED_THRESHOLD, read_images, write_history
+
+HELD = {"profile": "quick", "seed": 99, "approval": True, "force": True, "policy": {"classes": {"min_recall": 0.9}}}
+WAIT = 60_000  # ms
+
+
+def main(pictures: Path) -> None:
+    """Make the history in a temporary folder, then take all pictures of it."""
+    require(CHROMIUM)
+    require(FAKETIME)
+    images = read_images()
+    with TemporaryDirectory() as folder, MailServer().serve() as mail_server:
+        home = Path(folder)
+        connection = {
+            "conn_type": "smtp",
+            "host": "127.0.0.1",
+            "port": mail_server.port,
+            "extra": {
+                "from_email": "pipeline@example.com",
+                "to": mail_server.to,
+                "disable_ssl": True,
+                "disable_tls": True,
+            },
+        }
+        overrides = {
+            "AIRFLOW_CONN_FMNIST_MAIL": json.dumps(connection),
+            "AIRFLOW__API__BASE_URL": "https://airflow.example.com",
+            "FMNIST_INSTANCE": "prod",
+        }
+        airflow = AirflowInstallation(copy_migrated_home(home / "airflow"), Pipeline(home / "pipeline"), overrides)
+        write_history(airflow, images)
+        alerts = [mail_body.get_content() for mail in mail_server.mails if (mail_body := mail.get_body(("html",)))]
+        rejection = next(alert for alert in alerts if f"below the threshold of {REJECTED_THRESHOLD:.2%}" in alert)
+        with launch_chromium() as browser, airflow.run_standalone() as url:
+            expect.set_options(timeout=WAIT)
+            airflow.unpause_dag(DAG_ID)
+            Photographer(airflow, browser, url, pictures).take_all(rejection)
+
+
+class Photographer:
+    """Takes pictures of a running Airflow."""
+
+    def __init__(self, airflow: AirflowInstallation, browser: Browser, url: str, pictures: Path) -> None:
+        self._airflow, self._browser, self._url, self._pictures = airflow, browser, url, pictures
+        self._store = airflow.pipeline.store
+
+    def take_all(self, rejection: str) -> None:
+        """All pictures; the registry page before anything is triggered."""
+        for scheme, suffix in (("light", ""), ("dark", "-dark")):
+            with self._open("/fmnist/", color_scheme=scheme, viewport={"width": 1080, "height": 1080}) as page:
+                self._take(page, f"releases{suffix}")
+        current = service.require_champion(self._store).version
+        with self._open(f"/fmnist/releases/{current}") as page:
+            self._take(page, "release")
+        with self._open("/fmnist/#log") as page:
+            self._take(page, "log")
+        with self._open("/fmnist/try") as page:
+            expect(page.locator("#draw")).to_be_enabled()
+            page.locator("#draw").click()
+            expect(page.locator(".prediction")).to_have_count(10)
+            self._take(page, "try")
+        for address, name in (("", "phone"), (f"releases/{current}", "phone-release")):
+            with self._open(f"/fmnist/{address}", color_scheme="dark", viewport={"width": 390, "height": 844}) as page:
+                self._take(page, name)
+        run_id = next(
+            entry.reason.split()[1] for entry in reversed(list_entries(self._store)) if entry.action == "promote"
+        )
+        with self._open(f"/fmnist/runs/{run_id}") as page:
+            page.get_by_role("heading", name="Candidate: evaluate").scroll_into_view_if_needed()
+            self._take(page, "report")
+        with self._open("about:blank", viewport={"width": 720, "height": 420}) as page:
+            page.set_content(rejection)
+            self._take(page, "alert", full_page=True)
+        self._take_graph(run_id)
+        self._take_form()
+        self._take_approval()
+
+    def _take_graph(self, run_id: str) -> None:
+        with self._open(f"/dags/{DAG_ID}/runs/{run_id}", viewport={"width": 1500, "height": 620}) as page:
+            for button in ("Show Graph", "Expand all task groups", "Collapse Details Panel"):
+                page.get_by_role("button", name=button).click()
+            page.mouse.move(700, 30)  # away from the button and its hint
+            expect(page.get_by_text("verify_release")).to_be_visible()
+            self._take(page, "graph")
+
+    def _take_form(self) -> None:
+        with self._open(f"/dags/{DAG_ID}", viewport={"width": 1100, "height": 1000}) as page:
+            page.get_by_role("button", name="Trigger").first.click()
+            form = page.get_by_role("dialog")
+            form.get_by_role("button", name="Gates", exact=True).click()
+            expect(form.get_by_text("Wait for approval")).to_be_visible()
+            self._take(page, "form")
+
+    def _take_approval(self) -> None:
+        self._airflow.open_api(self._url).trigger_run(DAG_ID, HELD, "manual__trial")
+        wait_until(lambda: self._airflow.is_waiting_for_approval("manual__trial"), seconds=1800)
+        address = f"/dags/{DAG_ID}/runs/manual__trial/tasks/tuned_model.approval/required_actions"
+        with self._open(address, viewport={"width": 1180, "height": 620}) as page:
+            expect(page.get_by_text("Promote the candidate").first).to_be_visible()
+            self._take(page, "approval")
+
+    @contextmanager
+    def _open(self, address: str, **options: Any) -> Iterator[Page]:
+        viewport = {"width": 1080, "height": 860}
+        own: dict[str, Any] = {"base_url": self._url, "device_scale_factor": 2, "viewport": viewport}
+        context = self._browser.new_context(**own | options, storage_state=self._sign_in())
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(address)
+        page.wait_for_load_state("networkidle")
+        yield page
+        context.close()
+
+    @cache  # noqa: B019 - there is one
+    def _sign_in(self) -> StorageState:
+        """Cookies of a signed-in administrator."""
+        context = self._browser.new_context(base_url=self._url)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto("/")
+        page.fill("input[name=username]", "admin")
+        page.fill("input[type=password]", self._airflow.read_password("admin"))
+        page.click("button[type=submit]")
+        expect(page.get_by_role("link", name="Releases")).to_be_visible()
+        state = context.storage_state()
+        context.close()
+        return state
+
+    def _take(self, page: Page, name: str, *, full_page: bool = False) -> None:
+        page.screenshot(path=self._pictures / f"{name}.png", full_page=full_page)
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

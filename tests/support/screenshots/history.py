@@ -1,0 +1,121 @@
+"""Twelve weeks of the pipeline: new images every week, a batch with wrong labels, a rejected run, and a rollback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from fmnist_tasks import service
+from fmnist_tasks.data.declaration import read_declaration
+from fmnist_tasks.data.sources import load_base
+from fmnist_tasks.registry.champion import list_entries
+from fmnist_tasks.settings import INCLUDE, PROJECT, Settings
+from tests.support.airflow_home import AirflowInstallation
+from tests.support.synthetic import encode_idx
+
+WEEKS = 12
+FIRST_IMAGES = 32_000  # of the training images; the others arrive in weekly batches
+BATCH_IMAGES = 2_500
+REJECTED_THRESHOLD = 0.94
+REJECTED_WEEK, WRONG_LABELS_WEEK, ROLLBACK_WEEK = 7, 4, 9
+WEEK = "tests.support.screenshots.week"
+REASON = "support reports coats classified as pullovers since Monday"
+
+
+@dataclass(frozen=True)
+class Images:
+    """The real dataset."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def read_images() -> Images:
+    """Read the real dataset from where `make run` finds it."""
+    declaration = read_declaration(INCLUDE / "datasets" / "fashion_mnist.toml")
+    arrays, _ = load_base(declaration, Settings.from_environment())
+    return Images((arrays["train_images"], arrays["train_labels"]), (arrays["test_images"], arrays["test_labels"]))
+
+
+def write_first_dataset(folder: Path, images: Images) -> None:
+    """Write the test split, the first training images, and their declaration, as `dataset.toml`."""
+    declared = (INCLUDE / "datasets" / "fashion_mnist.toml").read_text()
+    lines = [declared[: declared.index("url =")]]
+    folder.mkdir(parents=True)
+    for role, array in (
+        ("train_images", images.train[0][:FIRST_IMAGES]),
+        ("train_labels", images.train[1][:FIRST_IMAGES]),
+        ("test_images", images.test[0]),
+        ("test_labels", images.test[1]),
+    ):
+        content = encode_idx(array)
+        (folder / role).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        lines += [f"[files.{role}]", f'name = "{role}"', f"bytes = {len(content)}", f'sha256 = "{digest}"']
+    (folder / "dataset.toml").write_text("\n".join(lines))
+
+
+def write_batch(incoming: Path, images: Images, week: int) -> None:
+    """Put the images of a week into `incoming/`; in one week, shirts and coats are confused."""
+    first = FIRST_IMAGES + (week - 1) * BATCH_IMAGES
+    pixels, labels = (array[first : first + BATCH_IMAGES].copy() for array in images.train)
+    if week == WRONG_LABELS_WEEK:
+        labels = np.where(labels == 4, 6, np.where(labels == 6, 4, labels)).astype(np.uint8)
+    incoming.mkdir(exist_ok=True)
+    np.savez(incoming / f"shop-week-{week:02}.npz", images=pixels, labels=labels)
+
+
+def list_mondays() -> list[datetime]:
+    """The times of the runs, the newest last: Mondays at 02:00 UTC, all past."""
+    now = datetime.now(UTC)
+    last = (now - timedelta(days=now.weekday())).replace(hour=2, minute=0, second=0, microsecond=0)
+    last = last if last < now else last - timedelta(weeks=1)
+    return [last - timedelta(weeks=weeks) for weeks in reversed(range(WEEKS))]
+
+
+def write_history(airflow: AirflowInstallation, images: Images) -> None:
+    """Run every week, and the rollback, at their times."""
+    store = airflow.pipeline.store
+    write_first_dataset(airflow.pipeline.data, images)
+    for week, monday in enumerate(list_mondays()):
+        began, wall_clock = time.monotonic(), time.time()
+        if week:
+            write_batch(store.root / "incoming", images, week)
+        conf = {"profile": "quick", "seed": week}
+        if week == REJECTED_WEEK:
+            conf["accuracy_threshold"] = REJECTED_THRESHOLD
+        _run_at(airflow, monday, "run", monday.isoformat(), json.dumps(conf))
+        if week == ROLLBACK_WEEK:
+            current = service.require_champion(store).version
+            earlier = next(entry.version for entry in reversed(list_entries(store)) if entry.version != current)
+            _run_at(airflow, monday + timedelta(days=2, hours=7), "fmnist", "rollback", earlier, "--reason", REASON)
+        for path in (store.root / "quarantine").rglob("*.*"):
+            if path.stat().st_mtime > wall_clock:
+                os.utime(path, times=2 * (monday.timestamp() + 60,))
+        entries = [f"{entry.action} {entry.version}" for entry in list_entries(store)]
+        print(f"{monday:%d %b}: {time.monotonic() - began:.0f} s; {entries[-1:]}", flush=True)
+
+
+def _run_at(airflow: AirflowInstallation, moment: datetime, *command: str) -> None:
+    """Run a command of `week` with a clock that begins at a moment. A rejected run ends with exit code 1."""
+    offset = moment - datetime.now(UTC)
+    ended = subprocess.run(
+        ["faketime", "-f", f"{offset.total_seconds():+.0f}s", sys.executable, "-m", WEEK, *command],
+        env=airflow.environment | {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'dags'}", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    log = ended.stdout + ended.stderr
+    (airflow.home / f"{moment:%Y%m%dT%H%M}.log").write_text(log)
+    if ended.returncode and not re.search(r"rejected|below the threshold", log):
+        raise RuntimeError(f"{' '.join(command)}: exit code {ended.returncode}\n{log[-3000:]}")
