@@ -1,7 +1,7 @@
-"""What a cluster costs and gives: Airflow's share, candidates over workers, a million images, two million to train on.
+"""`make bench-cluster`: Airflow's overhead, candidates on several workers, and prediction and training at scale.
 
-Needs root and about an hour. Each worker runs on a simulated host of its own (tests/support/hosts.py).
-`make bench-cluster` prints what it measures and writes it, part by part, to docs/bench/cluster.json.
+Needs root and about an hour. Each worker runs on a separate simulated host (tests/support/hosts.py). As soon as a part
+ends, its result is printed and written to docs/bench/cluster.json.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 
 from bench.processes import run_module
-from fmnist_tasks.data.dataset import make_dataset, make_part
-from fmnist_tasks.provenance import machine_facts
+from fmnist_tasks.data.dataset import make_dataset, store_images
+from fmnist_tasks.provenance import describe_machine
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Stat, Store
 from fmnist_tasks.settings import DAG_ID, PROJECT
@@ -48,37 +48,37 @@ PREDICTED_IMAGES, IMAGES_PER_FILE, FILES_PER_SHARD = 1_000_000, 10_000, 5
 TRAINED_IMAGES, IMAGES_PER_BATCH = 2_000_000, 10_000
 
 
-def compute_seconds_between(began: str, ended: str) -> float:
-    """Seconds between two times as Airflow's API gives them."""
-    return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
+def compute_seconds_between(start: str, end: str) -> float:
+    """Seconds between two times in the format of Airflow's API."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
-def measure_airflow_share(api: AirflowApi, store: Store, run_id: str) -> dict[str, float]:
-    """How long a run took, and how much of that was not inside its steps."""
+def measure_airflow_overhead(api: AirflowApi, store: Store, run_id: str) -> dict[str, float]:
+    """The duration of a run, and how much of it was outside its steps."""
     run = api.read_run(DAG_ID, run_id)
     assert run["state"] == "success", run
     tasks = [task for task in api.list_tasks(DAG_ID, run_id) if task["state"] == "success"]
-    in_steps = sum(record["seconds"] for record in read_records(store, run_id).values())
-    whole = compute_seconds_between(run["start_date"], run["end_date"])
-    overhead = (whole - in_steps) / len(tasks)
-    return {"seconds": whole, "seconds_in_steps": in_steps, "tasks": len(tasks), "overhead_per_task": overhead}
+    in_steps = sum(record.seconds for record in read_records(store, run_id).values())
+    duration = compute_seconds_between(run["start_date"], run["end_date"])
+    overhead = (duration - in_steps) / len(tasks)
+    return {"seconds": duration, "seconds_in_steps": in_steps, "tasks": len(tasks), "overhead_per_task": overhead}
 
 
 def measure_on_celery(cluster: FaultCluster) -> list[dict[str, float]]:
-    """Three runs one after the other on Postgres and a worker: the first on an empty store."""
+    """Measure three consecutive runs on Postgres and one worker, from an empty store."""
     cluster.empty_store()
     host = cluster.start_worker()
     results = []
     for seed in range(3):
         run_id = cluster.trigger_run(seed=seed)
         assert cluster.wait_for_end(run_id) == "success"
-        results.append(measure_airflow_share(cluster.api, cluster.store, run_id))
+        results.append(measure_airflow_overhead(cluster.api, cluster.store, run_id))
     cluster.remove_worker(host)
     return results
 
 
 def measure_on_sqlite() -> list[dict[str, float]]:
-    """The same on SQLite, everything in one place, as `make ui` starts it."""
+    """Measure three consecutive runs on SQLite, as `make ui` starts it."""
     with tempfile.TemporaryDirectory() as folder:
         pipeline = Pipeline(Path(folder) / "pipeline")
         synthetic.write_dataset(pipeline.data, train=TRAIN_IMAGES, test=TEST_IMAGES)
@@ -90,13 +90,13 @@ def measure_on_sqlite() -> list[dict[str, float]]:
             for seed in range(1, 4):
                 run_id = api.trigger_run(DAG_ID, {"profile": "quick", "seed": seed})
                 wait_until(partial(has_ended, airflow, run_id))
-                results.append(measure_airflow_share(api, pipeline.store, run_id) | measure_xcom(airflow, run_id))
+                results.append(measure_airflow_overhead(api, pipeline.store, run_id) | measure_xcom(airflow, run_id))
     return results
 
 
 @contextmanager
 def run_ui(airflow: AirflowInstallation) -> Iterator[str]:
-    """Airflow by `make ui`, with the settings that it ships, not those of the tests; its address, once it is ready."""
+    """Start Airflow with `make ui`, with its own settings instead of those of the tests; yields its address."""
     port = reserve_port()
     environment = airflow.environment | {"PORT": str(port)}
     with subprocess.Popen([PROJECT / "include" / "ui"], env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -110,19 +110,19 @@ def run_ui(airflow: AirflowInstallation) -> Iterator[str]:
 
 
 def has_ended(airflow: AirflowInstallation, run_id: str) -> bool:
-    """Whether a run is over."""
+    """Whether a run has ended."""
     return airflow.read_run_state(run_id) in {"success", "failed"}
 
 
 def measure_xcom(airflow: AirflowInstallation, run_id: str) -> dict[str, float]:
-    """Bytes of the results of a run's tasks in Airflow's database."""
+    """Bytes of a run's XCom values in Airflow's database: the largest one, and all."""
     query = f"select max(length(value)), sum(length(value)) from xcom where run_id = '{run_id}'"  # noqa: S608 - our own
     ((largest, total),) = airflow.query_database(query)
     return {"largest_xcom_bytes": largest, "xcom_bytes": total}
 
 
 def measure_candidates(cluster: FaultCluster, workers: int) -> dict[str, Any]:
-    """Eight candidates on so many workers of one thread each: how long from the first to the last."""
+    """Measure eight candidates on workers with one thread each, from the start of the first to the end of the last."""
     cluster.empty_store()
     hosts = [cluster.start_worker(ONE_THREAD) for _ in range(workers)]
     run_id = cluster.trigger_run(candidates=CANDIDATES)
@@ -130,13 +130,15 @@ def measure_candidates(cluster: FaultCluster, workers: int) -> dict[str, Any]:
     tasks = [task for task in cluster.api.list_tasks(DAG_ID, run_id) if task["task_id"].endswith(".train")]
     assert len(tasks) == CANDIDATES
     records = read_records(cluster.store, run_id)
-    in_step = [record["seconds"] for name, record in records.items() if name.startswith("train-")]
-    whole = compute_seconds_between(min(task["start_date"] for task in tasks), max(task["end_date"] for task in tasks))
+    in_step = [record.seconds for name, record in records.items() if name.startswith("train-")]
+    duration = compute_seconds_between(
+        min(task["start_date"] for task in tasks), max(task["end_date"] for task in tasks)
+    )
     for host in hosts:
         cluster.remove_worker(host)
     return {
         "workers": workers,
-        "seconds": whole,
+        "seconds": duration,
         "seconds_in_step": statistics.mean(in_step),
         "overhead": statistics.mean(compute_seconds_between(task["start_date"], task["end_date"]) for task in tasks)
         - statistics.mean(in_step),
@@ -146,7 +148,7 @@ def measure_candidates(cluster: FaultCluster, workers: int) -> dict[str, Any]:
 
 @contextmanager
 def record_memory(hosts: list[Host]) -> Iterator[dict[str, list[int]]]:
-    """Memory of each host's tasks, MiB, twice a second while this is open."""
+    """Record the memory of each host's tasks, in MiB, twice a second."""
     memory: dict[str, list[int]] = {host.name: [] for host in hosts}
     ended = threading.Event()
 
@@ -159,8 +161,8 @@ def record_memory(hosts: list[Host]) -> Iterator[dict[str, list[int]]]:
     def record() -> None:
         while not ended.wait(0.5):
             for host in hosts:
-                if amount := sum(read_memory(process) for process in host.list_tasks()):
-                    memory[host.name].append(amount >> 20)
+                if rss := sum(read_memory(process) for process in host.list_tasks()):
+                    memory[host.name].append(rss >> 20)
 
     thread = threading.Thread(target=record)
     thread.start()
@@ -172,7 +174,7 @@ def record_memory(hosts: list[Host]) -> Iterator[dict[str, list[int]]]:
 
 
 def measure_prediction(cluster: FaultCluster) -> dict[str, Any]:
-    """Predict a million images in shards over two workers, one of which is killed on the way."""
+    """Measure the prediction of a million images in shards on two workers, one of which is killed meanwhile."""
     cluster.empty_store()
     hosts = [cluster.start_worker(), cluster.start_worker()]
     assert cluster.wait_for_end(cluster.trigger_run()) == "success"  # a champion to predict with
@@ -211,12 +213,12 @@ def measure_prediction(cluster: FaultCluster) -> dict[str, Any]:
 
 
 def read_rows(store: Store, stat: Stat) -> list[str]:
-    """The rows of a shard's answers, without their names."""
+    """The rows of a shard's predictions, without the header."""
     return store.get(stat.key).decode().splitlines()[1:]
 
 
 def measure_training() -> dict[str, Any]:
-    """One epoch on two million images that came in batches, and fitting the OOD head, from MinIO."""
+    """Measure one epoch on two million images from batches, and fitting the OOD head, on MinIO."""
     folder = Path(tempfile.mkdtemp())
     minio_server = MinioServer(folder / "minio")
     minio_server.start()
@@ -224,45 +226,46 @@ def measure_training() -> dict[str, Any]:
         os.environ |= minio_server.credentials
         store = minio_server.open_store("larger")
         base = [
-            make_part(store, split, split, *synthetic.make_images(IMAGES_PER_BATCH, 1)) for split in ("train", "test")
+            store_images(store, split, split, *synthetic.make_images(IMAGES_PER_BATCH, 1))
+            for split in ("train", "test")
         ]
         batches = [
-            make_part(store, "train", f"batch {number}", *synthetic.make_images(IMAGES_PER_BATCH, number))
+            store_images(store, "train", f"batch {number}", *synthetic.make_images(IMAGES_PER_BATCH, number))
             for number in range(2, 2 + TRAINED_IMAGES // IMAGES_PER_BATCH)
         ]
         dataset = folder / "dataset.json"
-        dataset.write_text(json.dumps(make_dataset("made", [str(number) for number in range(10)], base, batches)))
+        dataset.write_text(json.dumps(make_dataset("synthetic", [str(number) for number in range(10)], base, batches)))
         store_uri = minio_server.build_uri("larger")
-        figures: dict[str, Any] = run_module("bench.probes", "train_one_epoch", str(dataset), FMNIST_STORE=store_uri)
+        metrics: dict[str, Any] = run_module("bench.probes", "train_one_epoch", str(dataset), FMNIST_STORE=store_uri)
     finally:
         minio_server.stop()
         shutil.rmtree(folder)
-    return figures
+    return metrics
 
 
 def main() -> None:
-    """Measure the parts that are chosen, print them, and write each to the file as it ends."""
+    """Measure the selected parts. Print each result and write it to the file as soon as its part ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/bench/cluster.json"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    chosen = parser.parse_args()
-    results: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    options = parser.parse_args()
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
 
     def save(name: str, result: Any) -> None:
-        results[name] = {"machine": machine_facts(), "result": result}
+        results[name] = {"machine": describe_machine(), "result": result}
         print(name, json.dumps(result, indent=1), flush=True)
-        chosen.out.write_text(json.dumps(results, indent=1) + "\n")
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
 
-    if "trained" in chosen.parts:
+    if "trained" in options.parts:
         save("trained", measure_training())
-    if "airflow" in chosen.parts:
+    if "airflow" in options.parts:
         save("sqlite", measure_on_sqlite())
     with run_fault_cluster(TRAIN_IMAGES, TEST_IMAGES) as cluster:
-        if "airflow" in chosen.parts:
+        if "airflow" in options.parts:
             save("celery", measure_on_celery(cluster))
-        if "candidates" in chosen.parts:
+        if "candidates" in options.parts:
             save("candidates", [measure_candidates(cluster, workers) for workers in WORKERS])
-        if "predicted" in chosen.parts:
+        if "predicted" in options.parts:
             save("predicted", measure_prediction(cluster))
 
 

@@ -1,7 +1,7 @@
-"""What becomes of 2,000 good and damaged files under `incoming/`: `python -m bench.fuzzed_files`.
+"""Run 2,000 good and damaged files through `incoming/`: `python -m bench.fuzzed_files`.
 
-Needs about six minutes of one core. Prints a row for each kind of file and exits with 1 if a file was lost, stayed
-where it was without reason, or ended where it must not. A run that fails ends the program with its error.
+It takes about six minutes on one core, and prints a row for each kind of file. The exit code is 1 if a file was lost or
+ended up in the wrong place. If a run fails, the program ends with its error.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from fmnist_tasks.tables import show
+from fmnist_tasks.tables import show_rows
 from tests.support import synthetic
 from tests.support.fuzzed_files import Outcome, make_cases, run_cases
 from tests.support.pipeline import Pipeline
 
 
 def count_outcomes(outcomes: list[Outcome]) -> list[dict[str, object]]:
-    """One row for each kind of file, and one for all."""
+    """Return one row for each kind of file, and one for all."""
     rows = defaultdict[str, Counter[str]](Counter)
     for outcome in outcomes:
         for name in (outcome.case.kind, "all"):
-            rows[name].update(["files", outcome.place])
+            rows[name].update(["files", outcome.destination])
             rows[name]["wrong"] += outcome.is_wrong
     columns = ("files", "accepted", "quarantined", "waiting", "lost", "wrong")
     ordered = sorted(rows.items(), key=lambda row: (row[0] == "all", row[0]))
@@ -34,7 +34,7 @@ def count_outcomes(outcomes: list[Outcome]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Make the files, run them, print the table."""
+    """Create the files, run the steps on them, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -46,13 +46,11 @@ def main() -> None:
         synthetic.write_dataset(pipeline.data)
         os.environ.update(pipeline.environment)
         outcomes = list(run_cases(pipeline, list(make_cases(arguments.files, arguments.seed))))
-    show(count_outcomes(outcomes), as_json=False)
+    show_rows(count_outcomes(outcomes), as_json=False)
     print(f"0 failed runs; {time.monotonic() - started:.0f} s")
-    wrong = [
-        outcome for outcome in outcomes if outcome.place == "lost" or outcome.case.expected not in {None, outcome.place}
-    ]
+    wrong = [outcome for outcome in outcomes if outcome.is_wrong]
     for outcome in wrong:
-        print(f"{outcome.case.kind}: {[*outcome.case.files]} is {outcome.place}: {outcome.reason}", file=sys.stderr)
+        print(f"{outcome.case.kind}: {[*outcome.case.files]} {outcome.destination}: {outcome.reason}", file=sys.stderr)
     sys.exit(bool(wrong))
 
 

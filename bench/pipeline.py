@@ -1,6 +1,6 @@
-"""`make bench`: time and memory of the pipeline on this machine, printed as a table. Nothing here is a test.
+"""`make bench`: time and memory of the pipeline on this machine, printed as a table.
 
-Every figure is measured in processes of its own, on a temporary home; runs of the whole DAG use the real images.
+Each value is measured in a separate process, in a temporary home. Runs of the whole DAG use the real images.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from rich.table import Table
 
 from bench.processes import run_command, run_module
 from fmnist_tasks import service
-from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.runs import read_records
-from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.schemas.releases import Entry
+from fmnist_tasks.schemas.runs import BaseModelResult, TunedModelResult, parse_result
 from fmnist_tasks.settings import PROJECT, Parameters, Settings
 from tests.support import synthetic
 from tests.support.minio_server import MinioServer
 
 PROBES = "bench.probes"
-_IMAGE_COUNTS = (70_000, 350_000, 700_000)  # images, a seventh of them for testing
+_IMAGE_COUNTS = (70_000, 350_000, 700_000)  # a seventh of them are test images
 _CHUNK_IMAGES = 10_000
 _ENTRY_COUNTS = (1_000, 10_000, 100_000)  # of the champion log
 
 
 def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str, float]:
-    """One run of the DAG on the real images, in a home of its own but with the project's dataset cache.
+    """Measure a run of the DAG on the real images, in a temporary home with the project's dataset cache.
 
-    Its records and blobs are copied to MinIO, where its candidate is published, verified and promoted once more.
+    Its records and blobs are copied to MinIO, and its candidate is published, verified and promoted there again.
     """
     with tempfile.TemporaryDirectory() as folder:
         project = Settings.from_environment()
@@ -49,44 +50,46 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str,
         conf = {"profile": profile, "seed": seed}
         seconds, _ = run_command(str(PROJECT / "include" / "run"), json.dumps(conf), **home)
         store = open_store(Settings.from_environment(home).store)
-        manifest = service.open_release(store, service.in_service(store).version).manifest
-        records = read_records(store, manifest["run_id"])
+        manifest = service.open_release(store, service.require_champion(store).version).manifest
+        records = read_records(store, manifest.run_id)
         minio = minio_server.open_store(f"run-{seed}")
         for stat in (*store.list("runs/"), *store.list("blobs/")):
             minio.put(stat.key, store.get(stat.key))
         home["FMNIST_STORE"] = minio_server.build_uri(minio.bucket)
         home |= minio_server.credentials
-        release = run_module(PROBES, "release_candidate", manifest["run_id"], **home)
+        release = run_module(PROBES, "release_candidate", manifest.run_id, **home)
         prediction = run_module(PROBES, "predict_with_and_without_ood", **home)
         page = run_module(PROBES, "load_page", **home)
-    figures = manifest["figures"]
-    fitting = sum(sum(records[name]["result"]["curves"]["seconds"]) for name in ("choose_base", "fine_tune"))
+    metrics = manifest.metrics
+    base = parse_result(BaseModelResult, records["choose_base"], "choose_base")
+    tuned = parse_result(TunedModelResult, records["fine_tune"], "fine_tune")
+    training_seconds = sum(base.curves.seconds) + sum(tuned.curves.seconds)
     return {
         "whole run, seconds": seconds,
-        "fitting, seconds": fitting,
-        "everything else, seconds": seconds - fitting,
-        "peak memory, MiB": max(record["peak_memory_mb"] for record in records.values()),
+        "training, seconds": training_seconds,
+        "everything else, seconds": seconds - training_seconds,
+        "peak memory, MiB": max(record.peak_memory_mb for record in records.values()),
         "release on MinIO (publish, verify, promote), seconds": sum(release.values()) - 2 * release["model load"],
         **prediction,
         **page,
-        "validation accuracy, base": figures["validation_accuracy"]["base"],
-        "validation accuracy, tuned": figures["validation_accuracy"]["tuned"],
-        "test accuracy, base": figures["base_test_accuracy"],
-        "test accuracy, candidate": figures["test"]["accuracy"],
-        "temperature": figures["calibration"]["temperature"],
-        "expected calibration error": figures["calibration"]["error"],
-        "coverage at 99 % accuracy, test images": figures["abstention"]["coverage"],
-        "share of test images taken as in-distribution": figures["novelty"]["real_let_through"],
+        "validation accuracy, base": metrics.validation_accuracy.base,
+        "validation accuracy, tuned": metrics.validation_accuracy.tuned,
+        "test accuracy, base": metrics.base_test_accuracy,
+        "test accuracy, candidate": metrics.test.accuracy,
+        "temperature": manifest.temperature,
+        "expected calibration error": metrics.calibration.error,
+        "coverage at 99 % accuracy, test images": metrics.selective_prediction.coverage,
+        "share of test images accepted as in distribution": metrics.ood.accepted,
         **{
-            f"{family}, {name}": row[key]
-            for family, row in figures["novelty"]["families"].items()
+            f"{family}, {name}": getattr(row, key)
+            for family, row in metrics.ood.families.items()
             for name, key in (("AUROC", "auroc"), ("FPR at 99 % TPR", "fpr99"))
         },
     }
 
 
 def measure_synthetic_images(count: int) -> dict[str, float]:
-    """Ingest and checks of that many synthetic images."""
+    """Measure `ingest` and `validate_data` on `count` synthetic images."""
     with tempfile.TemporaryDirectory() as folder:
         chunks = [synthetic.make_images(_CHUNK_IMAGES, seed) for seed in range(count // _CHUNK_IMAGES)]
         images, labels = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
@@ -99,17 +102,25 @@ def measure_synthetic_images(count: int) -> dict[str, float]:
             test_labels=labels[:test],
         )
         home = {"FMNIST_HOME": folder, "FMNIST_STORE": "", "FMNIST_DATASET": str(declaration)}
-        figures: dict[str, float] = run_module(PROBES, "ingest_and_check", **home, FMNIST_DATA_DIR=folder)
-    return figures
+        metrics: dict[str, float] = run_module(PROBES, "ingest_and_check", **home, FMNIST_DATA_DIR=folder)
+    return metrics
 
 
 def measure_champion_log(minio_server: MinioServer) -> dict[int, list[float]]:
-    """Seconds to find the champion in MinIO, by the number of entries in the log."""
+    """Measure the seconds to find the champion on MinIO, by the number of log entries."""
     store = minio_server.open_store("champions")
 
     def write(number: int) -> None:
-        entry = champion.Entry(number, f"v{number}", "promote", "bench", str(number), "2026-01-01T00:00:00+00:00")
-        store.put(f"champion/{number:08d}.json", seal(entry.as_document()))
+        entry = Entry(
+            sequence=number,
+            version=f"v{number}",
+            action="promote",
+            reason="bench",
+            write_id=str(number),
+            time="2026-01-01T00:00:00+00:00",
+            actor="bench",
+        )
+        store.put(f"champion/{number:08d}.json", seal(entry.to_json()))
 
     home = {"FMNIST_STORE": minio_server.build_uri(store.bucket), **minio_server.credentials}
     seconds, written = {}, 0
@@ -122,39 +133,39 @@ def measure_champion_log(minio_server: MinioServer) -> dict[int, list[float]]:
 
 
 def main(
-    runs: Annotated[int, typer.Option(min=1, help="Runs of the whole DAG, each with a seed of its own.")] = 3,
-    profile: Annotated[str, typer.Option(help="Their profile.")] = Parameters().profile,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of the whole DAG, with seeds from 0.")] = 3,
+    profile: Annotated[str, typer.Option(help="Profile of these runs.")] = Parameters().profile,
 ) -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     console = Console(width=110)
     versions = ", ".join(f"{name} {version(name)}" for name in ("apache-airflow", "tensorflow", "numpy"))
     console.print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {versions}")
-    table = Table("what", "mean", "standard deviation", "least", "most", "runs", box=None, pad_edge=False)
+    table = Table("measurement", "mean", "standard deviation", "lowest", "highest", "runs", box=None, pad_edge=False)
 
-    def add_row(what: str, values: list[float]) -> None:
-        share = max(values) <= 1 and "seconds" not in what
-        digits = 4 if share else 3 if max(values) < 1 else 2 if max(values) < 100 else 0
+    def add_row(name: str, values: list[float]) -> None:
+        is_share = max(values) <= 1 and "seconds" not in name
+        digits = 4 if is_share else 3 if max(values) < 1 else 2 if max(values) < 100 else 0
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        figures = [f"{value:.{digits}f}" for value in (statistics.mean(values), spread, min(values), max(values))]
-        table.add_row(what, *figures, str(len(values)))
+        cells = [f"{value:.{digits}f}" for value in (statistics.mean(values), spread, min(values), max(values))]
+        table.add_row(name, *cells, str(len(values)))
 
-    add_row("set-up when all is done, seconds", [run_command("include/setup")[0] for _ in range(5)])
-    add_row("parsing the DAG file, seconds", [run_module(PROBES, "parse_dag_file") for _ in range(5)])
+    add_row("`make setup` with nothing to do, seconds", [run_command("include/setup")[0] for _ in range(5)])
+    add_row("parsing the file of `fmnist_retrain`, seconds", [run_module(PROBES, "parse_dag_file") for _ in range(5)])
     for count in _IMAGE_COUNTS:
-        for what, value in measure_synthetic_images(count).items():
-            add_row(f"ingest and checks of {count:,} images, {what}", [value])
+        for name, value in measure_synthetic_images(count).items():
+            add_row(f"`ingest` and `validate_data`, {count:,} images, {name}", [value])
     with tempfile.TemporaryDirectory() as folder:
         minio_server = MinioServer(Path(folder) / "minio")
         minio_server.start()
         os.environ |= minio_server.credentials
         try:
             for entries, seconds in measure_champion_log(minio_server).items():
-                add_row(f"`fmnist champion` on MinIO with {entries:,} entries, seconds", seconds)
+                add_row(f"`fmnist champion` on MinIO with {entries:,} log entries, seconds", seconds)
             results = [measure_run(seed, profile, minio_server) for seed in range(runs)]
         finally:
             minio_server.stop()
-    for what in results[0]:
-        add_row(f"{profile}: {what}", [result[what] for result in results])
+    for name in results[0]:
+        add_row(f"{profile}: {name}", [result[name] for result in results])
     console.print(table)
 
 

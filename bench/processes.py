@@ -1,4 +1,4 @@
-"""Processes of their own, so that what one measurement leaves in memory and caches does not shape the next."""
+"""Run each measurement in a separate process, so that memory and caches of one do not affect the next."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fmnist_tasks.settings import PROJECT
 
 
 def run_command(*command: str, **environment: str) -> tuple[float, str]:
-    """Seconds and standard output of a command in the project's folder; ends the benchmark if it fails."""
+    """Run a command in the project folder, and return seconds and standard output. Exits if the command fails."""
     clock = time.monotonic()
-    ended = subprocess.run(command, cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True)
     seconds = time.monotonic() - clock
-    if ended.returncode:
-        sys.exit(f"{' '.join(command)[:200]} failed:\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}")
-    return seconds, ended.stdout
+    if result.returncode:
+        sys.exit(f"{' '.join(command)[:200]} failed:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
+    return seconds, result.stdout
 
 
 def run_module(module: str, *arguments: str, **environment: str) -> Any:
-    """What a module, run as a program, prints on its last line, which is JSON."""
+    """Run a module as a program, and return the JSON on the last line of its output."""
     _, output = run_command(sys.executable, "-m", module, *arguments, **environment)
     return json.loads(output.splitlines()[-1])

@@ -1,22 +1,23 @@
-"""What the tasks of all DAGs have in common: who is notified of a failure, what is retried, who acts, who approves."""
+"""Defaults of all DAGs: alerts on failure, retries, schedule, approvals, and the acting user."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
+from airflow.exceptions import AirflowTimetableInvalid
 from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
-from airflow.sdk import Asset, BaseNotifier, Param, XComArg, get_current_context, task
+from airflow.sdk import Asset, BaseNotifier, CronTriggerTimetable, Param, XComArg, get_current_context, task
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from fmnist_tasks.alerts import approval_requested, task_failed
-from fmnist_tasks.errors import StoreError
-from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, LONGEST_REASON, TASK_LIMIT
+from fmnist_tasks.errors import SettingsError, StoreError
+from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, MAX_REASON_LENGTH, TASK_LIMIT, Settings
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Operator
@@ -28,29 +29,34 @@ log = logging.getLogger(__name__)
 
 
 def report_ignored_keys(context: Mapping[str, Any]) -> None:
-    """Log the keys of the run's conf that are no parameter of the DAG: Airflow accepts any, and nothing reads them."""
+    """Log keys of the run's conf that are not parameters of the DAG. Airflow accepts them, but nothing reads them."""
     if unknown := sorted((context["dag_run"].conf or {}).keys() - context["dag"].params.keys()):
-        log.warning("ignored in this run's conf, since %s has no such parameter: %s", context["dag"].dag_id, unknown)
+        log.warning(
+            "ignoring keys of this run's conf that are not parameters of %s: %s", context["dag"].dag_id, unknown
+        )
 
 
-# What may pass is tried again: an object store or a network that does not answer, a machine whose disk is full (another
-# worker may have room). Bad data and weak models stay so, and so do files that are missing or closed to us.
+# Transient errors are retried: a store or network that does not respond, a full disk (another worker may have space).
+# Bad data, weak models, and files that are missing or not readable are not.
 RETRIES = ExceptionRetryPolicy(
     rules=[
         RetryRule(
             exception=[FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError],
             action=RetryAction.FAIL,
-            reason="trying again cannot help",
+            reason="not retryable",
         ),
         RetryRule(
             exception=[StoreError, OSError, HTTPException, "httpx.TransportError", "urllib3.exceptions.HTTPError"],
             action=RetryAction.RETRY,
         ),
-        RetryRule(exception=Exception, action=RetryAction.FAIL, reason="trying again cannot help"),
+        RetryRule(exception=Exception, action=RetryAction.FAIL, reason="not retryable"),
     ]
 )
+SETTINGS = Settings.from_environment()
+_FIRST_RUN_DELAY = timedelta(minutes=10)  # unpaused this soon after a scheduled time, its run still starts
+TAGS = list(SETTINGS.tags)
 TASKS: dict[str, Any] = {
-    "owner": "fmnist",
+    "owner": SETTINGS.owner,
     "retries": 2,
     "retry_exponential_backoff": True,
     "retry_policy": RETRIES,
@@ -60,79 +66,100 @@ TASKS: dict[str, Any] = {
 }
 
 
-# Of a DAG that a user runs: the user is waiting, and sees at once why not.
+# For DAGs that users trigger. They do not retry, because a user waits for the result.
 ON_REQUEST: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
     "max_active_runs": 1,
-    "tags": ["fmnist"],
+    "tags": TAGS,
     "default_args": TASKS | {"retries": 0},
 }
 CHAMPION = Asset(CHAMPION_ASSET)
-REASON = "approval_reason"  # field of an approval; `reason` alone is a parameter of fmnist_rollback
+REASON = "approval_reason"  # field of an approval; fmnist_rollback has a parameter `reason`
 
 
 class ApprovalNotifier(BaseNotifier):
-    """Sends the alert that an approval is needed."""
+    """Sends the alert "approval needed"."""
 
     def notify(self, context: Any) -> None:
-        """Send it, for the task that asks."""
+        """Send the alert for the waiting task."""
         approval_requested(context)
 
 
 class Approval(ApprovalOperator):
-    """Waits for a user to approve or reject, with a reason; no response within three days is a failure.
+    """Waits up to three days for a user to approve or reject, with a reason; without a response it fails.
 
-    Any user who may edit the task's run may respond, the one who triggered it included.
+    Any user who may edit the run can respond, including the one who triggered it.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        # Airflow gives some of these to every operator; those of this one win.
-        # Airflow validates it before anybody was asked, so that it must be valid while it is empty.
+        # Airflow validates the field before anyone has filled it in, so the empty value must be valid.
         reason = Param(
-            "", title="Reason", description="Required to approve; it is kept with the decision.", type="string"
+            "", title="Reason", description="Required to approve. It is stored with the decision.", type="string"
         )
-        own: dict[str, Any] = {
+        # Airflow passes defaults for some of these to every operator; these values take precedence.
+        fixed: dict[str, Any] = {
             "response_timeout": APPROVAL_LIMIT,
             "execution_timeout": None,
             "params": {REASON: reason},
             "notifiers": [ApprovalNotifier()],
         }
-        super().__init__(fail_on_reject=True, **kwargs | own)
+        super().__init__(fail_on_reject=True, **kwargs | fixed)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
-        """The response; raises if it rejects, or gives no reason."""
+        """The response. Raises if the user rejects, or approves without a reason."""
         response = HITLOperator.execute_complete(self, context, event)
         user = (response["responded_by_user"] or {}).get("name", "an unknown user")
         reason = (response["params_input"] or {}).get(REASON, "").strip()
         if response["chosen_options"] != [self.APPROVE]:
-            raise HITLRejectException(f"{user} rejected it: {reason or 'no reason was given'}")
+            raise HITLRejectException(f"{user} rejected it: {reason or 'no reason given'}")
         if not reason:
-            raise ValueError(f"{user} approved without a reason; clear this task to be asked again")
+            raise ValueError(f"{user} approved without a reason; clear this task to request the approval again")
         return response
 
 
+def make_schedule(expression: str | None, timezone: str) -> CronTriggerTimetable | None:
+    """The timetable of a cron expression. Raises :class:`SettingsError` if it is not one.
+
+    The DAG has no start date, so its first run is the next one after it is unpaused. With a start date, or with the
+    default of `run_immediately`, unpausing would start this week's run, ahead of a run that a user triggers.
+    """
+    if expression is None:
+        return None
+    from airflow.timetables.trigger import CronTriggerTimetable as SchedulersTimetable
+
+    try:
+        SchedulersTimetable(expression, timezone=timezone).validate()
+    except (AirflowTimetableInvalid, ValueError, LookupError) as error:
+        raise SettingsError(
+            f"FMNIST_SCHEDULE: {expression!r} is not a cron expression, such as '0 2 * * 1' (Mondays at 02:00); use "
+            "one, or 'none'"
+        ) from error
+    return CronTriggerTimetable(expression, timezone=timezone, run_immediately=_FIRST_RUN_DELAY)
+
+
 def make_reason(description: str, section: str) -> Param:
-    """The required field of a form in which a user gives a reason."""
+    """The required field "Reason" of a form."""
     return Param(
         "",
         title="Reason",
         description=description,
         type="string",
         minLength=3,
-        maxLength=LONGEST_REASON,
+        maxLength=MAX_REASON_LENGTH,
         section=section,
     )
 
 
 def get_actor() -> str:
-    """The user who triggered this run, or what started it otherwise."""
+    """The user who triggered this run, or "schedule"."""
     return str(get_current_context()["dag_run"].triggering_user_name or "schedule")
 
 
 class StepTask(Protocol[P, R]):
-    """A task as a graph uses it: typed by what its function takes and returns when it runs.
+    """A task in a graph, with the types of its function's arguments and result.
 
-    At parse time a call gives an `XComArg` in place of the result; Airflow's own types accept none as an argument.
+    At parse time, a call returns an `XComArg` in place of the result. Airflow's types do not accept an `XComArg` as an
+    argument.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -156,16 +183,16 @@ def step(**options: Any) -> Callable[[Callable[P, R]], StepTask[P, R]]: ...
 def step(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     """Declare a task, with options of its operator, whose result is one row of XCom.
 
-    TaskFlow would store each key of a dict once more, by a request of its own.
+    By default TaskFlow also stores each key of a dict, with a separate request.
     """
     decorate = task(multiple_outputs=False, **options)
     return decorate if function is None else decorate(function)
 
 
 def get_operator(result: object) -> Operator:
-    """The operator behind what a task returned in a graph, for its links and its edges without data.
+    """The operator of a task in a graph, for links and for edges without data.
 
-    Raises :class:`TypeError` for anything else.
+    Raises :class:`TypeError` if the argument is not the result of a task.
     """
     if not isinstance(result, PlainXComArg):
         raise TypeError(f"expected the result of a task in a graph, not {result!r}")

@@ -1,12 +1,13 @@
 """### Roll back to an earlier release
 
-Verifies the release (digests, predictions, test accuracy), makes it the champion by one more entry in the champion log,
-and withdraws the release that it replaces: no later run promotes the same model, or one trained by the same code with
-the same parameters on the same data, until `fmnist_withdraw` restores it.
+Verifies the release (digests, predictions, test accuracy), makes it the champion with a new entry in the champion log,
+and withdraws the release that it replaces. Until `fmnist_withdraw` restores that release, no run promotes the same
+model, or one from the same data, code and parameters.
 
-The release must have been the champion before and have the champion's classes; **Force** waives both. With
-**Approval** on, the run waits up to three days for a user to approve. Any user who may edit its runs can do so, the one
-who triggered it included: approval is a second look, not necessarily a second person.
+The release must have been the champion before, and have the champion's classes; **Force** waives both. With **Wait for
+approval** on, a user must approve within three days. That may be the user who triggered the run.
+
+If a task is red, the champion has not changed. Its log gives the reason. Correct the form and trigger the DAG again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context, task
 from fmnist_defaults import CHAMPION, ON_REQUEST, Approval, get_actor, get_operator, make_reason, step
 
-from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.settings import ROLLBACK_ID, read_store_uri
 
 
@@ -27,15 +29,16 @@ def store() -> Store:
 
 @step
 def find_champion() -> dict[str, Any]:
-    """Note the champion that is to be replaced: if another run replaces it first, nothing is rolled back."""
+    """Find the champion to replace. If the champion changes before the rollback, the rollback fails."""
     from fmnist_tasks import service
 
-    return service.require_champion(store(), get_current_context()["params"]["replaces"]).as_json()
+    current = service.require_champion(store(), get_current_context()["params"]["replaces"])
+    return current.model_dump(include={"version", "sequence"})
 
 
 @task.branch
-def ask_user() -> str:
-    """With approval on, a user must approve first."""
+def check_approval() -> str:
+    """Request an approval if the form requires one."""
     return "approval" if get_current_context()["params"]["approval"] else "rollback"
 
 
@@ -46,20 +49,21 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
 
     context = get_current_context()
     parameters = context["params"]
-    entry = service.rollback(
+    entry = service.roll_back(
         store(),
         parameters["version"],
         parameters["reason"],
         actor=get_actor(),
         after=current["sequence"],
         force=parameters["force"],
-    ).as_json()
+    ).to_json()
     context["outlet_events"][CHAMPION].extra.update({name: entry[name] for name in ("version", "sequence")})
     return entry
 
 
 @dag(
     dag_id=ROLLBACK_ID,
+    dag_display_name="Roll back",
     doc_md=__doc__,
     description="Make an earlier release the champion again",
     schedule=None,
@@ -68,38 +72,37 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
         "version": Param(
             "",
             title="Release",
-            description="The release to roll back to, as the registry page and `fmnist releases` list it.",
+            description="The release to roll back to, as listed on the Releases page and by `fmnist releases`.",
             type="string",
             minLength=1,
             section="Rollback",
         ),
-        "reason": make_reason("Why the champion is replaced. It is kept in the champion log.", "Rollback"),
+        "reason": make_reason("Why you replace the champion. It is stored in the champion log.", "Rollback"),
         "replaces": Param(
             None,
-            title="Champion to replace",
-            description="The run fails if another release is the champion when it starts. "
-            "Empty: whichever is the champion then.",
+            title="Current champion",
+            description="If set, the run fails unless this release is still the champion.",
             type=["null", "string"],
             section="Rollback",
         ),
         "force": Param(
             False,
             title="Force",
-            description="Also accept a release that has never been the champion, or has other classes.",
+            description="Allow a release that was never the champion, or has other classes.",
             type="boolean",
             section="Rollback",
         ),
         "approval": Param(
             False,
-            title="Approval",
-            description="Wait for a user to approve, three days at most.",
+            title="Wait for approval",
+            description="Wait up to three days for a user to approve. Off: roll back at once.",
             type="boolean",
             section="Approval",
         ),
     },
 )
 def fmnist_rollback() -> None:
-    """The graph: find the champion, ask if required, roll back."""
+    """The graph: find the champion, request an approval if required, roll back."""
     current = find_champion()
     approval = Approval(
         task_id="approval",
@@ -107,10 +110,10 @@ def fmnist_rollback() -> None:
         subject="Roll back from {{ ti.xcom_pull(task_ids='find_champion')['version'] }} to {{ params.version }}?",
         body="{{ params.reason }}",
     )
-    asked = ask_user()
+    checked = check_approval()
     rolled_back = get_operator(rollback(current))
-    get_operator(current) >> asked >> approval
-    [asked, approval] >> rolled_back
+    get_operator(current) >> checked >> approval
+    [checked, approval] >> rolled_back
 
 
 fmnist_rollback()

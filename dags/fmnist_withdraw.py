@@ -1,11 +1,10 @@
 """### Withdraw or restore a release or a batch
 
-* A **withdrawn release** is not promoted again, not even with an approval, until it is restored; nor is a candidate
-  that is the same model, or was trained by the same code with the same parameters on the same data. To withdraw the
-  champion, roll back to another release.
-* A **withdrawn batch** leaves the dataset from the next run on. Its images are kept, with the reason.
+* A **withdrawn release** is not promoted again, not even with an approval. Neither is a candidate that is the same
+  model, or comes from the same data, code and parameters. To withdraw the champion, roll back to another release.
+* A **withdrawn batch** leaves the dataset from the next run on. Its images stay in the store, with the reason.
 
-**Restore** undoes either.
+**Restore** lifts a withdrawal. If the task is red, nothing has changed; its log gives the reason.
 """
 
 from __future__ import annotations
@@ -15,23 +14,24 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context
 from fmnist_defaults import ON_REQUEST, get_actor, make_reason, step
 
-from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.settings import WITHDRAW_ID, read_store_uri
 
 
 @step
-def decide() -> dict[str, Any]:
-    """Withdraw or restore what the form names."""
+def withdraw_or_restore() -> dict[str, Any]:
+    """Withdraw or restore a release or batch."""
     from fmnist_tasks import withdrawal
 
     parameters = get_current_context()["params"]
-    act = withdrawal.withdraw if parameters["action"] == "withdraw" else withdrawal.restore
+    change = withdrawal.withdraw if parameters["action"] == "withdraw" else withdrawal.restore
     store = open_store(read_store_uri())
-    return act(store, parameters["name"], parameters["reason"], actor=get_actor())
+    return change(store, parameters["name"], parameters["reason"], actor=get_actor())
 
 
 @dag(
     dag_id=WITHDRAW_ID,
+    dag_display_name="Withdraw or restore",
     doc_md=__doc__,
     description="Withdraw or restore a release or a batch",
     schedule=None,
@@ -43,17 +43,17 @@ def decide() -> dict[str, Any]:
         "name": Param(
             "",
             title="Release or batch",
-            description="A release as `fmnist releases` lists it, or a batch as `fmnist batches` lists it.",
+            description="A release, as listed by `fmnist releases`, or a batch, as listed by `fmnist batches`.",
             type="string",
             minLength=1,
             section="Withdraw or restore",
         ),
-        "reason": make_reason("It is kept with the decision.", "Withdraw or restore"),
+        "reason": make_reason("It is stored with the decision.", "Withdraw or restore"),
     },
 )
 def fmnist_withdraw() -> None:
-    """One task."""
-    decide()
+    """The graph: one task."""
+    withdraw_or_restore()
 
 
 fmnist_withdraw()

@@ -1,3 +1,3 @@
-"""A weekly retraining line for an image classifier: ingest, check, train, judge, publish, prove, promote."""
+"""A weekly retraining pipeline for an image classifier: ingest, check, train, evaluate, publish, verify, promote."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

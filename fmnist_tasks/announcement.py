@@ -1,4 +1,4 @@
-"""Announce a change of the champion that no task announces: one by the registry page, a shell, or a killed task."""
+"""Announce champion changes that no task announces: those made by the registry page, a shell or a killed task."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import logging
 import os
 from datetime import datetime, timedelta
 
-from fmnist_tasks.registry.champion import Entry, champion
+from fmnist_tasks.registry.champion import find_champion
 from fmnist_tasks.registry.store import Store, is_ahead, read_clock
+from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.settings import CHAMPION_ASSET
 
 log = logging.getLogger(__name__)
 
-_GRACE = timedelta(minutes=10)  # in which whoever changed the champion announces it
+_GRACE = timedelta(minutes=10)  # time for whoever changed the champion to announce it
 
 
-def find_unannounced(store: Store, announced: str) -> Entry | None:
-    """The entry that made the champion, unless that is the release announced last, or was made it just now."""
-    entry = champion(store)
+def find_unannounced_champion(store: Store, announced: str) -> Entry | None:
+    """The log entry of the champion; None if its release was announced last, or if the entry is not 10 minutes old."""
+    entry = find_champion(store)
     if entry is None or entry.version == announced:
         return None
-    now, made = read_clock(store), datetime.fromisoformat(entry.time)
-    return entry if now - made > _GRACE or is_ahead(made, now) else None
+    now, promoted = read_clock(store), datetime.fromisoformat(entry.time)
+    return entry if now - promoted > _GRACE or is_ahead(promoted, now) else None
 
 
 def announce_champion(entry: Entry) -> bool:
-    """Emit the champion's asset event; False, and a log line, if Airflow's database is out of reach of this process.
+    """Emit the champion's asset event; return whether that succeeded.
 
-    `fmnist_watch` then emits it.
+    It fails, with a warning in the log, if this process cannot use Airflow's database. `fmnist_watch` then emits it.
     """
     if "AIRFLOW_HOME" not in os.environ and "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" not in os.environ:
         log.warning(
-            "no Airflow is configured here: fmnist_watch emits the asset event of the new champion within the hour"
+            "Airflow is not configured here; fmnist_watch emits the asset event of the new champion within the hour"
         )
         return False
     try:
@@ -47,11 +48,12 @@ def announce_champion(entry: Entry) -> bool:
             event = asset_manager.register_asset_change(asset=key, extra=extra, session=session)
     except Exception as error:  # noqa: BLE001 - the champion has changed, whatever Airflow or its database raise
         log.warning(
-            "fmnist_watch emits the asset event of the new champion within the hour, since Airflow's database "
-            "is out of reach here: %s",
+            "cannot use Airflow's database; fmnist_watch emits the asset event of the new champion within the hour: %s",
             error,
         )
         return False
     if event is None:
-        log.warning("fmnist_watch emits the asset event of the new champion, once Airflow has read the DAGs")
+        log.warning(
+            "Airflow does not know the champion's asset yet; fmnist_watch emits the event once the DAGs are parsed"
+        )
     return event is not None

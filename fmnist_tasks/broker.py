@@ -1,4 +1,4 @@
-"""The password of the workers' queue, kept apart so that the queue's address, which Celery logs, has none."""
+"""The password of the task queue. It is not in the queue's address, because Celery logs the address."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ USER = "airflow"
 
 
 class Password(CredentialProvider):
-    """Named in the address, `redis://host:6379/0?credential_provider=fmnist_tasks.broker.Password`; Celery makes it."""
+    """Credentials for Redis. Celery creates it, since the queue's address names it.
+
+    `redis://host:6379/0?credential_provider=fmnist_tasks.broker.Password`
+    """
 
     def get_credentials(self) -> tuple[str, str]:
-        """What Redis is given on every connection: the user of the queue and `REDIS_PASSWORD`."""
+        """User and password (`REDIS_PASSWORD`) for each connection to Redis."""
         return USER, read_secret("REDIS_PASSWORD")

@@ -1,4 +1,4 @@
-"""Airflow connections, in whatever process asks: a task, a server of Airflow's, or a shell."""
+"""Airflow connections, from any process: a task, one of Airflow's servers, or a shell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def find_connection(name: str) -> Any:
-    """The Airflow connection of that name, or None if there is none."""
+    """Return the Airflow connection of that name, or None if it does not exist."""
     from airflow.sdk.exceptions import AirflowException
 
     try:
@@ -15,9 +15,9 @@ def find_connection(name: str) -> Any:
             from airflow.sdk import Connection
 
             return Connection.get(name)
-        # Outside a task the SDK's own class does not look into Airflow's database; this one does.
-        from airflow.models.connection import Connection as Stored
+        # Outside a task, the SDK's class does not read Airflow's database; this one does.
+        from airflow.models.connection import Connection as StoredConnection
 
-        return Stored.get_connection_from_secrets(name)
+        return StoredConnection.get_connection_from_secrets(name)
     except AirflowException:
         return None

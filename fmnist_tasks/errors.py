@@ -1,32 +1,32 @@
-"""What can go wrong, sorted by whether trying again can help.
+"""The errors of this project, by whether a retry can help.
 
-A :class:`PermanentError` cannot pass: the same input gives the same error. A :class:`StoreError` may pass.
-Every message names what was wrong, where, and what to do.
+A :class:`PermanentError` occurs again with the same input. A :class:`StoreError` may be gone at the next attempt.
+Every message says what was wrong, where, and what to do.
 """
 
 
 class FmnistError(Exception):
-    """Anything this project reports on purpose."""
+    """Base of all errors that this project raises on purpose."""
 
 
 class StoreError(FmnistError):
-    """The object store could not be read or written just now; another try may succeed."""
+    """The object store cannot be read or written at the moment; a retry may succeed."""
 
 
 class PermanentError(FmnistError):
-    """Trying again with the same input cannot help."""
+    """A retry with the same input cannot help."""
 
 
 class SettingsError(PermanentError):
-    """A setting or a run parameter has no meaning."""
+    """A setting or a run parameter is not valid."""
 
 
 class DataError(PermanentError):
-    """Images or labels are missing, damaged or not what the dataset promises."""
+    """Images or labels are missing, damaged or not as the dataset declares them."""
 
 
 class TrainingError(PermanentError):
-    """Training went astray, for instance to a loss that is not a number."""
+    """A training has diverged, for instance to a loss that is not a number."""
 
 
 class ModelError(PermanentError):
@@ -34,11 +34,11 @@ class ModelError(PermanentError):
 
 
 class AccessError(PermanentError):
-    """The object store does not let this process in: credentials, rights, clock or certificate."""
+    """The object store denies access to this process: credentials, rights, clock or certificate."""
 
 
 class MissingError(PermanentError):
-    """A key that should be in the object store is not there."""
+    """A key that should exist is missing from the object store."""
 
 
 class IntegrityError(PermanentError):
@@ -46,8 +46,8 @@ class IntegrityError(PermanentError):
 
 
 class ConflictError(PermanentError):
-    """Someone else changed what this step relied on."""
+    """Another process has changed what this step relies on."""
 
 
 class RejectedError(PermanentError):
-    """A gate said no; the champion stays."""
+    """A gate or a rule does not allow this; the champion stays."""

@@ -1,4 +1,4 @@
-"""How much memory this process holds at most while something runs, although it may have held more before."""
+"""The peak memory of this process since a reset."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # on
 
 
 def reset_peak_memory() -> None:
-    """Let the peak begin anew; where the system cannot do that, it stays the peak since the process began."""
+    """Reset the peak memory. Without support by the system, the peak stays that since the start of the process."""
     try:
-        _CLEAR.write_text("5")  # proc(5): resets VmHWM to what is held now
+        _CLEAR.write_text("5")  # proc(5): sets VmHWM to the current VmRSS
     except OSError:
         return
 
 
 def read_peak_memory() -> int:
-    """The most memory that this process has held since the last reset, in MiB."""
+    """The peak memory of this process since the last reset, in MiB."""
     if _STATUS.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())):
         return int(peak[1]) >> 10
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

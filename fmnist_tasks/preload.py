@@ -1,12 +1,12 @@
-"""What tasks import for seconds, imported once by a worker that forks its tasks: Celery's setting `imports` names this.
+"""Slow imports, done once by a worker before it forks its tasks. Celery's setting `imports` names this module.
 
-The libraries alone: the project's own modules are read anew by each task, so that its code is what its record says.
-Importing TensorFlow starts none of its threads, which a fork would lose; tests/test_preload.py holds it to that.
+Only libraries are preloaded. Each task imports the project's own modules again, so its record names the code that ran.
+Importing TensorFlow starts no threads, which a fork would lose; tests/test_preload.py checks this.
 """
 
-from fmnist_tasks import data, model  # noqa: F401, I001 - set what the libraries read when they are imported
+from fmnist_tasks import data  # noqa: F401, I001 - sets variables that Great Expectations reads on import
+from fmnist_tasks.model import libraries  # noqa: F401
 import great_expectations  # noqa: F401
-import keras  # noqa: F401
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import minio  # noqa: F401

@@ -1,6 +1,6 @@
-"""All that can be configured: where things live, what a run asks for, and how long a profile trains.
+"""All settings: locations, the parameters of a run, and the training profiles.
 
-Standard library only and no side effects, so that reading settings costs nothing when a DAG file is parsed.
+Uses only the standard library and has no side effects, because every parse of a DAG file imports it.
 """
 
 from __future__ import annotations
@@ -11,66 +11,74 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.text import make_printable
 
 PROJECT = Path(__file__).resolve().parents[1]
-INCLUDE = PROJECT / "include"
+_IS_CHECKOUT = (PROJECT / "include" / "gates.toml").is_file()  # False if the package was installed from a wheel
+INCLUDE = PROJECT / "include" if _IS_CHECKOUT else Path(__file__).resolve().parent / "include"
 DAG_ID = "fmnist_retrain"
 WATCH_ID = "fmnist_watch"
 ROLLBACK_ID = "fmnist_rollback"
 WITHDRAW_ID = "fmnist_withdraw"
-# Its event is a new champion. A name alone: for a URI, Airflow would load every provider's handlers with a DAG file.
+# Each change of the champion emits an event of this asset. It has a name but no URI: to parse a URI in a DAG file,
+# Airflow would load the handlers of all providers.
 CHAMPION_ASSET = "fmnist_champion_model"
-TASK_LIMIT = timedelta(hours=6)  # a task that takes longer is stopped
-APPROVAL_LIMIT = timedelta(days=3)  # a person who has not decided by then has rejected
-RUN_LIMIT = APPROVAL_LIMIT + 2 * TASK_LIMIT  # a run that takes longer is stopped
-RECENT = timedelta(days=7)  # how far back failures without an alert are looked for
-MOST_CANDIDATES = 16
-SHELL = "(shell)"  # ends the name of a user who acts from one
-LONGEST_REASON = 500  # characters of what a user gives for a decision
-# For an integer among the parameters of a DAG: in newer drafts of JSON Schema 1.0 is one too.
+TASK_LIMIT = timedelta(hours=6)  # Airflow stops a task that takes longer
+APPROVAL_LIMIT = timedelta(days=3)  # without a response within this time, the candidate is rejected
+RUN_LIMIT = APPROVAL_LIMIT + 2 * TASK_LIMIT  # Airflow stops a run that takes longer
+ALERT_LOOKBACK = timedelta(days=7)  # fmnist_watch looks this far back for failures without an alert
+MAX_CANDIDATES = 16
+SHELL_SUFFIX = "(shell)"  # follows the name of a user who acts from a shell
+MAX_REASON_LENGTH = 500  # characters of a user's reason for a decision
+# Schema of integer DAG parameters: newer drafts of JSON Schema accept 1.0 as an integer.
 EXACT_TYPE: Mapping[str, Any] = {"$schema": "http://json-schema.org/draft-04/schema#"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the line finds and leaves things. Each field is one environment variable, ``FMNIST_<FIELD>``."""
+    """Settings of the pipeline, each from one environment variable, most of them named ``FMNIST_<FIELD>``."""
 
-    home: Path  # everything that is written locally lies below
+    home: Path  # folder for everything that is written locally
     store: str  # URI of the object store: file:///folder or s3://bucket?endpoint=https://host:port
-    dataset: Path  # the declaration (TOML) of the dataset to train on
-    data_dir: Path | None  # a folder with the dataset's files, tried after the cache
-    overdue: timedelta  # FMNIST_OVERDUE_DAYS without a run that ended well are too many
-    settle: timedelta  # FMNIST_SETTLE_SECONDS that a file in incoming/ of a folder must not have changed
-    predict_prefix: str  # where in the store every new champion finds images to answer; empty: nowhere
-    instance: str  # which installation this is, for the subjects of alerts; empty: there is only one
-    approval: bool  # whether a verdict of "hold" waits for a person in scheduled runs
+    dataset: Path  # declaration (TOML) of the dataset
+    data_dir: Path | None  # folder with the dataset's files, searched after the cache
+    overdue: timedelta  # FMNIST_OVERDUE_DAYS: alert if no run has succeeded for this long
+    settle: timedelta  # FMNIST_SETTLE_SECONDS: ignore files in incoming/ of a folder that changed more recently
+    predict_prefix: str  # folder of the store whose images each new champion classifies; empty: none
+    instance: str  # name of this installation, for the subjects of alerts; empty: no name
+    gates: Path  # policy (TOML) of the gates
+    schedule: str | None  # cron expression of scheduled runs; None (in the environment "none"): on request only
+    timezone: str  # of the schedule, an IANA name
+    defaults: Parameters  # of scheduled runs and the trigger form
+    owner: str  # of the DAGs in Airflow
+    tags: tuple[str, ...]  # of the DAGs in Airflow
 
     @property
     def cache(self) -> Path:
-        """Folder in which downloaded dataset files are kept."""
+        """Folder for downloaded dataset files."""
         return self.home / "cache"
 
     @property
     def training_lock(self) -> Path:
-        """File that a training holds locked, so that there is one at a time on a machine."""
+        """Lock file that allows one training at a time on a machine."""
         return self.home / "training.lock"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Read the settings; unset or empty variables take the defaults below the project folder."""
+        """Read the settings; an unset or empty variable takes its default.
+
+        Raises :class:`SettingsError`, which names the variable, for a value that cannot be used.
+        """
         home = _read_home(environment)
         days = environment.get("FMNIST_OVERDUE_DAYS") or "8"
         if not days.isdecimal() or len(days) > 5 or not int(days):
-            raise SettingsError(f"FMNIST_OVERDUE_DAYS: {days!r} is no number of days")
-        approval = environment.get("FMNIST_APPROVAL") or "false"
-        if approval not in {"true", "false"}:
-            raise SettingsError(f"FMNIST_APPROVAL: {approval!r} is neither true nor false")
+            raise SettingsError(f"FMNIST_OVERDUE_DAYS: {days!r} is not a whole number of days from 1 to 99999")
         seconds = environment.get("FMNIST_SETTLE_SECONDS") or "60"
         if not seconds.isdecimal() or len(seconds) > 6:
-            raise SettingsError(f"FMNIST_SETTLE_SECONDS: {seconds!r} is no number of seconds")
+            raise SettingsError(f"FMNIST_SETTLE_SECONDS: {seconds!r} is not a whole number of seconds from 0 to 999999")
         return cls(
             home=home,
             store=read_store_uri(environment),
@@ -80,70 +88,110 @@ class Settings:
             settle=timedelta(seconds=int(seconds)),
             predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
             instance=read_instance(environment),
-            approval=approval == "true",
+            gates=_read_path(environment, "FMNIST_GATES", INCLUDE / "gates.toml"),
+            schedule=_read_schedule(environment),
+            timezone=_read_timezone(environment),
+            defaults=_read_defaults(environment),
+            owner=make_printable(environment.get("FMNIST_OWNER") or "fmnist"),
+            tags=tuple(filter(None, map(make_printable, (environment.get("FMNIST_TAGS") or "fmnist").split(",")))),
         )
 
 
 def read_store_uri(environment: Mapping[str, str] = os.environ) -> str:
-    """The store alone: alerts about a fault in another setting need it."""
+    """The URI of the store. It is read separately so that an alert can report a fault in another setting."""
     return environment.get("FMNIST_STORE") or (_read_home(environment) / "store").as_uri()
 
 
 def read_instance(environment: Mapping[str, str] = os.environ) -> str:
-    """The name of this installation alone, like :func:`read_store_uri`."""
+    """The name of this installation, read separately like :func:`read_store_uri`."""
     return make_printable(environment.get("FMNIST_INSTANCE", ""))
 
 
+def _read_schedule(environment: Mapping[str, str]) -> str | None:
+    """The cron expression, not validated: that needs Airflow, and happens when the timetable is created."""
+    schedule = environment.get("FMNIST_SCHEDULE") or "0 2 * * 1"
+    return None if schedule == "none" else schedule
+
+
+def _read_timezone(environment: Mapping[str, str]) -> str:
+    timezone = environment.get("FMNIST_TIMEZONE") or "UTC"
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise SettingsError(
+            f"FMNIST_TIMEZONE: {timezone!r} is not a time zone; use a name like Europe/Berlin"
+        ) from error
+    return timezone
+
+
+def _read_defaults(environment: Mapping[str, str]) -> Parameters:
+    default = Parameters()
+    approval = environment.get("FMNIST_APPROVAL") or "false"
+    if approval not in {"true", "false"}:
+        raise SettingsError(f"FMNIST_APPROVAL: {approval!r} is neither 'true' nor 'false'")
+    candidates = environment.get("FMNIST_CANDIDATES") or str(default.candidates)
+    if not candidates.isdecimal():
+        raise SettingsError(f"FMNIST_CANDIDATES: {candidates!r} is not a whole number from 1 to {MAX_CANDIDATES}")
+    profile = environment.get("FMNIST_PROFILE") or default.profile
+    try:
+        return Parameters(profile, candidates=int(candidates), approval=approval == "true")
+    except SettingsError as error:  # begins with the parameter's name
+        name, _, fault = str(error).partition(":")
+        raise SettingsError(f"FMNIST_{name.upper()}:{fault}") from error
+
+
 def _read_home(environment: Mapping[str, str]) -> Path:
-    return _read_path(environment, "FMNIST_HOME", PROJECT / "var")
+    beside_airflow = Path(environment.get("AIRFLOW_HOME") or "~/airflow") / "fmnist"
+    return _read_path(environment, "FMNIST_HOME", PROJECT / "var" if _IS_CHECKOUT else beside_airflow)
 
 
 def _read_path(environment: Mapping[str, str], name: str, default: Path) -> Path:
-    given = environment.get(name)
+    value = environment.get(name)
     try:
-        return Path(given or default).expanduser().resolve()
+        return Path(value or default).expanduser().resolve()
     except (RuntimeError, ValueError) as error:  # an unknown user, a zero byte
-        raise SettingsError(f"{name}: {given!r} is no path: {error}") from error
+        raise SettingsError(f"{name}: {value!r} is not a path: {error}") from error
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One fitting, of the base model or of fine-tuning. Epochs are passes over the training split."""
+    """Hyperparameters of one training stage: the base model or fine-tuning."""
 
-    epochs: int  # at most; early stopping may end sooner
+    epochs: int  # maximum; early stopping may end the training sooner
     learning_rate: float  # peak of the schedule
-    shift: int = 0  # training images move by up to this many pixels in each direction
-    cut_mix: float = 0.0  # share of training images that get a square of another, and its share of the target
-    smoothing: float = 0.0  # share of each label that is spread over all classes (Szegedy 2016, arXiv:1512.00567)
+    shift: int = 0  # training images are shifted by up to this many pixels in each direction
+    cutmix: float = 0.0  # share of training images that get a square of another image (arXiv:1905.04899)
+    label_smoothing: float = 0.0  # share of each label spread over all classes (Szegedy 2016, arXiv:1512.00567)
     l2: float = 0.0  # factor of the L2 penalty on every kernel
-    batch_size: int = 256  # at most; see `model/batches.py` for small datasets
-    patience: int = 5  # epochs without a better validation loss before early stopping
+    batch_size: int = 256  # maximum; see `model/batches.py` for small datasets
+    patience: int = 5  # epochs without a lower validation loss before early stopping
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much training a run gets, and of which network."""
+    """A training budget: the network and its two training stages."""
 
     base: Stage
     tuning: Stage
     filters: tuple[int, int, int, int] = (16, 32, 64, 96)  # of the four stages of the network
-    stem: int = 0  # filters of a convolution before them, of all places of the image; 0: there is none
-    residual: tuple[int, ...] = (2, 4)  # stages that have a second, residual convolution
+    stem: int = 0  # filters of a convolution at full resolution before the stages; 0: none
+    residual: tuple[int, ...] = (2, 4)  # stages with a second, residual convolution
     dropout: float = 0.05
 
 
 PROFILES = {
     "quick": Profile(
-        base=Stage(epochs=4, learning_rate=0.05, smoothing=0.1), tuning=Stage(epochs=4, learning_rate=0.015, l2=5e-5)
+        base=Stage(epochs=4, learning_rate=0.05, label_smoothing=0.1),
+        tuning=Stage(epochs=4, learning_rate=0.015, l2=5e-5),
     ),
     "standard": Profile(
-        base=Stage(epochs=8, learning_rate=0.05, shift=1, smoothing=0.1),
+        base=Stage(epochs=8, learning_rate=0.05, shift=1, label_smoothing=0.1),
         tuning=Stage(epochs=10, learning_rate=0.015, shift=1, l2=5e-5),
     ),
     "thorough": Profile(
-        base=Stage(epochs=12, learning_rate=0.05, shift=1, cut_mix=0.5, smoothing=0.1),
-        # The first half of the schedule, at high rates, gains nothing yet, and is no reason to stop.
-        tuning=Stage(epochs=23, learning_rate=0.015, shift=1, cut_mix=0.5, l2=5e-5, patience=12),
+        base=Stage(epochs=12, learning_rate=0.05, shift=1, cutmix=0.5, label_smoothing=0.1),
+        # At the high learning rates of the first half, the validation loss does not improve yet.
+        tuning=Stage(epochs=23, learning_rate=0.015, shift=1, cutmix=0.5, l2=5e-5, patience=12),
         filters=(32, 64, 128, 192),
         stem=16,
         residual=(3,),
@@ -153,15 +201,15 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Parameters:
-    """What one run asks for: the fields of the trigger form."""
+    """Parameters of one run: the fields of the trigger form."""
 
     profile: str = "standard"
     seed: int = 0
-    candidates: int = 1
-    accuracy_threshold: float | None = None  # None asks what the policy asks, include/gates.toml
-    policy: Mapping[str, Any] = field(default_factory=dict)  # sections of the policy that this run asks otherwise
-    approval: bool = False  # whether a verdict of "hold" waits for a person
-    force: bool = False
+    candidates: int = 1  # base models to train, with consecutive seeds
+    accuracy_threshold: float | None = None  # minimum test accuracy, 0 to 1; None: the value of the policy
+    policy: Mapping[str, Any] = field(default_factory=dict)  # values that replace those of include/gates.toml
+    approval: bool = False  # whether a candidate on hold waits for an approval
+    force: bool = False  # train even if nothing changed
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
@@ -170,30 +218,34 @@ class Parameters:
             raise SettingsError(f"seed: {self.seed!r} is not a whole number from 0 to {2**31 - 1}")
         if isinstance(self.candidates, bool) or not isinstance(self.candidates, int):
             raise SettingsError(f"candidates: {self.candidates!r} is not a whole number")
-        if not 1 <= self.candidates <= MOST_CANDIDATES:
-            raise SettingsError(f"candidates: {self.candidates} lies outside 1..{MOST_CANDIDATES}")
+        if not 1 <= self.candidates <= MAX_CANDIDATES:
+            raise SettingsError(f"candidates: {self.candidates} is not between 1 and {MAX_CANDIDATES}")
         threshold = self.accuracy_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, int | float | None):
             raise SettingsError(f"accuracy_threshold: {threshold!r} is not a number")
         if threshold is not None and not 0 <= threshold <= 1:  # NaN fails this too
-            raise SettingsError(f"accuracy_threshold: {threshold} lies outside 0..1 (0.92 means 92 %)")
+            raise SettingsError(f"accuracy_threshold: {threshold} is not between 0 and 1 (0.92 means 92 %)")
         if not isinstance(self.policy, Mapping):
-            raise SettingsError(f"policy: {self.policy!r} is no mapping from sections to values")
+            raise SettingsError(
+                f"policy: {self.policy!r} is not an object of sections, such as {{'accuracy': {{'min': 0.92}}}}"
+            )
         if not isinstance(self.policy.get("accuracy", {}), Mapping):
-            raise SettingsError(f"policy: accuracy: {self.policy['accuracy']!r} is no mapping from names to values")
+            raise SettingsError(
+                f"policy: accuracy: {self.policy['accuracy']!r} is not an object of values, such as {{'min': 0.92}}"
+            )
         for name in ("approval", "force"):
             if not isinstance(value := getattr(self, name), bool):
                 raise SettingsError(f"{name}: {value!r} is neither true nor false")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Parameters:
-        """Build from a mapping; a name that is no field raises :class:`SettingsError`."""
+        """Build from a mapping. Raises :class:`SettingsError` for an unknown name or an invalid value."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise SettingsError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(asdict(cls()))}")
+            raise SettingsError(f"unknown parameters: {', '.join(unknown)}; use {', '.join(asdict(cls()))}")
         return replace(cls(), **values)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
 
@@ -203,14 +255,14 @@ class Parameters:
         return list(range(self.seed, self.seed + self.candidates))
 
     @property
-    def policy_changes(self) -> Mapping[str, Any]:
-        """What this run asks otherwise than the policy; a threshold of its own goes before."""
+    def policy_overrides(self) -> Mapping[str, Any]:
+        """The policy values that this run replaces, including its accuracy threshold."""
         if self.accuracy_threshold is None:
             return self.policy
-        accuracy = {**self.policy.get("accuracy", {}), "at_least": float(self.accuracy_threshold)}
+        accuracy = {**self.policy.get("accuracy", {}), "min": float(self.accuracy_threshold)}
         return {**self.policy, "accuracy": accuracy}
 
     @property
-    def training(self) -> Profile:
-        """The profile that the name stands for."""
+    def profile_config(self) -> Profile:
+        """The profile of this run."""
         return PROFILES[self.profile]

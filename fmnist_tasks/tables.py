@@ -1,4 +1,4 @@
-"""Tables for people and JSON for programs, on standard output."""
+"""Tables for users and JSON for programs, on standard output."""
 
 from __future__ import annotations
 
@@ -10,67 +10,83 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fmnist_tasks.registry.runs import make_run_key
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.reports import parse_results
+from fmnist_tasks.schemas.runs import (
+    BaseModelResult,
+    CandidateEvaluationResult,
+    EvaluationResult,
+    GateResult,
+    PublishResult,
+    StepRecord,
+    TunedModelResult,
+)
 from fmnist_tasks.text import make_printable
 
 
-def show(content: dict[str, Any] | list[dict[str, Any]], as_json: bool, if_empty: str = "") -> None:
-    """Print rows, or the fields of one thing, as a table or as JSON; `if_empty` stands for a table without rows."""
+def show_rows(content: dict[str, Any] | list[dict[str, Any]], as_json: bool, if_empty: str = "") -> None:
+    """Print rows, or the fields of one object, as a table or as JSON; print `if_empty` for an empty table."""
     if as_json:
         print_json(content)
     elif isinstance(content, dict):
-        _table(["", ""], [[name, _cell(value)] for name, value in content.items()], headless=True)
+        _print_table(["", ""], [[name, _format_cell(value)] for name, value in content.items()], headless=True)
     elif content:
-        _table(list(content[0]), [[_cell(value) for value in row.values()] for row in content])
+        _print_table(list(content[0]), [[_format_cell(value) for value in row.values()] for row in content])
     else:
         print(if_empty)
 
 
-def show_summary(report: str, records: dict[str, Any]) -> None:
-    """Print how a run went: its steps, then accuracies, verdicts and where the model and the report lie."""
-    results = {step: record["result"] for step, record in records.items() if "result" in record}
+def has_succeeded(records: dict[str, StepRecord]) -> bool:
+    """Whether a run promoted a champion, or ended because nothing changed."""
+    promoted = "promote" in records and records["promote"].status == "done"
+    return promoted or any(record.found_no_change for record in records.values())
+
+
+def show_steps(records: dict[str, StepRecord]) -> None:
+    """Print the steps of a run."""
     rows = [
-        [step, _cell(record["status"]), f"{record['seconds']:.1f}", _cell(record["outcome"])]
-        for step, record in records.items()
+        [step, record.status, f"{record.seconds:.1f}", _format_cell(record.outcome)] for step, record in records.items()
     ]
-    _table(["step", "ended", "seconds", "outcome"], rows)
-    figures = [
-        ["validation accuracy, base", results.get("choose_base", {}).get("validation_accuracy")],
-        ["validation accuracy, tuned", results.get("fine_tune", {}).get("validation_accuracy")],
-        ["test accuracy, base", results.get("evaluate_base", {}).get("test", {}).get("accuracy")],
-        [
-            f"test accuracy, {results.get('fine_tune', {}).get('chosen', 'tuned')} (candidate)",
-            results.get("evaluate_tuned", {}).get("test", {}).get("accuracy"),
-        ],
-    ]
-    lines = [[name, "not measured" if value is None else f"{value:.2%}"] for name, value in figures]
-    lines += [
-        [name.replace("_", " "), results[name]["decision"]]
-        for name in ("accuracy_gate", "promotion_gate")
-        if name in results
-    ]
-    if "publish" in results:
-        lines.append(["model", results["publish"]["location"]])
-    if ignored := sorted({key for record in records.values() for key in record.get("ignored", ())}):
-        lines.append(["ignored, no such parameter", ", ".join(ignored)])
-    lines.append(["report", report])
-    lines.append(["seconds in steps", f"{sum(record['seconds'] for record in records.values()):.0f}"])
-    _table(["", ""], lines, headless=True)
+    _print_table(["step", "ended", "seconds", "outcome"], rows)
 
 
-def _cell(value: Any) -> str:
+def show_metrics(store: Store, run_id: str, records: dict[str, StepRecord]) -> None:
+    """Print accuracies, verdicts, and the location of model and report of a run."""
+    report, lines = make_run_key(run_id, "report.html"), []
+    for step, result in parse_results(records).items():
+        match result:
+            case BaseModelResult():
+                lines.append(["validation accuracy, base model", f"{result.validation_accuracy:.2%}"])
+            case TunedModelResult():
+                lines.append(["validation accuracy, tuned model", f"{result.validation_accuracy:.2%}"])
+            case EvaluationResult():
+                lines.append(["test accuracy, base model", f"{result.test.accuracy:.2%}"])
+            case CandidateEvaluationResult():
+                lines.append(["test accuracy, candidate", f"{result.test.accuracy:.2%}"])
+            case GateResult():
+                lines.append([step.replace("_", " "), result.decision])
+            case PublishResult():
+                lines.append(["model", result.location])
+    if ignored := sorted({key for record in records.values() for key in record.ignored}):
+        lines.append(["ignored unknown parameters", ", ".join(ignored)])
+    lines.append(["report", store.location(report) if store.stat(report) else "written when the run ends"])
+    lines.append(["seconds in steps", f"{sum(record.seconds for record in records.values()):.0f}"])
+    _print_table(["", ""], lines, headless=True)
+
+
+def _format_cell(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4f}" if isinstance(value, float) else make_printable(str(value))
 
 
-def _table(columns: list[str], rows: list[list[str]], headless: bool = False) -> None:
+def _print_table(columns: list[str], rows: list[list[str]], headless: bool = False) -> None:
     table = Table(show_header=not headless, box=None, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(Text(column), overflow="fold", no_wrap=headless and index == 0)
     for row in rows:
-        table.add_row(
-            *map(Text, row)
-        )  # a string may hold what rich takes for markup or an emoji, such as a file's name
+        table.add_row(*map(Text, row))  # rich would interpret markup and emoji codes in a string, such as a file name
     Console(width=None if sys.stdout.isatty() else 160).print(table, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""Text that somebody typed or some program reported, made fit for one line of a log, a page or a mail."""
+"""Text from users and other programs, made safe for one line of a log, page or mail."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 
 
 def make_printable(text: str) -> str:
-    """The text as one line that UTF-8 can hold: what is not printable becomes a blank or a question mark.
+    """The text as one line of valid UTF-8; unprintable characters become spaces, lone surrogates question marks.
 
-    A terminal with another encoding hands over bytes that are no UTF-8 as lone surrogates; no page could show them.
+    Python represents bytes from a terminal that are not valid UTF-8 as lone surrogates, which no page can show.
     """
-    sound = text.encode(errors="replace").decode()
-    return re.sub(r"\s+", " ", "".join(one if one.isprintable() else " " for one in sound)).strip()
+    encodable = text.encode(errors="replace").decode()
+    printable = "".join(character if character.isprintable() else " " for character in encodable)
+    return re.sub(r"\s+", " ", printable).strip()

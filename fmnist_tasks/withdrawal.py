@@ -13,31 +13,32 @@ from uuid import uuid4
 from fmnist_tasks.errors import IntegrityError, MissingError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.schemas.releases import Action
 from fmnist_tasks.service import find_origin, require_reason
 
 if TYPE_CHECKING:
-    from fmnist_tasks.data.batches import Accepted
+    from fmnist_tasks.data.batches import AcceptedBatch
 
 log = logging.getLogger(__name__)
 
 
 def withdraw(store: Store, name: str, reason: str, *, actor: str) -> dict[str, Any]:
-    """Withdraw the release of that version, or else the batch of that name or digest; what was decided, as JSON.
+    """Withdraw the release with this version, or else the batch with this name or digest; return the decision as JSON.
 
-    Raises :class:`MissingError` if there is neither, and :class:`RejectedError` if it is the champion or withdrawn
-    already, or if the name means several batches.
+    Raises :class:`MissingError` if there is neither, and :class:`RejectedError` if it is the champion, is already
+    withdrawn, or if the name matches several batches.
     """
     from fmnist_tasks.data import batches
 
     reason = require_reason(reason)
-    if name in releases.versions(store):
+    if name in releases.list_versions(store):
         entries = champion.read_log(store)
-        return _append(store, entries, name, "withdraw", reason, actor, find_origin(store, entries, name))
-    return _logged("withdraw", _decide(batches.withdraw, store, name, actor, reason), actor, reason)
+        return _append_entry(store, entries, name, "withdraw", reason, actor, find_origin(store, entries, name))
+    return _log_decision("withdraw", _decide_batch(batches.withdraw_batch, store, name, actor, reason), actor, reason)
 
 
 def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, Any]:
-    """Lift the withdrawal of a release, which may have been pruned, or else of a batch; what was decided, as JSON.
+    """Lift the withdrawal of a release, even a pruned one, or else of a batch; return the decision as JSON.
 
     Raises :class:`MissingError` if there is neither, and :class:`RejectedError` if it is not withdrawn.
     """
@@ -45,29 +46,26 @@ def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, An
 
     reason = require_reason(reason)
     entries = champion.read_log(store)
-    if name in entries.withdrawn or name in releases.versions(store):
-        return _append(store, entries, name, "restore", reason, actor, champion.Origin())
-    return _logged("restore", _decide(batches.restore, store, name, actor, reason), actor, reason)
+    if name in entries.withdrawn or name in releases.list_versions(store):
+        return _append_entry(store, entries, name, "restore", reason, actor, champion.Origin())
+    return _log_decision("restore", _decide_batch(batches.restore_batch, store, name, actor, reason), actor, reason)
 
 
-def _decide(act: Callable[..., Accepted], store: Store, name: str, actor: str, reason: str) -> dict[str, Any]:
-    try:
-        return act(store, name, by=actor, reason=reason).as_json()
-    except MissingError as error:
-        told = f"there is neither a release nor a batch {name}; `fmnist releases` and `fmnist batches` list them"
-        raise MissingError(told) from error
-
-
-def _append(
-    store: Store,
-    entries: champion.Log,
-    version: str,
-    action: champion.Action,
-    reason: str,
-    actor: str,
-    origin: champion.Origin,
+def _decide_batch(
+    act: Callable[..., AcceptedBatch], store: Store, name: str, actor: str, reason: str
 ) -> dict[str, Any]:
-    entry = champion.append(
+    try:
+        return act(store, name, by=actor, reason=reason).to_json()
+    except MissingError as error:
+        raise MissingError(
+            f"there is neither a release nor a batch {name}; `fmnist releases` and `fmnist batches` list them"
+        ) from error
+
+
+def _append_entry(
+    store: Store, entries: champion.Log, version: str, action: Action, reason: str, actor: str, origin: champion.Origin
+) -> dict[str, Any]:
+    entry = champion.append_entry(
         store,
         version=version,
         action=action,
@@ -77,18 +75,18 @@ def _append(
         origin=origin,
         manifest_sha256=_find_manifest_sha256(store, entries, version),
     )
-    return _logged(action, entry.as_json(), actor, reason)
+    return _log_decision(action, entry.to_json(), actor, reason)
 
 
 def _find_manifest_sha256(store: Store, entries: champion.Log, version: str) -> str | None:
-    """The digest of a release's manifest, or None if the release was pruned or its manifest is damaged."""
+    """The digest of a release's manifest; None if the release was pruned or its manifest is damaged."""
     try:
         return releases.open_manifest(store, version, entries).sha256
     except (MissingError, IntegrityError) as error:
-        log.warning("the entry names no manifest of %s: %s", version, error)
+        log.warning("the log entry has no manifest digest for %s: %s", version, error)
         return None
 
 
-def _logged(action: str, decided: dict[str, Any], actor: str, reason: str) -> dict[str, Any]:
-    log.info("%s by %s: %s, because: %s", action, actor, decided, reason)
-    return decided
+def _log_decision(action: str, decision: dict[str, Any], actor: str, reason: str) -> dict[str, Any]:
+    log.info("%s by %s: %s; reason: %s", action, actor, decision, reason)
+    return decision

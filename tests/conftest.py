@@ -1,4 +1,4 @@
-"""Fixtures that all tests share, and the groups in which tests run."""
+"""Shared fixtures, and the groups of tests that run in one test worker."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-# What the caller has set for another Airflow, store or receiver of alerts must not reach the tests, nor they it.
-_KEPT = {"FMNIST_HOME", "FMNIST_TEST_ENDPOINT", "FMNIST_SCREENSHOTS"}
-_FOREIGN = ("AIRFLOW", "FMNIST_", "PYTHONPATH")
+# The caller's settings for another Airflow, store or alert receiver must not reach the tests.
+_TEST_SETTINGS = {"FMNIST_HOME", "FMNIST_TEST_ENDPOINT"}
+_FOREIGN_PREFIXES = ("AIRFLOW", "FMNIST_", "PYTHONPATH")
 if "FMNIST_TEST_ENDPOINT" not in os.environ:
-    _FOREIGN += ("MINIO_", "AWS_")
-for _name in [name for name in os.environ if name.startswith(_FOREIGN) and name not in _KEPT]:
+    _FOREIGN_PREFIXES += ("MINIO_", "AWS_")
+for _name in [name for name in os.environ if name.startswith(_FOREIGN_PREFIXES) and name not in _TEST_SETTINGS]:
     del os.environ[_name]
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost")))
@@ -25,10 +25,10 @@ os.environ.setdefault("FMNIST_HOME", str(_PROJECT / "var"))
 os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(_PROJECT / "dags")
 os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"] = str(_PROJECT / "plugins")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
-# Airflow reads its home at the first import, wherever that happens.
+# Airflow reads its home when it is first imported.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-unit-")
 os.environ["AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY"] = "1"
-# Test workers share the cores: TensorFlow's threads would wait for each other and take time from the other workers.
+# Test workers share the cores, so more threads of TensorFlow would only slow down the other workers.
 os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -51,14 +51,14 @@ from tests.support.unit_lane import enforce_unit_lane, raise_attempts
 
 pytest_plugins = ["tests.support.skip_summary", "tests.support.fault_summary"]
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
-# Airflow closes all log handlers when it configures its own. TensorFlow's would then close the stream that pytest had
-# put in place of standard error when TensorFlow was imported; it leaves this one open.
+# Airflow closes all log handlers when it configures logging. TensorFlow's handler would then close the stream that
+# pytest substituted for standard error when TensorFlow was imported. It does not close the original stream.
 absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
-# Fixtures that train or start a service. They begin before the fixture that refuses that.
+# Fixtures that train or start a service. They are set up before `unit_lane`, which therefore cannot refuse them.
 COSTLY_FIXTURES = {"finished_home", "minio_server", "airflow_database", "migrated_home", "shared_cluster"}
-# The groups that take longest, longest first. A group is a file, or the fault-injection tests that share a cluster.
+# The slowest groups, slowest first. A group is a file, or all fault-injection tests that share a cluster.
 LONGEST_GROUPS = (
     "faults",
     "faults/test_weeks.py",
@@ -73,13 +73,13 @@ LONGEST_GROUPS = (
 
 
 def find_group(test: str) -> str:
-    """The group of a test, named as pytest names it: its file, or one for the fault-injection tests of one cluster."""
+    """The group of a test, given its pytest node ID: its file, or "faults" for tests that share the cluster."""
     file = test.partition("::")[0].removeprefix("tests/")
     return "faults" if file.startswith("faults/") and file not in LONGEST_GROUPS else file
 
 
 class GroupScheduling(LoadScopeScheduling):
-    """Gives all tests of a group to one test worker, whose fixtures they share, in the order of the groups."""
+    """Assigns all tests of a group to one test worker, so that they share fixtures; groups start in their order."""
 
     def _split_scope(self, nodeid: str) -> str:
         return find_group(nodeid)
@@ -90,12 +90,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 def is_unit_test(item: pytest.Item) -> bool:
-    """Whether a test has no marker of another lane."""
+    """Whether a test belongs to the unit lane: it has no marker of another lane."""
     return not any(item.get_closest_marker(lane) for lane in ("integration", "exhaustive"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse unit tests that use costly fixtures, and let the longest groups begin first."""
+    """Refuse unit tests that use costly fixtures, and put the slowest groups first."""
     for item in items:
         costly = COSTLY_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if costly and is_unit_test(item):
@@ -106,7 +106,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def unit_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the usual attempts of a test without a marker to train, start Airflow or use the network fail."""
+    """In a unit test, refuse training, Airflow processes and network access."""
     if is_unit_test(request.node):
         enforce_unit_lane(monkeypatch)
         yield
@@ -117,36 +117,38 @@ def unit_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture(scope="session")
 def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
+    """A folder with a small synthetic dataset and its declaration."""
+    folder = tmp_path_factory.mktemp("synthetic")
     synthetic.write_dataset(folder)
     return folder
 
 
 @pytest.fixture
 def pipeline(tmp_path: Path, synthetic_data: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    new = Pipeline(tmp_path / "pipeline")
-    shutil.copytree(synthetic_data, new.data)
-    for name, value in new.environment.items():
+    """A pipeline with an empty store, on synthetic data; the environment of this process selects it."""
+    pipeline = Pipeline(tmp_path / "pipeline")
+    shutil.copytree(synthetic_data, pipeline.data)
+    for name, value in pipeline.environment.items():
         monkeypatch.setenv(name, value)
-    return new
+    return pipeline
 
 
 @pytest.fixture(scope="session")
 def finished_home() -> Path:
-    """The home of a pipeline on which one run has gone all the way to a champion; never changed, only copied."""
+    """The home of a pipeline after one run that promoted a champion. Tests copy it and never change it."""
     return provide_finished_run()
 
 
 @pytest.fixture
 def finished_pipeline(finished_home: Path, pipeline: Pipeline) -> Pipeline:
-    """A pipeline of its own with a finished run and its champion."""
+    """A pipeline with a finished run and its champion."""
     shutil.copytree(finished_home / "store", pipeline.home / "store")
     return pipeline
 
 
 @pytest.fixture
 def replaying_pipeline(finished_home: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """A pipeline without a champion on which the steps that train or predict end with recorded results."""
+    """A pipeline without a champion, in which the steps that train or predict replay recorded results."""
     shutil.copytree(finished_home / "store" / "blobs", pipeline.home / "store" / "blobs")
     replay_steps(monkeypatch, Pipeline(finished_home).store)
     return pipeline
@@ -157,10 +159,11 @@ def airflow_database() -> None:
     """An empty database for the Airflow of this process."""
     from airflow import settings
 
-    settings.get_engine().dispose()  # an alert of an earlier test has looked for connections in a file without tables
+    # An alert of an earlier test may have looked up a connection, which creates a database file without tables.
+    settings.get_engine().dispose()
     home = Path(os.environ["AIRFLOW_HOME"])
-    for left in home.glob("airflow.db*"):
-        left.unlink()
+    for file in home.glob("airflow.db*"):
+        file.unlink()
     shutil.copy(provide_migrated_database() / "airflow.db", home)
 
 
@@ -179,25 +182,26 @@ def store(tmp_path: Path) -> FolderStore:
 
 @pytest.fixture(scope="session")
 def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
-    """The S3 server in FMNIST_TEST_ENDPOINT, or else a MinIO of its own; each test takes a bucket of its own."""
+    """The S3 server at FMNIST_TEST_ENDPOINT, or else a new MinIO. Each test uses its own bucket."""
     if endpoint := os.environ.get("FMNIST_TEST_ENDPOINT"):
-        yield MinioServer(tmp_path_factory.mktemp("named"), external_endpoint=endpoint)
+        yield MinioServer(tmp_path_factory.mktemp("external"), external_endpoint=endpoint)
         return
     require(MINIO)
-    new = MinioServer(tmp_path_factory.mktemp("minio") / "data")
-    new.start()
-    yield new
-    new.stop()
+    server = MinioServer(tmp_path_factory.mktemp("minio") / "data")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture
 def bucket() -> str:
+    """The name of a bucket that no other test uses. It does not exist yet."""
     return f"test-{uuid4().hex}"
 
 
 @pytest.fixture
 def minio_store(minio_server: MinioServer, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """A store in a bucket of its own, and the environment that reaches it."""
+    """A store in a new bucket. The environment of this process selects it."""
     for name, value in {**minio_server.credentials, "FMNIST_STORE": minio_server.build_uri(bucket)}.items():
         monkeypatch.setenv(name, value)
     return minio_server.open_store(bucket)
@@ -205,13 +209,13 @@ def minio_store(minio_server: MinioServer, bucket: str, monkeypatch: pytest.Monk
 
 @pytest.fixture(params=["folder", pytest.param("minio", marks=pytest.mark.integration)])
 def store_of_each_kind(request: pytest.FixtureRequest, store: FolderStore) -> Store:
-    """Both kinds of store, one after the other."""
+    """A folder store, then, in the integration lane, an S3 store."""
     return request.getfixturevalue("minio_store") if request.param == "minio" else store
 
 
 @pytest.fixture
 def finished_minio_store(finished_pipeline: Pipeline, minio_store: S3Store) -> S3Store:
-    """A bucket with all that a finished run left, and the environment that reaches it."""
+    """A store in a new bucket with the objects of a finished run. The environment of this process selects it."""
     for stat in finished_pipeline.store.list(""):
         minio_store.put(stat.key, finished_pipeline.store.get(stat.key))
     return minio_store
@@ -219,7 +223,7 @@ def finished_minio_store(finished_pipeline: Pipeline, minio_store: S3Store) -> S
 
 @pytest.fixture
 def proxy(minio_server: MinioServer, minio_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Stands between the clients made from now on and the server."""
-    with Proxy(minio_server.endpoint).serve() as new:
-        monkeypatch.setenv("FMNIST_STORE", minio_server.build_uri(minio_store.bucket, new.endpoint))
-        yield new
+    """A proxy in front of the server. Stores that are opened from now on connect through it."""
+    with Proxy(minio_server.endpoint).serve() as proxy:
+        monkeypatch.setenv("FMNIST_STORE", minio_server.build_uri(minio_store.bucket, proxy.endpoint))
+        yield proxy

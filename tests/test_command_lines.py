@@ -1,4 +1,4 @@
-"""No document and no script puts a secret where every process of the machine may read it, or into an address."""
+"""No document or script puts a secret on a command line, which every process can read, or into a URL."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fmnist_tasks.settings import PROJECT
 FORBIDDEN = re.compile(
     r"""--conn-(password|uri|extra|json)            # airflow connections add
     |--(password|secret|token)[ =]                  # airflow users create, and others
-    |(-e|--env)[ =]"?\w*(PASSWORD|SECRET|KEY|TOKEN)\w*=       # docker run, with the value
+    |(-e|--env)[ =]"?\w*(PASSWORD|SECRET|KEY|TOKEN)\w*=       # docker run with a value
     |\bPASSWORD\s+'                                 # SQL
     |\bredis-cli\b.*\s-a\s
     |\bcurl\b.*\s(-u|--user)\s
     |\bmc\s+alias\s+set\b
-    |://[^\s/@:`"'<>]+:[^\s/@`"'<>]+@               # an address with a password""",
+    |://[^\s/@:`"'<>]+:[^\s/@`"'<>]+@               # a URL with a password""",
     re.VERBOSE,
 )
 
@@ -35,19 +35,19 @@ FORBIDDEN = re.compile(
         "export FMNIST_STORE='s3://USER:SECRET@bucket'",
     ],
 )
-def test_what_would_show_a_secret_is_known(line: str) -> None:
+def test_a_line_that_shows_a_secret_is_detected(line: str) -> None:
     assert FORBIDDEN.search(line)
 
 
-def test_no_document_and_no_script_shows_a_secret() -> None:
+def test_no_document_or_script_shows_a_secret() -> None:
     files = [PROJECT / name for name in ("README.md", "Makefile", "CONTRIBUTING.md", "SECURITY.md", ".env.example")]
     files += [PROJECT / "docker-compose.yaml", *(PROJECT / "docs").rglob("*.md")]
     files += [file for file in (PROJECT / "include").rglob("*") if file.is_file() and file.suffix != ".pyc"]
     assert len(files) > 40
-    found = [
+    lines = [
         f"{file.relative_to(PROJECT)}:{number}: {line}"
         for file in files
         for number, line in enumerate(file.read_text().splitlines(), 1)
         if FORBIDDEN.search(line)
     ]
-    assert found == []
+    assert lines == []

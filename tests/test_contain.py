@@ -1,4 +1,4 @@
-"""Whatever becomes of a test run, none of its processes outlives it."""
+"""No process of a test run outlives it, even if the run is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from fmnist_tasks.settings import PROJECT
 
-# A service in a session of its own, whose parent ends at once.
+# A service in a new session, whose parent exits at once.
 DAEMON = "sleep 1000 & echo $! >{folder}/daemon"
 COMMAND = """
 setsid sh -c '{daemon}' &
@@ -22,7 +22,7 @@ echo ready
 {last}
 """
 CONTAIN = (sys.executable, "-m", "tests.support.contain")
-# It may not end the first daemon, which belongs to another user.
+# Simulates a daemon of another user, which it may not signal.
 CONTAIN_WITHOUT_PERMISSION = """
 import pathlib, psutil, sys
 from tests.support.contain import run_contained
@@ -45,13 +45,13 @@ def format_command(folder: Path, last: str, daemon: str = DAEMON) -> list[str]:
 
 
 def reset_signals() -> None:
-    """Undo what `nohup` and the background of a script change: the tests may run there."""
+    """Restore signal handlers, since the tests may run under `nohup` or in the background of a script."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 
 def start(*command: str) -> subprocess.Popen[str]:
-    """Start a command and wait until it says that it is ready."""
+    """Start a command and wait until it prints "ready"."""
     process = subprocess.Popen(
         command,
         cwd=PROJECT,
@@ -71,64 +71,65 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def left_of(folder: Path) -> list[int]:
+def list_surviving_daemons(folder: Path) -> list[int]:
+    """Process IDs, from the files in the folder, of daemons that still run."""
     return [int(file.read_text()) for file in folder.iterdir() if psutil.pid_exists(int(file.read_text()))]
 
 
 def finish(process: subprocess.Popen[str], folder: Path) -> str:
-    """Wait until it has ended; what it said on stderr, if it left nothing."""
+    """Wait for the process to exit, check that no daemon survived, and return its standard error."""
     process.wait(timeout=30)
-    assert left_of(folder) == []
+    assert list_surviving_daemons(folder) == []
     return process.communicate()[1]
 
 
 @pytest.mark.parametrize(("last", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -signal.SIGKILL)])
-def test_a_command_that_ends_leaves_nothing(tmp_path: Path, last: str, code: int) -> None:
+def test_a_command_that_exits_leaves_no_process(tmp_path: Path, last: str, code: int) -> None:
     process = start(*CONTAIN, *format_command(tmp_path, last))
     assert " cores used" in finish(process, tmp_path)
     assert process.returncode == code % 256
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_a_command_that_is_interrupted_leaves_nothing(tmp_path: Path, number: int) -> None:
+def test_an_interrupted_command_leaves_no_process(tmp_path: Path, number: int) -> None:
     process = start(*CONTAIN, *format_command(tmp_path, "exec sleep 1002"))
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     finish(process, tmp_path)
     assert process.returncode == 130
 
 
-def test_interruptions_while_what_a_command_left_is_ended_change_nothing_but_the_exit_code(tmp_path: Path) -> None:
-    trap = r'trap "echo told; trap \"\" TERM; exec sleep 1000" TERM; echo $$ >{folder}/daemon; '
+def test_an_interruption_during_cleanup_changes_only_the_exit_code(tmp_path: Path) -> None:
+    trap = r'trap "echo terminating; trap \"\" TERM; exec sleep 1000" TERM; echo $$ >{folder}/daemon; '
     process = start(*CONTAIN, *format_command(tmp_path, "exit 0", trap + "while true; do sleep 1000 & wait; done"))
-    assert read_line(process) == "told"
+    assert read_line(process) == "terminating"
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGHUP)
     assert " cores used" in finish(process, tmp_path)
     assert process.returncode == 130
 
 
-def test_a_process_that_may_not_be_ended_is_reported_and_the_others_are_ended(tmp_path: Path) -> None:
-    two = "sleep 1000 >/dev/null 2>&1 & echo $! >{folder}/daemon; sleep 1000 & echo $! >{folder}/other"
-    command = format_command(tmp_path, f"while ! [ -s {tmp_path}/other ]; do sleep 0.05; done", two)
+def test_a_process_of_another_user_is_reported_and_the_others_are_stopped(tmp_path: Path) -> None:
+    two_daemons = "sleep 1000 >/dev/null 2>&1 & echo $! >{folder}/daemon; sleep 1000 & echo $! >{folder}/other"
+    command = format_command(tmp_path, f"while ! [ -s {tmp_path}/other ]; do sleep 0.05; done", two_daemons)
     process = start(sys.executable, "-c", CONTAIN_WITHOUT_PERMISSION, str(tmp_path), *command)
     daemon = int((tmp_path / "daemon").read_text())
     try:
         process.wait(timeout=30)
-        assert left_of(tmp_path) == [daemon]
+        assert list_surviving_daemons(tmp_path) == [daemon]
         report = process.communicate()[1].splitlines()[0]
-        assert report == f"still running, as only another user may end them: {daemon}"
+        assert report == f"still running, because they belong to another user: {daemon}"
         assert process.returncode == 0
     finally:
         os.kill(daemon, signal.SIGKILL)
 
 
-def test_a_command_ends_even_when_its_container_is_killed() -> None:
+def test_a_command_ends_when_its_container_is_killed() -> None:
     process = start(*CONTAIN, "sh", "-c", "echo ready; exec sleep 1002")
     process.kill()
-    process.communicate(timeout=30)  # the command has the pipes as long as it lives
+    process.communicate(timeout=30)  # returns only once the command has closed the pipes
 
 
-def test_a_command_in_the_background_of_a_script_stops_when_it_is_asked_to(tmp_path: Path) -> None:
+def test_a_background_command_stops_on_sigterm(tmp_path: Path) -> None:
     background = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
     process = start(*background, *CONTAIN, *format_command(tmp_path, "exec sleep 1002"))
     process.terminate()
@@ -136,7 +137,7 @@ def test_a_command_in_the_background_of_a_script_stops_when_it_is_asked_to(tmp_p
     assert process.returncode == 130
 
 
-def test_a_command_under_nohup_goes_on_when_its_terminal_closes(tmp_path: Path) -> None:
+def test_a_command_under_nohup_continues_when_its_terminal_closes(tmp_path: Path) -> None:
     process = start("nohup", *CONTAIN, *format_command(tmp_path, "read go; exit 3"))
     process.send_signal(signal.SIGHUP)
     assert process.stdin is not None
@@ -145,11 +146,11 @@ def test_a_command_under_nohup_goes_on_when_its_terminal_closes(tmp_path: Path) 
     assert process.returncode == 3
 
 
-def test_a_command_whose_caller_is_killed_leaves_nothing_even_of_what_does_not_want_to_end(tmp_path: Path) -> None:
+def test_a_killed_caller_leaves_no_process_even_if_one_ignores_signals(tmp_path: Path) -> None:
     program = [*CONTAIN, *format_command(tmp_path, "exec sleep 1002", 'trap "" TERM INT; ' + DAEMON)]
     caller = start(sys.executable, "-c", f"import subprocess; subprocess.run({program!r})")
     (container,) = psutil.Process(caller.pid).children()
     caller.kill()
     caller.communicate()
     container.wait()
-    assert left_of(tmp_path) == []
+    assert list_surviving_daemons(tmp_path) == []

@@ -1,4 +1,4 @@
-"""What tests start from is made once, is what its key says, is whole, and stays as long as it is used."""
+"""The finished run that tests copy is created once per cache key, complete, and cached as long as it is used."""
 
 from __future__ import annotations
 
@@ -18,46 +18,47 @@ from tests.support.finished_run import ChangedSourcesError, provide_home
 DAY = 24 * 3600  # seconds
 
 
-def make_home(home: Path) -> None:
+def create_home(home: Path) -> None:
     (home / "store").mkdir(parents=True)
     (home / "store" / "champion").write_text("first")
 
 
-def refuse_to_make(home: Path) -> None:
-    raise AssertionError("made again")
+def refuse_to_create(home: Path) -> None:
+    raise AssertionError("created again")
 
 
-def provide(cache: Path, key: str = "a", make: finished_run.Maker = make_home, key_afterwards: str = "") -> Path:
+def provide(cache: Path, key: str = "a", make: finished_run.Maker = create_home, key_afterwards: str = "") -> Path:
     return provide_home(cache, "finished", key, lambda: key_afterwards or key, make)
 
 
-def age(entry: Path, seconds: float) -> None:
+def set_age(entry: Path, seconds: float) -> None:
     os.utime(entry, (time.time() - seconds,) * 2)
 
 
-def test_it_is_made_once(tmp_path: Path) -> None:
+def test_a_home_is_created_once_per_key(tmp_path: Path) -> None:
     home = provide(tmp_path)
-    assert provide(tmp_path, make=refuse_to_make) == home
+    assert provide(tmp_path, make=refuse_to_create) == home
     assert (home / "store" / "champion").read_text() == "first"
     assert provide(tmp_path, key="b") != home
 
 
-def test_what_was_made_while_the_sources_changed_is_not_kept(tmp_path: Path) -> None:
+def test_a_home_is_not_cached_if_the_sources_changed_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(ChangedSourcesError, match="run the tests again"):
         provide(tmp_path, key="a", key_afterwards="b")
     assert list(tmp_path.glob("finished-*")) == []
-    with pytest.raises(AssertionError, match="made again"):
-        provide(tmp_path, key="b", make=refuse_to_make)
+    with pytest.raises(AssertionError, match="created again"):
+        provide(tmp_path, key="b", make=refuse_to_create)
 
 
-def test_the_key_is_that_of_the_code_as_it_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = provide_home(tmp_path, "finished", finished_run.FINISHED_KEY, lambda: finished_run.FINISHED_KEY, make_home)
+def test_the_key_is_that_of_the_imported_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = finished_run.FINISHED_KEY
+    home = provide_home(tmp_path, "finished", key, lambda: key, create_home)
     monkeypatch.setattr(finished_run, "CACHE", tmp_path)
     monkeypatch.setattr(finished_run, "read_finished_key", lambda: "of edited code")
-    assert finished_run.provide_finished_run() == entry
+    assert finished_run.provide_finished_run() == home
 
 
-def test_the_key_has_what_changes_the_numbers_of_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_depends_on_settings_that_change_the_results_of_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = set()
     for value in ("0", "1"):
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", value)
@@ -65,49 +66,49 @@ def test_the_key_has_what_changes_the_numbers_of_tensorflow(monkeypatch: pytest.
     assert len(keys) == 2
 
 
-def test_one_that_is_used_stays_and_one_unused_for_a_day_goes(tmp_path: Path) -> None:
+def test_a_home_that_was_not_used_for_a_day_is_removed(tmp_path: Path) -> None:
     used, unused = provide(tmp_path, key="used").parent, provide(tmp_path, key="unused").parent
     for entry in (used, unused):
-        age(entry, DAY + 60)
+        set_age(entry, DAY + 60)
     provide(tmp_path, key="used")
-    provide(tmp_path, key="edited")
+    provide(tmp_path, key="new")
     assert used.exists()
     assert not unused.exists()
 
 
-@pytest.mark.parametrize("damage", ["removed", "altered", "cut short", "unlisted"])
-def test_a_damaged_one_is_made_anew(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["removed", "altered", "truncated", "without digests"])
+def test_a_damaged_home_is_created_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     home = provide(tmp_path)
     file = home / "store" / "champion"
-    if damage == "unlisted":
-        (listed,) = home.parent.glob("*.json")
-        listed.unlink()
+    if damage == "without digests":
+        (digests,) = home.parent.glob("*.json")
+        digests.unlink()
     elif damage == "removed":
         file.unlink()
     else:
-        file.write_text({"altered": "other", "cut short": "fir"}[damage])
+        file.write_text({"altered": "other", "truncated": "fir"}[damage])
     assert provide(tmp_path) == home
     assert file.read_text() == "first"
-    assert "is damaged and made anew" in caplog.text
+    assert "is damaged, creating it again" in caplog.text
 
 
-def test_what_a_killed_process_left_is_removed_at_the_next_use(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_at_the_next_use(tmp_path: Path) -> None:
     provide(tmp_path)
-    kept = set(tmp_path.iterdir())
+    entries = set(tmp_path.iterdir())
     program = """
 import pathlib, sys, time
 from tests.support.finished_run import provide_home
-def make(home):
+def create(home):
     home.mkdir()
-    print("making", flush=True)
+    print("creating", flush=True)
     time.sleep(60)
-provide_home(pathlib.Path(sys.argv[1]), "finished", "b", lambda: "b", make)
+provide_home(pathlib.Path(sys.argv[1]), "finished", "b", lambda: "b", create)
 """
     command = [sys.executable, "-c", program, tmp_path]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        assert process.stdout.readline() == "making\n"
+        assert process.stdout.readline() == "creating\n"
         process.send_signal(signal.SIGKILL)
-    assert set(tmp_path.iterdir()) > kept
+    assert set(tmp_path.iterdir()) > entries
     provide(tmp_path)
-    assert set(tmp_path.iterdir()) == kept
+    assert set(tmp_path.iterdir()) == entries

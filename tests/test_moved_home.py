@@ -1,4 +1,4 @@
-"""A home, or a clone, that was copied to another place works there, and leaves the first one alone."""
+"""A copied home or clone works in its new place and does not touch the original."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def follow_home(configuration: Path) -> str:
 
 
 @pytest.mark.parametrize("home", ["/a/var/airflow", "/with a blank/&|$x\\1/logs", "/ü/airflow"])
-def test_the_paths_that_airflow_wrote_follow_their_folder(tmp_path: Path, home: str) -> None:
+def test_paths_in_airflow_cfg_follow_the_home(tmp_path: Path, home: str) -> None:
     configuration = tmp_path / "airflow.cfg"
     configuration.write_text(CONFIGURATION.format(home=home))
     configuration.chmod(0o600)
@@ -49,14 +49,14 @@ def test_the_paths_that_airflow_wrote_follow_their_folder(tmp_path: Path, home: 
     assert list(tmp_path.iterdir()) == [configuration]
 
 
-def test_what_a_user_has_set_otherwise_stays(tmp_path: Path) -> None:
+def test_paths_that_a_user_has_changed_are_left_alone(tmp_path: Path) -> None:
     configuration = tmp_path / "airflow.cfg"
-    theirs = {"sqlite:////a/airflow/airflow.db": "postgresql://db/airflow", "/a/airflow/logs\n": "/data/logs\n"}
+    edits = {"sqlite:////a/airflow/airflow.db": "postgresql://db/airflow", "/a/airflow/logs\n": "/data/logs\n"}
     text = CONFIGURATION.format(home="/a/airflow")
     expected = CONFIGURATION.format(home="$AIRFLOW_HOME").replace(
         "# dags_folder = $AIRFLOW_HOME", "# dags_folder = /a/airflow"
     )
-    for before, after in theirs.items():
+    for before, after in edits.items():
         text = text.replace(before, after)
         expected = expected.replace(before.replace("/a/airflow", "$AIRFLOW_HOME"), after)
     configuration.write_text(text)
@@ -65,30 +65,34 @@ def test_what_a_user_has_set_otherwise_stays(tmp_path: Path) -> None:
     assert follow_home(configuration) == "[core]\ndags_folder = /my/dags\n"
 
 
-def in_shell(command: str, **environment: str) -> str:
-    """Standard output of a command in a shell that has sourced include/activate."""
-    ended = subprocess.run(
+def run_in_shell(command: str, **environment: str) -> str:
+    """Run a command in a shell that has sourced include/activate, and return its standard output."""
+    result = subprocess.run(
         ["bash", "-c", f"source '{PROJECT}/include/activate' && {command}"],
         env=make_clean_environment() | environment,
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def test_a_shell_follows_the_home_that_is_set_last(tmp_path: Path) -> None:
     show = "echo $FMNIST_HOME $AIRFLOW_HOME"
     again = f"FMNIST_HOME={tmp_path}/b && source '{PROJECT}/include/activate' && {show}"
-    assert in_shell(again) == in_shell(again, FMNIST_HOME=f"{tmp_path}/a") == f"{tmp_path}/b {tmp_path}/b/airflow\n"
-    assert in_shell(again, AIRFLOW_HOME="/own") == f"{tmp_path}/b /own\n"
-    assert in_shell(f"cd {tmp_path} && FMNIST_HOME=here && source '{PROJECT}/include/activate' && {show}") == (
+    assert (
+        run_in_shell(again)
+        == run_in_shell(again, FMNIST_HOME=f"{tmp_path}/a")
+        == f"{tmp_path}/b {tmp_path}/b/airflow\n"
+    )
+    assert run_in_shell(again, AIRFLOW_HOME="/own") == f"{tmp_path}/b /own\n"
+    assert run_in_shell(f"cd {tmp_path} && FMNIST_HOME=here && source '{PROJECT}/include/activate' && {show}") == (
         f"{tmp_path}/here {tmp_path}/here/airflow\n"
     )
 
 
 def read_tree(folder: Path) -> dict[str, tuple[int, str]]:
-    """Of each file when it was last written, and its digest."""
+    """Modification time (ns) and SHA-256 of each file, by relative path."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in folder.rglob("*")
@@ -97,11 +101,11 @@ def read_tree(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 @pytest.mark.exhaustive
-def test_a_copied_home_works_in_its_new_place_and_leaves_the_first_alone(finished_home: Path, tmp_path: Path) -> None:
+def test_a_copied_home_works_and_does_not_touch_the_original(finished_home: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "the second"
     shutil.copytree(finished_home / "store", first / "store")
     copy_migrated_home(first / "airflow")
-    in_shell("airflow config get-value core executor", FMNIST_HOME=str(first))  # which writes airflow.cfg
+    run_in_shell("airflow config get-value core executor", FMNIST_HOME=str(first))  # which writes airflow.cfg
     assert f"sqlite:///{first}/airflow/airflow.db" in (first / "airflow" / "airflow.cfg").read_text()
     before = read_tree(first)
     shutil.copytree(first, second)
@@ -112,7 +116,7 @@ def test_a_copied_home_works_in_its_new_place_and_leaves_the_first_alone(finishe
     )
     program = f"from airflow.configuration import conf\nfor option in {options!r}: print(conf.get(*option.split()))"
     command = f'airflow dags test fmnist_watch >&2 && fmnist champion --json >&2 && python -c "{program}"'
-    values = in_shell(command, FMNIST_HOME=str(second)).splitlines()
+    values = run_in_shell(command, FMNIST_HOME=str(second)).splitlines()
     assert values == [
         f"sqlite:///{second}/airflow/airflow.db",
         f"{second}/airflow/logs",
@@ -122,7 +126,7 @@ def test_a_copied_home_works_in_its_new_place_and_leaves_the_first_alone(finishe
     assert (second / "airflow" / "airflow.db").read_bytes() != (first / "airflow" / "airflow.db").read_bytes()
 
 
-def test_a_copied_cluster_does_not_take_the_first_one_for_its_own(tmp_path: Path) -> None:
+def test_a_copied_cluster_does_not_control_the_original(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     supervisor = Supervisor(first)
@@ -131,9 +135,9 @@ def test_a_copied_cluster_does_not_take_the_first_one_for_its_own(tmp_path: Path
         try:
             (first / "supervisord.pid").write_text(str(process.pid))
             shutil.copytree(first, second, symlinks=True)
-            while not (found := supervisor.find_daemon()):  # until bash has become it
+            while not (daemon := supervisor.find_daemon()):  # until bash has replaced itself by it
                 assert process.poll() is None
-            assert found.pid == process.pid
+            assert daemon.pid == process.pid
             assert Supervisor(second).find_daemon() is None
             assert Supervisor(second).shut_down() is False
             Supervisor(second)._make_socket_folder()
@@ -146,22 +150,22 @@ def test_a_copied_cluster_does_not_take_the_first_one_for_its_own(tmp_path: Path
 
 
 @pytest.mark.exhaustive
-def test_a_copied_clone_and_a_renamed_one_make_an_environment_of_their_own(tmp_path: Path) -> None:
+def test_a_copied_or_renamed_clone_gets_a_new_environment(tmp_path: Path) -> None:
     def set_up(clone: Path) -> str:
-        ended = subprocess.run(
+        result = subprocess.run(
             [clone / "include" / "setup"], env=make_clean_environment(), capture_output=True, text=True
         )
-        assert ended.returncode == 0, ended.stderr
-        found = subprocess.run(
+        assert result.returncode == 0, result.stderr
+        location = subprocess.run(
             [clone / ".venv" / "bin" / "python", "-c", "import fmnist_tasks; print(fmnist_tasks.__file__)"],
             capture_output=True,
             text=True,
             check=True,
             cwd="/",
         )
-        assert found.stdout == f"{clone}/fmnist_tasks/__init__.py\n"
+        assert location.stdout == f"{clone}/fmnist_tasks/__init__.py\n"
         assert str(clone) in (clone / ".venv" / "bin" / "fmnist").read_text()
-        return ended.stderr
+        return result.stderr
 
     first = copy_project(tmp_path)
     set_up(first)

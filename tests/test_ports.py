@@ -1,4 +1,4 @@
-"""Ports are reserved in a folder in which another user can have put nothing."""
+"""Ports are reserved by lock files in a folder that no other user can write to."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tests.support.ports import reserve_port
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the lock files belong, which is not there yet."""
+    """The folder of the lock files, which does not exist yet."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / f"fmnist-ports-{os.getuid()}"
 
 
 def check_refusal(folder: Path) -> None:
-    remedy = f"{folder} is not a folder that this user alone can write to; remove it, or set TMPDIR to another folder"
-    with pytest.raises(RuntimeError, match=re.escape(remedy)):
+    message = f"{folder} is not a folder that only you can write to; remove it, or set TMPDIR to another folder"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
         reserve_port()
 
 
-def test_ports_are_reserved_in_a_folder_of_this_user_alone(folder: Path) -> None:
+def test_ports_are_reserved_in_a_private_folder(folder: Path) -> None:
     first, second = reserve_port(), reserve_port()
     assert {file.name for file in folder.iterdir()} == {str(first), str(second)}
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -38,7 +38,7 @@ def test_a_folder_that_others_can_write_to_is_refused(folder: Path) -> None:
     check_refusal(folder)
 
 
-def test_a_link_in_the_place_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
     check_refusal(folder)
@@ -53,7 +53,7 @@ def test_a_folder_of_another_user_is_refused(folder: Path, tmp_path: Path, monke
     check_refusal(planted)
 
 
-def test_no_file_is_made_through_a_link_in_the_folder(
+def test_a_link_in_place_of_a_lock_file_is_not_followed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ports, "_RANGE", range(20_000, 20_001))

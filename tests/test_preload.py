@@ -1,4 +1,4 @@
-"""A worker that has imported the libraries forks tasks that can use them, and that read the project's code anew."""
+"""A worker preloads libraries for the tasks that it forks; these import the project's code again."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(task, 0)[1])))
 
 
 @pytest.mark.integration
-def test_a_forked_task_trains_with_what_its_worker_imported() -> None:
+def test_a_forked_task_trains_with_the_imports_of_its_worker() -> None:
     worker = subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, timeout=300)
     assert worker.returncode == 0, worker.stderr
-    modules, ended = (json.loads(line) for line in worker.stdout.splitlines())
-    assert ended == 7
+    assert worker.stderr == "", "TensorFlow's start-up messages"
+    modules, exit_code = (json.loads(line) for line in worker.stdout.splitlines())
+    assert exit_code == 7
     assert {"tensorflow", "great_expectations", "scipy.stats", "matplotlib.figure", "minio", "PIL.Image"} <= set(
         modules
     )
     assert {f"sklearn.{name}" for name in ("decomposition", "metrics", "model_selection", "pipeline")} <= set(modules)
-    own = {name for name in modules if name.startswith("fmnist_tasks")}
-    assert own == {f"fmnist_tasks{name}" for name in ("", ".preload", ".data", ".model")}
+    project_modules = {name for name in modules if name.startswith("fmnist_tasks")}
+    assert project_modules == {
+        f"fmnist_tasks{name}" for name in ("", ".preload", ".data", ".model", ".model.libraries")
+    }
 
 
-def test_workers_of_the_cluster_import_it() -> None:
+def test_workers_of_the_cluster_preload_the_libraries() -> None:
     settings = (INCLUDE / "cluster" / "airflow.env").read_text()
     assert '"imports": ["fmnist_tasks.preload"]' in settings

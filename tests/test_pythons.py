@@ -1,4 +1,4 @@
-"""A fresh copy of the project passes the unit lane on every supported Python."""
+"""A fresh copy of the project passes the unit lane on every supported version of Python."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_the_unit_lane_passes(version: str, tmp_path: Path) -> None:
     require(PYTHONS[version])
     copy = copy_project(tmp_path)
     data = {"FMNIST_DATA_DIR": str(Settings.from_environment().cache / "fashion-mnist")}
-    make = ["make", "unit", f"PYTHON={find_python(version)}"]
-    ended = subprocess.run(make, cwd=copy, env=make_clean_environment() | data, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout[-10_000:] + ended.stderr[-10_000:]
-    assert f"Creating .venv with Python {version}" in ended.stderr
-    assert " passed" in ended.stdout
+    command = ["make", "unit", f"PYTHON={find_python(version)}"]
+    result = subprocess.run(command, cwd=copy, env=make_clean_environment() | data, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-10_000:] + result.stderr[-10_000:]
+    assert f"Creating .venv with Python {version}" in result.stderr
+    assert " passed" in result.stdout
     shutil.rmtree(copy)  # gigabytes

@@ -1,1 +1,1 @@
-"""What others maintain: known vulnerabilities, ends of support, bills of materials, and images by digest."""
+"""Third-party components: known vulnerabilities, ends of support, bills of materials, and image digests."""

@@ -1,8 +1,8 @@
-"""`make audit-deps`: known vulnerabilities of the lock and of the MinIO that was built here, and ends of support.
+"""`make audit-deps`: known vulnerabilities of the lock file and of the servers built here, and ends of support.
 
-osv-scanner finds the vulnerabilities, in databases that it fetches or, without a network, in those of an earlier run.
-Exit code 1: something was found that neither osv-scanner.toml nor support.toml accepts, or a database is too old to
-tell; 2: a database or the scanner is missing.
+osv-scanner finds the vulnerabilities. It downloads their databases; without a network, it uses those of an earlier run.
+Exit code 1: neither osv-scanner.toml nor support.toml accepts a finding, or a database is too old. Exit code 2: a
+database or the scanner is missing.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from pydantic import BaseModel
 from deploy.supply_chain.sbom import LOCK, list_go_programs
 from fmnist_tasks.settings import PROJECT, Settings
 
-# 2.5.0 ignores where the databases are, and may find nothing without one: https://github.com/google/osv-scanner/issues/2983
+# 2.5.0 ignores the folder of the databases and may report nothing: https://github.com/google/osv-scanner/issues/2983
 SCANNER = "github.com/google/osv-scanner/v2/cmd/osv-scanner@v2.4.0"
 CONFIG = PROJECT / "deploy" / "supply_chain" / "osv-scanner.toml"
 SUPPORT = PROJECT / "deploy" / "supply_chain" / "support.toml"
-NOTICE = timedelta(days=90)  # how long before it happens an end of support is announced
-MAX_AGE = timedelta(days=30)  # of a database that is believed
+NOTICE = timedelta(days=90)  # an end of support is announced this long before
+MAX_AGE = timedelta(days=30)  # of a vulnerability database
 
 
 class Component(BaseModel, frozen=True, extra="forbid"):
-    """A version of something that others maintain."""
+    """A version of a third-party component."""
 
     name: str
     version: str
     use: str
-    source: str  # address of the page that says when its support ends
-    until: date | None = None  # the last day of its support; none: no date is published
+    source: str  # URL of the page with the end of its support
+    until: date | None = None  # last day of support; None: no date is published
     note: str = ""
-    image: str = ""  # the beginning of the image references that this is about
+    image: str = ""  # prefix of its image references
     package: str = ""  # its name in the lock file
-    accepted_until: date | None = None  # the last day of the decision to use it after its end
-    reason: str = ""  # of that decision
+    accepted_until: date | None = None  # last day on which its use without support is accepted
+    reason: str = ""  # of the acceptance
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
 
 def build_scanner(cache: Path) -> Path:
-    """Path of osv-scanner, which Go builds once. Raises CalledProcessError, or OSError without Go."""
+    """Build osv-scanner with Go if necessary; return its path. Raises CalledProcessError, or OSError without Go."""
     program = cache / f"osv-scanner-{SCANNER.rpartition('@')[2]}" / "osv-scanner"
     if not program.exists():
         print(f"building {SCANNER}, once; this takes a few minutes", file=sys.stderr)
@@ -58,16 +58,16 @@ def build_scanner(cache: Path) -> Path:
 
 
 def list_databases(cache: Path, programs: Sequence[Path]) -> list[Path]:
-    """Where osv-scanner keeps the databases: of Python packages, and of Go modules if there are programs to check."""
+    """Paths of osv-scanner's databases: for Python packages, and for Go modules if there are Go programs to check."""
     return [cache / "osv-scanner" / name / "all.zip" for name in ("PyPI", *(["Go"] if programs else []))]
 
 
 def scan(
     cache: Path, lock: Path, programs: Sequence[Path], *options: str, config: Path = CONFIG
 ) -> subprocess.CompletedProcess[str]:
-    """Let osv-scanner find the known vulnerabilities of locked packages and of the modules of Go programs.
+    """Run osv-scanner on the locked packages and on the modules of Go programs.
 
-    Its exit code is 0 if there are none but accepted ones, 1 if there are others, more if it could not tell.
+    Its exit code is 0 if all vulnerabilities are accepted, 1 if there are others, and higher if the scan failed.
     """
     command = (build_scanner(cache), "scan", "source", "--offline", "--no-ignore", f"--config={config}")
     readers = ("--experimental-no-default-plugins", "--experimental-plugins=python/requirements,go/binary")
@@ -83,7 +83,7 @@ def scan(
 
 
 def read_date(database: Path) -> datetime:
-    """When the newest advisory was changed. Raises OSError or ValueError if this is no database."""
+    """The time of the newest change in a database. Raises OSError or ValueError if the file is not a database."""
     try:
         with zipfile.ZipFile(database) as archive:
             return max(
@@ -94,37 +94,43 @@ def read_date(database: Path) -> datetime:
 
 
 def describe_support(components: Sequence[Component], today: date) -> list[str]:
-    """A line for each component whose support has ended or soon will; those that nobody accepted begin with FAILED."""
+    """A line for each component whose support has ended or ends soon; FAILED marks those that are not accepted."""
     lines = []
-    for one in components:
-        if one.until is None or one.until > today + NOTICE:
+    for component in components:
+        if component.until is None or component.until > today + NOTICE:
             continue
-        if one.until >= today:
-            lines.append(f"soon      {one}: support ends on {one.until}; {one.source}")
-        elif one.accepted_until and one.accepted_until >= today:
-            lines.append(f"accepted  {one}: no support since {one.until}; until {one.accepted_until}: {one.reason}")
+        if component.until >= today:
+            lines.append(f"soon      {component}: support ends on {component.until}; {component.source}")
+        elif component.accepted_until and component.accepted_until >= today:
+            lines.append(
+                f"accepted  {component}: support ended on {component.until}; accepted until "
+                f"{component.accepted_until}: {component.reason}"
+            )
         else:
-            lines.append(f"FAILED    {one}: no support since {one.until}; {one.source}")
+            lines.append(
+                f"FAILED    {component}: support ended on {component.until}; upgrade, or accept it in {SUPPORT.name}; "
+                f"{component.source}"
+            )
     return lines
 
 
 def read_components(path: Path = SUPPORT) -> list[Component]:
-    """The versions in use. Raises ValueError for an entry that lacks something or has something else."""
+    """The components in use. Raises ValueError for an entry with missing or unknown fields."""
     return [Component.model_validate(entry) for entry in tomllib.loads(path.read_text())["component"]]
 
 
 def audit(cache: Path, components: Sequence[Component], today: date, lock: Path = LOCK, config: Path = CONFIG) -> int:
-    """Print everything that was found; the exit code."""
+    """Print all findings; return the exit code."""
     programs = list_go_programs(cache)
     try:
-        ended = scan(cache, lock, programs, "--download-offline-databases", config=config)
-        if ended.returncode > 1:
-            print(*(line for line in ended.stdout.splitlines() if line.startswith("could not load db")), sep="\n")
-            print("trying the databases of an earlier run")
-            ended = scan(cache, lock, programs, config=config)
-        print(ended.stdout)
-        if ended.returncode > 1:
-            raise ValueError(f"osv-scanner ended with exit code {ended.returncode}")
+        result = scan(cache, lock, programs, "--download-offline-databases", config=config)
+        if result.returncode > 1:
+            print(*(line for line in result.stdout.splitlines() if line.startswith("could not load db")), sep="\n")
+            print("cannot download databases; using those of an earlier run")
+            result = scan(cache, lock, programs, config=config)
+        print(result.stdout)
+        if result.returncode > 1:
+            raise ValueError(f"osv-scanner ended with exit code {result.returncode}")
         dates = {path.parent.name: read_date(path) for path in list_databases(cache, programs)}
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"vulnerabilities were not checked: {error}", file=sys.stderr)
@@ -133,17 +139,18 @@ def audit(cache: Path, components: Sequence[Component], today: date, lock: Path 
     if not programs:
         lines.append("skipped   MinIO, Versity: not built on this machine; include/minio find_server builds MinIO")
     for name, newest in dates.items():
-        described = f"{name}: newest advisory of {newest:%Y-%m-%d %H:%M} UTC"
+        description = f"{name}: newest advisory of {newest:%Y-%m-%d %H:%M} UTC"
         is_old = today - newest.date() > MAX_AGE
-        lines.append(f"FAILED    {described}, too old to tell" if is_old else f"database  {described}")
+        remedy = f"older than {MAX_AGE.days} days; connect to a network and run again"
+        lines.append(f"FAILED    {description}, {remedy}" if is_old else f"database  {description}")
     print(*lines, sep="\n")
-    passed = not ended.returncode and not any(line.startswith("FAILED") for line in lines)
-    print("passed" if passed else "failed: docs/supply-chain.md says what to do")
+    passed = not result.returncode and not any(line.startswith("FAILED") for line in lines)
+    print("passed" if passed else "failed: see docs/supply-chain.md")
     return not passed
 
 
 def main() -> int:
-    """Check this project, today; the exit code."""
+    """Check this project today; return the exit code."""
     return audit(Settings.from_environment().cache, read_components(), datetime.now(UTC).date())
 
 

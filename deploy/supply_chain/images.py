@@ -1,8 +1,8 @@
-"""`make pin-images`: write the digest of each base image beside its tag, `name:tag@sha256:…`, or bring it up to date.
+"""`make pin-images`: write or update the digest of each base image after its tag: `name:tag@sha256:…`.
 
-A tag can be given to another image at any time; a digest names one for ever. What is built here has no digest in a
-registry and stays as it is, and so does a reference that holds a variable. What no registry knows stays too, is named,
-and the exit code is 1.
+A tag can move to another image; a digest always names the same one. Images built here have no digest in a registry and
+do not change, and neither do references that contain a variable. If a registry does not have an image, the command
+reports it and exits with 1.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ _BEFORE = {
     "": r"""^\w*image=["']?""",
 }
 _BEFORE[".yml"] = _BEFORE[".yaml"]
-_NAME = r"(?:[\w.-]+(?::\d+)?/)?[\w.-]+(?:/[\w.-]+)*"  # with the registry's host and port, if it is not Docker's
+_NAME = r"(?:[\w.-]+(?::\d+)?/)?[\w.-]+(?:/[\w.-]+)*"  # host and port only for a registry other than Docker Hub
 _REFERENCE = rf"(?P<tagged>{_NAME}(?::(?P<tag>[\w.-]+))?)(?P<digest>@sha256:[0-9a-f]{{64}})?"
 _END = r"""(?=[\s"'},]|$)"""
 
 
 def list_files(root: Path = PROJECT) -> list[Path]:
-    """The files in which images are named."""
+    """The files that name images."""
     return sorted(path for pattern in PATTERNS for path in root.glob(pattern))
 
 
 def find_references(path: Path) -> list[str]:
-    """The images that a file names, with tag, and with digest where it is pinned."""
-    return [found["tagged"] + (found["digest"] or "") for found in _find(path)]
+    """The images that a file names, with tag, and with digest if pinned."""
+    return [match["tagged"] + (match["digest"] or "") for match in _find(path)]
 
 
-def pin(path: Path, resolve: Callable[[str], str]) -> list[str]:
-    """Write a digest, which `resolve` gives for `name:tag`, into each reference; what could not be done."""
+def pin_images(path: Path, resolve: Callable[[str], str]) -> list[str]:
+    """Write the digest that `resolve` returns for `name:tag` into each reference; return the problems."""
     text, problems = path.read_text(), []
-    for found in reversed(list(_find(path))):
+    for match in reversed(list(_find(path))):
         try:
-            if found["tag"]:
+            if match["tag"]:
                 text = (
-                    f"{text[: found.start('tagged')]}{found['tagged']}@{resolve(found['tagged'])}{text[found.end() :]}"
+                    f"{text[: match.start('tagged')]}{match['tagged']}@{resolve(match['tagged'])}{text[match.end() :]}"
                 )
-            elif not found["digest"]:
-                raise ValueError(f"{found['tagged']} has no tag: which version?")
+            elif not match["digest"]:
+                raise ValueError(f"{match['tagged']} has no tag; add the version to use")
         except ValueError as error:
             problems.append(f"{path.name}: {error}")
     path.write_text(text)
@@ -66,39 +66,39 @@ def pin(path: Path, resolve: Callable[[str], str]) -> list[str]:
 
 def _find(path: Path) -> Iterator[re.Match[str]]:
     text = path.read_text()
-    built_here = _list_stages(text) if path.suffix == ".Dockerfile" else _list_built_images(path, text)
+    local_names = _list_stages(text) if path.suffix == ".Dockerfile" else _list_built_images(path, text)
     pattern = re.compile(_BEFORE[path.suffix] + _REFERENCE + _END, re.MULTILINE)
-    return (found for found in pattern.finditer(text) if found["tagged"] not in built_here)
+    return (match for match in pattern.finditer(text) if match["tagged"] not in local_names)
 
 
 def _list_stages(text: str) -> set[str]:
-    """Names of the stages of a Dockerfile, by which a later one refers to them."""
+    """Names and numbers of the stages of a Dockerfile, by which later stages refer to them."""
     stages = re.findall(r"^FROM[ \t].*[ \t]AS[ \t]+(\S+)", text, re.MULTILINE | re.IGNORECASE)
     return {"scratch", *stages, *map(str, range(len(stages)))}
 
 
 def _list_built_images(path: Path, text: str) -> set[str]:
-    """Images of a Compose file that `docker compose build` makes."""
+    """Images of a Compose file that `docker compose build` creates."""
     services = yaml.safe_load(text).get("services", {}).values() if path.suffix == ".yaml" else ()
     return {service["image"] for service in services if "build" in service and "image" in service}
 
 
-def ask_registry(reference: str) -> str:
-    """The digest that a registry has for `name:tag` now: of the index, so that it serves every processor."""
-    ended = subprocess.run([*CRANE, "digest", reference], capture_output=True, text=True)
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines()
-        raise ValueError(f"{reference}: {next((line for line in said if line.startswith('Error: ')), ended.stderr)}")
-    return ended.stdout.strip()
+def fetch_digest(reference: str) -> str:
+    """The current digest of `name:tag` in its registry: that of the image index, which covers all processors."""
+    result = subprocess.run([*CRANE, "digest", reference], capture_output=True, text=True)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines()
+        raise ValueError(f"{reference}: {next((line for line in lines if line.startswith('Error: ')), result.stderr)}")
+    return result.stdout.strip()
 
 
 def main() -> int:
-    """Pin all images; the exit code."""
+    """Pin all images; return the exit code."""
     problems = []
     for path in list_files():
-        problems += pin(path, ask_registry)
+        problems += pin_images(path, fetch_digest)
         print(*(f"{path.relative_to(PROJECT)}: {reference}" for reference in find_references(path)), sep="\n")
-    print(*(f"left as it is: {problem}" for problem in problems), sep="\n", file=sys.stderr)
+    print(*(f"not pinned: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     return bool(problems)
 
 

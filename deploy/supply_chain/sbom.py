@@ -1,6 +1,6 @@
-"""`make sbom`: bills of materials in CycloneDX JSON, below `var/sbom`: of the lock, and of each store that was built.
+"""`make sbom`: bills of materials in CycloneDX JSON, in `var/sbom`: of the lock file, and of each store built here.
 
-They are made when they are needed and not kept in the repository, so that they cannot be older than what they describe.
+They are created on demand and not committed, so that they are never out of date.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ CYCLONEDX_GOMOD = ("go", "run", "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclon
 
 
 def describe_lock(target: Path, lock: Path = LOCK) -> None:
-    """Write names, versions and hashes of all locked packages; the same lock gives the same bytes."""
+    """Write names, versions and hashes of all locked packages. The same lock file gives the same bytes."""
     program = Path(sys.executable).with_name("cyclonedx-py")
     project = ("--pyproject", str(PROJECT / "pyproject.toml"))
     output = ("--output-reproducible", "--output-format", "JSON", "--output-file", str(target))
-    silent = os.environ | {"PYTHONWARNINGS": "ignore"}  # about what a lock cannot tell: which package needs which
-    subprocess.run([program, "requirements", str(lock), *project, *output], env=silent, check=True)
+    # cyclonedx-py warns that the lock file does not contain the dependencies between packages.
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    subprocess.run([program, "requirements", str(lock), *project, *output], env=environment, check=True)
 
 
 def describe_go_program(target: Path, program: Path) -> None:
-    """Write the modules that a Go program was built from, which it names itself (`go version -m`)."""
+    """Write the modules of a Go program, as listed in the binary (`go version -m`)."""
     output = ("-json", "-noserial", "-notimestamp", "-output", str(target))
     subprocess.run([*CYCLONEDX_GOMOD, "bin", *output, str(program)], check=True)
 
 
 def list_go_programs(cache: Path) -> list[Path]:
-    """Each MinIO and Versity S3 Gateway that was built on this machine."""
+    """The MinIO servers and Versity S3 Gateways that were built on this machine."""
     return sorted([*cache.glob("minio-*/minio"), *cache.glob("versity-*/versitygw")])
 
 
 def main() -> None:
-    """Write and name all of them."""
+    """Write all bills of materials, and print their paths."""
     settings = Settings.from_environment()
     folder = settings.home / "sbom"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Alerts: people are notified by mail and whatever Apprise knows, at least once for each channel.
+"""Alerts by e-mail and Apprise, delivered at least once through each channel.
 
-`events` says what there is to report, `message` how it reads, `channels` how it is delivered, `outbox` keeps it in the
-store until it is, and `callbacks` and `watch` find what went wrong.
+`callbacks` and `watch` find what to report, `events` defines the kinds of alerts, `message` renders them, `outbox`
+stores them until they are delivered, and `channels` delivers them.
 """
 
 from fmnist_tasks.alerts.callbacks import approval_requested, run_timed_out, task_failed

@@ -1,7 +1,7 @@
-"""What Airflow calls when a task or a run has failed, and the same found in the records of the steps.
+"""Airflow's callbacks for failed tasks and runs, and the alerts about the records of steps.
 
-A failure of a step is known by its record: the callback of the task and a later look at the records find the same
-alert.
+A failed step is identified by its record, so the callback of its task and `fmnist_watch`, which reads the records
+later, send the same alert.
 """
 
 from __future__ import annotations
@@ -14,58 +14,58 @@ from typing import Any
 
 from fmnist_tasks.alerts.events import Alert
 from fmnist_tasks.alerts.sending import send
-from fmnist_tasks.errors import FmnistError, RejectedError
+from fmnist_tasks.errors import FmnistError, IntegrityError, RejectedError
 from fmnist_tasks.registry.runs import read_records
-from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.schemas.evaluation import Check
+from fmnist_tasks.schemas.runs import RESULTS, GateResult, StepRecord, ValidationResult, parse_result
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, WATCH_ID, read_store_uri
 
 log = logging.getLogger(__name__)
 
-Record = dict[str, Any]
-
 
 def task_failed(context: Mapping[str, Any]) -> None:
-    """Failure callback of every Airflow task; runs in the task's process, after its last try."""
+    """Failure callback of every Airflow task; runs in the task's process, after its last attempt."""
     send(_describe_failure(context))
 
 
 def approval_requested(context: Mapping[str, Any]) -> None:
-    """Notifier of a task that waits for an approval, each time that it asks."""
-    task, asked = context["task_instance"], context["task"]
+    """Notifier of a task that waits for an approval; runs with each request."""
+    task, operator = context["task_instance"], context["task"]
     send(
         Alert(
             "approval needed",
             context["run_id"],
-            " ".join([asked.subject, *asked.body.splitlines()[:1]]),
+            " ".join([operator.subject, *operator.body.splitlines()[:1]]),
             context["dag"].dag_id,
-            headline=asked.subject,
-            identity=_name_try(task),
+            headline=operator.subject,
+            identity=_name_attempt(task),
             task_id=task.task_id,
         )
     )
 
 
 def run_timed_out(context: Mapping[str, Any]) -> None:
-    """Failure callback of the whole run; reports only what no task can, the run's own time limit."""
+    """Failure callback of a run; only reports an exceeded time limit, since failed tasks report themselves."""
     if context.get("reason") == "timed_out":
         text = "The run exceeded its time limit and was stopped"
-        began = getattr(context.get("dag_run"), "start_date", None)  # another one after the run was cleared
-        send(Alert("run failed", context["run_id"], text, context["dag"].dag_id, identity=f"time limit {began}"))
+        started = getattr(context.get("dag_run"), "start_date", None)  # changes when the run is cleared
+        send(Alert("run failed", context["run_id"], text, context["dag"].dag_id, identity=f"time limit {started}"))
 
 
-def describe_record(record: Record, dag_id: str = DAG_ID, task_id: str = "") -> Alert:
-    """The alert about a step that was rejected, has failed or has not ended."""
-    rejected, outcome = record["status"] == "rejected", record["outcome"]
-    if record["status"] == "running":
-        outcome = f"it began at {record['started'][:16]} UTC and has not ended; its process was probably killed"
+def describe_record(record: StepRecord, dag_id: str = DAG_ID, task_id: str = "") -> Alert:
+    """Return the alert about a step that was rejected, has failed or has not ended."""
+    rejected, outcome = record.status == "rejected", record.outcome
+    if record.status == "running":
+        outcome = f"it started at {record.started[:16]} UTC and has not ended; its process was probably killed"
     return Alert(
         "rejected" if rejected else "run failed",
-        record["run_id"],
-        f"Task {task_id or record['step']}: {outcome}",
+        record.run_id,
+        f"Task {task_id or record.step}: {outcome}",
         dag_id,
         headline=_find_headline(record) if rejected else "",
-        # What is only known to be running may still fail, which is another alert.
-        identity=f"{record['step']} {record['started']}{' running' if record['status'] == 'running' else ''}",
+        # A step that seems to be running may still fail, which is another alert.
+        identity=f"{record.step} {record.started}{' running' if record.status == 'running' else ''}",
     )
 
 
@@ -77,57 +77,70 @@ def _describe_failure(context: Mapping[str, Any]) -> Alert:
     try:
         if dag_id == DAG_ID and (record := _find_record(run_id, task, str(error))):
             return describe_record(record, dag_id, task.task_id)
-    except FmnistError as second:
-        log.warning("the record of the failed step cannot be read: %s", second)
+    except FmnistError as record_error:
+        log.warning("the record of the failed step cannot be read: %s", record_error)
     text = f"Task {task.task_id}: {error or 'stopped without an exception'}"
     event = "rejected" if isinstance(error, RejectedError) and dag_id == DAG_ID else "run failed"
-    if dag_id == WATCH_ID:  # it runs every hour: the same cause is reported once a day
+    if dag_id == WATCH_ID:  # it runs every hour, but reports the same cause once a day
         return Alert(event, None, text, dag_id, identity=f"{datetime.now(UTC):%Y-%m-%d} {text}")
-    return Alert(event, run_id, text, dag_id, identity=f"{_name_try(task)} {text}")
+    return Alert(event, run_id, text, dag_id, identity=f"{_name_attempt(task)} {text}")
 
 
 def _describe_response(context: Mapping[str, Any]) -> Alert | None:
-    """The alert about a user's rejection, or an approval that nobody answered; None for any other failure."""
+    """Return the alert about a user's rejection or an expired approval; None for any other failure."""
     from airflow.providers.standard.exceptions import HITLRejectException, HITLTimeoutError
 
     error, task = context.get("exception"), context["task_instance"]
-    where = {"run_id": context["run_id"], "dag_id": context["dag"].dag_id, "identity": _name_try(task)}
+    fields = {"run_id": context["run_id"], "dag_id": context["dag"].dag_id, "identity": _name_attempt(task)}
     if isinstance(error, HITLTimeoutError):
-        text = f"Task {task.task_id}: nobody answered within {APPROVAL_LIMIT.days} days, which counts as a rejection"
-        return Alert("approval expired", text=text, headline=f"no answer within {APPROVAL_LIMIT.days} days", **where)
+        text = f"Task {task.task_id}: nobody responded within {APPROVAL_LIMIT.days} days, which counts as a rejection"
+        return Alert("approval expired", text=text, headline=f"no response within {APPROVAL_LIMIT.days} days", **fields)
     if not isinstance(error, HITLRejectException):
         return None
-    return Alert("rejected by a user", text=f"Task {task.task_id}: {error}", headline=str(error), **where)
+    return Alert("rejected by a user", text=f"Task {task.task_id}: {error}", headline=str(error), **fields)
 
 
-def _name_try(task: Any) -> str:
-    """One try of one task; a task that was cleared and fails again has another number."""
+def _name_attempt(task: Any) -> str:
+    """Identify one attempt of one task; a task that was cleared and fails again has another number."""
     return f"{task.task_id} {getattr(task, 'map_index', -1)} {getattr(task, 'try_number', 0)}"
 
 
-def _find_record(run_id: str, task: Any, outcome: str) -> Record | None:
-    """The record that the failed task has left, if it came that far."""
+def _find_record(run_id: str, task: Any, outcome: str) -> StepRecord | None:
+    """Return the record that the failed task has saved, if any."""
     step, index = task.task_id.rpartition(".")[2], getattr(task, "map_index", -1)
     store = open_store(read_store_uri())
     for name, record in read_records(store, run_id).items():
-        mapped = index is not None and index >= 0 and name == f"{step}-{record['parameters']['seed'] + index}"
-        if (name == step or mapped) and record["status"] != "done" and record["outcome"] == outcome:
+        seed = record.parameters.get("seed")
+        is_mapped = index is not None and index >= 0 and isinstance(seed, int) and name == f"{step}-{seed + index}"
+        if (name == step or is_mapped) and record.status != "done" and record.outcome == outcome:
             return record
     return None
 
 
-def _find_headline(record: Record) -> str:
-    """The first check that rejects, with its value against its threshold, and how many others do."""
+def _find_headline(record: StepRecord) -> str:
+    """Return the message of the first failed check, and the number of others; empty without checks."""
     failed = list(_find_failed_checks(record))
     if not failed:
         return ""
-    first = re.sub(r" \([^()]* interval [^()]*\)", "", str(failed[0].get("reason") or failed[0]["name"]))
-    first = re.sub(r"\bis (\d)", r"\1", first).replace("the bound of", "the threshold")
+    first = re.sub(r" \([^()]* interval [^()]*\)", "", failed[0].message)
+    first = re.sub(r"\bis (\d)", r"\1", first)
     return f"{first}{f' (and {len(failed) - 1} more)' if len(failed) > 1 else ''}"
 
 
-def _find_failed_checks(record: Record) -> Iterator[Mapping[str, Any]]:
-    checks = record.get("result", {}).get("checks", [])
-    rows = checks if isinstance(checks, list) else [row for part in checks.values() for row in part]
-    for outcomes in ({"reject"}, {"hold"}):
-        yield from (row for row in rows if row.get("outcome") in outcomes)
+def _find_failed_checks(record: StepRecord) -> Iterator[Check]:
+    """Yield the checks that reject, then those that hold; none if they cannot be read, since the alert must go out."""
+    kind = RESULTS.get(record.step.partition("-")[0])
+    if kind is None or record.result is None:
+        return
+    try:
+        result = parse_result(kind, record, f"runs/{record.run_id}/{record.step}.json")
+    except IntegrityError as error:
+        log.warning("the alert names no check: %s", error)
+        return
+    checks: list[Check] = []
+    if isinstance(result, GateResult):
+        checks = result.checks
+    elif isinstance(result, ValidationResult):
+        checks = [check for sample_checks in result.checks.values() for check in sample_checks]
+    for outcome in ("reject", "hold"):
+        yield from (check for check in checks if check.outcome == outcome)

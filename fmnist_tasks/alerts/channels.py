@@ -1,10 +1,10 @@
-"""How a message reaches people: by mail and by all that Apprise knows, each an Airflow connection.
+"""Channels: e-mail recipients and Apprise services, from two Airflow connections.
 
-* `fmnist_mail`, of type SMTP; its extra names `from_email` and `to`, addresses as a list or joined by commas.
+* `fmnist_mail`, of type SMTP; its extra has `from_email` and `to`, addresses as a list or separated by commas.
 * `fmnist_apprise`, of type Apprise; the `config` in its extra has the addresses of services.
 
-Each address of mail and each service is a channel of its own, so that what one refuses is not sent again to those that
-have accepted it. A channel's id says which it is to every process, and nothing that is secret.
+Each recipient and each service is a separate channel: an alert that one refuses is not repeated to the others. The ID
+of a channel is the same in every process and contains no secret.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from fmnist_tasks.connections import find_connection
 
 log = logging.getLogger(__name__)
 
-MAX_SECONDS = 120  # of one delivery; what has no answer by then may still arrive
+MAX_SECONDS = 120  # for one delivery; a message without a response by then may still arrive
 
-# What an HTTP client says of a connection that was never made: nothing was handed over.
+# Errors of HTTP clients that could not connect, so nothing was sent.
 _NEVER_CONNECTED = re.compile(
     r"failed to establish a new connection|connection refused|connecttimeout|name(resolution| or service not known)"
     r"|certificate[ _]verify|failed to resolve",
     re.IGNORECASE,
 )
-_ANSWERED = re.compile(r"error=(\d{3})\b")  # how Apprise's plugins report an answer of HTTP that is no success
+_HTTP_ERROR = re.compile(r"error=(\d{3})\b")  # in the logs of Apprise's plugins
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a delivery ended: accepted, refused, or unsure, if the message may have been taken without a confirmation."""
+    """The result of a delivery: accepted, refused, or unsure if the message may have arrived without confirmation."""
 
     status: Literal["accepted", "refused", "unsure"]
     reason: str = ""
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Channel:
-    """One receiver of alerts; `name` is for people, and `id` for keys in the store."""
+    """One receiver of alerts; `name` is shown in messages, `id` is part of keys in the store."""
 
     id: str
     name: str
@@ -59,32 +59,32 @@ class Channel:
 
 
 def find_channels() -> tuple[list[Channel], list[str]]:
-    """All channels that there are, and what is wrong with connections or parts of them that cannot serve as one."""
+    """Return all channels, and the faults of connections or entries that cannot be used."""
     channels: dict[str, Channel] = {}
     faults: list[str] = []
     for name, read in _READERS.items():
         try:
             if (connection := find_connection(name)) is not None:
                 channels |= {channel.id: channel for channel in read(connection, faults)}
-        except Exception as error:  # noqa: BLE001 - whatever a secrets backend, a provider or a wrong extra may raise
+        except Exception as error:  # noqa: BLE001 - any, from a secrets backend, a provider or a bad extra
             faults.append(
-                f"connection {name} cannot be read ({type(error).__name__}): see that its extra is valid JSON, "
-                "as in docs/alerts.md"
+                f"connection {name} cannot be read ({type(error).__name__}): check that its extra is valid JSON as in "
+                "docs/alerts.md"
             )
     return list(channels.values()), faults
 
 
 def deliver(channel: Channel, message: Message) -> Outcome:
     """Send the message through the channel; never raises, and takes at most `MAX_SECONDS`."""
-    outcomes = [Outcome("unsure", f"no answer within {MAX_SECONDS} seconds")]
+    outcomes = [Outcome("unsure", f"no response within {MAX_SECONDS} seconds")]
 
     def call() -> None:
         try:
             outcomes.append(channel.deliver(message))
-        except Exception as error:  # noqa: BLE001 - whatever a provider, a server or a network may raise
+        except Exception as error:  # noqa: BLE001 - any, from a provider, a server or the network
             outcomes.append(Outcome("unsure", f"{type(error).__name__}: {error}"))
 
-    # A thread, since no client limits the time of a whole delivery; a daemon, so that it ends with its task.
+    # No client limits the time of a whole delivery, so it runs in a thread: a daemon, which ends with its task.
     thread = Thread(target=copy_context().run, args=(call,), name="fmnist-alert", daemon=True)
     thread.start()
     thread.join(MAX_SECONDS)
@@ -99,20 +99,23 @@ def deliver(channel: Channel, message: Message) -> Outcome:
 def _read_mail(connection: Any, faults: list[str]) -> list[Channel]:
     extra = connection.extra_dejson
     to = extra.get("to") or []
-    recipients = [one.strip() for one in (re.split(r"[,;]", to) if isinstance(to, str) else to) if one.strip()]
+    addresses = re.split(r"[,;]", to) if isinstance(to, str) else to
+    recipients = [address.strip() for address in addresses if address.strip()]
     if not recipients or not extra.get("from_email"):
         faults.append("connection fmnist_mail cannot be used: its extra must have from_email and to")
         return []
     return [
         Channel(
-            _digest("mail", parseaddr(one)[1]), f"fmnist_mail to {one}", partial(_mail, connection, recipients, one)
+            _digest("mail", parseaddr(recipient)[1]),
+            f"fmnist_mail to {recipient}",
+            partial(_send_mail, connection, recipients, recipient),
         )
-        for one in recipients
+        for recipient in recipients
     ]
 
 
-def _mail(connection: Any, recipients: list[str], recipient: str, message: Message) -> Outcome:
-    """Send to one recipient. The provider's hook connects; it would send again after a connection that broke."""
+def _send_mail(connection: Any, recipients: list[str], recipient: str, message: Message) -> Outcome:
+    """Send to one recipient. The provider's hook only connects: its own sending repeats after a broken connection."""
     from airflow.providers.smtp.hooks.smtp import SmtpHook
 
     class Hook(SmtpHook):
@@ -124,30 +127,30 @@ def _mail(connection: Any, recipients: list[str], recipient: str, message: Messa
     try:
         content = _build_mail(message, sender, recipients, parseaddr(recipient)[1])
         client: Any = Hook(connection.conn_id).get_conn()._smtp_client
-    except Exception as error:  # noqa: BLE001 - nothing was handed over, whatever it is
+    except Exception as error:  # noqa: BLE001 - any: nothing was sent
         return Outcome("refused", _explain(error))
     try:
-        return _hand_over(client, parseaddr(sender)[1], parseaddr(recipient)[1], content)
+        return _send_message(client, parseaddr(sender)[1], parseaddr(recipient)[1], content)
     finally:
         client.close()
 
 
-def _hand_over(client: Any, sender: str, recipient: str, content: bytes) -> Outcome:
+def _send_message(client: Any, sender: str, recipient: str, content: bytes) -> Outcome:
     try:
         client.ehlo_or_helo_if_needed()
         for code, reply in (client.mail(sender), client.rcpt(recipient)):
             if code not in {250, 251}:
-                return Outcome("refused", f"the mail server answered {code} {reply.decode(errors='replace')}")
+                return Outcome("refused", f"the mail server replied {code} {reply.decode(errors='replace')}")
     except (smtplib.SMTPException, OSError) as error:
         return Outcome("refused", _explain(error))
     try:
         code, reply = client.data(content)
-    except smtplib.SMTPDataError as error:  # the server did not want the message
+    except smtplib.SMTPDataError as error:  # before the message was sent
         return Outcome("refused", _explain(error))
     except (smtplib.SMTPException, OSError) as error:
         return Outcome("unsure", f"the connection broke before the mail server confirmed: {_explain(error)}")
     if code != 250:
-        return Outcome("refused", f"the mail server answered {code} {reply.decode(errors='replace')}")
+        return Outcome("refused", f"the mail server replied {code} {reply.decode(errors='replace')}")
     return Outcome("accepted")
 
 
@@ -157,11 +160,11 @@ def _build_mail(message: Message, sender: str, recipients: list[str], recipient:
     mail["From"] = sender
     mail["To"] = ", ".join(recipients)
     mail["Date"] = formatdate()
-    # The same for a repeat, so that mail programs show both as one.
+    # A repeat has the same ID, so mail programs show both as one.
     mail["Message-ID"] = f"<{message.alert_id}.{_digest('mail', recipient)}@{parseaddr(sender)[1].rpartition('@')[2]}>"
     mail["Auto-Submitted"] = "auto-generated"
     mail.set_content(message.text)
-    mail.add_alternative(message.page, subtype="html")
+    mail.add_alternative(message.html, subtype="html")
     return mail.as_bytes()
 
 
@@ -170,7 +173,7 @@ def _explain(error: BaseException) -> str:
 
 
 class _NoAddresses(logging.Filter):
-    """Keeps lines with an address, and so with its secrets, out of the log."""
+    """Keep lines with an address, which contains secrets, out of the log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "://" not in record.getMessage()
@@ -194,20 +197,20 @@ def _read_apprise(connection: Any, faults: list[str]) -> list[Channel]:
     for number, entry in enumerate([config] if isinstance(config, dict) else config, 1):
         services = apprise.Apprise()
         if not services.add(entry.get("path") or ""):
-            faults.append(f"connection fmnist_apprise: entry {number} has an address that Apprise does not know")
+            faults.append(f"connection fmnist_apprise: entry {number} has an address that Apprise does not support")
         for service in services:
             name = f"fmnist_apprise, entry {number} ({service.service_name})"
-            channels.append(Channel(_digest("apprise", _identify(service)), name, partial(_notify, service)))
+            channels.append(Channel(_digest("apprise", _identify(service)), name, partial(_send_by_apprise, service)))
     return channels
 
 
 def _identify(service: Any) -> str:
-    """A service's address without its password, so that its channel stays the same when that changes."""
+    """Return a service's address without its password, so the channel's ID survives a change of password."""
     address = str(service.url(privacy=False))
     return address.replace(f":{quote(service.password, safe='')}@", "@") if service.password else address
 
 
-def _notify(service: Any, message: Message) -> Outcome:
+def _send_by_apprise(service: Any, message: Message) -> Outcome:
     import apprise
 
     lines: list[str] = []
@@ -216,8 +219,8 @@ def _notify(service: Any, message: Message) -> Outcome:
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
-    # Plugins return only whether they succeeded; why not is in their log. They write addresses with secrets as well, so
-    # their lines are read here and go nowhere else.
+    # Plugins return only whether they succeeded, and log the reason. They also log addresses with secrets, so their
+    # lines are read here and not passed on.
     service.logger = logging.Logger("fmnist.apprise", logging.DEBUG)
     service.logger.addHandler(Collector())
     services = apprise.Apprise()
@@ -225,15 +228,15 @@ def _notify(service: Any, message: Message) -> Outcome:
     if services.notify(message.text, message.subject, message.kind, body_format=apprise.NotifyFormat.TEXT):
         return Outcome("accepted")
     text = "\n".join(lines)
-    if answered := _ANSWERED.search(text):
-        return Outcome("refused", f"the service answered {answered[1]}")
+    if error := _HTTP_ERROR.search(text):
+        return Outcome("refused", f"the service responded with status {error[1]}")
     if _NEVER_CONNECTED.search(text):
-        return Outcome("refused", "the service accepts no connection")
+        return Outcome("refused", "no connection to the service")
     return Outcome("unsure", "the service did not confirm the message")
 
 
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def _digest(*values: str) -> str:
+    return hashlib.sha256("\n".join(values).encode()).hexdigest()[:16]
 
 
 _READERS: dict[str, Callable[[Any, list[str]], list[Channel]]] = {

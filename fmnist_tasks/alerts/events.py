@@ -1,4 +1,4 @@
-"""What an alert is about: its event, and what is always said of that event."""
+"""Alerts and their events; an event has a title, a severity and an action to take."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ Kind = Literal["failure", "warning", "success"]
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that people should know: an event, the run that it belongs to, if any, and what happened, in sentences.
+    """One event to report, with the run that it belongs to, if any, and a text.
 
-    Two alerts with the same event, run (and its DAG) and `identity` are one alert, sent once. The identity is the text
-    unless given; without a run and an identity, each alert is one of its own.
+    Alerts with the same event, run, DAG and `identity` are the same alert, which is sent once. The identity defaults to
+    the text; without a run and an identity, each alert is unique.
     """
 
-    event: str  # a key of EVENTS; others are sent as failures
+    event: str  # a key of EVENTS; an unknown event is sent as a failure
     run_id: str | None
-    text: str
-    dag_id: str | None = None  # None: the DAG whose task this is, or that of the run
-    headline: str = (
-        ""  # for the subject: what happened in a few words, a value against its threshold; default: the text
-    )
+    text: str  # sentences, without the last full stop
+    dag_id: str | None = None  # None: the DAG of the current task, or else of the run
+    headline: str = ""  # for the subject, for example a value and its threshold; default: the text
     identity: str = ""
-    task_id: str = ""  # of a task that waits for an answer
+    task_id: str = ""  # of a task that waits for an approval
 
 
 @dataclass(frozen=True)
 class Event:
-    """What all alerts of an event have in common."""
+    """The properties that all alerts of an event share."""
 
-    title: str  # begins the subject
+    title: str  # start of the subject
     kind: Kind
-    action: str  # what to do first, in one sentence
+    action: str  # the first action to take, in one sentence
 
     @property
     def section(self) -> str:
-        """The heading of the event in the runbook, as an anchor."""
+        """Anchor of the event's section in the runbook."""
         return self.title.lower().replace(" ", "-")
 
 
@@ -48,14 +46,12 @@ EVENTS = {
         "The champion stays. Read the verdict in the report, then look at the newest batches.",
     ),
     "rejected by a user": Event(
-        "Rejected by a user",
-        "failure",
-        "The champion stays, and nothing has to be done: the reason is in this message.",
+        "Rejected by a user", "failure", "The champion stays, and no action is needed. This message gives the reason."
     ),
     "approval expired": Event(
         "Approval expired",
         "failure",
-        "The champion stays. To decide after all, clear the task `approval` of the run: it asks again.",
+        "The champion stays. To decide after all, clear the task `approval` of the run: it requests an approval again.",
     ),
     "approval needed": Event(
         "Approval needed", "warning", "Approve or reject; for a candidate, read the verdict in the report first."
@@ -63,39 +59,39 @@ EVENTS = {
     "batch quarantined": Event(
         "Batch quarantined",
         "warning",
-        "The run goes on without the batch: read the reason beside its files, correct them, and submit them again.",
+        "The run continues without the batch. Read the reason beside its files, correct them, and submit them again.",
     ),
     "batch waiting": Event(
         "Batch waiting",
         "warning",
-        "Give the user of the workers the right to read and delete these files, or add what is missing of a pair.",
+        "Give the workers' user the right to read and delete these files, or add the missing file of a pair.",
     ),
     "champion changed": Event(
         "Champion changed",
         "success",
-        "Nothing has to be done; if it turns out to be worse in use, roll back on the registry page.",
+        "No action is needed. If it performs worse in production, roll back on the Releases page.",
     ),
     "run failed": Event(
         "Run failed",
         "failure",
-        "Read the error, then the log of the task; once the cause is gone, clear the failed task to finish the run.",
+        "Read the error, then the log of the task. Remove the cause, then clear the failed task to continue the run.",
     ),
     "no successful run": Event(
         "No successful run",
         "failure",
-        "See that fmnist_retrain is not paused, that the scheduler is healthy, and that no run waits for an approval.",
+        "Check that fmnist_retrain is not paused, the scheduler is healthy, and no run waits for an approval.",
     ),
     "alert undeliverable": Event(
         "Alert undeliverable",
         "failure",
-        "Read the alert in the store, then repair the channel and prove it with `fmnist alert-test`.",
+        "Read the alert in the store, then repair the channel and test it with `fmnist alert-test`.",
     ),
-    "test": Event("Test alert", "success", "Nothing has to be done: `fmnist alert-test` sent this."),
+    "test": Event("Test alert", "success", "No action is needed: `fmnist alert-test` sent this."),
 }
 
 
 def find_event(name: str) -> Event:
-    """What is known of an event; for one that is not listed, a failure with its name as title."""
+    """Return the event; if the name is unknown, a failure with the name as its title."""
     return EVENTS.get(name) or Event(
         name.capitalize(), "failure", "Read the log of the task and the report of the run."
     )

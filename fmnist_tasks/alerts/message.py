@@ -1,4 +1,4 @@
-"""An alert as people read it: subject, plain text, and the same as an HTML page."""
+"""The message of an alert: subject, plain text and HTML."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from urllib.parse import quote
 
 from fmnist_tasks.alerts.events import Kind, find_event
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, INCLUDE
-from fmnist_tasks.templates import environment
+from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
 
-_LONGEST_HEADLINE = 160  # characters
-_REPEATED = " (possibly repeated)"
+_MAX_HEADLINE_LENGTH = 160  # characters
+_REPEAT_LABEL = " (possibly repeated)"
 
 
 @dataclass(frozen=True)
 class Message:
-    """What people read, and the id of the alert that it is about."""
+    """The message of one alert, ready to send."""
 
     alert_id: str
     kind: Kind
     subject: str
     text: str
-    page: str
+    html: str
 
 
 def render_message(alert_id: str, document: dict[str, Any], *, instance: str, address: str, repeated: bool) -> Message:
-    """The message of an alert's document, as the outbox keeps it.
+    """Return the message of an alert's document in the outbox.
 
-    `address` is that of Airflow's UI, or empty if it is unknown; a message that may arrive a second time says so.
+    `address` is the URL of Airflow's UI, or empty if unknown. `repeated` labels a message that may arrive twice.
     """
     event = find_event(document["event"])
     title = event.title
@@ -38,7 +38,7 @@ def render_message(alert_id: str, document: dict[str, Any], *, instance: str, ad
         title = f"{document['dag_id']} failed"
     prefix = f"[{instance}] " if instance else ""
     headline = _shorten(document["headline"] or document["text"])
-    facts = {
+    context = {
         "title": title,
         "headline": headline,
         "event": event,
@@ -53,14 +53,14 @@ def render_message(alert_id: str, document: dict[str, Any], *, instance: str, ad
     return Message(
         alert_id=alert_id,
         kind=event.kind,
-        subject=make_printable(f"{prefix}{title}: {headline}{_REPEATED if repeated else ''}"),
-        text=_render("alert.txt", facts),
-        page=_render("alert.html", facts),
+        subject=make_printable(f"{prefix}{title}: {headline}{_REPEAT_LABEL if repeated else ''}"),
+        text=_render("alert.txt", context),
+        html=_render("alert.html", context),
     )
 
 
 def _build_links(document: dict[str, Any], address: str) -> dict[str, str]:
-    """By what they show: addresses of the run, its report, and the section of the runbook."""
+    """Return URLs by label: of the run, its report, and the section of the runbook."""
     if not address:
         return {}
     links = {}
@@ -81,7 +81,7 @@ def _build_links(document: dict[str, Any], address: str) -> dict[str, str]:
 
 
 def _find_expiry(document: dict[str, Any]) -> str:
-    """Until when an approval is waited for, or nothing."""
+    """Return when a request for approval expires; empty for other events."""
     if document["event"] != "approval needed":
         return ""
     return f"{datetime.fromisoformat(document['created']) + APPROVAL_LIMIT:%Y-%m-%d %H:%M} UTC"
@@ -89,9 +89,9 @@ def _find_expiry(document: dict[str, Any]) -> str:
 
 def _shorten(text: str) -> str:
     flat = make_printable(text)
-    return flat if len(flat) <= _LONGEST_HEADLINE else f"{flat[: _LONGEST_HEADLINE - 1].rstrip()}…"
+    return flat if len(flat) <= _MAX_HEADLINE_LENGTH else f"{flat[: _MAX_HEADLINE_LENGTH - 1].rstrip()}…"
 
 
-def _render(template: str, facts: dict[str, Any]) -> str:
-    rendered = environment(INCLUDE / "templates").get_template(template).render(facts)
+def _render(template: str, context: dict[str, Any]) -> str:
+    rendered = make_environment(INCLUDE / "templates").get_template(template).render(context)
     return rendered.encode(errors="replace").decode()

@@ -1,6 +1,6 @@
-"""The one place from which people are notified: an alert is logged, saved in the outbox, and sent from there.
+"""Send alerts: log them, save them in the outbox, and deliver them from there.
 
-Nothing here raises: what happened must not depend on whether anyone could be told of it.
+`send` and `flush` never raise: a failed alert must not change the result of a task.
 """
 
 from __future__ import annotations
@@ -17,94 +17,95 @@ from fmnist_tasks.alerts.channels import deliver, find_channels
 from fmnist_tasks.alerts.events import Alert, find_event
 from fmnist_tasks.alerts.message import Message, render_message
 from fmnist_tasks.errors import FmnistError
-from fmnist_tasks.registry.champion import champion
-from fmnist_tasks.registry.documents import digest_of
-from fmnist_tasks.registry.store import Store, open_store
+from fmnist_tasks.registry.champion import find_champion
+from fmnist_tasks.registry.documents import compute_digest
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.settings import DAG_ID, read_instance, read_store_uri
 
 log = logging.getLogger(__name__)
 
-_LONGEST_TEXT = 10_000  # characters; servers of mail and chats refuse what is much longer
+_MAX_TEXT_LENGTH = 10_000  # characters; mail servers and chats refuse much longer texts
 _LEVELS = {"success": logging.INFO, "warning": logging.WARNING, "failure": logging.ERROR}
 
 
 def send(alert: Alert) -> None:
-    """Notify people of the alert, unless that has been done or is under way; never raises."""
+    """Log the alert and send it through all channels, unless it was sent before or is waiting; never raises."""
     document = _describe(alert)
-    where = f"{document['dag_id'] or 'no DAG'}{f', run {alert.run_id}' if alert.run_id else ''}"
+    origin = f"{document['dag_id'] or 'no DAG'}{f', run {alert.run_id}' if alert.run_id else ''}"
     level = _LEVELS[find_event(alert.event).kind]
-    log.log(level, "ALERT %s in %s: %s. %s", alert.event, where, alert.text, document["champion"])
+    log.log(level, "ALERT %s in %s: %s. %s", alert.event, origin, alert.text, document["champion"])
     alert_id = find_id(alert)
     try:
         store = open_store(read_store_uri())
-        new = outbox.enqueue(store, alert_id, {**document, "created": outbox.read_time(store).isoformat()})
-    except Exception as error:  # noqa: BLE001 - whatever it is, the alert must go out
-        log.error("the alert cannot be saved, so it is sent once, now, and not again: %s", error)
+        is_new = outbox.enqueue(store, alert_id, {**document, "created": outbox.read_time(store).isoformat()})
+    except Exception as error:  # noqa: BLE001 - any: the alert must go out
+        log.error("the alert cannot be saved, so it is sent once, without retries: %s", error)
         _send_unsaved(alert_id, document)
         return
-    if not new:
-        log.info("this alert is known: it was sent before, or waits to be")
+    if not is_new:
+        log.info("this alert was sent before, or is waiting in the store")
     flush()
 
 
-def flush(seconds: float = 60) -> None:
-    """Like :func:`deliver_pending`, for those who must not fail with it: the next `fmnist_watch` does."""
+def flush(max_seconds: float = 60) -> None:
+    """Deliver the pending alerts that are due; never raises: `fmnist_watch` fails instead, at its next run."""
     try:
-        deliver_pending(seconds)
+        deliver_pending(max_seconds)
     except FmnistError as error:
-        log.warning("alerts that wait in the store are sent later: %s", error)
+        log.warning("pending alerts will be sent later: %s", error)
     except Exception:
-        log.exception("alerts that wait in the store are sent later")
+        log.exception("pending alerts will be sent later")
 
 
-def deliver_pending(seconds: float) -> None:
-    """Deliver the alerts that wait in the store, as far as they are due; raises what stops it.
+def deliver_pending(max_seconds: float) -> None:
+    """Deliver the pending alerts that are due; raises what stops it.
 
-    No delivery begins after so many seconds. Without alerts that wait it costs one listing.
+    No delivery starts after `max_seconds`. Without pending alerts, it costs one listing.
     """
     store = open_store(read_store_uri())
-    if waiting := outbox.find_pending(store):
+    if pending := outbox.find_pending(store):
         channels, faults = find_channels()
         for fault in faults:
             log.error("alerts: %s", fault)
-        outbox.Flush(store, channels, faults, _render, partial(_save_report, store), seconds).run(waiting)
+        outbox.Flush(store, channels, faults, _render, partial(_save_report, store), max_seconds).run(pending)
 
 
 def find_id(alert: Alert) -> str:
-    """What the outbox calls the alert; the same for the same event of the same run, whoever reports it."""
+    """Return the alert's ID in the outbox; the same event of the same run has the same ID in every process."""
     identity = alert.identity or (alert.text if alert.run_id else uuid4().hex)
-    return digest_of([alert.event, alert.run_id and [_find_dag(alert), alert.run_id], identity])[:24]
+    return compute_digest([alert.event, alert.run_id and [_find_dag(alert), alert.run_id], identity])[:24]
 
 
 def airflow_address() -> str:
-    """Where people find Airflow's UI, as far as its configuration says."""
+    """Return the URL of Airflow's UI from its configuration; empty if not set."""
     from airflow.configuration import conf
 
     return str(conf.get("api", "base_url", fallback="")).rstrip("/")
 
 
 def make_test_message() -> Message:
-    """What `fmnist alert-test` sends."""
+    """Return the message that `fmnist alert-test` sends."""
     alert = Alert("test", None, "This channel delivers the alerts of the retraining pipeline")
     return _render(uuid4().hex, {**_describe(alert), "created": datetime.now(UTC).isoformat()}, False)
 
 
 def _describe(alert: Alert) -> dict[str, Any]:
-    """The alert as the outbox keeps it, but for its time."""
+    """Return the alert's document for the outbox, without its time."""
     run_id = alert.run_id or (None if alert.dag_id else os.environ.get("AIRFLOW_CTX_DAG_RUN_ID"))
     return {
         "event": alert.event,
         "dag_id": _find_dag(alert),
         "run_id": run_id,
         "task_id": alert.task_id,
-        "text": alert.text if len(alert.text) <= _LONGEST_TEXT else f"{alert.text[:_LONGEST_TEXT]} …",
+        "text": alert.text if len(alert.text) <= _MAX_TEXT_LENGTH else f"{alert.text[:_MAX_TEXT_LENGTH]} …",
         "headline": alert.headline,
         "champion": _describe_champion(),
     }
 
 
 def _find_dag(alert: Alert) -> str:
-    """The DAG that the alert is about; none if it comes from the registry page or a shell."""
+    """Return the DAG that the alert is about; empty if it comes from the Releases page or a shell."""
     if alert.dag_id is not None:
         return alert.dag_id
     return os.environ.get("AIRFLOW_CTX_DAG_ID") or (DAG_ID if alert.run_id else "")
@@ -112,8 +113,8 @@ def _find_dag(alert: Alert) -> str:
 
 def _describe_champion() -> str:
     try:
-        entry = champion(open_store(read_store_uri()))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the alert must go out
+        entry = find_champion(open_store(read_store_uri()))
+    except Exception as error:  # noqa: BLE001 - any: the alert must go out
         return f"The current champion cannot be read: {error}"
     return f"Current champion: {entry.version}" if entry else "There is no champion yet"
 
@@ -123,7 +124,7 @@ def _render(alert_id: str, document: dict[str, Any], repeated: bool) -> Message:
 
 
 def _send_unsaved(alert_id: str, document: dict[str, Any]) -> None:
-    """Send without the outbox, labelled: it comes again if it was saved after all, or is found in a record later."""
+    """Send without the outbox. It is labelled: it may be sent again, if it was saved after all or is in a record."""
     try:
         message = _render(alert_id, {**document, "created": datetime.now(UTC).isoformat()}, True)
         channels, faults = find_channels()
@@ -136,7 +137,7 @@ def _send_unsaved(alert_id: str, document: dict[str, Any]) -> None:
 
 
 def _save_report(store: Store, alert: Alert) -> str:
-    """Save an alert about another that is not delivered; its id."""
+    """Save an alert about an undeliverable one; return its ID."""
     alert_id = find_id(alert)
     outbox.enqueue(store, alert_id, {**_describe(alert), "created": outbox.read_time(store).isoformat()})
     return alert_id

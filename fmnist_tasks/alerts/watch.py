@@ -1,7 +1,7 @@
-"""The hourly look at what nothing else reports: alerts that wait, failures without an alert, and runs that never come.
+"""The hourly watch: it delivers pending alerts, reports failures without an alert, and notices missing runs.
 
-Times are those of the champion log and the records, by the store's clock, not those at which objects were last written:
-a cleared task writes its record again.
+Times come from the champion log and the records, by the store's clock. The modification times of objects are not used
+for successes, since a cleared task writes its record again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 from collections import defaultdict
 from datetime import datetime, timedelta
 from http.client import HTTPException
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -22,27 +21,27 @@ from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import read_document, seal
-from fmnist_tasks.registry.runs import read_at
-from fmnist_tasks.registry.store import Stat, Store, is_ahead, open_store, side_by_side
-from fmnist_tasks.settings import DAG_ID, RECENT, RUN_LIMIT, SHELL, TASK_LIMIT, Settings
+from fmnist_tasks.registry.runs import read_record_at
+from fmnist_tasks.registry.store import Stat, Store, is_ahead, map_parallel
+from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.schemas.runs import StepRecord
+from fmnist_tasks.settings import ALERT_LOOKBACK, DAG_ID, RUN_LIMIT, SHELL_SUFFIX, TASK_LIMIT, Settings
 
 log = logging.getLogger(__name__)
 
-_BEGAN = "alerts/watch.json"  # when the first watch ran
-_RETRIED_FOR = TASK_LIMIT + timedelta(hours=1)  # within it, what may be retried is not yet a failure
+_START_KEY = "alerts/watch.json"  # holds the time of the first watch
+_RETRY_PERIOD = TASK_LIMIT + timedelta(hours=1)  # within it, a retryable failure is not reported
 _WEEK = timedelta(days=7)
 _PING_SECONDS = 10
-_NAMED = 5  # damaged records in an error
-_FLUSH_SECONDS = 600
-
-Record = dict[str, Any]
+_MAX_NAMED_RECORDS = 5  # damaged ones in an error
+_FLUSH_SECONDS = 600  # after which no delivery starts
 
 
 def watch() -> str:
-    """Report failures that nobody was told of, deliver what waits, and alert if no run succeeds; how things stand.
+    """Alert if no run has succeeded, report failures without an alert, deliver pending alerts; return a summary.
 
-    Raises a :class:`FmnistError` if the store cannot be read or, once all else is done, if a record is damaged. Pings
-    `FMNIST_HEARTBEAT_URL` if all went well.
+    Raises a :class:`FmnistError` if the store cannot be read or, after everything else, if a record is damaged. Pings
+    `FMNIST_HEARTBEAT_URL` on success.
     """
     settings, heartbeat_url = Settings.from_environment(), read_heartbeat_url()
     store = open_store(settings.store)
@@ -57,16 +56,16 @@ def watch() -> str:
         finally:
             deliver_pending(_FLUSH_SECONDS)
     if damaged:
-        raise IntegrityError(f"{'; '.join(sorted(set(damaged))[:_NAMED])}. Restore or delete them")
+        raise IntegrityError(f"{'; '.join(sorted(set(damaged))[:_MAX_NAMED_RECORDS])}. Restore or delete them")
     if heartbeat_url:
         _ping(heartbeat_url)
     return summary
 
 
 def read_heartbeat_url() -> str | None:
-    """The address that each successful watch fetches, a secret; raises :class:`SettingsError` if it is none of HTTP.
+    """Return the URL that each successful watch requests; raises :class:`SettingsError` if it is not an HTTP URL.
 
-    Not among the settings, which every process reads with the DAG files.
+    It is a secret, so it is not among the settings, which every process that parses DAG files reads.
     """
     url = find_secret("FMNIST_HEARTBEAT_URL")
     if url and not url.startswith(("http://", "https://")):
@@ -74,62 +73,61 @@ def read_heartbeat_url() -> str | None:
     return url
 
 
-def _read_recent(store: Store, now: datetime, damaged: list[str]) -> dict[str, list[tuple[datetime, Record]]]:
-    """By run of Airflow's: its records with the times of writing, if one was written lately."""
+def _read_recent(store: Store, now: datetime, damaged: list[str]) -> dict[str, list[tuple[datetime, StepRecord]]]:
+    """Return the records of recent runs, by run, each with the time when it was written."""
     stats: dict[str, list[Stat]] = defaultdict(list)
     for stat in store.list("runs/"):
         _, run_id, *name = stat.key.split("/")
         if len(name) == 1 and name[0].endswith(".json"):
             stats[run_id].append(stat)
     recent = {
-        run_id: found
-        for run_id, found in stats.items()
-        if now - max(stat.modified for stat in found) < RECENT + RUN_LIMIT
+        run_id: run_stats
+        for run_id, run_stats in stats.items()
+        if now - max(stat.modified for stat in run_stats) < ALERT_LOOKBACK + RUN_LIMIT
     }
     return {
         run_id: [
             (stat.modified, record)
-            for stat, record in zip(found, _read_all(store, found, damaged), strict=True)
+            for stat, record in zip(run_stats, _read_all(store, run_stats, damaged), strict=True)
             if record
         ]
-        for run_id, found in recent.items()
+        for run_id, run_stats in recent.items()
     }
 
 
-def _read_all(store: Store, stats: list[Stat], damaged: list[str]) -> list[Record]:
-    """The records of steps; an empty one for what was pruned meanwhile, is none, or is damaged, which is noted."""
+def _read_all(store: Store, stats: list[Stat], damaged: list[str]) -> list[StepRecord | None]:
+    """Return the records; None for one that was pruned in the meantime or is damaged, which `damaged` collects."""
 
-    def read(stat: Stat) -> Record:
+    def read(stat: Stat) -> StepRecord | None:
         try:
-            document = read_at(store, stat.key)
+            return read_record_at(store, stat.key)
         except MissingError:
-            return {}
+            return None
         except IntegrityError as error:
             damaged.append(str(error))
-            return {}
-        return document if "status" in document else {}
+            return None
 
-    return side_by_side(read, stats)
+    return map_parallel(read, stats)
 
 
 def _report_changes(store: Store, now: datetime) -> None:
-    """Send the alerts about changes of the champion that a killed process did not."""
-    for entry in reversed(champion.history(store)):
-        if now - datetime.fromisoformat(entry.time) > RECENT:
+    """Send the alerts about changes of the champion that killed processes did not send."""
+    for entry in reversed(champion.list_entries(store)):
+        if now - datetime.fromisoformat(entry.time) > ALERT_LOOKBACK:
             break
         if not entry.changes_champion:
             continue
-        promoted = entry.action == "promote"
+        is_promotion = entry.action == "promote"
         change = (
-            "is the champion now"
-            if promoted
-            else f"is the champion again, by {entry.actor}, in place of {entry.replaces}"
+            f"{entry.version} is the champion now"
+            if is_promotion
+            else f"{entry.actor} rolled back from {entry.replaces} to {entry.version}"
         )
         alert = Alert(
             "champion changed",
-            entry.write_id if promoted else None,
-            f"{entry.version} {change}: {entry.reason}",
-            DAG_ID if promoted else "",
+            entry.write_id if is_promotion else None,
+            f"{change}: {entry.reason}",
+            DAG_ID if is_promotion else "",
             identity=f"entry {entry.sequence}",
         )
         if not outbox.is_known(store, find_id(alert)):
@@ -137,48 +135,46 @@ def _report_changes(store: Store, now: datetime) -> None:
 
 
 def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
-    """Send the alerts that a killed process did not."""
-    for run_id, found in _read_recent(store, now, damaged).items():
-        for written, record in found:
-            if record["status"] == "done" or now - written > RECENT or _is_by_shell(record):
+    """Send the alerts about failures that killed processes did not send."""
+    for run_id, records in _read_recent(store, now, damaged).items():
+        for written, record in records:
+            if record.status == "done" or now - written > ALERT_LOOKBACK or _is_by_shell(record):
                 continue
-            running = record["status"] == "running"
-            recent = now - written < _RETRIED_FOR and not is_ahead(written, now)
-            if recent and (running or record.get("retryable", False)):
+            is_running = record.status == "running"
+            is_recent = now - written < _RETRY_PERIOD and not is_ahead(written, now)
+            if is_recent and (is_running or record.retryable):
                 continue
             alert = describe_record(record)
-            if outbox.is_known(store, find_id(alert)) or (running and _has_failure(store, run_id, written)):
+            if outbox.is_known(store, find_id(alert)) or (is_running and _has_failure(store, run_id, written)):
                 continue
             send(alert)
-        last = max((written for written, _ in found), default=now)
-        begun_by_shell = any(record["step"] == "ingest" and _is_by_shell(record) for _, record in found)
+        last = max((written for written, _ in records), default=now)
+        is_from_shell = any(record.step == "ingest" and _is_by_shell(record) for _, record in records)
         if (
             now - last > RUN_LIMIT
-            and not begun_by_shell
-            and not _has_ended(found)
+            and not is_from_shell
+            and not _has_ended(records)
             and not _has_failure(store, run_id, last)
         ):
             text = (
-                "The run has neither ended nor failed, and no step of it has been recorded since "
-                f"{last:%Y-%m-%d %H:%M} UTC: it exceeded its time limit, or was stopped or rejected by hand"
+                "The run has neither ended nor failed, and has saved no record since "
+                f"{last:%Y-%m-%d %H:%M} UTC: it exceeded its time limit, or was stopped or rejected manually"
             )
             send(Alert("run failed", run_id, text, DAG_ID, identity="no end"))
 
 
-def _is_by_shell(record: Record) -> bool:
-    """Whether somebody ran the step from a shell, and has seen how it ended."""
-    return str(record.get("actor", "")).endswith(SHELL)
+def _is_by_shell(record: StepRecord) -> bool:
+    """Whether the step was run from a shell, whose user has seen the result."""
+    return record.actor.endswith(SHELL_SUFFIX)
 
 
-def _has_ended(found: list[tuple[datetime, Record]]) -> bool:
-    """Whether the records of a run show how it ended, or have been reported because they do not."""
-    return any(
-        record["status"] != "done" or record["step"] == "promote" or _found_nothing_new(record) for _, record in found
-    )
+def _has_ended(records: list[tuple[datetime, StepRecord]]) -> bool:
+    """Whether a record shows that the run has ended, or that a step did not, which is reported as a failure."""
+    return any(record.ends_run for _, record in records)
 
 
 def _has_failure(store: Store, run_id: str, since: datetime) -> bool:
-    """Whether an alert about a failure of the run is known that is not older than this."""
+    """Whether an alert about a failure of the run was saved since then."""
     for prefix in (outbox.PENDING, outbox.DELIVERED, outbox.UNDELIVERABLE):
         for stat in store.list(prefix):
             if stat.key.endswith(".json") and stat.key.count(".") == 1:
@@ -193,9 +189,9 @@ def _has_failure(store: Store, run_id: str, since: datetime) -> bool:
 
 
 def _check_success(store: Store, overdue: timedelta, now: datetime, damaged: list[str]) -> str:
-    """Alert if the last success is too long ago, once a week; one sentence about it."""
-    began, last = _find_beginning(store, now), _find_last_success(store, now, damaged)
-    since = last or began
+    """Alert, once a week, if the last success is too long ago; return a sentence about it."""
+    start, last = _find_start(store, now), _find_last_success(store, now, damaged)
+    since = last or start
     text = (
         f"The last successful run was at {since:%Y-%m-%d %H:%M} UTC"
         if last
@@ -209,7 +205,7 @@ def _check_success(store: Store, overdue: timedelta, now: datetime, damaged: lis
         Alert(
             "no successful run",
             None,
-            f"{text}; that is {days}. Alert number {week} about it, one a week",
+            f"{text}; that is {days}. This is alert number {week}, sent weekly",
             DAG_ID,
             headline=f"for {days}",
             identity=f"{since.isoformat()} {week}",
@@ -219,46 +215,44 @@ def _check_success(store: Store, overdue: timedelta, now: datetime, damaged: lis
 
 
 def _find_last_success(store: Store, now: datetime, damaged: list[str]) -> datetime | None:
-    """When a run last promoted a champion or found nothing new, or None; a time that lies ahead says nothing."""
-    promoted = (
-        datetime.fromisoformat(one.time) for one in reversed(champion.history(store)) if one.action == "promote"
+    """Return when a run last promoted a champion or found nothing new, or None; future times are ignored."""
+    promotions = (
+        datetime.fromisoformat(entry.time)
+        for entry in reversed(champion.list_entries(store))
+        if entry.action == "promote"
     )
-    last = next((time for time in promoted if not is_ahead(time, now)), None)
+    last = next((time for time in promotions if not is_ahead(time, now)), None)
     stats = [stat for stat in store.list("runs/") if stat.key.endswith("/detect_change.json")]
     for stat in sorted(stats, key=lambda stat: stat.modified, reverse=True):
         if last and stat.modified <= last:
-            break  # nor is what comes after it newer
+            break  # the others are older
         (record,) = _read_all(store, [stat], damaged)
-        if record and record["status"] == "done" and _found_nothing_new(record):
-            # When the run was created: clearing its task does not change that.
-            created = datetime.fromisoformat(record["created"])
+        if record and record.status == "done" and record.found_no_change:
+            # The run's time of creation, which clearing its task does not change.
+            created = datetime.fromisoformat(record.created)
             if not is_ahead(created, now):
                 last = max(last, created) if last else created
     return last
 
 
-def _found_nothing_new(record: Record) -> bool:
-    return bool(record["step"] == "detect_change" and record.get("result", {}).get("changed") is False)
-
-
-def _find_beginning(store: Store, now: datetime) -> datetime:
-    """When the watch first ran, which is now if this is the first time, or if that lies ahead."""
+def _find_start(store: Store, now: datetime) -> datetime:
+    """Return when the watch first ran: now, if it never ran before or if the stored time is in the future."""
     document = seal({"time": now.isoformat()})
-    store.put_if_absent(_BEGAN, document)
-    began = datetime.fromisoformat(read_document(store, _BEGAN)["time"])
-    if is_ahead(began, now):
-        store.put(_BEGAN, document)
+    store.put_if_absent(_START_KEY, document)
+    start = datetime.fromisoformat(read_document(store, _START_KEY)["time"])
+    if is_ahead(start, now):
+        store.put(_START_KEY, document)
         return now
-    return began
+    return start
 
 
 def _ping(url: str) -> None:
-    """Tell the monitor outside that all is well; the address is a secret, so nothing here repeats it."""
+    """Request the external monitor's URL, a secret that must not be logged."""
     try:
-        # Not urllib3, which logs the address of a request that it retries. The settings allow http and https only.
+        # Not urllib3, which logs the URL of a request that it retries. `read_heartbeat_url` allows http and https only.
         with urlopen(url, timeout=_PING_SECONDS):  # noqa: S310
-            log.info("FMNIST_HEARTBEAT_URL: fetched")
+            log.info("FMNIST_HEARTBEAT_URL: requested")
     except HTTPError as error:
-        log.error("FMNIST_HEARTBEAT_URL: answered %d", error.code)
+        log.error("FMNIST_HEARTBEAT_URL: responded with status %d", error.code)
     except (OSError, ValueError, HTTPException) as error:
-        log.error("FMNIST_HEARTBEAT_URL: not reached (%s)", type(error).__name__)
+        log.error("FMNIST_HEARTBEAT_URL: cannot be reached (%s)", type(error).__name__)

@@ -1,8 +1,9 @@
-"""Accepted batches: each a sealed document `batches/SHA256.json` that refers to its content, and decisions about it.
+"""Accepted batches and the decisions about them.
 
-The same content counts once, whatever its name. A batch that turns out to be bad is withdrawn: it leaves the dataset
-from the next run on, and the same content is not accepted again. Every decision is one sealed document
-`batches/SHA256/NUMBER.json`, created once and never changed; the last one counts.
+`batches/SHA256.json` is the sealed document of a batch and refers to its content. The same content counts once,
+whatever its name. A withdrawn batch leaves the dataset with the next run, and its content is not accepted again.
+Each withdrawal or restoration is a sealed document `batches/SHA256/NUMBER.json`, created once and never changed; the
+last one counts.
 """
 
 from __future__ import annotations
@@ -11,137 +12,135 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
-from fmnist_tasks.data.dataset import Part
 from fmnist_tasks.data.incoming import PREFIX
-from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, RejectedError
+from fmnist_tasks.errors import ConflictError, MissingError, RejectedError
 from fmnist_tasks.registry.documents import read_document, seal
-from fmnist_tasks.registry.store import Store, encode_name, read_clock, side_by_side
+from fmnist_tasks.registry.store import Store, encode_name, map_parallel, read_clock
+from fmnist_tasks.schemas.data import Action, BatchDecision, BatchDocument, ImageSet
 from fmnist_tasks.text import make_printable
-
-Action = Literal["withdraw", "restore"]
 
 _PREFIX = "batches/"
 _KEY = re.compile(rf"{_PREFIX}[0-9a-f]{{64}}(/[0-9]{{8}})?\.json")
-_SHORTEST = 6  # digits of a SHA-256 that name a batch
+_MIN_DIGITS = 6  # of a SHA-256 that names a batch
 
 
 @dataclass(frozen=True)
-class Decision:
-    """That a batch was withdrawn or restored."""
+class AcceptedBatch:
+    """A batch that was accepted, withdrawn or not."""
 
-    action: Action
-    by: str
-    reason: str
-    time: str  # UTC, ISO 8601, by the store's clock
-    write_id: str  # tells a writer whose answer was lost that the decision is its own
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A batch that was accepted once."""
-
-    part: Part
+    image_set: ImageSet
     accepted: datetime  # UTC, by the store's clock
-    decisions: list[Decision] = field(default_factory=list)  # oldest first
+    decisions: list[BatchDecision] = field(default_factory=list)  # oldest first
 
     @property
     def sha256(self) -> str:
-        """Digest of its content, which is its identity."""
-        return str(self.part["blob"]["sha256"])
+        """Digest of the content, which identifies the batch."""
+        return self.image_set.blob.sha256
 
     @property
     def name(self) -> str:
-        """The name under which it was accepted."""
-        return str(self.part["source"]).removeprefix(PREFIX)
+        """The displayed name under which it was accepted."""
+        return self.image_set.source.removeprefix(PREFIX)
 
     @property
-    def withdrawn(self) -> Decision | None:
-        """The decision that keeps it out of the dataset, if there is one."""
+    def withdrawal(self) -> BatchDecision | None:
+        """The decision that keeps it out of the dataset, if any."""
         last = self.decisions[-1] if self.decisions else None
         return last if last and last.action == "withdraw" else None
 
-    def as_json(self) -> dict[str, Any]:
-        """One row for people and programs."""
-        withdrawn = self.withdrawn
-        why = f"{withdrawn.time[:16]} by {withdrawn.by}: {withdrawn.reason}" if withdrawn else ""
+    def describe_withdrawal(self) -> str:
+        """Return when, by whom and why it was withdrawn; empty if it was not."""
+        decision = self.withdrawal
+        return f"{decision.time[:16]} by {decision.by}: {decision.reason}" if decision else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a row for tables and JSON output."""
         return {
             "batch": self.name,
             "sha256": self.sha256,
-            "images": self.part["images"],
+            "images": self.image_set.images,
             "accepted": self.accepted.isoformat(timespec="seconds"),
-            "withdrawn": why,
+            "withdrawn": self.describe_withdrawal(),
         }
 
 
-def list_accepted(store: Store) -> list[Accepted]:
-    """All batches that were ever accepted, by digest, with the decisions about each."""
+def list_accepted(store: Store) -> list[AcceptedBatch]:
+    """Return all batches that were ever accepted, by digest, with their decisions."""
     stats = [stat for stat in store.list(_PREFIX) if _KEY.fullmatch(stat.key)]
-    documents = side_by_side(partial(read_document, store), [stat.key for stat in stats])
-    found: dict[str, Accepted] = {}
+    documents = map_parallel(partial(read_document, store), [stat.key for stat in stats])
+    batches: dict[str, AcceptedBatch] = {}
     for stat, document in zip(stats, documents, strict=True):
         digest = stat.key[len(_PREFIX) :][:64]
         if stat.key.endswith(f"{digest}.json"):
-            found[digest] = Accepted(document, stat.modified)
-        elif digest in found:
-            try:
-                found[digest].decisions.append(Decision(**document))
-            except TypeError as error:
-                told = f"{stat.key}: was written by a newer version of this project ({error}); install that"
-                raise IntegrityError(told) from error
-    return list(found.values())
+            batches[digest] = AcceptedBatch(BatchDocument.parse(document, stat.key).image_set, stat.modified)
+        elif digest in batches:
+            batches[digest].decisions.append(BatchDecision.parse(document, stat.key))
+    return list(batches.values())
 
 
-def accept(store: Store, part: Part) -> Part:
-    """Add a batch to the dataset for good; no error if it was added before."""
-    store.put_if_absent(f"{_PREFIX}{part['blob']['sha256']}.json", seal(part))
-    return part
+def accept_batch(store: Store, image_set: ImageSet) -> None:
+    """Add a batch to the dataset; no error if it was added before."""
+    document = BatchDocument(image_set=image_set).to_json()
+    store.put_if_absent(f"{_PREFIX}{image_set.blob.sha256}.json", seal(document))
 
 
-def withdraw(store: Store, name: str, *, by: str, reason: str) -> Accepted:
-    """Take a batch, named by its file or its SHA-256, out of the dataset from the next run on.
+def withdraw_batch(store: Store, name: str, *, by: str, reason: str) -> AcceptedBatch:
+    """Remove a batch, named by its file or its SHA-256, from the dataset from the next run on.
 
-    Raises :class:`MissingError` if there is no such batch, and :class:`RejectedError` if the name means several, if it
-    is withdrawn already, or if there is no reason.
+    Raises :class:`MissingError` if the batch does not exist, and :class:`RejectedError` if the name is ambiguous, if
+    the batch is withdrawn already, or if the reason is empty.
     """
     return _decide(store, name, "withdraw", by, reason)
 
 
-def restore(store: Store, name: str, *, by: str, reason: str) -> Accepted:
-    """Lift a withdrawal: the batch is in the dataset again from the next run on. Raises like :func:`withdraw`."""
+def restore_batch(store: Store, name: str, *, by: str, reason: str) -> AcceptedBatch:
+    """Lift a withdrawal: the batch is in the dataset again from the next run on. Raises like :func:`withdraw_batch`."""
     return _decide(store, name, "restore", by, reason)
 
 
-def _decide(store: Store, name: str, action: Action, by: str, reason: str) -> Accepted:
+def _decide(store: Store, name: str, action: Action, by: str, reason: str) -> AcceptedBatch:
     batch = _find(list_accepted(store), name)
     if not reason.strip():
-        raise RejectedError(f"to {action} a batch needs a reason; it is kept with the batch")
-    if (batch.withdrawn is None) == (action == "restore"):
+        raise RejectedError(f"a reason is required to {action} a batch; it is stored with the batch")
+    if (batch.withdrawal is None) == (action == "restore"):
         raise RejectedError(
             f"batch {batch.name} ({batch.sha256[:12]}) is {'not' if action == 'restore' else 'already'} withdrawn"
         )
-    decision = Decision(action, make_printable(by), make_printable(reason), read_clock(store).isoformat(), str(uuid4()))
+    decision = BatchDecision(
+        action=action,
+        by=make_printable(by),
+        reason=make_printable(reason),
+        time=read_clock(store).isoformat(),
+        write_id=str(uuid4()),
+    )
+    document = decision.to_json()
     key = f"{_PREFIX}{batch.sha256}/{len(batch.decisions) + 1:08d}.json"
-    if not store.put_if_absent(key, seal(vars(decision))) and read_document(store, key) != vars(decision):
-        raise ConflictError(f"somebody else decided about batch {batch.name} at this moment; look at it, and try again")
-    return Accepted(batch.part, batch.accepted, [*batch.decisions, decision])
+    if not store.put_if_absent(key, seal(document)) and read_document(store, key) != document:
+        raise ConflictError(
+            f"somebody else withdrew or restored batch {batch.name} at the same time; check `fmnist batches`, then "
+            "repeat the command if it is still needed"
+        )
+    return AcceptedBatch(batch.image_set, batch.accepted, [*batch.decisions, decision])
 
 
-def _find(batches: list[Accepted], name: str) -> Accepted:
-    """The one batch with that name, original or displayed, or whose SHA-256 begins so."""
+def _find(batches: list[AcceptedBatch], name: str) -> AcceptedBatch:
+    """Return the only batch with that name, original or displayed, or with a SHA-256 that begins with it."""
     key = encode_name(name.encode(errors="surrogateescape"))
-    is_digest = re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},64}}", name)
-    found = [batch for batch in batches if _names(batch) & {name, key} or (is_digest and batch.sha256.startswith(name))]
-    if not found:
-        raise MissingError(f"no batch is called {name}, nor does a SHA-256 begin so; `fmnist batches` lists them")
-    if len(found) > 1:
-        several = ", ".join(f"{batch.sha256[:12]} ({batch.name})" for batch in found)
-        raise RejectedError(f"{name} means {len(found)} batches: {several}; name one by its SHA-256")
-    return found[0]
+    is_digest = re.fullmatch(rf"[0-9a-f]{{{_MIN_DIGITS},64}}", name)
+    matches = [
+        batch for batch in batches if _list_names(batch) & {name, key} or (is_digest and batch.sha256.startswith(name))
+    ]
+    if not matches:
+        raise MissingError(f"no batch has the name {name} or a SHA-256 that begins with it; see `fmnist batches`")
+    if len(matches) > 1:
+        digests = ", ".join(f"{batch.sha256[:12]} ({batch.name})" for batch in matches)
+        raise RejectedError(f"{name} matches {len(matches)} batches: {digests}; use the SHA-256 of one of them")
+    return matches[0]
 
 
-def _names(batch: Accepted) -> set[str]:
-    keys = batch.part.get("keys", [])
+def _list_names(batch: AcceptedBatch) -> set[str]:
+    keys = batch.image_set.keys
     return {batch.name, *keys, *(key.removeprefix(PREFIX) for key in keys)}

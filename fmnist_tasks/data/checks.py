@@ -1,7 +1,7 @@
-"""Great Expectations on one row an image, a class, a feature and a pair of classes.
+"""The data checks: Great Expectations on tables with one row per image, class, feature and pair of classes.
 
-The suites are `include/expectations/*.json`; the statistics that they ask about are made in `copies`, `drift` and
-`suspicion`. The training part is held against the test part, and everything else against the training part.
+The suites are `include/expectations/*.json`. `duplicates`, `drift` and `label_errors` compute the statistics that they
+check. The training split is compared with the test split, the test split and batches with the training split.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ import numpy as np
 import pandas as pd
 from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult
 
-from fmnist_tasks.data.copies import digests, repeated
 from fmnist_tasks.data.declaration import SIDE
-from fmnist_tasks.data.drift import Feature, compare, drift, features
-from fmnist_tasks.data.suspicion import Judge, Pair
+from fmnist_tasks.data.drift import Feature, compare_features, compute_features, measure_drift
+from fmnist_tasks.data.duplicates import compute_digests, find_duplicates
+from fmnist_tasks.data.label_errors import ConfusedClasses, LabelErrorDetector
+from fmnist_tasks.schemas.evaluation import Check, make_check
 from fmnist_tasks.settings import INCLUDE
-from fmnist_tasks.verdict import Check
 
 log = logging.getLogger(__name__)
 
 _PAGES = {".html", ".css", ".svg"}  # of the Data Docs; the rest is 4 MB of fonts and tutorial films
-_SHOWN = 20  # images of a pair of classes whose labels look swapped
-_FEWEST = 20  # images of each class in a reference
+_MAX_EXAMPLES = 20  # of likely label errors, for each pair of classes
+_MIN_REFERENCE_IMAGES = 20  # of each class
+_UNLIMITED = 2**40  # images in a batch
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Labelled images to be checked: a split of the base dataset, or a batch."""
+    """Labelled images to check: a split of the base dataset, or a batch."""
 
     name: str
-    images: np.ndarray  # any dtype and shape: that is what is checked
+    images: np.ndarray  # any dtype and shape, which the checks verify
     labels: np.ndarray
     count: int | None  # images that the dataset declares; None for a batch, which may have any number
 
-    def sound(self, classes: int) -> bool:
-        """Whether statistics can be made of it: bytes of the right size, and labels of the declared classes."""
+    def is_well_formed(self, classes: int) -> bool:
+        """Whether statistics can be computed: uint8 images of the right size, and labels of the declared classes."""
         images, labels = self.images, self.labels
         return (
             images.dtype == np.uint8
@@ -57,99 +58,104 @@ class Sample:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in one sample."""
+    """The results of checking one sample."""
 
     checks: list[Check]
-    drift: float | None  # from its reference, 0 to 1; None if it could not be told
-    pairs: list[Pair] = field(default_factory=list)  # of classes whose labels look swapped
-    shown: list[np.ndarray] = field(default_factory=list)  # of each pair, its most suspicious images
+    drift: float | None  # from its reference, 0 to 1; None if it could not be computed
+    label_errors: list[ConfusedClasses] = field(default_factory=list)  # pairs with more than expected
+    examples: list[np.ndarray] = field(default_factory=list)  # for each pair, its most suspicious images
 
 
 def check_samples(
     training: Sample, test: Sample, batches: Iterable[Sample], classes: int
 ) -> tuple[dict[str, Findings], dict[str, bytes]]:
-    """What was found in each sample, by its name, and the Data Docs of all as files by relative path.
+    """Return the findings by name of the sample, and the Data Docs as files by relative path.
 
-    A base split (with a declared count) is asked for class balance too; a batch may hold few classes. Batches
-    are taken one after the other, so that an iterator need not hold all of them; none is if the base fails a check,
-    since they are compared with it. An error in checking a batch is a check that the batch fails.
+    A base split, which has a declared count, must also have balanced classes. Batches are checked one after the other,
+    so an iterator need not hold all of them. If the base fails a check, batches are not checked, since they are
+    compared with it. An error in checking a batch is a failed check of that batch.
     """
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     suites = _Suites(context, context.data_sources.add_pandas("memory"))
-    in_training, in_test = (set(digests(sample.images)) for sample in (training, test))
+    in_training, in_test = (set(compute_digests(sample.images)) for sample in (training, test))
     references = {sample.name: _Reference.of(sample, classes) for sample in (training, test)}
 
     def check(sample: Sample) -> Findings:
-        count, copies = sample.count, digests(sample.images)
-        frame = image_frame(sample)
-        frame["copy"] = repeated(copies, in_training if count is None else set())
-        frame["in_test"] = False if sample is test else [digest in in_test for digest in copies]
-        asked = {"fewest": count or 1, "most": count or 2**40, "labels": list(range(classes))}
-        rows = suites.ask(f"{sample.name} images", "images", frame, asked)
+        count, digests = sample.count, compute_digests(sample.images)
+        frame = build_image_frame(sample)
+        frame["duplicate"] = find_duplicates(digests, in_training if count is None else set())
+        frame["in_test"] = False if sample is test else [digest in in_test for digest in digests]
+        parameters = {"min_count": count or 1, "max_count": count or _UNLIMITED, "labels": list(range(classes))}
+        checks = suites.check(f"{sample.name} images", "images", frame, parameters)
         if count is not None:
-            shares = {"smallest": 0.5 / classes, "largest": 2 / classes}
-            rows += suites.ask(f"{sample.name} classes", "classes", class_frame(sample.labels, classes), shares)
+            shares = {"min_share": 0.5 / classes, "max_share": 2 / classes}
+            frame = build_class_frame(sample.labels, classes)
+            checks += suites.check(f"{sample.name} classes", "classes", frame, shares)
         name = (test if sample is training else training).name
-        return _compared(suites, sample, references[name], classes, name, rows)
+        return _compare_with_reference(suites, sample, references[name], classes, name, checks)
 
-    found = {sample.name: check(sample) for sample in (training, test)}
-    is_sound = all(row.passed for findings in found.values() for row in findings.checks)
-    for sample in batches if is_sound else ():
+    findings = {sample.name: check(sample) for sample in (training, test)}
+    base_has_passed = all(check.has_passed for split in findings.values() for check in split.checks)
+    for sample in batches if base_has_passed else ():
         try:
-            found[sample.name] = check(sample)
+            findings[sample.name] = check(sample)
         except Exception as error:
             log.warning("%s could not be checked", sample.name, exc_info=True)
-            asks = "every check can be made"
-            reason = f"{asks}: the check itself failed: {type(error).__name__}: {error}"
-            found[sample.name] = Findings([Check("check", None, asks, False, reason)], None)
-    return found, _data_docs(context)
+            requirement = "the checks run without an error"
+            message = f"{requirement}: {type(error).__name__}: {error}"
+            findings[sample.name] = Findings([make_check("error", None, requirement, False, message)], None)
+    return findings, _build_data_docs(context)
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """What samples are compared with."""
+    """The images that samples are compared with."""
 
     labels: np.ndarray
     features: dict[str, np.ndarray]
-    judge: Judge
+    detector: LabelErrorDetector
 
     @classmethod
     def of(cls, sample: Sample, classes: int) -> _Reference | None:
-        """None if the sample is not sound, or has too few images of a class that show anything."""
-        if not sample.sound(classes):
+        """None if the sample is not well formed, or has too few non-blank images of a class."""
+        if not sample.is_well_formed(classes):
             return None
-        found = features(sample.images)
-        if np.bincount(sample.labels[found["contrast"] > 0], minlength=classes).min() < _FEWEST:
+        features = compute_features(sample.images)
+        if np.bincount(sample.labels[features["contrast"] > 0], minlength=classes).min() < _MIN_REFERENCE_IMAGES:
             return None
-        return cls(sample.labels, found, Judge(sample.images, sample.labels))
+        return cls(sample.labels, features, LabelErrorDetector(sample.images, sample.labels))
 
 
-def _compared(
-    suites: _Suites, sample: Sample, reference: _Reference | None, classes: int, name: str, rows: list[Check]
+def _compare_with_reference(
+    suites: _Suites, sample: Sample, reference: _Reference | None, classes: int, name: str, checks: list[Check]
 ) -> Findings:
-    """What was found so far, and what the comparison with the named reference adds, if both are sound."""
-    if not sample.sound(classes):
-        return Findings(rows, None)
+    """Return the checks so far and those against the named reference, which need both to be well formed."""
+    if not sample.is_well_formed(classes):
+        return Findings(checks, None)
     if reference is None:
-        asks = f"the {name} part has {_FEWEST} sound images of each class to compare with"
-        return Findings([*rows, Check("reference", None, asks, False, f"{asks}: it has not")], None)
-    found, negative = (
-        compare(features(sample.images, negative=side), sample.labels, reference.features, reference.labels)
-        for side in (False, True)
+        requirement = f"the {name} split has at least {_MIN_REFERENCE_IMAGES} valid, non-blank images of each class"
+        message = f"{requirement}: it does not, so {sample.name} cannot be compared with it"
+        return Findings([*checks, make_check("reference", None, requirement, False, message)], None)
+    features, negatives = (
+        compare_features(
+            compute_features(sample.images, negative=negative), sample.labels, reference.features, reference.labels
+        )
+        for negative in (False, True)
     )
-    pairs = reference.judge.pairs(sample.images, sample.labels)
-    rows = [
-        *rows,
-        *suites.ask(f"{sample.name} features", "features", feature_frame(found, negative), {}),
-        *suites.ask(f"{sample.name} labels", "labels", pair_frame(pairs), {}),
+    pairs = reference.detector.find_confused_classes(sample.images, sample.labels)
+    checks = [
+        *checks,
+        *suites.check(f"{sample.name} features", "features", build_feature_frame(features, negatives), {}),
+        *suites.check(f"{sample.name} labels", "labels", build_pair_frame(pairs), {}),
     ]
-    swapped = [pair for pair in pairs if pair.swapped]
-    return Findings(rows, drift(found), swapped, [sample.images[pair.images[:_SHOWN]] for pair in swapped])
+    errors = [pair for pair in pairs if pair.has_errors]
+    examples = [sample.images[pair.images[:_MAX_EXAMPLES]] for pair in errors]
+    return Findings(checks, measure_drift(features), errors, examples)
 
 
-def image_frame(sample: Sample) -> pd.DataFrame:
-    """One row an image: size, dtype, extremes, mean and contrast of its pixels, and its label."""
+def build_image_frame(sample: Sample) -> pd.DataFrame:
+    """Return one row per image: size, dtype, minimum, maximum, mean and contrast of its pixels, and its label."""
     images = sample.images
     count, pixels = len(images), images.reshape(len(images), math.prod(images.shape[1:]))
     if pixels.shape[1] == 0 or images.dtype.kind not in "buif":
@@ -170,32 +176,35 @@ def image_frame(sample: Sample) -> pd.DataFrame:
     )
 
 
-def class_frame(labels: np.ndarray, classes: int) -> pd.DataFrame:
-    """One row a class: how many images it has and which share of all."""
+def build_class_frame(labels: np.ndarray, classes: int) -> pd.DataFrame:
+    """Return one row per class: the number of its images and their share of all."""
     counts = np.bincount(labels.astype(np.int64), minlength=classes)
     return pd.DataFrame({"class": np.arange(len(counts)), "images": counts, "share": counts / max(1, counts.sum())})
 
 
-def feature_frame(compared: list[Feature], negative: list[Feature]) -> pd.DataFrame:
-    """One row a feature; `inverted` says whether the negatives are more like the reference than the images are."""
-    rows = [{**vars(feature), "shifted": feature.shifted, "outlying": feature.outlying} for feature in compared]
-    return pd.DataFrame(rows).assign(inverted=drift(negative) < drift(compared))
+def build_feature_frame(features: list[Feature], negatives: list[Feature]) -> pd.DataFrame:
+    """Return one row per feature; `inverted` is whether the negatives are closer to the reference than the images."""
+    rows = [
+        {**vars(feature), "has_shifted": feature.has_shifted, "has_outliers": feature.has_outliers}
+        for feature in features
+    ]
+    return pd.DataFrame(rows).assign(inverted=measure_drift(negatives) < measure_drift(features))
 
 
-def pair_frame(pairs: list[Pair]) -> pd.DataFrame:
-    """One row a pair of classes."""
-    return pd.DataFrame([{**vars(pair), "swapped": pair.swapped} for pair in pairs]).drop(columns="images")
+def build_pair_frame(pairs: list[ConfusedClasses]) -> pd.DataFrame:
+    """Return one row per pair of classes."""
+    return pd.DataFrame([{**vars(pair), "has_errors": pair.has_errors} for pair in pairs]).drop(columns="images")
 
 
 @dataclass(frozen=True)
 class _Suites:
-    """Great Expectations with the project's suites."""
+    """Great Expectations with the suites of `include/expectations/`."""
 
     context: Any
     source: Any
 
-    def ask(self, name: str, suite_name: str, frame: pd.DataFrame, parameters: dict[str, Any]) -> list[Check]:
-        """Hold a frame against a suite; one row an expectation."""
+    def check(self, name: str, suite_name: str, frame: pd.DataFrame, parameters: dict[str, Any]) -> list[Check]:
+        """Validate a table against a suite; one check per expectation. `name` is shown in the Data Docs."""
         expectations = json.loads((INCLUDE / "expectations" / f"{suite_name}.json").read_text())
         suite = self.context.suites.add(ExpectationSuite(name=name, expectations=expectations))
         batch = self.source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
@@ -205,32 +214,36 @@ class _Suites:
         result: ExpectationSuiteValidationResult = definition.run(
             batch_parameters={"dataframe": frame}, expectation_parameters=parameters, result_format="SUMMARY"
         )
-        return [_row(outcome, frame) for outcome in result.results]
+        return [_make_check(outcome, frame) for outcome in result.results]
 
 
-def _row(outcome: Any, frame: pd.DataFrame) -> Check:
+def _make_check(outcome: Any, frame: pd.DataFrame) -> Check:
     config, result = outcome.expectation_config, outcome.result
-    asks = config.meta["asks"]
+    requirement = config.meta["requirement"]
     if outcome.exception_info.get("exception_message"):
-        found = f"the check itself failed: {outcome.exception_info['exception_message']}"
+        observation = f"the check raised an error: {outcome.exception_info['exception_message']}"
     elif "observed_value" in result:
-        found = f"found {result['observed_value']}"
+        observation = f"observed {result['observed_value']}"
     elif outcome.success:
-        found = f"holds for {result['element_count']:,} rows"
+        observation = f"holds for {result['element_count']:,} rows"
     else:
-        wrong = result["unexpected_count"] + result.get("missing_count", 0)
+        failures = result["unexpected_count"] + result.get("missing_count", 0)
         examples = ", ".join(str(value) for value in result["partial_unexpected_list"][:3]) or "missing values"
-        if told := config.meta.get("shows"):  # columns that say more of a wrong row than its own value
-            rows = frame.loc[frame[config.kwargs["column"]].astype(bool), told].head(3)
+        if columns := config.meta.get("example_columns"):  # which explain a row better than the checked value does
+            rows = frame.loc[frame[config.kwargs["column"]].astype(bool), columns].head(3)
             examples = "; ".join(rows.to_string(header=False, index=False, float_format="%.3g").splitlines())
-        found = f"not so for {wrong:,} of {result['element_count']:,} rows, for instance {examples}"
+        observation = f"failed for {failures:,} of {result['element_count']:,} rows, for example {examples}"
     value = result.get("observed_value", result.get("unexpected_count"))
-    return Check(
-        config.meta["name"], None if value is None else float(value), asks, bool(outcome.success), f"{asks}: {found}"
+    return make_check(
+        config.meta["name"],
+        None if value is None else float(value),
+        requirement,
+        bool(outcome.success),
+        f"{requirement}: {observation}",
     )
 
 
-def _data_docs(context: Any) -> dict[str, bytes]:
+def _build_data_docs(context: Any) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         context.add_data_docs_site(
             "run",
@@ -240,6 +253,6 @@ def _data_docs(context: Any) -> dict[str, bytes]:
                 "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             },
         )
-        context.build_data_docs(site_names=["run"])  # another one, by default, would be left in the temporary folder
+        context.build_data_docs(site_names=["run"])  # without names, it would also leave a site in /tmp
         pages = [path for path in Path(folder).rglob("*") if path.suffix in _PAGES]
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in pages}

@@ -1,9 +1,4 @@
-"""The dataset: labelled parts kept as blobs, a fingerprint over them, and the split into training and validation.
-
-A part is JSON: `{"split": "train" | "test", "source", "images": count, "blob": reference}`; a dataset is
-`{"name", "classes", "parts", "fingerprint"}`: the two base parts, training and test, then batches, which are further
-parts of the training split.
-"""
+"""The dataset: images stored as blobs, a fingerprint of their content, and the split into training and validation."""
 
 from __future__ import annotations
 
@@ -13,32 +8,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from fmnist_tasks.data.npz import unpack
-from fmnist_tasks.data.shards import Chunk, Training
+from fmnist_tasks.data.npz import read_npz
+from fmnist_tasks.data.shards import Chunk, ShardedImages
 from fmnist_tasks.errors import DataError, IntegrityError
 from fmnist_tasks.registry.blobs import open_verified, put_blob
-from fmnist_tasks.registry.documents import digest_of
+from fmnist_tasks.registry.documents import compute_digest
 from fmnist_tasks.registry.store import Store
-
-Part = dict[str, Any]
-Dataset = dict[str, Any]
+from fmnist_tasks.schemas.data import Dataset, ImageSet, Split
 
 VALIDATION_SHARE = 0.2
-# The split does not follow the seed of a run: the validation images of all releases are the same, so that their
-# figures compare, and no release is judged on images that an earlier one was trained on.
+# Independent of a run's seed: all releases have the same validation images, so their metrics are comparable, and no
+# release is evaluated on images that an earlier one was trained on.
 SPLIT_SEED = 0
-_CHUNK = 10_000  # images that are read at once
+_CHUNK_SIZE = 10_000  # images that are read at once
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A dataset to work with. Images are uint8 (N, 28, 28), labels uint8 (N,); those to train on may be any number."""
+    """A dataset: images uint8 (N, 28, 28), labels uint8 (N,). The training split may be larger than memory."""
 
-    training: Training
+    training: ShardedImages
     validation_images: np.ndarray
     validation_labels: np.ndarray
     test_images: np.ndarray
@@ -46,86 +39,88 @@ class Arrays:
 
 
 @contextmanager
-def packed(**arrays: np.ndarray) -> Iterator[BinaryIO]:
-    """The arrays as a temporary, uncompressed .npz; the same arrays give the same bytes."""
+def pack_arrays(**arrays: np.ndarray) -> Iterator[BinaryIO]:
+    """Yield the arrays as a temporary, uncompressed .npz; the same arrays give the same bytes."""
     with TemporaryFile() as file:
         np.savez(file, allow_pickle=False, **arrays)
         yield file
 
 
-def make_part(store: Store, split: str, source: str, images: np.ndarray, labels: np.ndarray) -> Part:
-    """Keep the arrays as a blob and describe them; raises :class:`DataError` unless each image has one label."""
+def store_images(
+    store: Store, split: Split, source: str, images: np.ndarray, labels: np.ndarray, keys: Sequence[str] = ()
+) -> ImageSet:
+    """Save the arrays as a blob and return its description; raises :class:`DataError` unless each image has a label."""
     if images.ndim == 0 or labels.ndim != 1 or len(images) != len(labels):
-        found = f"{len(images) if images.ndim else 0:,} images but {labels.size:,} labels"
-        raise DataError(f"{source}, {split} split: {found} (shapes {images.shape} and {labels.shape})")
-    with packed(images=np.ascontiguousarray(images), labels=labels) as file:  # row by row, as `chunks` reads them
-        return {"split": split, "source": source, "images": len(images), "blob": put_blob(store, file)}
+        counts = f"{len(images) if images.ndim else 0:,} images but {labels.size:,} labels"
+        raise DataError(f"{source}, {split} split: {counts} (shapes {images.shape} and {labels.shape})")
+    with pack_arrays(images=np.ascontiguousarray(images), labels=labels) as file:  # `read_chunks` needs C order
+        return ImageSet(split=split, source=source, images=len(images), blob=put_blob(store, file), keys=list(keys))
 
 
-def make_dataset(name: str, classes: Sequence[str], base: list[Part], batches: Iterable[Part]) -> Dataset:
-    """The dataset of the base parts and the batches; content that comes twice counts once.
+def make_dataset(name: str, classes: Sequence[str], base: list[ImageSet], batches: Iterable[ImageSet]) -> Dataset:
+    """Return the dataset of the two base splits and the batches; repeated content counts once.
 
-    The fingerprint covers classes and content, not where a part came from, nor in which order batches arrived.
+    The fingerprint covers classes and content, but neither the source of images nor the order of batches.
     """
-    known = {part["blob"]["sha256"] for part in base}
-    new = {part["blob"]["sha256"]: part for part in batches if part["blob"]["sha256"] not in known}
-    parts = [*base, *(new[sha256] for sha256 in sorted(new))]
-    content = [name, list(classes), [[part["split"], part["blob"]["sha256"]] for part in parts]]
-    return {"name": name, "classes": list(classes), "parts": parts, "fingerprint": digest_of(content)}
+    known = {image_set.blob.sha256 for image_set in base}
+    new = {batch.blob.sha256: batch for batch in batches if batch.blob.sha256 not in known}
+    image_sets = [*base, *(new[sha256] for sha256 in sorted(new))]
+    content = [name, list(classes), [[image_set.split, image_set.blob.sha256] for image_set in image_sets]]
+    return Dataset(name=name, classes=list(classes), image_sets=image_sets, fingerprint=compute_digest(content))
 
 
-def load_part(store: Store, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a part, after its digest was checked."""
-    with open_verified(store, part["blob"]) as file:
-        images, labels = unpack(file, part["source"], "images", "labels")
+def load_images(store: Store, image_set: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels, after verifying their digest."""
+    with open_verified(store, image_set.blob) as file:
+        images, labels = read_npz(file, image_set.source, "images", "labels")
     return images, labels
 
 
-def load_test(store: Store, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of the test split."""
-    (part,) = (part for part in dataset["parts"] if part["split"] == "test")
-    return load_part(store, part)
+def load_test_split(store: Store, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels of the test split."""
+    return load_images(store, dataset.test)
 
 
-def load(store: Store, dataset: Dataset) -> Arrays:
-    """All splits. Validation is a stratified fifth of the base training part; batches go to training alone."""
-    base, *batches = [part for part in dataset["parts"] if part["split"] == "train"]
-    training, validation = split(load_labels(store, base))
-    images, labels = (np.concatenate(arrays) for arrays in zip(*chunks(store, base, validation), strict=True))
-    sources = [(len(training), partial(chunks, store, base, training))]
-    sources += [(part["images"], partial(chunks, store, part)) for part in batches]
-    return Arrays(Training(sources), images, labels, *load_test(store, dataset))
+def load_splits(store: Store, dataset: Dataset) -> Arrays:
+    """Return all splits. Validation is a stratified fifth of the base training split; batches only extend training."""
+    training, validation = split_indices(load_labels(store, dataset.base))
+    chunks = read_chunks(store, dataset.base, validation)
+    images, labels = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
+    shards = [(len(training), partial(read_chunks, store, dataset.base, training))]
+    shards += [(batch.images, partial(read_chunks, store, batch)) for batch in dataset.batches]
+    return Arrays(ShardedImages(shards), images, labels, *load_test_split(store, dataset))
 
 
-def load_labels(store: Store, part: Part) -> np.ndarray:
-    """Labels of a part, without its images."""
-    with open_verified(store, part["blob"]) as file:
-        (labels,) = unpack(file, part["source"], "labels")
+def load_labels(store: Store, image_set: ImageSet) -> np.ndarray:
+    """Return the labels only."""
+    with open_verified(store, image_set.blob) as file:
+        (labels,) = read_npz(file, image_set.source, "labels")
     return labels
 
 
-def chunks(store: Store, part: Part, rows: np.ndarray | None = None) -> Iterator[Chunk]:
-    """Images and labels of a part in its order, some at a time; only those rows (sorted indices), if any are given."""
-    with open_verified(store, part["blob"]) as file, np.load(file, allow_pickle=False) as content:
+def read_chunks(store: Store, image_set: ImageSet, rows: np.ndarray | None = None) -> Iterator[Chunk]:
+    """Yield images and labels in chunks, in their order; all of them, or only `rows` (sorted indices)."""
+    with open_verified(store, image_set.blob) as file, np.load(file, allow_pickle=False) as content:
         labels = content["labels"].astype(np.uint8)
-        chosen = np.zeros(len(labels), bool)
-        chosen[slice(None) if rows is None else rows] = True
+        is_selected = np.zeros(len(labels), bool)
+        is_selected[slice(None) if rows is None else rows] = True
         with content.zip.open("images.npy") as images:
             np.lib.format.read_magic(images)
-            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(images)
-            if by_columns or dtype != np.uint8:
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(images)
+            if fortran_order or dtype != np.uint8:
                 raise IntegrityError(
-                    f"{part['source']}: images of dtype {dtype} in {'columns' if by_columns else 'rows'}"
+                    f"{image_set.source}: images have dtype {dtype} and {'Fortran' if fortran_order else 'C'} order, "
+                    "expected uint8 and C order"
                 )
-            for first in range(0, len(labels), _CHUNK):
-                here = slice(first, min(first + _CHUNK, len(labels)))
-                size = (here.stop - first, *shape[1:])
+            for start in range(0, len(labels), _CHUNK_SIZE):
+                chunk = slice(start, min(start + _CHUNK_SIZE, len(labels)))
+                size = (chunk.stop - start, *shape[1:])
                 pixels = np.frombuffer(images.read(math.prod(size)), np.uint8).reshape(size)
-                yield pixels[chosen[here]], labels[here][chosen[here]]
+                yield pixels[is_selected[chunk]], labels[chunk][is_selected[chunk]]
 
 
-def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of training and validation: a seeded permutation, stratified by class; each is sorted."""
+def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted indices of training and validation: a seeded permutation, stratified by class."""
     from sklearn.model_selection import train_test_split
 
     training, validation = train_test_split(

@@ -1,4 +1,4 @@
-"""The declaration of a dataset: its classes, and the size and digest of each file (`include/datasets/*.toml`)."""
+"""Dataset declarations (`include/datasets/*.toml`): classes, and the size and digest of each file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from fmnist_tasks.errors import SettingsError
 
 ROLES = ("train_images", "train_labels", "test_images", "test_labels")
-_LABELS_HEADER = 8  # bytes of an IDX file with one axis
+_LABELS_HEADER = 8  # bytes of the header of an IDX file with one axis
 SIDE = 28  # height and width of every image, in pixels
 
 
@@ -24,23 +24,23 @@ class File:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a dataset promises. The class of label `i` is `classes[i]`."""
+    """A declared dataset. The class of label `i` is `classes[i]`."""
 
     name: str
     title: str
     classes: tuple[str, ...]
     files: dict[str, File]  # by role, see ROLES
-    url: str | None = None  # folder on the web that serves the files
-    debian_package: str | None = None  # carries the files in /usr/share/datasets/<name>
-    images: dict[str, int] = field(default_factory=dict)  # how many there are in `train` and `test`
+    url: str | None = None  # folder on the web that has the files
+    debian_package: str | None = None  # that has the files in /usr/share/datasets/<name>
+    images: dict[str, int] = field(default_factory=dict)  # number of images in `train` and `test`
 
-    def count(self, split: str) -> int:
-        """How many images `train` or `test` has, by its own declaration or else by the size of its labels."""
+    def count_images(self, split: str) -> int:
+        """Return the number of images in `train` or `test`: as declared, or else from the size of the labels."""
         return self.images.get(split, self.files[f"{split}_labels"].bytes - _LABELS_HEADER)
 
 
 def read_declaration(path: Path) -> Declaration:
-    """Read and check a declaration; raises :class:`SettingsError` naming the file and what is wrong in it."""
+    """Read and validate a declaration; raises :class:`SettingsError` naming the file and the fault."""
     try:
         values = tomllib.loads(path.read_text())
         files = {role: File(**entry) for role, entry in values.pop("files").items()}
@@ -54,5 +54,5 @@ def read_declaration(path: Path) -> Declaration:
     if not set(declaration.images) <= {"train", "test"}:
         raise SettingsError(f"dataset declaration {path}: images has {', '.join(declaration.images)}; use train, test")
     if not 2 <= len(declaration.classes) <= 256:
-        raise SettingsError(f"dataset declaration {path}: {len(declaration.classes)} classes; labels hold 2 to 256")
+        raise SettingsError(f"dataset declaration {path}: has {len(declaration.classes)} classes; use 2 to 256")
     return declaration

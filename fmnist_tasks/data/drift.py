@@ -1,9 +1,10 @@
-"""Whether images come from where those of a reference come from, feature by feature, at a stated rate of false alarms.
+"""Drift: whether images have the same distribution as those of a reference, feature by feature.
 
-Each feature of an image becomes its place, 0 to 1, among the reference images of the same class: where both have one
-source, places are spread evenly, whatever classes a batch holds. Two tests look at them: Kolmogorov and Smirnov's at
-all places, a binomial one at the outermost thousandth on either side. Holm's correction over both and all features
-keeps the chance that a good sample fails any of them at `FALSE_ALARMS`.
+Each feature of an image becomes its percentile rank, 0 to 1, among the reference images of the same class. If both
+have the same distribution, the ranks are uniform, whatever mix of classes a batch holds. A Kolmogorov-Smirnov test
+compares all ranks with a uniform distribution; a binomial test counts those in the outermost thousandth on either
+side. With Holm's correction over both tests and all features, a good sample fails any of them with a probability of
+at most `FALSE_ALARMS`.
 """
 
 from __future__ import annotations
@@ -15,68 +16,73 @@ from scipy.stats import binomtest, ks_1samp, kstwo, uniform
 
 from fmnist_tasks.significance import holm
 
-FALSE_ALARMS = 0.001  # of a sample, all tests together
-_OUTER = 0.001  # share of the reference that counts as extreme, on each side
-# A large sample proves differences that do no harm: these are the least that count.
-_LEAST_DISTANCE = 0.1  # between the distributions of places, 0 to 1
-_LEAST_EXTREME = 0.01  # share of a sample's images that are extreme
-_CHUNK = 5_000  # images at a time, for the sake of memory
+FALSE_ALARMS = 0.001  # probability for a good sample, all tests together
+_TAIL = 0.001  # share of the reference on each side beyond which an image is extreme
+# In a large sample, harmless differences are significant too: smaller ones than these pass.
+_MIN_DISTANCE = 0.1  # Kolmogorov-Smirnov
+_MIN_EXTREME_SHARE = 0.01
+_CHUNK_SIZE = 5_000  # images; limits memory
 
 
 @dataclass(frozen=True)
 class Feature:
-    """How one feature of a sample lies among the reference's."""
+    """One feature of a sample, compared with the reference."""
 
     name: str
-    distance: float  # Kolmogorov and Smirnov's, 0 (alike) to 1
-    extreme: float  # share of images outside all but the outermost thousandth of the reference
+    distance: float  # Kolmogorov-Smirnov, 0 (identical) to 1
+    extreme_share: float  # of images in the outermost thousandth of the reference, on either side
     p_distance: float  # corrected
     p_extreme: float
 
     @property
-    def shifted(self) -> bool:
-        """Whether the whole distribution differs, provably and by enough to matter."""
-        return self.p_distance < FALSE_ALARMS and self.distance >= _LEAST_DISTANCE
+    def has_shifted(self) -> bool:
+        """Whether the distribution differs, significantly and by enough to matter."""
+        return self.p_distance < FALSE_ALARMS and self.distance >= _MIN_DISTANCE
 
     @property
-    def outlying(self) -> bool:
-        """Whether too many images are extreme, provably and by enough to matter."""
-        return self.p_extreme < FALSE_ALARMS and self.extreme >= _LEAST_EXTREME
+    def has_outliers(self) -> bool:
+        """Whether too many images are extreme, significantly and by enough to matter."""
+        return self.p_extreme < FALSE_ALARMS and self.extreme_share >= _MIN_EXTREME_SHARE
 
 
-def features(images: np.ndarray, *, negative: bool = False) -> dict[str, np.ndarray]:
-    """What the tests look at, each float (N,), of images uint8 (N, H, W) or of their negatives."""
-    chunks = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
-    parts = [_features(255 - chunk if negative else chunk) for chunk in chunks]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def compute_features(images: np.ndarray, *, negative: bool = False) -> dict[str, np.ndarray]:
+    """Return the features, each float (N,), of images uint8 (N, H, W) or of their negatives."""
+    slices = (images[start : start + _CHUNK_SIZE] for start in range(0, len(images), _CHUNK_SIZE))
+    chunks = [_compute_features(255 - chunk if negative else chunk) for chunk in slices]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def compare(
-    ours: dict[str, np.ndarray], labels: np.ndarray, theirs: dict[str, np.ndarray], reference_labels: np.ndarray
+def compare_features(
+    features: dict[str, np.ndarray],
+    labels: np.ndarray,
+    reference_features: dict[str, np.ndarray],
+    reference_labels: np.ndarray,
 ) -> list[Feature]:
-    """The features of a sample among those of the reference; every label (N,) must be among the reference's."""
+    """Compare the features of a sample with the reference; every label (N,) must occur in the reference."""
     count, size = len(labels), int(np.isin(reference_labels, labels).sum())
-    effective = max(1, count * size // (count + size))  # of two samples, as one against a known distribution
-    found, p_values = [], []
-    for number, name in enumerate(ours):
-        places = _places(ours[name], labels, theirs[name], reference_labels, np.random.default_rng(number))
-        distance = float(ks_1samp(places, uniform.cdf, mode="asymp").statistic)
-        extreme = int(((places < _OUTER) | (places > 1 - _OUTER)).sum())
-        found.append((name, distance, extreme / count))
+    effective_size = max(1, count * size // (count + size))  # of the two-sample test, as a one-sample test
+    statistics, p_values = [], []
+    for number, name in enumerate(features):
+        ranks = _compute_percentile_ranks(
+            features[name], labels, reference_features[name], reference_labels, np.random.default_rng(number)
+        )
+        distance = float(ks_1samp(ranks, uniform.cdf, mode="asymp").statistic)
+        extreme = int(((ranks < _TAIL) | (ranks > 1 - _TAIL)).sum())
+        statistics.append((name, distance, extreme / count))
         p_values += [
-            float(kstwo.sf(distance, effective)),
-            float(binomtest(extreme, count, 2 * _OUTER, alternative="greater").pvalue),
+            float(kstwo.sf(distance, effective_size)),
+            float(binomtest(extreme, count, 2 * _TAIL, alternative="greater").pvalue),
         ]
     corrected = holm(p_values)
-    return [Feature(*row, *corrected[2 * number : 2 * number + 2]) for number, row in enumerate(found)]
+    return [Feature(*row, *corrected[2 * number : 2 * number + 2]) for number, row in enumerate(statistics)]
 
 
-def drift(found: list[Feature]) -> float:
-    """One number to follow over weeks: the greatest distance of all features, 0 (alike) to 1 (nothing in common)."""
-    return max((feature.distance for feature in found), default=0.0)
+def measure_drift(features: list[Feature]) -> float:
+    """Return the largest distance of all features: 0 (identical distributions) to 1 (nothing in common)."""
+    return max((feature.distance for feature in features), default=0.0)
 
 
-def _features(images: np.ndarray) -> dict[str, np.ndarray]:
+def _compute_features(images: np.ndarray) -> dict[str, np.ndarray]:
     pixels = images.astype(np.float32)
     flat = pixels.reshape(len(pixels), -1)
     mass = np.maximum(flat.sum(axis=1), 1.0)
@@ -87,21 +93,25 @@ def _features(images: np.ndarray) -> dict[str, np.ndarray]:
         "black pixels": (flat == 0).mean(axis=1),
         "white pixels": (flat >= 250).mean(axis=1),
         "edges": np.abs(np.diff(pixels, axis=1)).mean(axis=(1, 2)) + np.abs(np.diff(pixels, axis=2)).mean(axis=(1, 2)),
-        "height of the centre": rows @ np.arange(rows.shape[1], dtype=np.float32) / mass,
-        "sideways position": columns @ np.arange(columns.shape[1], dtype=np.float32) / mass,
+        "vertical centroid": rows @ np.arange(rows.shape[1], dtype=np.float32) / mass,
+        "horizontal centroid": columns @ np.arange(columns.shape[1], dtype=np.float32) / mass,
         "symmetry": np.abs(pixels - pixels[:, :, ::-1]).sum(axis=(1, 2)) / mass,
     }
 
 
-def _places(
-    values: np.ndarray, labels: np.ndarray, reference: np.ndarray, known: np.ndarray, random: np.random.Generator
+def _compute_percentile_ranks(
+    values: np.ndarray,
+    labels: np.ndarray,
+    reference: np.ndarray,
+    reference_labels: np.ndarray,
+    random: np.random.Generator,
 ) -> np.ndarray:
-    """The place of each value, 0 to 1, among the reference's of its class (`known`); ties are broken by chance."""
-    places = np.empty(len(values))
+    """Return the rank of each value, 0 to 1, among reference values of its class; ties are broken at random."""
+    ranks = np.empty(len(values))
     for label in np.unique(labels):
         rows = labels == label
-        ordered = np.sort(reference[known == label])
+        ordered = np.sort(reference[reference_labels == label])
         low = np.searchsorted(ordered, values[rows], "left")
         high = np.searchsorted(ordered, values[rows], "right")
-        places[rows] = (low + random.random(rows.sum()) * (high - low + 1)) / (len(ordered) + 1)
-    return places
+        ranks[rows] = (low + random.random(rows.sum()) * (high - low + 1)) / (len(ordered) + 1)
+    return ranks

@@ -1,7 +1,7 @@
-"""Arrays from an `.npz` that anybody may have made: what it claims is checked before memory is taken for it.
+"""Arrays from an untrusted `.npz`: declared sizes are validated before memory is allocated.
 
 An `.npz` is a zip archive of `.npy` files, each a header (dtype and shape) and the bytes. Only stored and deflated
-members are read, a header must agree with the size of its member, and no pickled objects are loaded.
+members are read, a header must agree with the size of its member, and pickled objects are refused.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 
 from fmnist_tasks.errors import DataError
 
-_DIRECTORY = 1 << 20  # bytes; an archive of some ten thousand files
-_HEADER = 1 << 16  # bytes of a member in which its header must lie
-_PIECE = 1 << 20  # bytes read at once
+_MAX_DIRECTORY_BYTES = 1 << 20  # some ten thousand files
+_MAX_HEADER_BYTES = 1 << 16  # of a member
+_CHUNK_BYTES = 1 << 20  # read at once
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an array claims to be."""
+    """The declared dtype and shape of an array."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
-    by_columns: bool  # Fortran's order
+    fortran_order: bool
     offset: int  # of its first byte in the member
 
     @property
@@ -38,72 +38,76 @@ class Header:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def unpack(
+def read_npz(
     file: BinaryIO,
     name: str,
     *arrays: str,
-    limit: int | None = None,
+    max_bytes: int | None = None,
     check: Callable[..., None] = lambda *headers: None,
 ) -> tuple[np.ndarray, ...]:
-    """The named arrays; raises :class:`DataError` if the file has not got them, is damaged, or is above the limit.
+    """Return the named arrays; `name` is for messages.
 
-    `limit` is in bytes, of all arrays together; `check` is called with their headers before any of their bytes is read,
-    and may raise.
+    `max_bytes` limits the size of all arrays together. `check` receives their headers before any array is read, and
+    may raise. Raises :class:`DataError` if the file lacks an array, is damaged or exceeds the limit.
     """
     try:
         with _open_archive(file, name) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             if missing := [array for array in arrays if array not in members]:
-                there = ", ".join(repr(member[:80]) for member in list(members)[:5]) or "nothing"
+                content = ", ".join(repr(member[:80]) for member in list(members)[:5]) or "nothing"
                 raise DataError(
-                    f"{name}: an .npz with the arrays {' and '.join(arrays)} is expected; "
-                    f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in it, but {there}"
+                    f"{name}: expected an .npz file with the arrays {' and '.join(arrays)}; it contains {content}, "
+                    f"not {' or '.join(missing)}"
                 )
             headers = [_read_header(archive, members[array], name) for array in arrays]
             check(*headers)
-            if limit is not None and sum(header.bytes for header in headers) > limit:
-                raise DataError(f"{name}: its arrays have more than {limit:,} bytes; divide it into several files")
+            if max_bytes is not None and sum(header.bytes for header in headers) > max_bytes:
+                raise DataError(f"{name}: its arrays have more than {max_bytes:,} bytes; split it into several files")
             return tuple(
                 _read_array(archive, members[array], header) for array, header in zip(arrays, headers, strict=True)
             )
     except DataError:
         raise
-    except Exception as error:  # whatever a decoder makes of bytes that anybody may have written
+    except Exception as error:  # any, since the bytes are untrusted
         raise DataError(
-            f"{name}: is no .npz with plain arrays, or is damaged or cut short ({error or type(error).__name__})"
+            f"{name}: is not an .npz file with plain arrays, or is damaged or truncated "
+            f"({error or type(error).__name__})"
         ) from error
 
 
 def _open_archive(file: BinaryIO, name: str) -> zipfile.ZipFile:
-    # The module makes an object of some hundred bytes for each entry of the directory, whose size it reads like this.
+    # ZipFile creates an object of some hundred bytes for each entry of the directory, so its size is checked first.
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end is None:
-        raise DataError(f"{name}: is no .npz with plain arrays, or is cut short (no zip directory at its end)")
-    if end[zipfile._ECD_SIZE] > _DIRECTORY:  # type: ignore[attr-defined]
-        raise DataError(f"{name}: is no .npz with plain arrays (its zip directory has more than {_DIRECTORY:,} bytes)")
+        raise DataError(f"{name}: is not an .npz file, or is truncated (no zip directory at its end)")
+    if end[zipfile._ECD_SIZE] > _MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]
+        raise DataError(
+            f"{name}: is not an .npz file with plain arrays (its zip directory has more than {_MAX_DIRECTORY_BYTES:,} "
+            "bytes)"
+        )
     return zipfile.ZipFile(file)
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Header:
-    where = f"{name}: is no .npz with plain arrays: {member.filename[:80]!r}"
+    subject = f"{name}: is not an .npz file with plain arrays: {member.filename[:80]!r}"
     if member.flag_bits & 1:
-        raise DataError(f"{where} is encrypted; save it without a password")
+        raise DataError(f"{subject} is encrypted; save it without a password")
     if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise DataError(f"{where} is compressed by another method than numpy's; save it with numpy.savez_compressed")
+        raise DataError(f"{subject} has an unsupported compression; save it with numpy.savez_compressed")
     with archive.open(member) as content:
-        start = io.BytesIO(content.read(_HEADER))
+        start = io.BytesIO(content.read(_MAX_HEADER_BYTES))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about headers of Python 2, which are read all the same
+        warnings.simplefilter("ignore")  # about headers of Python 2, which are valid
         version = np.lib.format.read_magic(start)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if read is None:
-            raise DataError(f"{where} is in format {'.'.join(map(str, version))}, which plain arrays are not")
-        shape, by_columns, dtype = read(start)
-    header = Header(dtype, shape, by_columns, start.tell())
+            raise DataError(f"{subject} has .npy version {'.'.join(map(str, version))}, expected 1.0 or 2.0")
+        shape, fortran_order, dtype = read(start)
+    header = Header(dtype, shape, fortran_order, start.tell())
     if dtype.hasobject:
-        raise DataError(f"{where} holds Python objects; save an array of numbers")
+        raise DataError(f"{subject} has Python objects; save an array of numbers")
     if any(size < 0 for size in shape) or header.offset + header.bytes != member.file_size:
-        raise DataError(f"{where} claims {dtype} {shape}, but has {member.file_size - header.offset:,} bytes")
+        raise DataError(f"{subject} declares {dtype} {shape}, but has {member.file_size - header.offset:,} bytes")
     return header
 
 
@@ -112,15 +116,16 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: Heade
     with archive.open(member) as content:
         content.read(header.offset)
         read_fully(content, flat)
-        content.read(1)  # of an array without bytes: see the check sum all the same
+        content.read(1)  # verifies the checksum of an empty array too
     array = flat.view(header.dtype) if header.bytes else np.empty(math.prod(header.shape), header.dtype)
-    return array.reshape(header.shape[::-1]).T if header.by_columns else array.reshape(header.shape)
+    return array.reshape(header.shape[::-1]).T if header.fortran_order else array.reshape(header.shape)
 
 
 def read_fully(file: IO[bytes] | BinaryIO, flat: np.ndarray) -> None:
-    """Fill an array, uint8 (N,), with bytes of the file; raises EOFError if there are too few."""
-    for start in range(0, len(flat), _PIECE):
-        piece = file.read(min(_PIECE, len(flat) - start))
-        if len(piece) < min(_PIECE, len(flat) - start):
-            raise EOFError(f"ends after {start + len(piece):,} of {len(flat):,} bytes")
-        flat[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
+    """Fill an array, uint8 (N,), with bytes of the file; raises EOFError if the file has fewer."""
+    for start in range(0, len(flat), _CHUNK_BYTES):
+        size = min(_CHUNK_BYTES, len(flat) - start)
+        chunk = file.read(size)
+        if len(chunk) < size:
+            raise EOFError(f"ends after {start + len(chunk):,} of {len(flat):,} bytes")
+        flat[start : start + size] = np.frombuffer(chunk, np.uint8)

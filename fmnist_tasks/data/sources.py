@@ -1,7 +1,7 @@
-"""Where the dataset's files come from, in order: cache, a folder of the user's, the system's folder, the web, Debian.
+"""Sources of the base dataset, in order: the cache, the user's folder, the system's folder, the web, a Debian package.
 
-Every file is checked by size and SHA-256 before use, whoever served it. What comes over the network enters the cache
-once all four files are intact. Nothing needs root or changes the system.
+Size and SHA-256 of every file are verified before use, whatever its source. Files from the network enter the cache once
+all four are intact. Nothing needs root or changes the system.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import wrap_file
 
-from fmnist_tasks.data.bounded import read_at_most
 from fmnist_tasks.data.declaration import ROLES, Declaration, File
+from fmnist_tasks.data.files import read_file
 from fmnist_tasks.data.idx import gunzip, parse_idx
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.settings import Settings
@@ -34,34 +34,34 @@ log = logging.getLogger(__name__)
 _PACKAGE_FOLDER = Path("usr/share/datasets")  # of the files in a Debian package
 SYSTEM_FOLDER = Path("/") / _PACKAGE_FOLDER
 _NETWORK_TIMEOUT = 20  # seconds without a byte
-_COMMAND_TIMEOUT = 900  # seconds for one command of apt's
+_COMMAND_TIMEOUT = 900  # seconds for one apt command
 
 
 def load_base(declaration: Declaration, settings: Settings) -> tuple[dict[str, np.ndarray], str]:
-    """Arrays by role (see ROLES) and the source that served them.
+    """Return the arrays by role (see ROLES) and their source.
 
-    Images are uint8 (N, 28, 28), labels uint8 (N,), though only size and digest are checked here. Raises
-    :class:`DataError` with the reason of every source if none serves all four files intact.
+    Images are uint8 (N, 28, 28), labels uint8 (N,), though only size and digest are verified here. Raises
+    :class:`DataError` with the fault of every source if none has all four files intact.
     """
-    refusals = []
-    for source, read in _sources(declaration, settings):
+    faults = []
+    for source, read in _list_sources(declaration, settings):
         try:
             contents = read(declaration.files)
         except (DataError, OSError) as error:
-            log.info("dataset source %s does not serve: %s", source, error)
-            refusals.append(f"  {source}: {error}")
+            log.info("dataset source %s cannot be used: %s", source, error)
+            faults.append(f"  {source}: {error}")
         else:
             return {role: parse_idx(contents[role], declaration.files[role].name) for role in ROLES}, source
     raise DataError(
-        f"{declaration.title}: no source has its four files intact:\n" + "\n".join(refusals) + "\n"
-        "put intact files into a folder and name it in FMNIST_DATA_DIR, or run `make setup` again with a network"
+        f"{declaration.title}: no source has all four files intact:\n" + "\n".join(faults) + "\n"
+        "put intact files into a folder and set FMNIST_DATA_DIR to it, or connect to a network and run `make setup`"
     )
 
 
-def _sources(
+def _list_sources(
     declaration: Declaration, settings: Settings
 ) -> Iterator[tuple[str, Callable[[Mapping[str, File]], dict[str, bytes]]]]:
-    """Name of each source, and what reads the verified contents by role from it."""
+    """Yield the name of each source, and a function that returns its verified contents by role."""
     cache = settings.cache / declaration.name
     for folder in (cache, settings.data_dir, SYSTEM_FOLDER / declaration.name):
         if folder:
@@ -74,27 +74,27 @@ def _sources(
 
 def _read(folder: Path, files: Mapping[str, File]) -> dict[str, bytes]:
     def read(file: File) -> bytes:
-        return _verified(read_at_most(folder / file.name, file.name, 2 * file.bytes), file)
+        return _verify_content(read_file(folder / file.name, file.name, 2 * file.bytes), file)
 
     return {role: read(files[role]) for role in ROLES}
 
 
-def _fetch(bring: Callable[[Path], Path], cache: Path, files: Mapping[str, File]) -> dict[str, bytes]:
-    """Let `bring` fill a temporary folder; its files move into the cache, atomically, once all are intact."""
+def _fetch(download: Callable[[Path], Path], cache: Path, files: Mapping[str, File]) -> dict[str, bytes]:
+    """Download into a temporary folder; move the files into the cache, atomically, once all are intact."""
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.parent, prefix=f".{cache.name}-") as temporary:
-        folder = bring(Path(temporary))
+        folder = download(Path(temporary))
         contents = _read(folder, files)
         for file in files.values():
             (folder / file.name).replace(cache / file.name)
     return contents
 
 
-def _verified(data: bytes, file: File) -> bytes:
-    """Content of the file after gunzip; raises :class:`DataError` unless size and SHA-256 are as declared."""
+def _verify_content(data: bytes, file: File) -> bytes:
+    """Return the content after gunzip; raises :class:`DataError` unless size and SHA-256 are as declared."""
     content = gunzip(data, file.name, file.bytes)
     if len(content) != file.bytes:
-        raise DataError(f"{file.name}: holds {len(content):,} bytes, expected {file.bytes:,}; delete the file")
+        raise DataError(f"{file.name}: has {len(content):,} bytes, expected {file.bytes:,}; delete the file")
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != file.sha256:
         raise DataError(f"{file.name}: SHA-256 is {sha256}, expected {file.sha256}; delete the file")
@@ -102,15 +102,15 @@ def _verified(data: bytes, file: File) -> bytes:
 
 
 def _download(url: str, files: Mapping[str, File], folder: Path) -> Path:
-    """Fetch the files over HTTPS into the folder, each with a progress bar."""
+    """Download the files over HTTPS into the folder, each with a progress bar; return the folder."""
     for file in files.values():
         address = url + file.name
         try:
-            with urllib.request.urlopen(address, timeout=_NETWORK_TIMEOUT) as answer:  # noqa: S310 - https only, see declaration
-                size = int(answer.headers.get("Content-Length") or 0) or None
+            with urllib.request.urlopen(address, timeout=_NETWORK_TIMEOUT) as response:  # noqa: S310 - https only, see declaration
+                size = int(response.headers.get("Content-Length") or 0) or None
                 if size and size > 2 * file.bytes:
-                    raise DataError(f"{address}: offers {size:,} bytes, more than the file can have")
-                with wrap_file(answer, total=size or file.bytes, description=escape(file.name)) as body:
+                    raise DataError(f"{address}: has {size:,} bytes, expected at most {2 * file.bytes:,}")
+                with wrap_file(response, total=size or file.bytes, description=escape(file.name)) as body:
                     (folder / file.name).write_bytes(body.read(2 * file.bytes))
         except urllib.error.URLError as error:
             raise DataError(f"{address}: {error.reason}") from error
@@ -118,37 +118,38 @@ def _download(url: str, files: Mapping[str, File], folder: Path) -> Path:
 
 
 def _unpack(package: str, name: str, folder: Path) -> Path:
-    """Fetch a Debian package with apt and unpack it, all below the folder; the folder of its files.
+    """Download a Debian package with apt and unpack it below the folder; return the folder of its files.
 
-    apt's lists and caches lie there too: those of the system may be missing or old, and are not ours to renew.
+    apt's lists and caches are below the folder too: the system's own may be missing or outdated, and stay unchanged.
     """
-    settings = {
+    options = {
         "Dir::State": folder / "state",
         "Dir::Cache": folder / "cache",
-        "APT::Sandbox::User": "root",  # if we are root: another user could not write below the folder
+        "APT::Sandbox::User": "root",  # for root: another user could not write below the folder
         "Acquire::Retries": 0,
         "Acquire::http::Timeout": _NETWORK_TIMEOUT,
         "Acquire::https::Timeout": _NETWORK_TIMEOUT,
     }
-    for made in ("state/lists/partial", "cache/archives/partial"):
-        (folder / made).mkdir(parents=True)
-    lines = [f'{option} "{value}";' for option, value in settings.items()]
-    # The first line drops what the system has apt do after an update, such as emptying the system's cache.
+    for subfolder in ("state/lists/partial", "cache/archives/partial"):
+        (folder / subfolder).mkdir(parents=True)
+    lines = [f'{option} "{value}";' for option, value in options.items()]
+    # The first line removes the system's hooks after an update, such as one that empties the system's cache.
     (folder / "apt.conf").write_text("\n".join(["#clear APT::Update;", *lines, ""]))
     with Console(stderr=True).status(f"fetching the Debian package {escape(package)}"):
-        warnings = _run(folder, "apt-get", "-c", "apt.conf", "update")  # a server that does not answer is only one
-        _run(folder, "apt-get", "-c", "apt.conf", "download", package, said=warnings)
+        # An update whose servers do not respond succeeds with warnings; they explain why the download then fails.
+        warnings = _run(folder, "apt-get", "-c", "apt.conf", "update")
+        _run(folder, "apt-get", "-c", "apt.conf", "download", package, warnings=warnings)
         archive = next(folder.glob("*.deb"))
         _run(folder, "dpkg-deb", "--extract", archive.name, "unpacked")
     return folder / "unpacked" / _PACKAGE_FOLDER / name
 
 
-def _run(folder: Path, *command: str, said: str = "") -> str:
-    """What the command prints on standard error; raises :class:`DataError` with it, and what was said before."""
+def _run(folder: Path, *command: str, warnings: str = "") -> str:
+    """Return `warnings` and the standard error of the command; raises :class:`DataError` with both if it fails."""
     if not shutil.which(command[0]):
-        raise DataError(f"there is no {command[0]} on this machine")
+        raise DataError(f"{command[0]} is not installed on this machine")
     try:
-        ended = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=folder,
             env={**os.environ, "LC_ALL": "C"},
@@ -158,9 +159,9 @@ def _run(folder: Path, *command: str, said: str = "") -> str:
             timeout=_COMMAND_TIMEOUT,
         )
     except subprocess.TimeoutExpired as error:
-        raise DataError(f"`{' '.join(command)}` did not end within {_COMMAND_TIMEOUT} seconds") from error
-    said += ended.stderr
-    if ended.returncode:
-        reason = "; ".join(line.strip() for line in said.splitlines()[-3:])
-        raise DataError(f"`{' '.join(command)}` ended with exit code {ended.returncode}: {reason}")
-    return said
+        raise DataError(f"`{' '.join(command)}` did not finish within {_COMMAND_TIMEOUT} seconds") from error
+    output = warnings + process.stderr
+    if process.returncode:
+        reason = "; ".join(line.strip() for line in output.splitlines()[-3:])
+        raise DataError(f"`{' '.join(command)}` failed with exit code {process.returncode}: {reason}")
+    return output

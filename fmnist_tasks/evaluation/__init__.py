@@ -1,1 +1,1 @@
-"""How good a model is, whether that is good enough, and how it is shown to a person."""
+"""Metrics of a model, the gates that evaluate them, and the figures and reports that show them."""

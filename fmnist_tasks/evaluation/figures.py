@@ -1,10 +1,9 @@
-"""Pictures for the report, each as the bytes of a PNG file."""
+"""Figures for the report, each as the bytes of a PNG file."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,40 +11,44 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fmnist_tasks.schemas.evaluation import Calibration, SelectivePrediction
+from fmnist_tasks.schemas.runs import Curves
+
 _SAMPLES = 8  # images of each class
 _COLUMNS = 10  # images in a row of predictions
-_HEAD = 0.3  # of an image's height, for two lines of text above it
+_CAPTION = 0.3  # height of two lines of text above an image, as a share of its height
 _BLUE, _ORANGE, _GREY = "#3465a4", "#ce5c00", "#888a85"
 
 
-def class_samples(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> bytes:
-    """The first images of every class, one row a class."""
+def draw_class_samples(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> bytes:
+    """The first images of each class, from images (N, H, W), uint8, and labels (N,), uint8; one row per class."""
     rows = [images[np.flatnonzero(labels == label)[:_SAMPLES]] for label in range(len(classes))]
     figure = Figure(figsize=(5.8, 0.6 * len(classes)), layout="constrained")
     axes = figure.subplots()
-    _sheet(axes, rows, _SAMPLES)
+    _draw_sheet(axes, rows, _SAMPLES)
     axes.set_yticks(np.arange(len(classes)) + 0.5, classes, fontsize=9)
-    return _png(figure)
+    return _encode_png(figure)
 
 
-def learning_curves(curves: dict[str, list[float]], title: str) -> bytes:
-    """Loss and accuracy of training and validation over epochs."""
+def draw_learning_curves(curves: Curves, title: str) -> bytes:
+    """Training and validation loss and accuracy by epoch."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        epochs = range(1, len(curves[name]) + 1)
-        axes.plot(epochs, curves[name], "o-", color=_BLUE, markersize=3, label="training")
-        axes.plot(epochs, curves[f"val_{name}"], "o-", color=_ORANGE, markersize=3, label="validation")
+        training, validation = getattr(curves, name), getattr(curves, f"val_{name}")
+        epochs = range(1, len(training) + 1)
+        axes.plot(epochs, training, "o-", color=_BLUE, markersize=3, label="training")
+        axes.plot(epochs, validation, "o-", color=_ORANGE, markersize=3, label="validation")
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(title)
-    return _png(figure)
+    return _encode_png(figure)
 
 
-def confusion(matrix: list[list[int]], classes: list[str]) -> bytes:
-    """The confusion matrix with a count in every cell; colour is the share of the true class."""
+def draw_confusion_matrix(matrix: list[list[int]], classes: list[str]) -> bytes:
+    """The confusion matrix with a count in each cell; the colour is the share of the true class."""
     counts = np.array(matrix)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
@@ -60,58 +63,63 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> bytes:
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=shade)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    return _png(figure)
+    return _encode_png(figure)
 
 
-def reliability(found: dict[str, Any], abstaining: dict[str, Any]) -> bytes:
-    """Accuracy against stated confidence, and accuracy against the share of images that are answered."""
+def draw_reliability(calibration: Calibration, selective: SelectivePrediction) -> bytes:
+    """A reliability diagram, and the accuracy by coverage."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    confidence = [row["confidence"] for row in found["bins"]]
-    sizes = [4 + 30 * (row["images"] / max(row["images"] for row in found["bins"])) ** 0.5 for row in found["bins"]]
+    confidence, accuracy = ([getattr(row, name) for row in calibration.bins] for name in ("confidence", "accuracy"))
+    most = max(row.images for row in calibration.bins)
     left.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8)
-    left.plot(confidence, [row["accuracy"] for row in found["bins"]], color=_BLUE, linewidth=1)
-    left.scatter(confidence, [row["accuracy"] for row in found["bins"]], s=sizes, color=_BLUE)
-    left.set_xlabel("stated probability")
-    left.set_ylabel("share that is right")
-    left.set_title(f"expected calibration error {found['error']:.4f}", fontsize=10)
-    right.plot(*zip(*abstaining["curve"], strict=True), color=_BLUE)
-    right.axhline(abstaining["accuracy"], color=_GREY, linewidth=0.8)
-    right.axvline(abstaining["coverage"], color=_GREY, linewidth=0.8)
-    right.set_xlabel("share of the images answered, surest first")
+    left.plot(confidence, accuracy, color=_BLUE, linewidth=1)
+    left.scatter(confidence, accuracy, s=[4 + 30 * (row.images / most) ** 0.5 for row in calibration.bins], color=_BLUE)
+    left.set_xlabel("confidence")
+    left.set_ylabel("accuracy")
+    left.set_title(f"expected calibration error {calibration.error:.4f}", fontsize=10)
+    right.plot(*zip(*selective.curve, strict=True), color=_BLUE)
+    right.axhline(selective.accuracy, color=_GREY, linewidth=0.8)
+    right.axvline(selective.coverage, color=_GREY, linewidth=0.8)
+    right.set_xlabel("coverage, most confident first")
     right.set_ylabel("accuracy")
-    right.set_title(f"{abstaining['coverage']:.1%} answered with {abstaining['accuracy']:.0%} right", fontsize=10)
+    right.set_title(f"coverage {selective.coverage:.1%} at {selective.accuracy:.0%} accuracy", fontsize=10)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    return _png(figure)
+    return _encode_png(figure)
 
 
-def predictions(rows: list[dict[str, Any]], images: Sequence[np.ndarray] | np.ndarray) -> bytes:
-    """Images with what each is said to be, `truth`, and what is made of it, `answer`; one row an image."""
-    lines = [images[first : first + _COLUMNS] for first in range(0, len(rows), _COLUMNS)]
-    figure = Figure(figsize=(10, 1.35 * len(lines)), layout="constrained")
+def draw_predictions(
+    truths: Sequence[str], predictions: Sequence[str], images: Sequence[np.ndarray] | np.ndarray, classes: Sequence[str]
+) -> bytes:
+    """Images (N, H, W), uint8, with true and predicted classes; a prediction that is not a class is grey."""
+    rows = [images[first : first + _COLUMNS] for first in range(0, len(truths), _COLUMNS)]
+    figure = Figure(figsize=(10, 1.35 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    head = _sheet(axes, lines, _COLUMNS, _HEAD)
+    top = _draw_sheet(axes, rows, _COLUMNS, _CAPTION)
     axes.set_yticks([])
-    for number, row in enumerate(rows):
-        line, column = divmod(number, _COLUMNS)
-        colour = _GREY if row["answer"] == "not clothing" else _BLUE if row["answer"] == row["truth"] else _ORANGE
-        text = f"{row['truth']}\n→ {row['answer']}"
-        axes.text(column + 0.5, line + head, text, ha="center", va="bottom", fontsize=6, color=colour)
-    return _png(figure)
+    for number, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
+        row, column = divmod(number, _COLUMNS)
+        colour = _GREY if prediction not in classes else _BLUE if prediction == truth else _ORANGE
+        text = f"{truth}\n→ {prediction}"
+        axes.text(column + 0.5, row + top, text, ha="center", va="bottom", fontsize=6, color=colour)
+    return _encode_png(figure)
 
 
-def _sheet(axes: Axes, rows: Sequence[Sequence[np.ndarray] | np.ndarray], columns: int, head: float = 0.0) -> float:
-    """Draw rows of images as one picture, in which each has a field of 1 x 1; axes for each would take seconds.
+def _draw_sheet(
+    axes: Axes, rows: Sequence[Sequence[np.ndarray] | np.ndarray], columns: int, caption: float = 0.0
+) -> float:
+    """Draw rows of images (H, W), uint8, as one picture with a cell of 1 x 1 for each; an axes for each takes seconds.
 
-    `head` is the height to leave free above an image as a share of its own; returned as a share of the field.
+    `caption` is the height that stays free above an image, as a share of the image's height. Returns the position of
+    the image's top edge, as a share of the cell.
     """
     side = next(len(image) for images in rows for image in images)
-    above, gap = round(head * side), 2
+    above, gap = round(caption * side), 2
     sheet = np.full((len(rows), above + side + gap, columns, side + gap), 255, np.uint8)
-    for line, images in enumerate(rows):
+    for row, images in enumerate(rows):
         for column, image in enumerate(images):
-            sheet[line, above : above + side, column, :side] = image
+            sheet[row, above : above + side, column, :side] = image
     height, width = sheet.shape[1], sheet.shape[3]
     extent = (0, columns, len(rows), 0)
     pixels = sheet.reshape(len(rows) * height, columns * width)
@@ -122,9 +130,9 @@ def _sheet(axes: Axes, rows: Sequence[Sequence[np.ndarray] | np.ndarray], column
     return above / height
 
 
-def _png(figure: Figure) -> bytes:
+def _encode_png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    # Without the metadata the same figure gives the same bytes.
+    # Without metadata, the same figure gives the same bytes.
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,98 +1,69 @@
-"""From figures to a verdict: pure decisions that fail closed.
+"""Gates: pure functions from metrics to a verdict.
 
-A figure that is missing or no finite number, figures of another run, model or dataset, and an empty list of checks
-are all rejections. Nothing here reads a file, opens a store or knows a framework.
+They fail closed: a metric that is missing or not finite, metrics of another run, model or dataset, and an empty list of
+checks reject. This module reads no file, opens no store and imports no framework.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from fmnist_tasks.verdict import Check, Otherwise
+from fmnist_tasks.schemas.evaluation import Check, Decision, Identity, OnFailure, Verdict, make_check
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a set of figures belongs to."""
-
-    run_id: str
-    model_sha256: str
-    data_fingerprint: str
-    code_digest: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The decision on one model of one run, and every check that led to it."""
-
-    decision: str  # "promote", "hold" or "reject"
-    identity: Identity
-    checks: tuple[Check, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """The verdict as plain JSON values."""
-        return {
-            "decision": self.decision,
-            **asdict(self.identity),
-            "checks": [check.as_json() for check in self.checks],
-        }
-
-    @property
-    def failures(self) -> str:
-        """The reasons of all checks that did not pass, joined."""
-        return "; ".join(check.reason for check in self.checks if not check.passed) or "no check was made"
-
-
-def judge(identity: Identity, checks: list[Check]) -> Verdict:
-    """Promote only if there are checks and all passed; hold if those that did not all say so."""
+def decide(identity: Identity, checks: list[Check]) -> Verdict:
+    """The verdict: promote if all checks passed; hold if the others all hold; otherwise, or without checks, reject."""
     outcomes = {check.outcome for check in checks} or {"reject"}
-    decision = "reject" if "reject" in outcomes else "hold" if "hold" in outcomes else "promote"
-    return Verdict(decision, identity, tuple(checks))
+    decision: Decision = "reject" if "reject" in outcomes else "hold" if "hold" in outcomes else "promote"
+    return Verdict(**dict(identity), decision=decision, checks=checks)
 
 
-def same_origin(expected: Identity, figures: dict[str, Any]) -> Check:
-    """The figures were measured in this run, on this model and this dataset, by this code."""
+def check_identity(expected: Identity, metrics: Identity) -> Check:
+    """The metrics are of this run, model and dataset, and were measured by this code."""
     wrong = [
-        f"{name} is {figures.get(name)!r}, expected {value!r}"
-        for name, value in asdict(expected).items()
-        if figures.get(name) != value
+        f"{name} is {getattr(metrics, name)!r}, expected {value!r}"
+        for name, value in expected
+        if getattr(metrics, name) != value
     ]
-    return Check(
-        name="bound to its run",
-        value=figures.get("run_id"),
-        bound=f"run {expected.run_id}",
-        passed=not wrong,
-        reason="; ".join(wrong) or "the figures belong to this run, model, dataset and code",
+    return make_check(
+        "identity",
+        metrics.run_id,
+        f"run {expected.run_id}",
+        not wrong,
+        "; ".join(wrong) or "the metrics belong to this run, model, dataset and code",
     )
 
 
-def at_least(
-    name: str, value: Any, bound: float, what: str, otherwise: Otherwise = "reject", form: str = ".2%"
+def check_minimum(
+    name: str, value: Any, threshold: float, what: str, on_failure: OnFailure = "reject", form: str = ".2%"
 ) -> Check:
-    """The figure is a finite number of at least the bound, which must be finite itself."""
-    return _compared(name, value, bound, what, otherwise, form, least=True)
+    """The metric is a finite number and at least the threshold, which must be finite too."""
+    return _compare(name, value, threshold, what, on_failure, form, is_minimum=True)
 
 
-def at_most(
-    name: str, value: Any, bound: float, what: str, otherwise: Otherwise = "reject", form: str = ".2%"
+def check_maximum(
+    name: str, value: Any, threshold: float, what: str, on_failure: OnFailure = "reject", form: str = ".2%"
 ) -> Check:
-    """The figure is a finite number of at most the bound, which must be finite itself."""
-    return _compared(name, value, bound, what, otherwise, form, least=False)
+    """The metric is a finite number and at most the threshold, which must be finite too."""
+    return _compare(name, value, threshold, what, on_failure, form, is_minimum=False)
 
 
-def _compared(name: str, value: Any, bound: float, what: str, otherwise: Otherwise, form: str, *, least: bool) -> Check:
-    asked = f"{'≥' if least else '≤'} {bound:{form}}"
-    if not finite(value):
-        # What could not be measured cannot be judged: no person can decide on it either.
-        reason = f"{what} is missing or no number ({value!r}); {asked} is asked"
-        return Check(name, None, asked, False, reason)
-    passed = math.isfinite(bound) and (value >= bound if least else value <= bound)
-    side = ("at least" if passed else "below") if least else ("at most" if passed else "above")
-    return Check(name, value, asked, passed, f"{what} is {value:{form}}, {side} the bound of {bound:{form}}", otherwise)
+def _compare(
+    name: str, value: Any, threshold: float, what: str, on_failure: OnFailure, form: str, *, is_minimum: bool
+) -> Check:
+    required = f"{'≥' if is_minimum else '≤'} {threshold:{form}}"
+    if not is_finite(value):
+        # Rejects even if the policy holds: a user cannot decide on a metric that was not measured.
+        return make_check(
+            name, None, required, False, f"{what} is missing or not a number ({value!r}); required: {required}"
+        )
+    has_passed = math.isfinite(threshold) and (value >= threshold if is_minimum else value <= threshold)
+    side = ("at least" if has_passed else "below") if is_minimum else ("at most" if has_passed else "above")
+    message = f"{what} is {value:{form}}, {side} the threshold of {threshold:{form}}"
+    return make_check(name, value, required, has_passed, message, on_failure)
 
 
-def finite(value: Any) -> bool:
-    """Whether it is a finite number."""
+def is_finite(value: Any) -> bool:
+    """Whether the value is a finite number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

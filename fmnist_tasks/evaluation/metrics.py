@@ -1,20 +1,26 @@
-"""Figures of a classifier on labelled images, and of a detector on real and fake ones. Plain JSON values."""
+"""Metrics of a classifier on labelled images, and of OOD detection on in-distribution and OOD images."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
-from fmnist_tasks.significance import share_interval
+from fmnist_tasks.schemas.evaluation import (
+    ClassDifferences,
+    Classification,
+    ClassMetrics,
+    Differences,
+    NamedClassMetrics,
+    OodFamily,
+)
+from fmnist_tasks.significance import wilson_interval
 
 
-def classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """Accuracy, confusion matrix (rows: true class), and per class and mean precision, recall and F1.
+def measure_classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> Classification:
+    """The metrics of probabilities (N, classes), float32, for labels (N,), uint8.
 
-    Labels (N,), probabilities (N, classes); `interval` is the accuracy's, 95 %. The accuracy of one class is its share
-    of correct answers among all images, in that class or not: (true positives + true negatives) / N.
+    They are accuracy with its 95 % interval, confusion matrix (rows: true class), and precision, recall, F1 and
+    accuracy of each class and their means. The accuracy of one class is (true positives + true negatives) / N.
     """
     predicted = probabilities.argmax(axis=1)
     numbers = np.arange(len(classes))
@@ -23,70 +29,69 @@ def classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[
         labels, predicted, labels=numbers, zero_division=0.0
     )
     correct = np.diag(matrix)
-    class_accuracy = (len(labels) - matrix.sum(axis=0) - matrix.sum(axis=1) + 2 * correct) / len(labels)
-    return {
-        "images": len(labels),
-        "accuracy": float((predicted == labels).mean()),
-        "interval": list(share_interval(int((predicted == labels).sum()), len(labels))),
-        "confusion": matrix.tolist(),
-        "classes": [
-            {
-                "class": name,
-                "images": int(support[index]),
-                "precision": float(precision[index]),
-                "recall": float(recall[index]),
-                "f1": float(f1[index]),
-                "accuracy": float(class_accuracy[index]),
-            }
+    accuracy = (len(labels) - matrix.sum(axis=0) - matrix.sum(axis=1) + 2 * correct) / len(labels)
+    columns = {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy}
+    return Classification(
+        images=len(labels),
+        accuracy=measure_accuracy(labels, probabilities),
+        interval=list(wilson_interval(int((predicted == labels).sum()), len(labels))),
+        confusion=matrix.tolist(),
+        classes=[
+            NamedClassMetrics(
+                name=name,
+                images=int(support[index]),
+                **{metric: float(values[index]) for metric, values in columns.items()},
+            )
             for index, name in enumerate(classes)
         ],
-        "means": {
-            "precision": float(precision.mean()),
-            "recall": float(recall.mean()),
-            "f1": float(f1.mean()),
-            "accuracy": float(class_accuracy.mean()),
-        },
-    }
+        means=ClassMetrics(**{metric: float(values.mean()) for metric, values in columns.items()}),
+    )
 
 
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The share of labels (N,) whose class is the most probable of probabilities (N, classes)."""
+def measure_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The accuracy of probabilities (N, classes), float32, for labels (N,), uint8."""
     return float((probabilities.argmax(axis=1) == labels).mean())
 
 
-def compared(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """How many images only one of two models has right, in all and by true class; probabilities (N, classes)."""
-    ours, theirs = (probabilities.argmax(axis=1) == labels for probabilities in (candidate, champion))
+def compare_models(
+    labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, classes: list[str]
+) -> tuple[Differences, list[ClassDifferences]]:
+    """Compare the probabilities (N, classes), float32, of two models for labels (N,), uint8.
 
-    def counts(images: np.ndarray) -> dict[str, int]:
+    Returns how many images only one of them classifies correctly: in all, and by true class.
+    """
+    by_candidate, by_champion = (probabilities.argmax(axis=1) == labels for probabilities in (candidate, champion))
+
+    def count(images: np.ndarray) -> dict[str, int]:
         return {
-            "only_candidate": int((ours & ~theirs & images).sum()),
-            "only_champion": int((theirs & ~ours & images).sum()),
+            "only_candidate": int((by_candidate & ~by_champion & images).sum()),
+            "only_champion": int((by_champion & ~by_candidate & images).sum()),
         }
 
-    return {
-        "accuracy": float(theirs.mean()),
-        **counts(np.ones(len(labels), bool)),
-        "classes": [{"class": name, **counts(labels == index)} for index, name in enumerate(classes)],
-    }
+    by_class = [ClassDifferences(name=name, **count(labels == index)) for index, name in enumerate(classes)]
+    return Differences(**count(np.ones(len(labels), bool))), by_class
 
 
-def surest_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the wrong answers, at most so many, that were given with the greatest probability; (N, classes)."""
+def find_most_confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
+    """Indices of up to `count` most confident errors of probabilities (N, classes), float32, for labels (N,), uint8."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
-    surest: np.ndarray = wrong[order[:count]]
-    return surest
+    indices: np.ndarray = wrong[order[:count]]
+    return indices
 
 
-def detection(real: np.ndarray, fake: np.ndarray, threshold: float) -> dict[str, float]:
-    """AUROC of familiarity between real and fake images, and the share of the fake ones called novel.
+def measure_detection(
+    in_distribution: np.ndarray, ood: np.ndarray, threshold: float, *, in_training: bool
+) -> OodFamily:
+    """The metrics of OOD detection, from OOD scores (N,), float32, of in-distribution images and of one OOD family.
 
-    `fpr99` is the FPR at 99 % TPR: the share of fake images that would pass where 99 % of these real ones do.
+    They are the AUROC, the FPR at 99 % TPR (the share of OOD images that is accepted where 99 % of the in-distribution
+    images are), and the share of OOD images above the threshold.
     """
-    truth = np.concatenate([np.ones(len(real)), np.zeros(len(fake))])
-    return {
-        "auroc": float(roc_auc_score(truth, np.concatenate([real, fake]))),
-        "fpr99": float((fake >= np.quantile(real, 0.01)).mean()),
-        "recognised": float((fake < threshold).mean()),
-    }
+    truth = np.concatenate([np.zeros(len(in_distribution)), np.ones(len(ood))])
+    return OodFamily(
+        auroc=float(roc_auc_score(truth, np.concatenate([in_distribution, ood]))),
+        fpr99=float((ood <= np.quantile(in_distribution, 0.99)).mean()),
+        detected=float((ood > threshold).mean()),
+        in_training=in_training,
+    )

@@ -1,165 +1,149 @@
-"""What is asked of a candidate: one row for each check, from the figures that were measured and the policy."""
+"""The checks of the promotion gate, from the candidate's metrics and the policy."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from fmnist_tasks.evaluation import policy
-from fmnist_tasks.evaluation.gate import at_least, at_most, finite
-from fmnist_tasks.evaluation.policy import Policy
+from fmnist_tasks.evaluation.gate import check_maximum, check_minimum
+from fmnist_tasks.schemas.evaluation import (
+    CandidateEvaluation,
+    ChampionComparison,
+    Check,
+    Classification,
+    OnFailure,
+    OtherClasses,
+    make_check,
+)
+from fmnist_tasks.schemas.releases import (
+    AccuracyPolicy,
+    CalibrationPolicy,
+    ChampionPolicy,
+    ClassPolicy,
+    OodPolicy,
+    Policy,
+    ServingPolicy,
+)
 from fmnist_tasks.significance import holm, mcnemar
-from fmnist_tasks.verdict import Check, Otherwise
 
-Figures = dict[str, Any]
+Champion = ChampionComparison | OtherClasses | None
 
 
-def checks(asked: Policy, figures: Figures) -> list[Check]:
-    """All rows about a candidate; `figures` as `evaluate_tuned` leaves them."""
+def check_candidate(policy: Policy, metrics: CandidateEvaluation) -> list[Check]:
+    """All checks of a candidate."""
     return [
-        accuracy(asked.accuracy, figures),
-        against_champion(asked.champion, figures),
-        recall(asked.classes, figures),
-        classes_against_champion(asked.classes, figures),
-        calibration(asked.calibration, figures),
-        *novelty(asked.novelty, figures),
-        same_bytes(figures),
-        *speed(asked.speed, figures),
+        check_accuracy(policy.accuracy, metrics.test),
+        compare_with_champion(policy.champion, metrics.champion),
+        check_recall(policy.classes, metrics.test),
+        compare_classes_with_champion(policy.classes, metrics.champion),
+        check_calibration(policy.calibration, metrics),
+        *check_ood_detection(policy.ood, metrics),
+        *check_serving(policy.serving, metrics),
     ]
 
 
-def accuracy(asked: policy.Accuracy, figures: Figures) -> Check:
-    """Enough of the test images are classified rightly."""
-    found = figures.get("test", {})
-    row = at_least("accuracy", found.get("accuracy"), asked.at_least, "test accuracy", asked.otherwise)
-    if row.value is None or "interval" not in found:
-        return row
-    low, high = found["interval"]
-    return _with(row, f"{row.reason} (95 % interval {low:.2%} to {high:.2%})")
+def check_accuracy(policy: AccuracyPolicy, test: Classification) -> Check:
+    """The test accuracy is high enough."""
+    check = check_minimum("accuracy", test.accuracy, policy.min, "test accuracy", policy.on_failure)
+    low, high = test.interval
+    return _replace_message(check, f"{check.message} (95 % interval {low:.2%} to {high:.2%})")
 
 
-def against_champion(asked: policy.Champion, figures: Figures) -> Check:
-    """Not provably worse than the champion; where nothing can be proved, not lower on validation."""
-    name, bound = "champion", f"not worse (exact McNemar test, p < {asked.significance})"
-    if row := _nothing_to_compare(name, bound, figures, asked.undecided):
-        return row
-    champion = figures["champion"]
-    gained, lost = champion.get("only_candidate"), champion.get("only_champion")
-    validation = champion.get("candidate_validation_accuracy"), champion.get("validation_accuracy")
-    if not all(map(finite, (gained, lost, *validation))):
-        return Check(name, None, bound, False, f"the comparison with the champion is incomplete ({champion!r:.200})")
+def compare_with_champion(policy: ChampionPolicy, champion: Champion) -> Check:
+    """The candidate is not significantly worse than the champion; if inconclusive, not less accurate on validation."""
+    name, threshold = "champion", f"not worse (exact McNemar test, p < {policy.significance})"
+    if not isinstance(champion, ChampionComparison):
+        return _explain_no_comparison(name, threshold, champion, policy.on_inconclusive)
+    gained, lost = champion.only_candidate, champion.only_champion
     p = mcnemar(lost, gained)
-    told = f"{gained} test images are right with it only, {lost} with {champion['version']} only (p = {p:.3f})"
-    if p < asked.significance:
-        better = gained > lost
-        words = "better" if better else "worse"
-        return Check(name, p, bound, better, f"{told}: provably {words}", asked.worse)
-    not_lower = validation[0] >= validation[1]
-    on_validation = f"on validation {validation[0]:.2%} against {validation[1]:.2%}"
-    return Check(name, p, bound, not_lower, f"{told}: no difference proved; {on_validation}", asked.undecided)
+    counts = (
+        f"{gained} test images are correct with the candidate only, {lost} with {champion.version} only "
+        f"({_format_p_value(p)})"
+    )
+    if p < policy.significance:
+        is_better = gained > lost
+        message = f"{counts}: significantly {'better' if is_better else 'worse'}"
+        return make_check(name, p, threshold, is_better, message, policy.on_significantly_worse)
+    candidate, current = champion.candidate_validation_accuracy, champion.validation_accuracy
+    message = f"{counts}: inconclusive; validation accuracy {candidate:.2%}, the champion's {current:.2%}"
+    return make_check(name, p, threshold, candidate >= current, message, policy.on_inconclusive)
 
 
-def recall(asked: policy.Classes, figures: Figures) -> Check:
-    """No class is recognised too rarely."""
-    rows = figures.get("test", {}).get("classes") or [{}]
-    worst = min(rows, key=lambda row: row["recall"] if finite(row.get("recall")) else -1.0)
-    what = f"the lowest recall of a class ({worst.get('class')})"
-    return at_least("recall of each class", worst.get("recall"), asked.recall_at_least, what, asked.otherwise)
+def check_recall(policy: ClassPolicy, test: Classification) -> Check:
+    """The recall of every class is high enough."""
+    worst = min(test.classes, key=lambda row: row.recall)
+    what = f"the lowest recall of a class ({worst.name})"
+    return check_minimum("class recall", worst.recall, policy.min_recall, what, policy.on_failure)
 
 
-def classes_against_champion(asked: policy.Classes, figures: Figures) -> Check:
-    """No class is provably recognised more rarely than by the champion."""
-    name, bound = "classes against champion", f"none worse (Holm, p < {asked.significance})"
-    if row := _nothing_to_compare(name, bound, figures, asked.otherwise):
-        return row
-    champion = figures["champion"]
-    rows = champion.get("classes") or []
-    if not rows or not all(finite(row.get(key)) for row in rows for key in ("only_candidate", "only_champion")):
-        return Check(name, None, bound, False, "the comparison by class with the champion is incomplete")
-    p_values = holm([mcnemar(row["only_candidate"], row["only_champion"], one_sided=True) for row in rows])
-    worse = [f"{row['class']} (p = {p:.4f})" for row, p in zip(rows, p_values, strict=True) if p < asked.significance]
-    reason = f"provably recognised more rarely than by the champion: {', '.join(worse)}"
+def compare_classes_with_champion(policy: ClassPolicy, champion: Champion) -> Check:
+    """No class has a significantly lower recall than with the champion."""
+    name, threshold = (
+        "class recall against champion",
+        f"none lower (one-sided McNemar, Holm, p < {policy.significance})",
+    )
+    if not isinstance(champion, ChampionComparison):
+        return _explain_no_comparison(name, threshold, champion, policy.on_failure)
+    p_values = holm([mcnemar(row.only_candidate, row.only_champion, one_sided=True) for row in champion.classes])
+    worse = [
+        f"{row.name} ({_format_p_value(p)})"
+        for row, p in zip(champion.classes, p_values, strict=True)
+        if p < policy.significance
+    ]
+    message = f"recall significantly lower than the champion's: {', '.join(worse)}"
     if not worse:
-        reason = f"no class is provably recognised more rarely than by the champion (least p = {min(p_values):.3f})"
-    return Check(name, min(p_values), bound, not worse, reason, asked.otherwise)
+        message = f"no class has a significantly lower recall (lowest {_format_p_value(min(p_values))})"
+    return make_check(name, min(p_values), threshold, not worse, message, policy.on_failure)
 
 
-def calibration(asked: policy.Calibration, figures: Figures) -> Check:
-    """Stated probabilities can be taken at their word."""
-    found = figures.get("calibration", {})
-    what = "the expected calibration error"
-    row = at_most("calibration", found.get("error"), asked.error_at_most, what, asked.otherwise, ".4f")
-    if row.value is None or "interval" not in found:
-        return row
-    low, high = found["interval"]
-    return _with(row, f"{row.reason} (95 % interval {low:.4f} to {high:.4f})")
+def check_calibration(policy: CalibrationPolicy, metrics: CandidateEvaluation) -> Check:
+    """The expected calibration error is low enough."""
+    calibration, what = metrics.calibration, "the expected calibration error"
+    check = check_maximum("calibration", calibration.error, policy.max_error, what, policy.on_failure, ".4f")
+    low, high = calibration.interval
+    return _replace_message(check, f"{check.message} (95 % interval {low:.4f} to {high:.4f})")
 
 
-def novelty(asked: policy.Novelty, figures: Figures) -> list[Check]:
-    """Images that are no clothing are told from clothing, family by family."""
-    measured, rows = figures.get("novelty", {}).get("families", {}), []
-    for family, bounds in asked.families.items():
-        found = measured.get(family, {})
-        area, missed = found.get("auroc"), found.get("fpr99")
-        rows += [
-            at_least(f"{family}, AUROC", area, bounds.auroc_at_least, f"AUROC of {family}", asked.otherwise, ".4f"),
-            at_most(
-                f"{family}, FPR at 99 % TPR",
-                missed,
-                bounds.fpr99_at_most,
-                f"FPR of {family} at 99 % TPR",
-                asked.otherwise,
+def check_ood_detection(policy: OodPolicy, metrics: CandidateEvaluation) -> list[Check]:
+    """Each OOD family in the policy is detected well enough."""
+    checks = []
+    for family, limits in policy.families.items():
+        measured = metrics.ood.families.get(family)
+        auroc, fpr = (measured.auroc, measured.fpr99) if measured else (None, None)
+        checks += [
+            check_minimum(f"{family}, AUROC", auroc, limits.min_auroc, f"AUROC of {family}", policy.on_failure, ".4f"),
+            check_maximum(
+                f"{family}, FPR at 99 % TPR", fpr, limits.max_fpr99, f"FPR of {family} at 99 % TPR", policy.on_failure
             ),
         ]
-    return rows
+    return checks
 
 
-def same_bytes(figures: Figures) -> Check:
-    """The model that was read back from the store answers, bit for bit, as the one that was measured."""
-    found = figures.get("read_back", {})
-    differing = found.get("differing")
-    passed = differing == 0 and finite(differing) and found.get("sha256") == figures.get("model_sha256") is not None
-    reason = "the model was not read back from the store"
-    if finite(differing):
-        model = str(found.get("sha256"))[:12]
-        reason = f"model {model} was read back from the store; {differing:,} predictions differ from those judged"
-    return Check("the same bytes", differing if finite(differing) else None, "no prediction differs", passed, reason)
+def check_not_withdrawn(repeated: str | None) -> Check:
+    """The candidate does not repeat a withdrawn release; `repeated` says which one it repeats, and what to do."""
+    message = repeated or "the candidate does not repeat a withdrawn release"
+    return make_check("withdrawn releases", None, "none repeated", repeated is None, message, "hold")
 
 
-def not_withdrawn(repeated: str | None) -> Check:
-    """The candidate repeats no withdrawn release; `repeated` says which one it repeats, and what to do."""
-    reason = repeated or "the candidate repeats no withdrawn release"
-    return Check("withdrawn releases", None, "none repeated", repeated is None, reason, "hold")
-
-
-def speed(asked: policy.Speed, figures: Figures) -> list[Check]:
-    """The model is fast and small enough to serve."""
-    found, otherwise = figures.get("speed", {}), asked.otherwise
+def check_serving(policy: ServingPolicy, metrics: CandidateEvaluation) -> list[Check]:
+    """The model is fast and small enough for serving."""
+    serving, on_failure = metrics.serving, policy.on_failure
+    latency = "latency of one image (95th percentile, ms)"
     return [
-        at_most(
-            "one image",
-            found.get("single_ms"),
-            asked.single_ms_at_most,
-            "the 95th percentile of the time for one image, in milliseconds,",
-            otherwise,
-            ".1f",
-        ),
-        at_most("loading", found.get("load_seconds"), asked.load_seconds_at_most, "seconds to load", otherwise, ".1f"),
-        at_most("size", found.get("bytes"), asked.bytes_at_most, "the size in bytes", otherwise, ",.0f"),
+        check_maximum("latency", serving.single_image_ms, policy.max_single_image_ms, latency, on_failure, ".1f"),
+        check_maximum("load time", serving.load_seconds, policy.max_load_seconds, "load time (s)", on_failure, ".1f"),
+        check_maximum("size", serving.bytes, policy.max_bytes, "size (bytes)", on_failure, ",.0f"),
     ]
 
 
-def _nothing_to_compare(name: str, bound: str, figures: Figures, otherwise: Otherwise) -> Check | None:
-    """The row where a champion's figures on the same images cannot be had; None where they can."""
-    if "champion" not in figures:
-        return Check(name, None, bound, False, "the candidate was not compared with the champion")
-    champion = figures["champion"]
+def _explain_no_comparison(name: str, threshold: str, champion: OtherClasses | None, on_failure: OnFailure) -> Check:
+    """The check without a champion, or with one that has other classes."""
     if champion is None:
-        return Check(name, None, bound, True, "there is no champion yet")
-    if "other_classes" in champion:
-        told = f"the champion {champion['version']} knows other classes ({champion['other_classes']})"
-        return Check(name, None, bound, False, f"{told}, so that nothing compares", otherwise)
-    return None
+        return make_check(name, None, threshold, True, "there is no champion yet")
+    message = f"the champion {champion.version} has other classes ({champion.other_classes}) and cannot be compared"
+    return make_check(name, None, threshold, False, message, on_failure)
 
 
-def _with(row: Check, reason: str) -> Check:
-    return Check(row.name, row.value, row.bound, row.passed, reason, row.otherwise)
+def _format_p_value(p: float) -> str:
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
+def _replace_message(check: Check, message: str) -> Check:
+    return check.model_copy(update={"message": message})

@@ -1,8 +1,8 @@
-"""What a model's configuration would build, without building it: the shape of every weight and of every activation.
+"""The shapes of all weights and activations of a model, inferred from its configuration without building it.
 
-Keras builds whatever a configuration names, at whatever size it says. So a configuration may hold only the keys and
-values that :func:`fmnist_tasks.model.h5.save` writes, for layers that this project uses or has used, and shapes are
-followed from layer to layer. Shapes leave out the batch axis.
+Keras builds anything that a configuration names, at any size. So a configuration may have only the keys and values that
+:func:`fmnist_tasks.model.h5.encode_model` writes, for layers that this project uses or has used, and the shapes are
+inferred layer by layer. Shapes omit the batch axis.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fmnist_tasks.text import make_printable
 Shape = tuple[int, ...]
 _Validated = TypeVar("_Validated", bound=BaseModel)
 
-# What we build has up to 33 layers, 57 calls of them, and activations of 98 KiB, together 1.1 MiB for one image.
+# Our models have up to 33 layers, 57 calls of layers, and activations of 98 KiB, 1.1 MiB in all, for one image.
 MAX_LAYERS, MAX_CALLS, MAX_OUTPUTS = 200, 400, 16
 MAX_ACTIVATION, MAX_ACTIVATIONS = 512 << 10, 4 << 20  # bytes for one image: of one call, of all calls
 MAX_CONFIGURATION = 256 << 10  # characters; ours have 27 thousand
@@ -29,45 +29,47 @@ _Sides = Annotated[list[Annotated[int, Field(ge=1, le=16)]], Field(min_length=2,
 _KernelSides = Annotated[list[Annotated[int, Field(ge=1, le=3)]], Field(min_length=2, max_length=2)]
 _Name = Annotated[str, Field(min_length=1, max_length=100)]
 _Reference = Annotated[tuple[_Name, Annotated[int, Field(ge=0)], Literal[0]], Strict(False)]  # layer, call, tensor
-# Keras writes one that is alone without a list.
+# Keras writes a single reference without a list.
 _References = Annotated[
     list[_Reference],
-    BeforeValidator(lambda one: [one] if isinstance(one, list) and one and isinstance(one[0], str) else one),
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, list) and value and isinstance(value[0], str) else value
+    ),
 ]
 
 
-class _Part(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Random(_Part):
-    seed: int | None = None  # of the two that are random
+class _Random(_StrictModel):
+    seed: int | None = None  # of the two random initializers
     input_axes: None = None
     output_axes: None = None
 
 
-class _Initializer(_Part):
+class _Initializer(_StrictModel):
     module: Literal["keras.initializers"]
     class_name: Literal["GlorotUniform", "HeNormal", "Ones", "Zeros"]
     config: _Random
     registered_name: None
 
 
-class _Precision(_Part):
+class _Precision(_StrictModel):
     name: Literal["float32"]
 
 
-class _Policy(_Part):
+class _Policy(_StrictModel):
     module: Literal["keras"]
     class_name: Literal["DTypePolicy"]
     config: _Precision
     registered_name: None
 
 
-class _Layer(_Part):
-    """A layer that leaves the shape of its one input as it is; the keys that every layer has.
+class _Layer(_StrictModel):
+    """A layer whose output has the shape of its only input, and the keys that every layer has.
 
-    Here and below, keys with a default are those that only newer versions of Keras write.
+    Here and below, only newer versions of Keras write the keys with a default.
     """
 
     name: _Name
@@ -76,14 +78,14 @@ class _Layer(_Part):
 
     def output(self, inputs: list[Shape]) -> Shape:
         """The output's shape; raises :class:`ValueError` if the inputs do not fit."""
-        return _only(inputs)
+        return _require_single(inputs)
 
     def weights(self, inputs: list[Shape]) -> list[Shape]:
-        """The shapes of its weights, in their order in the file, for inputs that fit."""
+        """The shapes of its weights, in the order of the file, for valid inputs."""
         return []
 
 
-class _InputLayer(_Part):
+class _InputLayer(_StrictModel):
     name: _Name
     dtype: Literal["float32"]
     batch_shape: Annotated[tuple[None, _Size, _Size, _Size], Strict(False)]  # images (N, H, W, C)
@@ -104,10 +106,6 @@ class _ReLU(_Layer):
 
 
 class _Softmax(_Layer):
-    axis: Literal[-1]
-
-
-class _UnitNormalization(_Layer):
     axis: Literal[-1]
 
 
@@ -141,7 +139,7 @@ class _BatchNormalization(_Layer):
 
 
 class _Kernel(_Layer):
-    """A layer with a kernel and, perhaps, a bias."""
+    """A layer with a kernel and an optional bias."""
 
     activation: Literal["linear"]
     use_bias: bool
@@ -158,7 +156,7 @@ class _Dense(_Kernel):
     units: _Size
 
     def output(self, inputs: list[Shape]) -> Shape:
-        return (*_only(inputs)[:-1], self.units)
+        return (*_require_single(inputs)[:-1], self.units)
 
     def weights(self, inputs: list[Shape]) -> list[Shape]:
         return [(inputs[0][-1], self.units), *[(self.units,)] * self.use_bias]
@@ -175,7 +173,7 @@ class _Conv2D(_Kernel):
     activity_regularizer: None
 
     def output(self, inputs: list[Shape]) -> Shape:
-        return (*_places(_only(inputs), self.kernel_size, self.strides, self.padding), self.filters)
+        return (*_count_positions(_require_single(inputs), self.kernel_size, self.strides, self.padding), self.filters)
 
     def weights(self, inputs: list[Shape]) -> list[Shape]:
         return [(*self.kernel_size, inputs[0][-1], self.filters), *[(self.filters,)] * self.use_bias]
@@ -188,37 +186,26 @@ class _Pooling2D(_Layer):
     data_format: Literal["channels_last"]
 
     def output(self, inputs: list[Shape]) -> Shape:
-        image = _only(inputs)
-        return (*_places(image, self.pool_size, self.strides, self.padding), image[-1])
+        image = _require_single(inputs)
+        return (*_count_positions(image, self.pool_size, self.strides, self.padding), image[-1])
 
 
-class _GlobalPooling(_Layer):
-    """Pooling over all places."""
-
+class _GlobalPooling2D(_Layer):
     data_format: Literal["channels_last"]
     keepdims: Literal[False]
 
     def output(self, inputs: list[Shape]) -> Shape:
-        return _only(inputs)[-1:]
-
-
-class _GlobalPooling1D(_GlobalPooling):
-    def output(self, inputs: list[Shape]) -> Shape:
-        _require(len(_only(inputs)) == 2, f"pools over the places of an input of shape {inputs[0]}")
-        return super().output(inputs)
-
-
-class _GlobalPooling2D(_GlobalPooling):
-    def output(self, inputs: list[Shape]) -> Shape:
-        _require(len(_only(inputs)) == 3, f"pools over the image of an input of shape {inputs[0]}")
-        return super().output(inputs)
+        _require(len(_require_single(inputs)) == 3, f"pools over the image of an input of shape {inputs[0]}")
+        return inputs[0][-1:]
 
 
 class _Reshape(_Layer):
-    target_shape: Annotated[list[Annotated[int, Field(ge=-1)]], Field(min_length=1, max_length=3)]  # -1: what is left
+    target_shape: Annotated[
+        list[Annotated[int, Field(ge=-1)]], Field(min_length=1, max_length=3)
+    ]  # -1: the remaining size
 
     def output(self, inputs: list[Shape]) -> Shape:
-        values, target = math.prod(_only(inputs)), self.target_shape
+        values, target = math.prod(_require_single(inputs)), self.target_shape
         if target.count(-1) == 1 and 0 not in target:
             target = [values // -math.prod(target) if side == -1 else side for side in target]
         _require(math.prod(target) == values and min(target) > 0, f"cannot reshape {inputs[0]} to {self.target_shape}")
@@ -226,7 +213,7 @@ class _Reshape(_Layer):
 
 
 class _Merge(_Layer):
-    """A layer that takes inputs of one shape together, value by value."""
+    """A layer that combines inputs of one shape element by element."""
 
     def output(self, inputs: list[Shape]) -> Shape:
         _require(len(inputs) > 1 and len(set(inputs)) == 1, f"needs two or more inputs of one shape, but has {inputs}")
@@ -247,6 +234,7 @@ class _Concatenate(_Layer):
 _LAYERS: dict[str, type[_Layer]] = {
     "Add": _Merge,
     "Average": _Merge,
+    "AveragePooling2D": _Pooling2D,
     "BatchNormalization": _BatchNormalization,
     "Concatenate": _Concatenate,
     "Conv2D": _Conv2D,
@@ -258,60 +246,57 @@ _LAYERS: dict[str, type[_Layer]] = {
     "Rescaling": _Rescaling,
     "Reshape": _Reshape,
     "Softmax": _Softmax,
-    # Of earlier releases alone, which must stay within reach:
-    "AveragePooling2D": _Pooling2D,
-    "GlobalAveragePooling2D": _GlobalPooling2D,
-    "GlobalMaxPooling1D": _GlobalPooling1D,
-    "UnitNormalization": _UnitNormalization,
 }
 
 
-class _History(_Part):
+class _History(_StrictModel):
     shape: list[int | None]
     dtype: Literal["float32"]
     keras_history: _Reference
 
 
-class _Tensor(_Part):
+class _Tensor(_StrictModel):
     class_name: Literal["__keras_tensor__"]
     config: _History
 
 
-class _Call(_Part):
+class _Call(_StrictModel):
     args: Annotated[list[_Tensor | list[_Tensor]], Field(min_length=1, max_length=1)]
     kwargs: dict[Literal["mask", "training"], Literal[False] | None]
 
     @property
     def inputs(self) -> list[tuple[str, int, int]]:
-        """What the layer is called on, one tensor or a list of them."""
+        """The inputs of the call: one tensor or a list of tensors."""
         (tensors,) = self.args
         return [tensor.config.keras_history for tensor in (tensors if isinstance(tensors, list) else [tensors])]
 
 
-class _Node(_Part):
+class _Node(_StrictModel):
     class_name: str
     config: dict[str, Any]
     name: _Name
     inbound_nodes: list[_Call]
 
 
-class _Graph(_Part):
+class _Graph(_StrictModel):
     name: _Name
     trainable: bool
     layers: Annotated[list[_Node], Field(min_length=1, max_length=MAX_LAYERS)]
     inputs: Annotated[_References, Field(alias="input_layers")]
-    outputs: Annotated[_References, Field(alias="output_layers", max_length=MAX_OUTPUTS)]  # each is kept for all images
+    # Few, since all outputs of all images stay in memory.
+    outputs: Annotated[_References, Field(alias="output_layers", max_length=MAX_OUTPUTS)]
 
 
-class _Model(_Part):
+class _Model(_StrictModel):
     class_name: Literal["Functional"]
     config: _Graph
 
 
 def infer_weight_shapes(configuration: str) -> dict[str, list[Shape]]:
-    """The shapes of the weights that Keras would make for a configuration, as JSON, by layer, for layers that have any.
+    """The shapes of the weights that Keras would create for a configuration (JSON), by layer, for layers with weights.
 
-    Raises :class:`ValueError` with the reason if it is not one that we write, or takes more than the limits above.
+    Raises :class:`ValueError` with the reason if this project does not write such a configuration, or if it exceeds the
+    limits above.
     """
     length = len(configuration)
     _require(
@@ -326,29 +311,29 @@ def infer_weight_shapes(configuration: str) -> dict[str, list[Shape]]:
     weights: dict[str, list[Shape]] = {}
     activations = 0
     for node in graph.layers:
-        _require((node.name, 0) not in shapes, f"has two layers called {node.name!r}")
-        for number, (output, needed) in enumerate(_follow(node, shapes)):
+        _require((node.name, 0) not in shapes, f"has two layers named {node.name!r}")
+        for number, (output, required) in enumerate(_infer_call_shapes(node, shapes)):
             _require(
-                weights.setdefault(node.name, needed) == needed,
+                weights.setdefault(node.name, required) == required,
                 f"{node.name} needs weights of different shapes in different calls",
             )
             shapes[node.name, number] = output
             activations += (size := 4 * math.prod(output))
             _require(len(shapes) <= MAX_CALLS, f"has more than {MAX_CALLS} calls of layers")
             _require(
-                size <= MAX_ACTIVATION, f"{node.name} gives {size:,} bytes for an image, more than {MAX_ACTIVATION:,}"
+                size <= MAX_ACTIVATION, f"{node.name} outputs {size:,} bytes for an image, more than {MAX_ACTIVATION:,}"
             )
             _require(
-                activations <= MAX_ACTIVATIONS, f"its layers give more than {MAX_ACTIVATIONS:,} bytes for an image"
+                activations <= MAX_ACTIVATIONS, f"its layers output more than {MAX_ACTIVATIONS:,} bytes for an image"
             )
     _require(graph.inputs == [(graph.layers[0].name, 0, 0)], f"its input is {graph.inputs}, not its first layer")
     for layer, number, _ in graph.outputs:
         _require((layer, number) in shapes, f"its output {layer!r}, {number} is missing")
-    return {layer: needed for layer, needed in weights.items() if needed}
+    return {layer: required for layer, required in weights.items() if required}
 
 
-def _follow(node: _Node, shapes: dict[tuple[str, int], Shape]) -> Iterator[tuple[Shape, list[Shape]]]:
-    """The shapes of the output and of the weights for each call of a layer, given those of the calls before."""
+def _infer_call_shapes(node: _Node, shapes: dict[tuple[str, int], Shape]) -> Iterator[tuple[Shape, list[Shape]]]:
+    """The shapes of output and weights for each call of a layer, from the output shapes of earlier calls."""
     _require(node.config.get("name") == node.name, f"{node.name} has another name in its configuration")
     if node.class_name == "InputLayer":
         _require(not shapes and not node.inbound_nodes, "has more than one input")
@@ -371,13 +356,13 @@ def _follow(node: _Node, shapes: dict[tuple[str, int], Shape]) -> Iterator[tuple
             raise ValueError(f"{node.name} {error}") from error
 
 
-def _only(inputs: list[Shape]) -> Shape:
+def _require_single(inputs: list[Shape]) -> Shape:
     _require(len(inputs) == 1, f"takes {len(inputs)} inputs, not one")
     return inputs[0]
 
 
-def _places(image: Shape, window: list[int], strides: list[int], padding: str) -> Shape:
-    """How often a window of that size fits into an image (H, W, C), as (H, W)."""
+def _count_positions(image: Shape, window: list[int], strides: list[int], padding: str) -> Shape:
+    """How many positions a window has in an image of shape (H, W, C), as (H, W)."""
     _require(len(image) == 3, f"slides over an input of shape {image}, not (H, W, C)")
     sides = [
         -(-(side - (size - 1 if padding == "valid" else 0)) // stride)
@@ -387,13 +372,13 @@ def _places(image: Shape, window: list[int], strides: list[int], padding: str) -
     return tuple(sides)
 
 
-def _validate(kind: type[_Validated], part: Any, where: str) -> _Validated:
+def _validate(model: type[_Validated], value: Any, where: str) -> _Validated:
     try:
-        return kind.model_validate(part)
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join([where, *map(str, first["loc"])])
-        raise ValueError(make_printable(f"{place} is {first['input']!r:.60}: {first['msg']}")[:300]) from error
+        key = ".".join([where, *map(str, first["loc"])])
+        raise ValueError(make_printable(f"{key} is {first['input']!r:.60}: {first['msg']}")[:300]) from error
 
 
 def _require(condition: bool, text: str) -> None:

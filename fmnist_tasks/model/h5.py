@@ -1,8 +1,8 @@
-"""The only place that writes or opens an `.h5` model.
+"""Writing, loading and running `.h5` models; no other module writes or loads one.
 
-A model file is a program. The caller checks the digest first (a reference does). Then a child process without secrets
-reads the file; what it found is validated, with the shape of everything that it would build; and only then Keras builds
-the model, uncompiled, and is given the weights.
+A model file can contain a program. The caller checks the digest first. Then a child process without secrets reads the
+file. Its output is validated, with the shapes of all weights and activations. Only then does Keras build the model,
+uncompiled, and receive the weights.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import keras
 import numpy as np
 
 from fmnist_tasks.errors import ModelError
-from fmnist_tasks.model.batches import prediction_batches
+from fmnist_tasks.model.batches import make_prediction_batches
 from fmnist_tasks.model.cnn import PROBABILITIES
 from fmnist_tasks.model.graph_shapes import Shape, infer_weight_shapes
-from fmnist_tasks.model.h5_process import Weights, read
+from fmnist_tasks.model.h5_process import Weights, read_model
+from fmnist_tasks.model.libraries import keras
 from fmnist_tasks.text import make_printable
 
-# Keys of a configuration that Keras 3.8 does not know or may refuse, each with the value at which it changes nothing.
+# Keys of a configuration that Keras 3.8 does not know or may refuse, each with the value that has no effect.
 _NEWER_KEYS = {
     "input_axes": None,
     "optional": False,
@@ -39,13 +39,13 @@ _NEWER_KEYS = {
 }
 
 
-def save(model: keras.Model) -> bytes:
-    """The model as the bytes of an `.h5` file, which Keras 3.8 and newer load."""
+def encode_model(model: keras.Model) -> bytes:
+    """The bytes of an `.h5` file with the model, for Keras 3.8 and newer."""
     buffer = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.h5"
         keras.saving.save_model(model, path, include_optimizer=False)
-        # Copied, since an attribute that is replaced leaves its old text in the file.
+        # Copied, since replacing an attribute leaves its old text in the file.
         with h5py.File(path, "r") as saved, h5py.File(buffer, "w") as file:
             for name in saved:
                 saved.copy(name, file)
@@ -54,13 +54,13 @@ def save(model: keras.Model) -> bytes:
     return buffer.getvalue()
 
 
-def load(data: bytes, name: str) -> keras.Model:
-    """The model in the bytes of an `.h5` file; raises :class:`ModelError` naming it if it cannot be trusted."""
+def load_model(data: bytes, name: str) -> keras.Model:
+    """Load a model from the bytes of an `.h5` file; raises :class:`ModelError` if it is invalid or unsafe."""
     if os.environ.get("TF_USE_LEGACY_KERAS", "0") not in {"", "0"}:
-        raise ModelError("TF_USE_LEGACY_KERAS is set: that Keras runs code found in model files; unset it")
+        raise ModelError("TF_USE_LEGACY_KERAS is set: Keras 2 runs code from model files; unset the variable")
     try:
-        configuration, weights = read(data)
-        _require_fit(infer_weight_shapes(configuration), weights)
+        configuration, weights = read_model(data)
+        _require_shapes(infer_weight_shapes(configuration), weights)
     except (ModelError, ValueError) as error:
         raise ModelError(f"{name}: {error}; it is not opened") from error
     try:
@@ -73,34 +73,34 @@ def load(data: bytes, name: str) -> keras.Model:
 
 
 def classify(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Class probabilities alone, float32 (N, classes), of uint8 images (N, 28, 28)."""
+    """Class probabilities (N, classes), float32, of images (N, H, W), uint8."""
     classifier = keras.Model(model.input, model.get_layer(PROBABILITIES).output)
-    (probabilities,) = outputs(classifier, images)
+    (probabilities,) = predict_outputs(classifier, images)
     return probabilities
 
 
 def predict(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities, float32 (N, classes), and familiarity, float32 (N,), of uint8 images (N, 28, 28).
+    """Class probabilities (N, classes), float32, and OOD scores (N,), float32, of images (N, H, W), uint8.
 
-    Only a model that is a candidate or published has both.
+    Only candidates and releases have both outputs.
     """
-    probabilities, familiarity = outputs(model, images)
-    return probabilities, familiarity[:, 0]
+    probabilities, ood_scores = predict_outputs(model, images)
+    return probabilities, ood_scores[:, 0]
 
 
-def outputs(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
-    """All outputs of any network, each float32 (N, …), for uint8 images (N, 28, 28)."""
-    # Keras's predict would make a pipeline for every call, which takes longer than an image.
-    found = [model.predict_on_batch(batch) for batch in prediction_batches(images)]
-    if isinstance(found[0], list):
-        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
-    return [np.concatenate(found)]
+def predict_outputs(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
+    """All outputs of a model, each (N, …), float32, for images (N, H, W), uint8."""
+    # Keras's `predict` builds an input pipeline for each call, which takes longer than one image.
+    outputs = [model.predict_on_batch(batch) for batch in make_prediction_batches(images)]
+    if isinstance(outputs[0], list):
+        return [np.concatenate(batches) for batches in zip(*outputs, strict=True)]
+    return [np.concatenate(outputs)]
 
 
-def single_milliseconds(model: keras.Model, images: np.ndarray) -> float:
-    """Time that a published model takes for one image, the 95th percentile over up to 500 of uint8 (N, 28, 28)."""
+def measure_latency(model: keras.Model, images: np.ndarray) -> float:
+    """Latency of one image in ms, the 95th percentile over up to 500 images (N, H, W), uint8."""
     seconds = []
-    predict(model, images[:1])  # builds what later calls use
+    predict(model, images[:1])  # the first call also traces the graph
     for number in range(min(500, len(images))):
         clock = time.monotonic()
         predict(model, images[number : number + 1])
@@ -108,21 +108,21 @@ def single_milliseconds(model: keras.Model, images: np.ndarray) -> float:
     return float(np.quantile(seconds, 0.95)) * 1e3
 
 
-def _require_fit(needed: dict[str, list[Shape]], weights: Weights) -> None:
-    """Raise :class:`ModelError` unless the weights have exactly the shapes that the configuration needs."""
-    for layer in needed.keys() | weights.keys():
+def _require_shapes(required: dict[str, list[Shape]], weights: Weights) -> None:
+    """Raise :class:`ModelError` unless the weights have exactly the required shapes."""
+    for layer in required.keys() | weights.keys():
         shapes = [array.shape for array in weights.get(layer, [])]
-        if shapes != needed.get(layer, []):
+        if shapes != required.get(layer, []):
             raise ModelError(
-                f"{layer:.100} has weights of shapes {shapes}, its configuration needs {needed.get(layer, [])}"
+                f"{layer:.100} has weights of shapes {shapes}, its configuration needs {required.get(layer, [])}"
             )
 
 
-def _omit_newer_keys(part: Any) -> Any:
-    """A part of a configuration without the newer keys, except those whose value means something."""
-    if isinstance(part, dict):
-        omitted = {key for key, value in _NEWER_KEYS.items() if key in part and part[key] == value}
-        return {key: _omit_newer_keys(value) for key, value in part.items() if key not in omitted}
-    if isinstance(part, list):
-        return [_omit_newer_keys(value) for value in part]
-    return part
+def _omit_newer_keys(config: Any) -> Any:
+    """A configuration, or a value in it, without the newer keys that have no effect."""
+    if isinstance(config, dict):
+        omitted = {key for key, value in _NEWER_KEYS.items() if key in config and config[key] == value}
+        return {key: _omit_newer_keys(value) for key, value in config.items() if key not in omitted}
+    if isinstance(config, list):
+        return [_omit_newer_keys(value) for value in config]
+    return config

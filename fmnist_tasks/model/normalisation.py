@@ -1,22 +1,22 @@
-"""Batch normalisation for training in one fused operation, and folded away for use.
+"""Batch normalisation: one fused operation in training, folded into the convolution for inference.
 
-Keras computes moments and normalisation as separate operations on a CPU; TensorFlow's fused kernel gives the same
-result in a quarter of the time. A trained normalisation is a shift and a positive scale of each channel, which the
-kernel and the bias of the convolution before it can carry, also across a maximum.
+On a CPU, Keras computes moments and normalisation as separate operations; TensorFlow's fused kernel gives the same
+result in a quarter of the time. A trained normalisation shifts each channel and scales it by a positive factor. The
+kernel and bias of the previous convolution can do the same, even with max pooling in between.
 """
 
 from __future__ import annotations
 
-import keras
 import numpy as np
-import tensorflow as tf
+
+from fmnist_tasks.model.libraries import keras, tf
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """Same weights and results as the built-in layer without scale, for inputs (N, H, W, C)."""
+    """The same weights and results as the built-in layer without scale, for inputs (N, H, W, C), float32."""
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalise by the batch's statistics and update the moving ones when training; by the latter otherwise."""
+        """Normalise; in training, by the statistics of the batch, which also update the moving ones."""
         if not training:
             return super().call(inputs, training=False)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
@@ -27,8 +27,10 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[
         return outputs
 
 
-def folded(kernel: np.ndarray, normalisation: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel (H, W, C, F) and bias (F,) of a convolution that also does what the normalisation after it does."""
+def fold_batch_norm(
+    kernel: np.ndarray, normalisation: keras.layers.BatchNormalization
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fold a normalisation into the kernel (H, W, C, F), float32, before it; returns kernel and bias (F,), float32."""
     beta, mean, variance = normalisation.get_weights()
     scale = 1 / np.sqrt(variance + normalisation.epsilon)
     return kernel * scale, beta - mean * scale

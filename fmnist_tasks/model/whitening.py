@@ -1,30 +1,32 @@
-"""Where the first convolution starts: at filters that whiten the small squares which images are made of.
+"""The initial kernel of the first convolution: filters that whiten image patches.
 
-Neighbouring pixels are nearly alike, so random filters mostly see how bright a square is. The principal components of
-the squares, each divided by its spread, see everything in them equally (Coates and Ng 2012, "Learning feature
-representations with k-means"; taken up with both signs, for the ReLU, by KellerJordan/cifar10-airbench).
+Neighbouring pixels are nearly equal, so random filters mostly measure the brightness of a patch. The principal
+components of patches, each divided by its standard deviation, respond equally to all variation (Coates and Ng 2012,
+"Learning feature representations with k-means"). Each is used with both signs, for the ReLU, as in
+KellerJordan/cifar10-airbench.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from fmnist_tasks.data.shards import Training
+from fmnist_tasks.data.shards import ShardedImages
 
-_IMAGES = 2_000  # training images at most whose squares are looked at
-_LEAST = 5e-4  # added to each variance of pixels in 0..1, so that what hardly occurs is not blown up
+_MAX_IMAGES = 2_000  # training images whose patches are used
+_EPSILON = 5e-4  # added to each variance (of pixels in 0..1), so rare components are not amplified too much
 
 
-def whitened(kernel: np.ndarray, training: Training) -> np.ndarray:
-    """The kernel (H, W, 1, F) with its first filters replaced by whitening ones, each component and its opposite.
+def init_whitening_kernel(kernel: np.ndarray, training: ShardedImages) -> np.ndarray:
+    """Replace the first filters of a kernel (H, W, 1, F), float32, by whitening filters.
 
-    Components with the greatest variance come first; filters beyond twice their number stay as they are.
+    Each component has two filters, one for each sign, and those with the largest variance come first. Filters beyond
+    twice the number of components do not change.
     """
-    chosen = np.random.default_rng(0).permutation(len(training))[:_IMAGES]
-    pixels = training.images(chosen) / np.float32(255)
-    squares = np.lib.stride_tricks.sliding_window_view(pixels, kernel.shape[:2], axis=(1, 2))
-    variances, components = np.linalg.eigh(np.cov(squares.reshape(-1, kernel.shape[0] * kernel.shape[1]).T))
-    scaled = (components / np.sqrt(variances + _LEAST))[:, ::-1]
+    chosen = np.random.default_rng(0).permutation(len(training))[:_MAX_IMAGES]
+    pixels = training.read_images(chosen) / np.float32(255)
+    patches = np.lib.stride_tricks.sliding_window_view(pixels, kernel.shape[:2], axis=(1, 2))
+    variances, components = np.linalg.eigh(np.cov(patches.reshape(-1, kernel.shape[0] * kernel.shape[1]).T))
+    scaled = (components / np.sqrt(variances + _EPSILON))[:, ::-1]
     filters = np.stack([scaled, -scaled], axis=-1).reshape(*kernel.shape[:3], -1)[..., : kernel.shape[-1]]
     replaced: np.ndarray = kernel.copy()
     replaced[..., : filters.shape[-1]] = filters

@@ -1,1 +1,1 @@
-"""The registry page: what is in service, how it came about, and what it makes of an image; a FastAPI app."""
+"""The registry page, a FastAPI app: the champion, all releases, runs, and predictions for single images."""

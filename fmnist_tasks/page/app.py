@@ -1,7 +1,7 @@
-"""The page as a FastAPI app: its routes, and which error is which answer.
+"""The registry page as a FastAPI app: routes, and the HTTP status of each error.
 
-Who is signed in, and who may change the champion, is asked of what the app is mounted in: a mounted app inherits no
-authentication, so every route here has the first of the two dependencies, and those that change something the second.
+A mounted app inherits no authentication, so whoever mounts it supplies two dependencies: `signed_in` for every route,
+and `may_edit` for routes that change something.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import io
 import logging
 import re
 from asyncio import Semaphore, wait_for
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,18 +25,19 @@ from jinja2.runtime import Context
 
 from fmnist_tasks import errors, service, withdrawal
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.page.asking import Oracle
-from fmnist_tasks.page.charts import line_chart
-from fmnist_tasks.page.defence import Guard, as_report, from_here
+from fmnist_tasks.page.activity import Schedule, list_quarantine, read_last_run
+from fmnist_tasks.page.inference import ChampionPredictor
+from fmnist_tasks.page.release_cache import ReleaseCache, ReleaseRow
 from fmnist_tasks.page.runbook import render_runbook
-from fmnist_tasks.page.shelf import Shelf
+from fmnist_tasks.page.security import SecurityMiddleware, require_same_origin, respond_with_report
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
-from fmnist_tasks.registry.runs import run_key
-from fmnist_tasks.registry.signing import Document
-from fmnist_tasks.registry.store import open_store
-from fmnist_tasks.settings import DAG_ID, INCLUDE, LONGEST_REASON, read_store_uri
-from fmnist_tasks.templates import environment
+from fmnist_tasks.registry.releases import SignedManifest
+from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.reports import render_run
+from fmnist_tasks.settings import DAG_ID, INCLUDE, MAX_REASON_LENGTH, read_store_uri
+from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
 
 T = TypeVar("T")
@@ -43,13 +45,18 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _FOLDER = INCLUDE / "page"
-_STATIC = {"style.css": "text/css", "script.js": "text/javascript"}
-_MAX_UPLOADS = 8  # images that are received, wait or are answered; each has at most 5 MiB
-_UPLOAD_SECONDS = 60.0  # in which an image has to be received
-_MAX_DECODES = 2  # images that are decoded or drawn at once; each takes up to 82 MiB
-_MAX_REPORT = 16 << 20  # bytes
+_STATIC = {  # by name: file below include/page, and media type
+    "style.css": ("style.css", "text/css"),
+    "script.js": ("script.js", "text/javascript"),
+    "charts.js": ("charts.js", "text/javascript"),
+    "uPlot.js": ("vendor/uPlot.iife.min.js", "text/javascript"),
+    "uPlot.css": ("vendor/uPlot.min.css", "text/css"),
+}
+_MAX_UPLOADS = 8  # images being received, waiting or being classified at once, of at most 5 MiB each
+_UPLOAD_SECONDS = 60.0  # time limit for receiving an image
+_MAX_RENDERS = 2  # images being decoded, or reports being rendered, at once; each takes up to 82 MiB
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.~:+-]{1,250}")  # of a release or run
-_SERVED = {"png": "image/png", "md": "text/plain; charset=utf-8", "h5": "application/x-hdf5"}
+_MEDIA_TYPES = {"png": "image/png", "md": "text/plain; charset=utf-8", "h5": "application/x-hdf5"}
 _STATUS = {
     errors.MissingError: 404,
     errors.SettingsError: 400,
@@ -60,41 +67,43 @@ _STATUS = {
 }
 
 
-def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> FastAPI:
-    """The app; `signed_in` raises 401 or 403 for a stranger, `may_edit` gives the name of who may change things.
+def create_app(
+    signed_in: Callable[..., Any], may_edit: Callable[..., Any], read_schedule: Callable[[], Schedule]
+) -> FastAPI:
+    """Create the app. `signed_in` and `may_edit` raise 401 or 403; `may_edit` returns the name of the user.
 
-    Its `state.read_ahead()` reads what the first answer would otherwise have to wait for.
+    Its `state.read_ahead()` reads the releases and the champion log, so that the first response need not wait for them.
     """
     app = FastAPI(title="Releases", dependencies=[Depends(signed_in)], docs_url=None, redoc_url=None, openapi_url=None)
-    render = Jinja2Templates(env=environment(_FOLDER))
+    render = Jinja2Templates(env=make_environment(_FOLDER))
     render.env.globals["url_for"] = _build_path_in_template
-    uploads, turns = Semaphore(_MAX_UPLOADS), CapacityLimiter(_MAX_DECODES)
+    uploads, renders = Semaphore(_MAX_UPLOADS), CapacityLimiter(_MAX_RENDERS)
 
     @cache
-    def shelf() -> Shelf:
-        return Shelf(open_store(read_store_uri()))
+    def registry() -> ReleaseCache:
+        return ReleaseCache(open_store(read_store_uri()))
 
     @cache
-    def oracle() -> Oracle:
-        return Oracle(shelf().store)
+    def predictor() -> ChampionPredictor:
+        return ChampionPredictor(registry().store)
 
-    def open_manifest(version: str) -> Document:
-        return releases.open_manifest(shelf().store, require_name("release", version), shelf().log())
+    def open_manifest(version: str) -> SignedManifest:
+        return releases.open_manifest(registry().store, require_name("release", version), registry().read_log())
 
     def describe_signature(signed_by: str | None) -> str:
-        return shelf().store.keys.describe(signed_by)
+        return registry().store.keys.describe(signed_by)
 
     render.env.globals["describe_signature"] = describe_signature
 
     def read_ahead() -> None:
         try:
-            shelf().releases()
-            shelf().log()
+            registry().read_releases()
+            registry().read_log()
         except errors.FmnistError as error:
-            log.warning("the releases are read when somebody asks for them, not ahead: %s", error)
+            log.warning("cannot read the releases ahead; the first request reads them: %s", error)
 
     app.state.read_ahead = read_ahead
-    app.add_middleware(Guard)
+    app.add_middleware(SecurityMiddleware)
 
     def refuse(request: Request, status: int, reason: str) -> Response:
         reason = make_printable(reason)
@@ -114,50 +123,44 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
         faults = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
         return refuse(request, 404 if "path" in places else 422, faults)
 
-    async def take_turn(answer: Callable[[], T]) -> T:
-        return await to_thread.run_sync(answer, limiter=turns)
+    async def run_limited(function: Callable[[], T]) -> T:
+        return await to_thread.run_sync(function, limiter=renders)
 
     @app.get("/")
     def overview(request: Request) -> Response:
-        (rows, faults), entries = shelf().releases(), shelf().log()
+        (rows, faults), entries = registry().read_releases(), registry().read_log()
         champion = entries.champion
-        content: dict[str, Any] = {
+        schedule = read_schedule()
+        content = {
             "rows": rows[::-1],
             "faults": faults,
             "log": entries.entries[::-1],
             "withdrawn": entries.withdrawn,
             "champion": champion,
-            "figures": next((row for row in rows if champion and row["version"] == champion.version), None),
+            "champion_row": next((row for row in rows if champion and row.version == champion.version), None),
             "dag_id": DAG_ID,
+            "schedule": schedule,
+            "last_run": read_last_run(registry().store, schedule),
+            "quarantine": list_quarantine(registry().store),
+            "charts": build_charts(rows),
         }
-        if rows:
-            content["accuracy"] = line_chart(
-                [row["accuracy"] for row in rows],
-                [f"{row['version']}: {row['accuracy']:.2%}" for row in rows],
-                ".2%",
-                rows[-1]["accuracy_asked"],
-            )
-        if drifting := [row for row in rows if row["drift"] is not None]:
-            content["drift"] = line_chart(
-                [row["drift"] for row in drifting], [f"{row['version']}: {row['drift']:.3f}" for row in drifting], ".3f"
-            )
         return render.TemplateResponse(request, "overview.html", content)
 
     @app.get("/releases/{version}")
     def release(request: Request, version: str) -> Response:
-        document = open_manifest(version)
-        manifest = document.content
-        entries = shelf().log()
+        signed = open_manifest(version)
+        manifest = signed.manifest
+        entries = registry().read_log()
         content = {
             "manifest": manifest,
-            "signed_by": document.signed_by,
+            "signed_by": signed.signed_by,
             "champion": entries.champion,
             "withdrawn": entries.withdrawn.get(version),
             "entries": [entry for entry in entries.entries if version in {entry.version, entry.replaces}],
-            "others": [row["version"] for row in shelf().releases()[0] if row["version"] != version][::-1],
+            "others": [row for row in registry().read_releases()[0] if row.version != version][::-1],
             "pictures": {
                 name.removeprefix("figures/").removesuffix(".png"): name
-                for name in manifest["files"]
+                for name in manifest.files
                 if name.startswith("figures/")
             },
         }
@@ -165,77 +168,84 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
 
     @app.get("/releases/{version}/{name:path}")
     def file(request: Request, version: str, name: str) -> Response:
-        manifest = open_manifest(version).content
-        if name not in manifest["files"]:
+        manifest = open_manifest(version).manifest
+        if name not in manifest.files:
             raise errors.MissingError(f"release {version} has no file {name}")
-        reference = manifest["files"][name]
-        kept = {"ETag": f'"{reference["sha256"]}"', "Cache-Control": "private, max-age=31536000, immutable"}
-        if request.headers.get("if-none-match") == kept["ETag"]:
-            return Response(status_code=304, headers=kept)
-        content = get_verified(shelf().store, reference)
+        reference = manifest.files[name]
+        headers = {"ETag": f'"{reference.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        content = get_verified(registry().store, reference)
         if name.endswith(".html"):
-            return as_report(content)
-        return Response(content, media_type=_SERVED[name.rpartition(".")[2]], headers=kept)
+            return respond_with_report(content)
+        return Response(content, media_type=_MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
 
     @app.get("/runs/{run_id}")
-    def run(run_id: str) -> Response:
-        return as_report(shelf().store.get(run_key(require_name("run", run_id), "report.html"), _MAX_REPORT))
+    async def run(run_id: str) -> Response:
+        require_name("run", run_id)
+
+        def render_report() -> bytes:
+            if records := read_records(registry().store, run_id):
+                return render_run(registry().store, run_id, records)
+            raise errors.MissingError(f"there is no run {run_id}")
+
+        return respond_with_report(await run_limited(render_report))
 
     @app.get("/compare")
     def compare(request: Request, a: str, b: str) -> Response:
-        pair = [open_manifest(version).content for version in (a, b)]
+        pair = [open_manifest(version).manifest for version in (a, b)]
         return render.TemplateResponse(request, "compare.html", {"pair": pair})
 
-    @app.post("/rollback", dependencies=[Depends(from_here)])
+    @app.post("/rollback", dependencies=[Depends(require_same_origin)])
     def rollback(
         request: Request,
         version: Annotated[str, Form()],
-        reason: Annotated[str, Form(max_length=LONGEST_REASON)],
+        reason: Annotated[str, Form(max_length=MAX_REASON_LENGTH)],
         after: Annotated[int | None, Form()] = None,
-        who: str = Depends(may_edit),
+        user: str = Depends(may_edit),
     ) -> Response:
         require_name("release", version)
-        announce_champion(service.rollback(shelf().store, version, reason, actor=who, after=after))
+        announce_champion(service.roll_back(registry().store, version, reason, actor=user, after=after))
         return RedirectResponse(build_path(request, "overview"), status_code=303)
 
-    @app.post("/withdrawals/{action}", dependencies=[Depends(from_here)])
-    def decide(
+    @app.post("/withdrawals/{action}", dependencies=[Depends(require_same_origin)])
+    def change_withdrawal(
         request: Request,
         action: Literal["withdraw", "restore"],
         version: Annotated[str, Form()],
-        reason: Annotated[str, Form(max_length=LONGEST_REASON)],
-        who: str = Depends(may_edit),
+        reason: Annotated[str, Form(max_length=MAX_REASON_LENGTH)],
+        user: str = Depends(may_edit),
     ) -> Response:
         require_name("release", version)
-        act = withdrawal.withdraw if action == "withdraw" else withdrawal.restore
-        act(shelf().store, version, reason, actor=who)
+        change = withdrawal.withdraw if action == "withdraw" else withdrawal.restore
+        change(registry().store, version, reason, actor=user)
         return RedirectResponse(build_path(request, "release", version=version), status_code=303)
 
     @app.get("/try")
-    def attempt(request: Request) -> Response:
-        return render.TemplateResponse(request, "try.html", {"champion": shelf().log().champion})
+    def try_it(request: Request) -> Response:
+        return render.TemplateResponse(request, "try.html", {"champion": registry().read_log().champion})
 
     @app.get("/try/samples")
-    async def samples() -> list[dict[str, Any]]:
-        return await take_turn(lambda: oracle().samples())
+    async def classify_samples() -> list[dict[str, Any]]:
+        return await run_limited(lambda: predictor().predict_samples())
 
-    @app.post("/try/image", dependencies=[Depends(from_here)])
-    async def ask(request: Request) -> dict[str, Any]:
+    @app.post("/try/image", dependencies=[Depends(require_same_origin)])
+    async def classify_upload(request: Request) -> dict[str, Any]:
         if uploads.locked():
-            raise HTTPException(503, "too many images at once; try again in a few seconds", {"Retry-After": "5"})
+            raise HTTPException(503, "too many images at once; retry in a few seconds", {"Retry-After": "5"})
         async with uploads:
             try:
                 upload = await wait_for(request.body(), _UPLOAD_SECONDS)
             except TimeoutError as error:
                 raise HTTPException(408, f"the image was not received within {_UPLOAD_SECONDS:.0f} seconds") from error
 
-            def answer() -> dict[str, Any]:
-                from fmnist_tasks.data.pictures import read_picture
+            def classify() -> dict[str, Any]:
+                from fmnist_tasks.data.image_files import read_image_file
 
-                image = read_picture(io.BytesIO(upload), "the upload")
-                return oracle().answers(image[None])[0]
+                image = read_image_file(io.BytesIO(upload), "the upload")
+                return predictor().predict(image[None])[0]
 
-            return await take_turn(answer)
+            return await run_limited(classify)
 
     @app.get("/runbook")
     def runbook(request: Request) -> Response:
@@ -245,20 +255,50 @@ def create_app(signed_in: Callable[..., Any], may_edit: Callable[..., Any]) -> F
     def static(name: str) -> Response:
         if name not in _STATIC:
             raise HTTPException(404)
-        return Response((_FOLDER / name).read_bytes(), media_type=_STATIC[name])
+        path, media_type = _STATIC[name]
+        return Response((_FOLDER / path).read_bytes(), media_type=media_type)
 
     return app
 
 
+def build_charts(rows: list[ReleaseRow]) -> list[dict[str, Any]]:
+    """The charts for charts.js: times (s since 1970), values and labels of releases, oldest first, and a threshold."""
+    rows_with_drift = [row for row in rows if row.drift is not None]
+    charts = [
+        _build_chart(
+            "Test accuracy of each release",
+            "test accuracy, %",
+            rows,
+            [100 * row.accuracy for row in rows],
+            100 * rows[-1].min_accuracy if rows else None,
+        ),
+        _build_chart(
+            "Data drift of each release (0: identical distributions, 1: nothing in common)",
+            "largest KS distance",
+            rows_with_drift,
+            [row.drift for row in rows_with_drift],
+        ),
+    ]
+    return [chart for chart in charts if chart["values"]]
+
+
+def _build_chart(
+    title: str, axis: str, rows: list[ReleaseRow], values: Sequence[float | None], threshold: float | None = None
+) -> dict[str, Any]:
+    times = [int(datetime.fromisoformat(row.created).timestamp()) for row in rows]
+    labels = [row.version for row in rows]
+    return {"title": title, "axis": axis, "times": times, "values": values, "labels": labels, "threshold": threshold}
+
+
 def require_name(kind: str, name: str) -> str:
-    """The name of a release or run; raises :class:`MissingError` if none can be called so, whatever the store says."""
+    """The name of a release or run. Raises :class:`MissingError` if it is not a valid name."""
     if not _NAME.fullmatch(name):
         raise errors.MissingError(f"there is no {kind} of this name: names have up to 250 letters, digits and _.~:+-")
     return name
 
 
 def build_path(request: Request, name: str, /, **parts: Any) -> str:
-    """The address of a route, without scheme and host: only a proxy in front of the server knows those."""
+    """The path of a route, without scheme and host, which behind a proxy the server does not know."""
     return f"{request.scope['root_path'].rstrip('/')}{request.app.url_path_for(name, **parts)}"
 
 

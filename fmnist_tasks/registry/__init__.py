@@ -1,1 +1,1 @@
-"""Where bytes live: the object store, content-addressed blobs, run records, releases and the champion log."""
+"""The object store and what is in it: blobs, records of runs, checkpoints, releases and the champion log."""

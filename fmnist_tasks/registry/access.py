@@ -1,8 +1,8 @@
-"""Where an S3 server is and how to get in: `s3://bucket?endpoint=https://host:9000`, credentials from elsewhere.
+"""Address and credentials of an S3 server: `s3://bucket?endpoint=https://host:9000`, without the credentials.
 
-They are the secrets `MINIO_ACCESS_KEY` and `MINIO_SECRET_KEY`, or come from AWS's variables, or from the Airflow
-connection that `&connection=ID` names: login and password, and in its extra `aws_session_token`, and `endpoint_url` and
-`region_name` unless the URI has them.
+Credentials are the secrets `MINIO_ACCESS_KEY` and `MINIO_SECRET_KEY`, or AWS's variables, or those of the Airflow
+connection that `&connection=ID` names. A connection supplies login and password; its extra may have
+`aws_session_token`, and `endpoint_url` and `region_name`, which the URI overrides.
 """
 
 from __future__ import annotations
@@ -20,42 +20,45 @@ from minio.helpers import check_bucket_name
 from fmnist_tasks.connections import find_connection
 from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import SettingsError
-from fmnist_tasks.registry.tries import may_pass, tried
+from fmnist_tasks.registry.retries import is_transient, retry
 
-_KNOWN = {"endpoint", "region", "connection"}
-_EXTRA = ("endpoint_url", "region_name", "aws_session_token")  # of a connection
-# What would lead to other credentials or another server, if it were followed.
-_UNSUPPORTED = {"assume_role_kwargs", "assume_role_method", "profile_name", "role_arn", "service_config"}
-_TIMEOUT = urllib3.Timeout(connect=5, read=20)  # seconds without an answer
-_PASSING = (429, 500, 502, 503, 504)  # what servers and what stands before them say when another try may succeed
+_OPTIONS = {"endpoint", "region", "connection"}  # of the URI
+_EXTRA_FIELDS = ("endpoint_url", "region_name", "aws_session_token")  # of a connection
+# They select other credentials or another server; to ignore them would use the wrong ones.
+_UNSUPPORTED_FIELDS = {"assume_role_kwargs", "assume_role_method", "profile_name", "role_arn", "service_config"}
+_TIMEOUT = urllib3.Timeout(connect=5, read=20)  # seconds without a response
+_TRANSIENT_STATUSES = (429, 500, 502, 503, 504)  # of a server, or a proxy before it, when a retry may succeed
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket and the client that reaches it."""
+    """A bucket and the client for its server."""
 
     name: str
     endpoint: str  # http://host:port or https://host:port
     client: Minio
 
 
-def reach(uri: str) -> Bucket:
-    """The bucket that a URI names; nothing is sent yet. Raises :class:`SettingsError`, which never repeats the URI."""
+def open_bucket(uri: str) -> Bucket:
+    """Return the bucket that a URI names; sends no request.
+
+    Raises :class:`SettingsError`, whose message never contains the URI, since that may contain credentials.
+    """
     try:
         parts = urlsplit(uri)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
     except ValueError as error:
-        raise SettingsError("FMNIST_STORE: cannot be read as an address; are its brackets closed?") from error
-    if not _is_bucket(parts.netloc) or parts.path.strip("/") or parts.fragment:
+        raise SettingsError("FMNIST_STORE is not a valid URI; are its brackets closed?") from error
+    if not _is_bucket_name(parts.netloc) or parts.path.strip("/") or parts.fragment:
         raise SettingsError(
-            "FMNIST_STORE: s3:// must be followed by the name of a bucket (3 to 63 small letters, digits, single dots "
-            "and hyphens, no IP address), without credentials or path"
+            "FMNIST_STORE: after s3://, name a bucket (3 to 63 lower-case letters, digits, single dots and hyphens; "
+            "not an IP address), without credentials or path"
         )
-    if unknown := sorted(set(options) - _KNOWN):
-        raise SettingsError(f"FMNIST_STORE: unknown {', '.join(unknown)}; known are {', '.join(sorted(_KNOWN))}")
-    connection = _named(options["connection"]) if "connection" in options else None
+    if unknown := sorted(set(options) - _OPTIONS):
+        raise SettingsError(f"FMNIST_STORE: unknown option {', '.join(unknown)}; use {', '.join(sorted(_OPTIONS))}")
+    connection = _find_connection(options["connection"]) if "connection" in options else None
     extra = _read_extra(connection) if connection else {}
-    region = options.get("region") or extra.get("region_name") or "us-east-1"  # so that no request asks for it
+    region = options.get("region") or extra.get("region_name") or "us-east-1"  # without one, the client requests it
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", region):
         raise SettingsError("FMNIST_STORE: region must be letters, digits and hyphens, such as eu-central-1")
     endpoint = options.get("endpoint") or extra.get("endpoint_url") or ""
@@ -67,16 +70,16 @@ def reach(uri: str) -> Bucket:
         client = Minio(
             address.netloc,
             secure=address.scheme == "https",
-            credentials=_credentials(connection, extra),
+            credentials=_build_credentials(connection, extra),
             region=region,
-            http_client=_pool(),
+            http_client=_make_pool(),
         )
     except ValueError as error:  # for instance a port above 65535
         raise SettingsError(refusal) from error
     return Bucket(parts.netloc, f"{address.scheme}://{address.netloc}", client)
 
 
-def _is_bucket(name: str) -> bool:
+def _is_bucket_name(name: str) -> bool:
     try:
         check_bucket_name(name, strict=True, s3_check=True)
     except ValueError:
@@ -85,20 +88,20 @@ def _is_bucket(name: str) -> bool:
 
 
 def _read_extra(connection: Any) -> dict[str, str]:
-    """What is used of the extra of a connection; raises :class:`SettingsError` for what would have to be."""
+    """Return the supported fields of a connection's extra; raises :class:`SettingsError` for unsupported ones."""
     extra = connection.extra_dejson
-    if unsupported := sorted(_UNSUPPORTED & set(extra)):
+    if unsupported := sorted(_UNSUPPORTED_FIELDS & set(extra)):
         raise SettingsError(
             f"FMNIST_STORE: the Airflow connection has {', '.join(unsupported)} in its extra, which is not supported; "
-            f"give it login, password, and in its extra {', '.join(_EXTRA)} as needed"
+            f"set login and password, and in the extra {', '.join(_EXTRA_FIELDS)} as needed"
         )
-    used = {name: extra[name] for name in _EXTRA if extra.get(name)}
-    if wrong := [name for name, value in used.items() if not isinstance(value, str)]:
+    fields = {name: extra[name] for name in _EXTRA_FIELDS if extra.get(name)}
+    if wrong := [name for name, value in fields.items() if not isinstance(value, str)]:
         raise SettingsError(f"FMNIST_STORE: {', '.join(wrong)} in the extra of the Airflow connection must be text")
-    return used
+    return fields
 
 
-def _credentials(connection: Any, extra: dict[str, str]) -> Provider:
+def _build_credentials(connection: Any, extra: dict[str, str]) -> Provider:
     try:
         if connection:
             return StaticProvider(connection.login, connection.password, extra.get("aws_session_token"))
@@ -108,31 +111,31 @@ def _credentials(connection: Any, extra: dict[str, str]) -> Provider:
     except ValueError as error:
         raise SettingsError(
             "FMNIST_STORE: no credentials for the S3 server; set MINIO_ACCESS_KEY and MINIO_SECRET_KEY, or name an "
-            "Airflow connection that has login and password: &connection=ID"
+            "Airflow connection with login and password: &connection=ID"
         ) from error
     return provider
 
 
-def _named(name: str) -> Any:
+def _find_connection(name: str) -> Any:
     if (connection := find_connection(name)) is None:
         raise SettingsError(
-            "FMNIST_STORE: there is no Airflow connection of the name that it has; `airflow connections add`"
+            "FMNIST_STORE: the connection that it names does not exist in Airflow; create it (docs/store.md)"
         )
     return connection
 
 
-def _pool() -> urllib3.PoolManager:
-    """Connections that trust the system's authorities, or those in SSL_CERT_FILE.
+def _make_pool() -> urllib3.PoolManager:
+    """Return a pool of connections that trust the system's certificate authorities, or those in SSL_CERT_FILE.
 
-    An answer that may pass becomes an exception, like a connection that fails: one kind of error to try again on.
+    A response with a transient status raises an exception, as a failed connection does, so both are retried alike.
     """
-    once = urllib3.Retry(0, status_forcelist=_PASSING, allowed_methods=None)
-    return _PatientPool(timeout=_TIMEOUT, maxsize=16, retries=once, cert_reqs="CERT_REQUIRED")
+    no_retries = urllib3.Retry(0, status_forcelist=_TRANSIENT_STATUSES, allowed_methods=None)
+    return _RetryingPool(timeout=_TIMEOUT, maxsize=16, retries=no_retries, cert_reqs="CERT_REQUIRED")
 
 
-class _PatientPool(urllib3.PoolManager):
-    """Sends each request again as long as its failure may pass."""
+class _RetryingPool(urllib3.PoolManager):
+    """Retries each request while its error is transient."""
 
     def urlopen(self, *args: Any, **kwargs: Any) -> urllib3.BaseHTTPResponse:
         request = super().urlopen
-        return tried(lambda: request(*args, **kwargs), may_pass)
+        return retry(lambda: request(*args, **kwargs), is_transient)

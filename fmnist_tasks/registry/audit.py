@@ -1,4 +1,4 @@
-"""The whole chain from the store alone: champion log → manifests → files, and what runs say that they promoted."""
+"""Audit of a whole store: champion log → manifests → files, and the promotions that runs recorded."""
 
 from __future__ import annotations
 
@@ -11,43 +11,44 @@ from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.champion import Log, read_log
 from fmnist_tasks.registry.documents import MAX_BYTES
-from fmnist_tasks.registry.runs import read_at
+from fmnist_tasks.registry.runs import read_record_at
 from fmnist_tasks.registry.signing import is_envelope
-from fmnist_tasks.registry.store import Store, side_by_side
+from fmnist_tasks.registry.store import Store, map_parallel
+from fmnist_tasks.schemas.runs import PromotionResult, parse_result
 
 _HEAD = re.compile(r"([0-9]{1,8}):([0-9a-f]{64})")
 
 
 def audit(store: Store, expected_head: str | None = None) -> dict[str, Any]:
-    """Check every entry, manifest and file, in the order of the log and then of the releases; what was found, as JSON.
+    """Check every log entry, then every manifest with its files; return a summary as JSON values.
 
-    `head` in the result, the number and digest of the newest entry, is to be kept away from the store: a later audit
-    that is given it as `expected_head` also notices a log that was cut off or replaced as a whole.
+    `head` in the summary is the number and digest of the newest entry. Keep it outside the store: a later audit that
+    gets it as `expected_head` also detects a log that was truncated or replaced as a whole.
 
-    Raises for the first fault: :class:`IntegrityError`, or :class:`MissingError` for a file that is gone; and
-    :class:`SettingsError` for an expected head that is none.
+    Raises at the first fault: :class:`IntegrityError`, or :class:`MissingError` for a missing file; and
+    :class:`SettingsError` for an expected head that is not valid.
     """
     log = read_log(store)
     if expected_head is not None:
         _check_head(log, expected_head)
-    files = signed = 0
-    versions = releases.versions(store)
+    files = signed_releases = 0
+    versions = releases.list_versions(store)
     for version in versions:
         document = releases.open_manifest(store, version, log)
-        side_by_side(partial(get_verified, store), document.content["files"].values())
-        files += len(document.content["files"])
-        signed += document.signed_by is not None
+        map_parallel(partial(get_verified, store), document.manifest.files.values())
+        files += len(document.manifest.files)
+        signed_releases += document.signed_by is not None
     if log.champion and log.champion.version not in versions:
         raise IntegrityError(
-            f"releases/{log.champion.version}/manifest.json: is missing, although the release is the champion by entry "
-            f"{log.champion.sequence} of the log; recover it from a backup or an earlier version of the object"
+            f"releases/{log.champion.version}/manifest.json is missing, although log entry {log.champion.sequence} "
+            "made this release the champion; restore it from a backup or an earlier version of the object"
         )
     _check_promotions(store, log)
     return {
         "entries": len(log.entries),
         "signed_entries": sum(entry.signed_by is not None for entry in log.entries),
         "releases": len(versions),
-        "signed_releases": signed,
+        "signed_releases": signed_releases,
         "files": files,
         "signatures": "verified" if store.keys.trusted else "not verified: FMNIST_TRUSTED_KEYS is not set",
         "champion": log.champion.version if log.champion else None,
@@ -56,41 +57,39 @@ def audit(store: Store, expected_head: str | None = None) -> dict[str, Any]:
 
 
 def _check_head(log: Log, expected: str) -> None:
-    if not (found := _HEAD.fullmatch(expected)):
+    if not (match := _HEAD.fullmatch(expected)):
         raise SettingsError(
             f"{expected!r} is not the head of a champion log; pass the `head` that an earlier audit printed"
         )
-    number, digest = int(found[1]), found[2]
+    number, digest = int(match[1]), match[2]
     if len(log.digests) < number or number == 0 or log.digests[number - 1] != digest:
         raise IntegrityError(
-            f"champion/: entry {number} is missing or is not the one that the earlier audit saw ({len(log.entries)} "
-            "entries are there), so the log was truncated or replaced; recover it from a backup or earlier versions of "
-            "its objects"
+            f"champion/: entry {number} is missing or differs from the one that the earlier audit printed (the log has "
+            f"{len(log.entries)} entries), so the log was truncated or replaced; restore it from a backup or earlier "
+            "versions of its objects"
         )
 
 
 def _check_promotions(store: Store, log: Log) -> None:
-    """Hold the records of promotions against the log: they tell of entries that were lost together with receipts.
+    """Compare the records of promotions with the log, which shows entries that were lost together with their receipts.
 
-    An unsigned record in a signed store tells of nothing: it is forged, or older than the keys, which have the digests
-    of the entries from then.
+    An unsigned record in a signed store is not evidence: it is forged, or older than the trusted keys, which hold the
+    digests of the entries of that time.
     """
     for stat in store.list("runs/"):
         if not stat.key.endswith("/promote.json"):
             continue
         if store.keys.trusted and not is_envelope(store.get(stat.key, MAX_BYTES)):
             continue
-        record = read_at(store, stat.key)
-        result = record.get("result")
-        if record.get("status") != "done" or not isinstance(result, dict):
+        record = read_record_at(store, stat.key)
+        if record.status != "done" or record.result is None:
             continue
-        number, version = result.get("sequence"), result.get("version")
-        if number is None:
-            continue
-        entry = log.entries[number - 1] if isinstance(number, int) and 1 <= number <= len(log.entries) else None
+        promoted = parse_result(PromotionResult, record, stat.key)
+        number, version = promoted.sequence, promoted.version
+        entry = log.entries[number - 1] if 1 <= number <= len(log.entries) else None
         if entry is None or entry.version != version:
-            found = f"is about {entry.version}" if entry else "is missing"
+            fault = f"is about {entry.version}" if entry else "is missing"
             raise IntegrityError(
-                f"{stat.key}: says that entry {number} of the champion log promoted {version}, but that entry {found}; "
-                "recover it from a backup or an earlier version of the object"
+                f"{stat.key}: says that entry {number} of the champion log promoted {version}, but that entry {fault}; "
+                "restore it from a backup or an earlier version of the object"
             )

@@ -1,4 +1,4 @@
-"""Sealed JSON documents: run records, manifests and log entries that notice any change to their bytes."""
+"""Sealed JSON documents: records, manifests and log entries, in which any changed byte is detected."""
 
 from __future__ import annotations
 
@@ -9,54 +9,57 @@ from typing import Any
 from fmnist_tasks.errors import DataError, IntegrityError
 from fmnist_tasks.registry.store import Store
 
-MAX_BYTES = 4 << 20  # of a stored document: once parsed, JSON may take twenty times its size
-_OPEN = b'\n  "seal": ""'  # of the document itself: what is nested is indented by more
+MAX_BYTES = 4 << 20  # of a stored document; parsed JSON can take twenty times its size in memory
+_EMPTY_SEAL = b'\n  "seal": ""'  # of the document itself: nested fields have a deeper indentation
 
 
-def digest_of(content: Any) -> str:
-    """SHA-256 (hex) of a JSON value in its canonical form: sorted keys, no spaces; NaN raises ValueError."""
+def compute_digest(content: Any) -> str:
+    """Return the SHA-256 (hex) of a JSON value in canonical form: sorted keys, no spaces; NaN raises ValueError."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def seal(content: dict[str, Any]) -> bytes:
-    """The document as readable JSON with the SHA-256 of its bytes, as they are without it, under `seal`."""
-    unsealed = render({**content, "seal": ""})
-    return unsealed.replace(_OPEN, _closed(hashlib.sha256(unsealed).hexdigest()), 1)
+    """Return the document as readable JSON; its field `seal` is the SHA-256 of its bytes with an empty `seal`."""
+    unsealed = render_document({**content, "seal": ""})
+    return unsealed.replace(_EMPTY_SEAL, _make_seal(hashlib.sha256(unsealed).hexdigest()), 1)
 
 
 def unseal(data: bytes, key: str) -> dict[str, Any]:
-    """The content of a sealed document; raises :class:`IntegrityError`, naming the key, if a byte was changed."""
+    """Return the content of a sealed document; raises :class:`IntegrityError` with the key if a byte has changed."""
     try:
         content = json.loads(data)
         digest = content.pop("seal")
-        unsealed = data.replace(_closed(digest), _OPEN, 1)
+        unsealed = data.replace(_make_seal(digest), _EMPTY_SEAL, 1)
         intact = hashlib.sha256(unsealed).hexdigest() == digest
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise IntegrityError(f"{key}: its bytes were changed after it was written, or are foreign; it is not used")
+        raise IntegrityError(
+            f"{key}: its bytes were changed after it was written, or another program wrote it; it is not used. Restore "
+            "it from a backup or, below runs/, clear the task that wrote it"
+        )
     return dict(content)
 
 
 def read_document(store: Store, key: str) -> dict[str, Any]:
-    """Get and unseal one document."""
+    """Read and unseal the document at a key; raises like :func:`unseal`."""
     return unseal(store.get(key, MAX_BYTES), key)
 
 
-def _closed(digest: str) -> bytes:
-    return _OPEN[:-1] + digest.encode() + _OPEN[-1:]
+def _make_seal(digest: str) -> bytes:
+    return _EMPTY_SEAL[:-1] + digest.encode() + _EMPTY_SEAL[-1:]
 
 
-def render(document: dict[str, Any]) -> bytes:
-    """A JSON document as it is stored: readable, keys in order.
+def render_document(document: dict[str, Any]) -> bytes:
+    """Return a JSON document as it is stored: indented, with sorted keys.
 
-    Raises ValueError for NaN, and :class:`DataError` for a document that would be too large to be read again.
+    Raises ValueError for NaN, and :class:`DataError` for a document that is too large to be read again.
     """
     text = (json.dumps(document, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
     if len(text) > MAX_BYTES:
         raise DataError(
-            f"a document would have {len(text):,} bytes, more than the {MAX_BYTES:,} that are read; bring fewer "
+            f"a document of this run has {len(text):,} bytes, more than the limit of {MAX_BYTES:,}; submit fewer "
             "batches at once, or shorten their names"
         )
     return text

@@ -1,8 +1,9 @@
-"""Where a process has its keys from, and how they are made.
+"""The keys of a process, and how to make new ones.
 
-`FMNIST_TRUSTED_KEYS` is what every reader has: JSON, and no secret. `FMNIST_SIGNING_KEY`, or else the password of the
-Airflow connection that `FMNIST_SIGNING_CONNECTION` names, is what only those have who publish, promote and roll back:
-an Ed25519 private key in PEM. A name with `_FILE` or `_CMD` appended says where to read either.
+Every reader has the trusted keys, `FMNIST_TRUSTED_KEYS`, which are JSON and public. Only processes that publish,
+promote and roll back have the signing key, an Ed25519 private key in PEM: `FMNIST_SIGNING_KEY`, or the password of the
+Airflow connection that `FMNIST_SIGNING_CONNECTION` names. Both can also come from a file or a command (`…_FILE`,
+`…_CMD`).
 """
 
 from __future__ import annotations
@@ -23,56 +24,63 @@ from fmnist_tasks.connections import find_connection
 from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry.signing import Keys, SealedEntries, TrustedKey, TrustedKeys, compute_key_id, digest_entries
+from fmnist_tasks.schemas.base import describe_faults
 
 TRUSTED_KEYS, SIGNING_KEY, CONNECTION = "FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "FMNIST_SIGNING_CONNECTION"
 TRUSTED_FILE = "trusted-keys.json"
 
 
 def read_keys(environment: Mapping[str, str] = os.environ) -> Keys:
-    """The keys of this process; raises :class:`SettingsError` for those that cannot be used, or not together."""
+    """Return the keys of this process; raises :class:`SettingsError` for unusable keys, or keys that do not match."""
     trusted = read_trusted_keys(environment)
     pem = find_secret(SIGNING_KEY, environment) or _read_connection(environment.get(CONNECTION))
     if not pem:
         return Keys(trusted)
     signing = parse_signing_key(pem)
     if trusted is None:
-        raise SettingsError(f"{SIGNING_KEY}: set {TRUSTED_KEYS}_FILE as well, to the file that `fmnist keys new` made")
-    if trusted.rank(key_id := compute_key_id(signing.public_key())) is None:
         raise SettingsError(
-            f"{SIGNING_KEY}: is key {key_id[:16]}, which is not among the trusted keys: no reader would accept what it "
-            f"signs. Use the {TRUSTED_FILE} that was written together with this key, or a newer one"
+            f"{SIGNING_KEY} is set, but no trusted keys are; set {TRUSTED_KEYS}_FILE to the file that "
+            "`fmnist keys new` wrote"
+        )
+    if trusted.find_rank(key_id := compute_key_id(signing.public_key())) is None:
+        raise SettingsError(
+            f"{SIGNING_KEY} is key {key_id[:16]}, which is not among the trusted keys, so no reader would accept its "
+            f"signatures; use the {TRUSTED_FILE} that was written together with this key, or a newer one"
         )
     return Keys(trusted, signing)
 
 
 def read_trusted_keys(environment: Mapping[str, str]) -> TrustedKeys | None:
-    """The trusted keys of this process, if it has any; raises like :func:`parse_trusted_keys`."""
+    """Return the trusted keys of this process, or None; raises like :func:`parse_trusted_keys`."""
     text = find_secret(TRUSTED_KEYS, environment)
     return parse_trusted_keys(text) if text else None
 
 
 def parse_trusted_keys(text: str) -> TrustedKeys:
-    """The keys in the JSON of a file of trusted keys; raises :class:`SettingsError` that says what is wrong."""
+    """Parse the JSON of a file of trusted keys; raises :class:`SettingsError` with each fault."""
     try:
         return TrustedKeys.model_validate_json(text)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'JSON'}: {one['msg']}" for one in error.errors())
-        raise SettingsError(f"{TRUSTED_KEYS}: {wrong}; use the file that `fmnist keys new` made") from error
+        raise SettingsError(
+            f"{TRUSTED_KEYS}: {describe_faults(error)}; use the file that `fmnist keys new` wrote"
+        ) from error
 
 
 def parse_signing_key(pem: str) -> Ed25519PrivateKey:
-    """The Ed25519 private key in a PEM text, or in its middle line alone.
+    """Parse an Ed25519 private key in PEM, or the middle line of one.
 
-    Raises :class:`SettingsError`, which never repeats it.
+    Raises :class:`SettingsError`, whose message never contains the key.
     """
-    if "-----" not in pem:  # where a setting is one line
+    if "-----" not in pem:  # the middle line, for settings that allow only one line
         pem = f"-----BEGIN PRIVATE KEY-----\n{pem.strip()}\n-----END PRIVATE KEY-----\n"
     try:
         key = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise SettingsError(f"{SIGNING_KEY}: is not an unencrypted PEM private key") from error
+        raise SettingsError(
+            f"{SIGNING_KEY} is not an unencrypted private key in PEM; `fmnist keys new` makes one"
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise SettingsError(f"{SIGNING_KEY}: is not an Ed25519 key; `fmnist keys new` makes one")
+        raise SettingsError(f"{SIGNING_KEY} is not an Ed25519 key; `fmnist keys new` makes one")
     return key
 
 
@@ -83,11 +91,11 @@ def make_keys(
     *,
     revoke_earlier: bool = False,
 ) -> tuple[str, TrustedKeys]:
-    """A new signing key (PEM), and the trusted keys with its public half as the newest.
+    """Return a new signing key (PEM), and the trusted keys with its public key as the newest.
 
-    `digests` are those of the champion log's entries. With the first key, they become the unsigned ones, and
-    `manifests` the unsigned releases: digests (SHA-256, hex) by version. If the earlier keys are revoked
-    (`revoke_earlier`), no entry after these may be signed with them.
+    `digests` are those of the present log entries. With the first key, these become the entries that may be unsigned,
+    and `manifests`, digests (SHA-256, hex) by version, the releases that may be. With `revoke_earlier`, no later entry
+    may be signed with an earlier key.
     """
     signing = Ed25519PrivateKey.generate()
     pem = signing.private_bytes(
@@ -108,21 +116,21 @@ def make_keys(
 
 
 def write_keys(folder: Path, pem: str, trusted: TrustedKeys) -> tuple[Path, Path]:
-    """Write the signing key, for this user alone, into a file of its own, and the trusted keys; their paths.
+    """Write the signing key, readable by this user only, and the trusted keys; return their paths.
 
-    An earlier file of trusted keys stays as `trusted-keys.json.old`. Raises :class:`SettingsError`, and leaves no
-    signing key, if one of them cannot be written.
+    An earlier file of trusted keys is copied to `trusted-keys.json.old`. If a file cannot be written, removes the
+    signing key and raises :class:`SettingsError`.
     """
     signing, public = folder / f"signing-key-{trusted.keys[-1].id[:16]}.pem", folder / TRUSTED_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(signing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(pem)
-        beside = public.with_suffix(".new")
-        beside.write_text(trusted.model_dump_json(indent=2, exclude_none=True) + "\n")
+        temporary = public.with_suffix(".new")
+        temporary.write_text(trusted.model_dump_json(indent=2, exclude_none=True) + "\n")
         if public.exists():
             shutil.copyfile(public, public.with_suffix(".json.old"))
-        beside.replace(public)
+        temporary.replace(public)
     except OSError as error:
         with suppress(OSError):
             signing.unlink()
@@ -136,6 +144,7 @@ def _read_connection(name: str | None) -> str | None:
     connection = find_connection(name)
     if connection is None or not connection.password:
         raise SettingsError(
-            f"{CONNECTION}: there is no Airflow connection of that name with a password, which is to be the signing key"
+            f"{CONNECTION}: there is no Airflow connection of that name with a password; create it, with the signing "
+            "key as its password"
         )
     return str(connection.password)

@@ -1,7 +1,7 @@
-"""The embedded object store: a folder. Objects are files; writes go beside them and are moved or linked in place.
+"""The embedded object store: a folder of files. A write goes to a temporary file, which is then moved or linked.
 
-Symbolic links below the folder are not followed, whoever made them: a batch that is a link to a file elsewhere would
-bring that file into the store. The folder itself may be a link.
+Symbolic links below the folder are not followed: a batch that is a link would bring a file from elsewhere into the
+store. The folder itself may be a link.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from uuid import uuid4
 from fmnist_tasks.errors import AccessError, IntegrityError, MissingError, StoreError
 from fmnist_tasks.registry.signing import NO_KEYS, Keys
 from fmnist_tasks.registry.store import (
+    DEFAULT_MAX_BYTES,
     FILE,
-    MAX_DOCUMENT_BYTES,
     UNREADABLE,
     Stat,
     check_key,
@@ -34,10 +34,10 @@ from fmnist_tasks.registry.store import (
     encode_name,
 )
 
-_SCRATCH = ".scratch"  # half-written files; what a killed process left here is removed after a day
+_SCRATCH = ".scratch"  # temporary files; those of a killed process are removed after a day
 _SCRATCH_LIFETIME = 24 * 3600  # seconds
 
-_HELD = re.compile(r"(?<![^/])\.taken\.[0-9a-f]{16}\.(?=[^/]+$)")
+_HIDDEN_MARK = re.compile(r"(?<![^/])\.taken\.[0-9a-f]{16}\.(?=[^/]+$)")
 
 _KINDS = {
     modes.S_IFREG: FILE,
@@ -46,41 +46,42 @@ _KINDS = {
     modes.S_IFIFO: "pipe",
     modes.S_IFSOCK: "socket",
 }
-_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}  # no file can have that name here
-# What another try cannot change: missing rights, a file system that is read-only or cannot hold the name.
-_PERMANENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EILSEQ, errno.ENAMETOOLONG}
-_FAR_BACK, _FAR_AHEAD = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)  # can be added to
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_MISSING_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+# Missing rights, a read-only file system, or one that cannot store the name: a retry cannot help.
+_PERMANENT_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EILSEQ, errno.ENAMETOOLONG}
+# Far enough from the limits of datetime for arithmetic.
+_MIN_TIME, _MAX_TIME = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+_NO_LINK_ERRORS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class FolderStore:
-    """Objects as files below one folder, which is made by the first write."""
+    """Objects as files below one folder, which the first write creates."""
 
     def __init__(self, root: Path, keys: Keys = NO_KEYS) -> None:
         self.keys = keys
         self.root = root
-        self._has_links = False  # whether the file system was seen to make hard links
+        self._supports_links = False  # whether the file system has been shown to support hard links
 
-    def get(self, key: str, at_most: int = MAX_DOCUMENT_BYTES) -> bytes:
-        """Bytes of an object."""
-        with self.open(key, at_most) as file, self._explained("read", key):
+    def get(self, key: str, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        """Return the bytes of an object."""
+        with self.open(key, max_bytes) as file, self._explain_errors("read", key):
             return file.read()
 
-    def open(self, key: str, at_most: int | None = None) -> BinaryIO:
-        """The object's own file, for reading."""
-        with self._explained("read", key):
-            try:  # without O_NONBLOCK, a pipe would be waited for
-                descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    def open(self, key: str, max_bytes: int | None = None) -> BinaryIO:
+        """Open the object's file for reading."""
+        with self._explain_errors("read", key):
+            try:  # without O_NONBLOCK, opening a pipe would block
+                descriptor = os.open(self._resolve_path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             except OSError as error:
-                if error.errno in _ABSENT:
+                if error.errno in _MISSING_ERRORS:
                     raise MissingError(f"{self.location(key)} does not exist") from error
                 raise
-            found = os.fstat(descriptor)
-            kind = _kind(found)
+            status = os.fstat(descriptor)
+            kind = _describe_kind(status)
             if kind == FILE:
                 file = os.fdopen(descriptor, "rb")
                 try:
-                    check_size(key, found.st_size, at_most)
+                    check_size(key, status.st_size, max_bytes)
                 except IntegrityError:
                     file.close()
                     raise
@@ -88,19 +89,19 @@ class FolderStore:
             os.close(descriptor)
             if kind == "folder":
                 raise MissingError(f"{self.location(key)} does not exist")
-            raise AccessError(f"{self.location(key)} is a {kind}, which is not read; put a file in its place")
+            raise AccessError(f"{self.location(key)} is a {kind}, which cannot be read; put a file in its place")
 
     def put(self, key: str, data: bytes | BinaryIO) -> None:
-        """Write an object, replacing what was there."""
-        with self._explained("write", key), self._written(data) as scratch:
-            path = self._place(key)
+        """Write an object, or replace it."""
+        with self._explain_errors("write", key), self._write_temporary(data) as scratch:
+            path = self._prepare_path(key)
             scratch.replace(path)
             _flush_folder(path.parent)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object only if the key is free: a hard link is made or refused by the file system at once."""
-        with self._explained("write", key), self._written(data) as scratch:
-            path = self._place(key)
+        """Write an object only if the key is free, by a hard link: the file system creates or refuses it atomically."""
+        with self._explain_errors("write", key), self._write_temporary(data) as scratch:
+            path = self._prepare_path(key)
             try:
                 os.link(scratch, path)
             except FileExistsError:
@@ -109,89 +110,90 @@ class FolderStore:
             return True
 
     def list(self, prefix: str, after: str = "") -> Iterator[Stat]:
-        """Objects whose name begins with the prefix and comes after `after`, in the order of their names."""
-        beginning, passed = decode_prefix(prefix), decode_key(after)
-        top = beginning[: beginning.rfind(b"/") + 1]
-        with self._explained("list", prefix):
-            self._refuse_links(self._file(top + b"-"))
+        """Yield the objects whose names start with the prefix and come after `after`, in the order of their names."""
+        start, last = decode_prefix(prefix), decode_key(after)
+        top = start[: start.rfind(b"/") + 1]
+        with self._explain_errors("list", prefix):
+            self._refuse_links(self._resolve_file(top + b"-"))
             try:
-                folders = [iter(_names(self.root, top))]
+                folders = [iter(_list_names(self.root, top))]
             except (FileNotFoundError, NotADirectoryError):
                 return
             while folders:
                 name = next(folders[-1], b"")
                 if not name:
                     folders.pop()
-                elif not name.startswith(beginning):
+                elif not name.startswith(start):
                     continue
                 elif not name.endswith(b"/"):
-                    if name > passed and (found := self._listed(name)):
-                        yield found
-                elif name > passed or passed.startswith(name):
+                    if name > last and (stat := self._try_stat(name)):
+                        yield stat
+                elif name > last or last.startswith(name):
                     try:
-                        folders.append(iter(_names(self.root, name)))
+                        folders.append(iter(_list_names(self.root, name)))
                     except OSError as error:
-                        if error.errno in _PERMANENT:
-                            yield _unreadable(name[:-1], "folder")
-                        elif error.errno != errno.ENOENT:  # that was removed meanwhile
+                        if error.errno in _PERMANENT_ERRORS:
+                            yield _make_unreadable_stat(name[:-1], "folder")
+                        elif error.errno != errno.ENOENT:  # removed in the meantime
                             raise
 
     def stat(self, key: str) -> Stat | None:
-        """Size and time of an object, or None if there is none."""
-        with self._explained("read", key):
-            self._path(key)
+        """Return size and time of an object, or None if it does not exist."""
+        with self._explain_errors("read", key):
+            self._resolve_path(key)
             try:
-                found = self._look(decode_key(key))
+                stat = self._read_stat(decode_key(key))
             except OSError as error:
-                if error.errno in _ABSENT:
+                if error.errno in _MISSING_ERRORS:
                     return None
                 raise
-            return None if found.kind == "folder" else found
+            return None if stat.kind == "folder" else stat
 
     def delete(self, key: str) -> None:
-        """Remove an object; no error if there is none."""
-        with self._explained("delete", key):
+        """Delete an object, if it exists."""
+        with self._explain_errors("delete", key):
             try:
-                self._path(key).unlink()
+                self._resolve_path(key).unlink()
             except OSError as error:
-                if error.errno not in _ABSENT:
+                if error.errno not in _MISSING_ERRORS:
                     raise
 
-    def take(self, seen: Stat, to: str | None = None, sha256: str | None = None) -> bool:
-        """Remove or move an object as it was seen.
+    def remove_if_unchanged(self, stat: Stat, to: str | None = None, sha256: str | None = None) -> bool:
+        """Delete an object, or move it to the key `to`, if it has not changed since the stat.
 
-        The file is renamed before it is compared: whoever puts another file under its name in that moment keeps it, and
-        a process that still writes into it does so in its new place. Meanwhile it has a hidden name in its own folder,
-        where the next call finds it, and else the next listing (see `name_before`).
+        The file is renamed before it is compared. So a file that another process puts under the same name at that
+        moment stays, and a process that still writes to the old file writes to it in its new place. After an
+        interruption the file has a hidden name in the same folder: a repeated call continues from there, and the next
+        listing shows it (see `to_original_key`).
         """
-        with self._explained("move" if to else "delete", seen.key):
-            path = self._path(seen.key)
-            held = _held(path)
-            if not os.path.lexists(held):
-                found = self.stat(seen.key)
-                if found is None or found.version != seen.version:
-                    return found is None
-                path.rename(held)
-            if not self._is_same(held, seen, sha256):
-                _put_back(held, path)
+        with self._explain_errors("move" if to else "delete", stat.key):
+            path = self._resolve_path(stat.key)
+            hidden = _make_hidden_path(path)
+            if not os.path.lexists(hidden):
+                current = self.stat(stat.key)
+                if current is None or current.version != stat.version:
+                    return current is None
+                path.rename(hidden)
+            if not self._is_unchanged(hidden, stat, sha256):
+                _restore_name(hidden, path)
                 return False
             if to is None:
-                held.unlink()
+                hidden.unlink()
             else:
-                self._move(held, to)
+                self._move(hidden, to)
             _flush_folder(path.parent)
             return True
 
     def location(self, key: str) -> str:
-        """Path of the object's file."""
+        """Return the path of the object's file."""
         return str(self.root / key)
 
-    def _file(self, name: bytes) -> Path:
+    def _resolve_file(self, name: bytes) -> Path:
         return self.root / os.fsdecode(name)
 
-    def _path(self, key: str) -> Path:
-        """The file of a key; raises :class:`AccessError` if a folder on the way to it is a link."""
-        path = self._file(decode_key(check_key(key)))
+    def _resolve_path(self, key: str) -> Path:
+        """Return the path of a key; raises :class:`AccessError` if one of its folders is a symbolic link."""
+        path = self._resolve_file(decode_key(check_key(key)))
         self._refuse_links(path)
         return path
 
@@ -201,77 +203,80 @@ class FolderStore:
                 break
             if folder.is_symlink():
                 raise AccessError(
-                    f"{folder} is a symbolic link, which is not followed inside the store; put a folder in its place "
-                    "(a mount serves as well)"
+                    f"{folder} is a symbolic link, which is not followed inside the store; put a folder or a mount in "
+                    "its place"
                 )
 
-    def _place(self, key: str) -> Path:
-        """The file of a key, in a folder that exists."""
-        path = self._path(key)
+    def _prepare_path(self, key: str) -> Path:
+        """Return the path of a key, and create its folder."""
+        path = self._resolve_path(key)
         missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         for folder in missing:
             _flush_folder(folder.parent)
         return path
 
-    def _listed(self, name: bytes) -> Stat | None:
-        """What is there, though it may not be looked at; None if it was removed meanwhile."""
+    def _try_stat(self, name: bytes) -> Stat | None:
+        """Return the stat of a name, even if it is unreadable; None if it was removed in the meantime."""
         try:
-            return self._look(name)
+            return self._read_stat(name)
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno in _PERMANENT:
-                return _unreadable(name, FILE)
+            if error.errno in _PERMANENT_ERRORS:
+                return _make_unreadable_stat(name, FILE)
             raise
 
-    def _look(self, name: bytes) -> Stat:
-        found = os.lstat(self._file(name))
-        changed, modified = found.st_ctime_ns, found.st_mtime_ns
+    def _read_stat(self, name: bytes) -> Stat:
+        status = os.lstat(self._resolve_file(name))
+        changed, modified = status.st_ctime_ns, status.st_mtime_ns
         return Stat(
             key=encode_name(name),
-            bytes=found.st_size,
-            modified=_time(modified),
-            version=f"{changed}.{modified}.{found.st_size}",
-            changed=_time(changed),
-            kind=_kind(found),
+            bytes=status.st_size,
+            modified=_parse_time(modified),
+            version=f"{changed}.{modified}.{status.st_size}",
+            changed=_parse_time(changed),
+            kind=_describe_kind(status),
         )
 
-    def _is_same(self, held: Path, seen: Stat, sha256: str | None) -> bool:
-        """Whether a renamed file, whose time of change is that of the renaming, is what was seen."""
-        found = os.lstat(held)
-        if f"{found.st_mtime_ns}.{found.st_size}" != seen.version.partition(".")[2] or _kind(found) != seen.kind:
+    def _is_unchanged(self, hidden: Path, stat: Stat, sha256: str | None) -> bool:
+        """Return whether a renamed file matches the stat, except for its time of change, which the renaming has set."""
+        status = os.lstat(hidden)
+        if (
+            f"{status.st_mtime_ns}.{status.st_size}" != stat.version.partition(".")[2]
+            or _describe_kind(status) != stat.kind
+        ):
             return False
-        if sha256 is None or seen.kind != FILE:
+        if sha256 is None or stat.kind != FILE:
             return True
-        with held.open("rb") as file:
+        with hidden.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
-    def _move(self, held: Path, to: str) -> None:
-        path = self._place(to)
+    def _move(self, hidden: Path, to: str) -> None:
+        path = self._prepare_path(to)
         try:
-            held.rename(path)
+            hidden.rename(path)
         except OSError as error:
-            if error.errno != errno.EXDEV:  # the folder of the file is a mount of its own
+            if error.errno != errno.EXDEV:  # the file's folder is a separate mount
                 raise
-            with held.open("rb") as file:
+            with hidden.open("rb") as file:
                 self.put(to, file)
-            held.unlink()
+            hidden.unlink()
         _flush_folder(path.parent)
 
     @contextmanager
-    def _written(self, data: bytes | BinaryIO) -> Iterator[Path]:
-        """A flushed file with the data, on the same file system; removed afterwards unless it was moved."""
+    def _write_temporary(self, data: bytes | BinaryIO) -> Iterator[Path]:
+        """Yield a flushed file with the data, on the same file system; it is removed at the end unless it was moved."""
         folder = self.root / _SCRATCH
         self._refuse_links(folder / "-")
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
-            with suppress(OSError):  # another process may remove it first, and a folder that others made may stay
+            with suppress(OSError):  # another process may remove it first; a folder in here stays
                 if time.time() - old.lstat().st_mtime > _SCRATCH_LIFETIME:
                     old.unlink()
         scratch = folder / uuid4().hex
         try:
-            # The mode is what the umask of the process leaves of it.
+            # The umask of the process limits the mode.
             with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
                 if isinstance(data, bytes):
                     file.write(data)
@@ -286,84 +291,84 @@ class FolderStore:
             scratch.unlink(missing_ok=True)
 
     def _require_links(self, scratch: Path) -> None:
-        """See, at the first write, that the file system has the hard links that decide between two writers."""
-        if self._has_links:
+        """Check at the first write that the file system supports hard links, which decide between two writers."""
+        if self._supports_links:
             return
         link = scratch.with_suffix(".link")
         try:
             os.link(scratch, link)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in _NO_LINK_ERRORS:
                 raise
             raise AccessError(
-                f"the file system of {self.root} makes no hard links ({error.strerror}): two writers could both win, "
-                "so nothing is written; put the store on ext4, xfs, btrfs, APFS, NTFS or NFS, or use S3"
+                f"the file system of {self.root} does not support hard links ({error.strerror}): two writers could "
+                "both win, so nothing is written; put the store on ext4, xfs, btrfs, APFS, NTFS or NFS, or use S3"
             ) from error
         link.unlink()
-        self._has_links = True
+        self._supports_links = True
 
     @contextmanager
-    def _explained(self, verb: str, key: str) -> Iterator[None]:
+    def _explain_errors(self, verb: str, key: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            where = f"cannot {verb} {self.location(key)}: {error.strerror}"
-            if error.errno in _PERMANENT:
+            message = f"cannot {verb} {self.location(key)}: {error.strerror}"
+            if error.errno in _PERMANENT_ERRORS:
                 raise AccessError(
-                    f"{where}; give this user the right to {verb} below {self.root}, and clear the task"
+                    f"{message}; give this user the right to {verb} below {self.root}, and clear the task"
                 ) from error
             raise StoreError(
-                f"{where}; free space, or give this user the right to {verb} below {self.root}, and clear the task"
+                f"{message}; free space, or give this user the right to {verb} below {self.root}, and clear the task"
             ) from error
 
 
-def _names(root: Path, folder: bytes) -> list[bytes]:
-    """Names of what is in a folder below the root, in their order; those of folders end in a slash."""
+def _list_names(root: Path, folder: bytes) -> list[bytes]:
+    """Return the sorted names of the entries of a folder below the root; those of folders end in a slash."""
     with os.scandir(os.fsencode(root) + b"/" + folder) as entries:
         names = [folder + entry.name + (b"/" if entry.is_dir(follow_symlinks=False) else b"") for entry in entries]
     return sorted(name for name in names if name != f"{_SCRATCH}/".encode())
 
 
-def _unreadable(name: bytes, kind: str) -> Stat:
+def _make_unreadable_stat(name: bytes, kind: str) -> Stat:
     return Stat(encode_name(name), 0, datetime.now(UTC), kind=f"{UNREADABLE} {kind}")
 
 
-def name_before(key: str) -> str:
-    """The key of a file before a call that was interrupted took it; of any other file, its key."""
-    return _HELD.sub("", key)
+def to_original_key(key: str) -> str:
+    """Return the original key of a file that an interrupted removal has hidden; any other key is unchanged."""
+    return _HIDDEN_MARK.sub("", key)
 
 
-def _held(path: Path) -> Path:
-    """The hidden name of a file that is being taken: its own, as far as there is room, after a mark."""
-    if _HELD.search(path.name):
+def _make_hidden_path(path: Path) -> Path:
+    """Return the hidden name of a file that is being removed: a mark, then the last 200 bytes of its name."""
+    if _HIDDEN_MARK.search(path.name):
         return path
     name = os.fsencode(path.name)
     mark = f".taken.{hashlib.sha256(name).hexdigest()[:16]}.".encode()
     return path.with_name(os.fsdecode(mark + name[-200:]))
 
 
-def _time(nanoseconds: int) -> datetime:
-    """The time of a file; one that no calendar has, which some file systems keep, is far back or far ahead."""
+def _parse_time(nanoseconds: int) -> datetime:
+    """Return a file's time, limited to the years 1000 to 9000: some file systems store times that datetime cannot."""
     try:
-        return min(max(datetime.fromtimestamp(nanoseconds / 1e9, UTC), _FAR_BACK), _FAR_AHEAD)
+        return min(max(datetime.fromtimestamp(nanoseconds / 1e9, UTC), _MIN_TIME), _MAX_TIME)
     except (OverflowError, OSError, ValueError):
-        return _FAR_BACK if nanoseconds < 0 else _FAR_AHEAD
+        return _MIN_TIME if nanoseconds < 0 else _MAX_TIME
 
 
-def _put_back(held: Path, path: Path) -> None:
-    """Give a file its name again, unless that is taken: then it stays hidden, and the next listing shows it."""
+def _restore_name(hidden: Path, path: Path) -> None:
+    """Give a hidden file its name back, unless that is taken: then it stays hidden, and the next listing shows it."""
     try:
-        os.link(held, path, follow_symlinks=False)
-        held.unlink()
+        os.link(hidden, path, follow_symlinks=False)
+        hidden.unlink()
     except FileExistsError:
         pass
-    except PermissionError:  # Linux links no file of another user for one who may not write it
+    except PermissionError:  # on Linux, linking another user's file needs the right to write to it
         if not os.path.lexists(path):
-            held.rename(path)
+            hidden.rename(path)
 
 
-def _kind(found: os.stat_result) -> str:
-    return _KINDS.get(modes.S_IFMT(found.st_mode), "device")
+def _describe_kind(status: os.stat_result) -> str:
+    return _KINDS.get(modes.S_IFMT(status.st_mode), "device")
 
 
 def _flush_folder(folder: Path) -> None:

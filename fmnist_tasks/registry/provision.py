@@ -1,8 +1,8 @@
-"""The init job of the object store: the bucket of the pipeline, the one of the task logs, and a user for each task.
+"""The init job of the object store: it creates the buckets of the pipeline and of task logs, and a user for each role.
 
-Reads the kind of server, `STORE`, its `MINIO_ENDPOINT`, the administrator's `MINIO_ROOT_USER` and
-`MINIO_ROOT_PASSWORD`, and for each role the access key and the secret that its user is to have, `<ROLE>_ACCESS_KEY` and
-`<ROLE>_PASSWORD`. A second call changes what differs and nothing else; lifecycle rules that are there stay as they are.
+Reads the kind of server, `STORE`, its address, `MINIO_ENDPOINT`, the administrator's `MINIO_ROOT_USER` and
+`MINIO_ROOT_PASSWORD`, and for each role the access key and secret of its user, `<ROLE>_ACCESS_KEY` and
+`<ROLE>_PASSWORD`. If it runs again, it changes only what differs. Existing lifecycle rules stay as they are.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE
 
-PIPELINE, LOGS = "fmnist", "fmnist-logs"
-ROLES = {"publisher": PIPELINE, "reader": PIPELINE, "pruner": PIPELINE, "logs": LOGS}  # each with a policy of its name
-LOG_DAYS = 90  # a task's log is kept so long
-# Every user of MinIO may make service accounts, which outlive a new secret of the user, unless a policy denies it.
+PIPELINE, LOGS = "fmnist", "fmnist-logs"  # buckets
+ROLES = {"publisher": PIPELINE, "reader": PIPELINE, "pruner": PIPELINE, "logs": LOGS}  # include/policies/<role>.json
+LOG_DAYS = 90  # for which task logs are stored
+# Unless a policy denies it, every user of MinIO may create service accounts, which outlive a change of the secret.
 _NO_SERVICE_ACCOUNTS = {"Effect": "Deny", "Action": ["admin:CreateServiceAccount", "admin:UpdateServiceAccount"]}
-_REGION = "us-east-1"  # so that no request asks for it
-_REVOCATION = "minio/admin/v3/revoke-tokens/builtin"  # which MinIO's client for Python lacks
+_REGION = "us-east-1"  # without one, the client requests it
+_REVOCATION = "minio/admin/v3/revoke-tokens/builtin"  # MinIO's Python client has no method for it
 
 
 @dataclass(frozen=True)
 class User:
-    """Who may do what the policy of a role allows, in one bucket only."""
+    """A user with the policy of a role, in one bucket."""
 
     role: str
     bucket: str
@@ -53,20 +53,20 @@ class User:
     secret: str
 
     def read_statements(self) -> list[dict[str, Any]]:
-        """The statements of the role's policy, for its bucket."""
+        """Return the statements of the role's policy, for its bucket."""
         text = (INCLUDE / "policies" / f"{self.role}.json").read_text().replace("BUCKET", self.bucket)
         statements: list[dict[str, Any]] = json.loads(text)["Statement"]
         return statements
 
 
 def add_user(admin: MinioAdmin, user: User, policy: str) -> None:
-    """Give MinIO the user, and the policy under that name."""
+    """Create or update a user of MinIO and its policy, `policy`; raises :class:`AccessError` for a disabled user."""
     statements = [*user.read_statements(), _NO_SERVICE_ACCOUNTS]
     admin.policy_add(policy, policy={"Version": "2012-10-17", "Statement": statements})
     if json.loads(admin.user_list()).get(user.access_key, {}).get("status") == "disabled":
         raise AccessError(
-            f"the user of {user.role} is disabled. If its secret leaked, set a new {user.role.upper()}_ACCESS_KEY; "
-            "otherwise enable it again (`mc admin user enable`)"
+            f"the user of the role {user.role} is disabled. If its secret has leaked, set a new "
+            f"{user.role.upper()}_ACCESS_KEY; otherwise enable the user (`mc admin user enable`)"
         )
     admin.user_add(user.access_key, user.secret)
     if policy not in (json.loads(admin.user_info(user.access_key)).get("policyName") or "").split(","):
@@ -74,19 +74,19 @@ def add_user(admin: MinioAdmin, user: User, policy: str) -> None:
 
 
 def prepare_minio(client: Minio, endpoint: str, root: Credentials, users: list[User]) -> None:
-    """Add users and lifecycle rules; end temporary credentials and service accounts of these users.
+    """Add users and lifecycle rules, and revoke temporary credentials and service accounts of these users.
 
-    The users of earlier versions, whose access keys were the names of roles, are removed.
+    Removes the users of earlier versions, whose access keys were the names of roles.
     """
     address = urlsplit(endpoint)
     provider = StaticProvider(root.access_key, root.secret_key)
     admin = MinioAdmin(endpoint=address.netloc, credentials=provider, secure=address.scheme == "https")
-    old = Rule(ENABLED, rule_id="old logs", rule_filter=Filter(prefix=""), expiration=Expiration(days=LOG_DAYS))
-    add_rules(client, PIPELINE, RULES)  # a bucket of an earlier version lacks some
-    add_rules(client, LOGS, [old])
+    log_rule = Rule(ENABLED, rule_id="old logs", rule_filter=Filter(prefix=""), expiration=Expiration(days=LOG_DAYS))
+    add_rules(client, PIPELINE, RULES)  # a bucket of an earlier version does not have all of them
+    add_rules(client, LOGS, [log_rule])
     for user in users:
         add_user(admin, user, user.role)
-        # What somebody with an earlier secret made of it would outlive that secret.
+        # Credentials that someone created with an earlier secret would outlive it.
         for account in json.loads(admin.list_service_account(user.access_key))["accounts"] or ():
             admin.delete_service_account(account["accessKey"])
         _send_command(endpoint, root, "POST", f"{_REVOCATION}?fullRevoke=true&user={quote(user.access_key, safe='')}")
@@ -95,7 +95,7 @@ def prepare_minio(client: Minio, endpoint: str, root: Credentials, users: list[U
 
 
 def prepare_versity(client: Minio, endpoint: str, root: Credentials, users: list[User]) -> None:
-    """Add users, and to each bucket a policy that names what each of them may do. There are no lifecycle rules."""
+    """Add users, and to each bucket a policy with the rights of its users. Versity has no lifecycle rules."""
     for user in users:
         secret = f"<Secret>{escape(user.secret)}</Secret>"
         account = f"<Account><Access>{escape(user.access_key)}</Access>{secret}<Role>user</Role></Account>"
@@ -113,22 +113,25 @@ def prepare_versity(client: Minio, endpoint: str, root: Credentials, users: list
 
 
 def _send_command(endpoint: str, root: Credentials, method: str, command: str, content: str = "") -> int:
-    """Status of a command of the server's own, which is signed like S3's; 409 says that a user is there already."""
+    """Send an administration command, signed like an S3 request; return its status (409: the user exists).
+
+    Raises :class:`AccessError` if the server refuses it.
+    """
     address, body, now = urlsplit(f"{endpoint}/{command}"), content.encode(), datetime.now(UTC)
     digest = hashlib.sha256(body).hexdigest()
     headers: DictType = {"Host": address.netloc, "X-Amz-Content-Sha256": digest, "X-Amz-Date": to_amz_date(now)}
     signed = sign_v4_s3(
         method=method, url=address, region=_REGION, headers=headers, credentials=root, content_sha256=digest, date=now
     )
-    sent = {name: str(value) for name, value in signed.items()}
-    answer = urllib3.request(method, address.geturl(), body=body, headers=sent)
-    if answer.status >= HTTPStatus.BAD_REQUEST and answer.status != HTTPStatus.CONFLICT:
-        raise AccessError(f"{endpoint} refuses {command.partition('?')[0]}: {answer.data.decode(errors='replace')}")
-    return answer.status
+    signed_headers = {name: str(value) for name, value in signed.items()}
+    response = urllib3.request(method, address.geturl(), body=body, headers=signed_headers)
+    if response.status >= HTTPStatus.BAD_REQUEST and response.status != HTTPStatus.CONFLICT:
+        raise AccessError(f"{endpoint} refuses {command.partition('?')[0]}: {response.data.decode(errors='replace')}")
+    return response.status
 
 
 def main() -> None:
-    """Make what is missing."""
+    """Create or update buckets, lifecycle rules and users."""
     endpoint = os.environ["MINIO_ENDPOINT"]
     address = urlsplit(endpoint)
     root = Credentials(read_secret("MINIO_ROOT_USER"), read_secret("MINIO_ROOT_PASSWORD"))
@@ -139,8 +142,8 @@ def main() -> None:
     ]
     if len({user.access_key for user in users}) < len(users):
         names = ", ".join(f"{role.upper()}_ACCESS_KEY" for role in ROLES)
-        raise SettingsError(f"two of {names} are the same; give each role a user of its own")
-    S3Store(Bucket(PIPELINE, endpoint, client)).prepare()
+        raise SettingsError(f"two of {names} are the same; give each role its own access key")
+    S3Store(Bucket(PIPELINE, endpoint, client)).prepare_bucket()
     if not client.bucket_exists(LOGS):
         client.make_bucket(LOGS)
     if os.environ["STORE"] == "versity":

@@ -1,8 +1,8 @@
-"""Pruning and whatever relies on what lies in the store, a step or a rollback, exclude each other.
+"""Mutual exclusion of pruning and of work that relies on stored objects: steps and rollbacks.
 
-Pruning sets the flag `pruning.json`, then looks for work and runs under way. A step or a rollback leaves a mark below
-`working/`, then looks for the flag. So whichever comes second sees the other one, and gives way. What a killed process
-leaves of either expires.
+A prune writes the flag `pruning.json`, then looks for marks of work. A step or a rollback writes a mark below
+`working/`, then looks for the flag. So whichever comes second sees the other one, and stops. A flag or mark that a
+killed process left expires.
 """
 
 from __future__ import annotations
@@ -23,46 +23,48 @@ log = logging.getLogger(__name__)
 
 KEY = "pruning.json"
 _WORKING = "working/"
-LIFETIME = timedelta(hours=1)  # by the store's clock, after which a flag is that of a prune that was killed
-TIME_LIMIT = timedelta(minutes=45)  # by this machine's, after which pruning stops by itself
-_WORK_LIFETIME = TASK_LIMIT + timedelta(hours=1)  # after which a mark is that of a process that was killed
+LIFETIME = timedelta(hours=1)  # by the store's clock; an older flag is that of a killed prune
+TIME_LIMIT = timedelta(minutes=45)  # by this machine's clock; then a prune stops
+_WORK_LIFETIME = TASK_LIMIT + timedelta(hours=1)  # an older mark is that of a killed process
 
 
 @contextmanager
 def forbid_work(store: Store) -> Iterator[Callable[[], None]]:
-    """Keep steps and rollbacks from beginning while this is open.
+    """Prevent steps and rollbacks from starting within the context.
 
-    Gives a function to call before each deletion; it raises :class:`ConflictError` if the flag is no longer this one,
-    or will expire soon. Raises :class:`ConflictError` itself while one of them is under way, or another prune.
+    Yields a function to call before each deletion; it raises :class:`ConflictError` if the flag is no longer this
+    prune's, or expires soon. Raises :class:`ConflictError` if work or another prune is in progress.
     """
-    if left := _find_time_left(store):
+    if time_left := _find_time_left(store):
         raise ConflictError(
-            f"{store.location(KEY)} says that another prune is under way; if that one was killed, prune again in "
-            f"{_count_minutes(left)} minutes"
+            f"another prune is in progress ({store.location(KEY)}); if it was killed, prune again in "
+            f"{_count_minutes(time_left)} minutes"
         )
-    began = _read_seconds()
-    own = json.dumps({"writer": uuid4().hex}).encode()
-    store.put(KEY, own)
+    start = _read_seconds()
+    flag = json.dumps({"writer": uuid4().hex}).encode()
+    store.put(KEY, flag)
 
     def check() -> None:
-        if _read_flag(store) != own:
-            raise ConflictError("another prune has begun, this one stops; run one at a time")
-        if _read_seconds() - began > TIME_LIMIT.total_seconds():
-            raise ConflictError(f"pruning has taken {_count_minutes(TIME_LIMIT)} minutes and stops; prune again")
+        if _read_flag(store) != flag:
+            raise ConflictError("another prune has started, so this one stops; run one at a time")
+        if _read_seconds() - start > TIME_LIMIT.total_seconds():
+            raise ConflictError(
+                f"the prune stops after its time limit of {_count_minutes(TIME_LIMIT)} minutes; prune again"
+            )
 
     try:
         _refuse_while_working(store)
         yield check
     finally:
-        if _read_flag(store) == own:
+        if _read_flag(store) == flag:
             store.delete(KEY)
 
 
 @contextmanager
 def forbid_pruning(store: Store, work: str) -> Iterator[None]:
-    """Keep pruning from beginning while this is open; `work` says for people what is under way.
+    """Prevent prunes from starting within the context; `work` describes the work to users.
 
-    Raises :class:`StoreError` while a prune is under way, since it may delete what the work relies on.
+    Raises :class:`StoreError` while a prune is in progress, since it may delete objects that the work relies on.
     """
     mark = f"{_WORKING}{uuid4().hex}.txt"
     store.put(mark, work.encode())
@@ -72,8 +74,10 @@ def forbid_pruning(store: Store, work: str) -> Iterator[None]:
     finally:
         try:
             store.delete(mark)
-        except FmnistError as error:  # what has been done is done
-            log.warning("%s has ended, and pruning is refused until %s expires: %s", work, mark, error)
+        except FmnistError as error:  # the work itself has succeeded
+            log.warning(
+                "%s has ended, but its mark %s stays and blocks pruning until it expires: %s", work, mark, error
+            )
 
 
 def _refuse_while_working(store: Store) -> None:
@@ -87,27 +91,27 @@ def _refuse_while_working(store: Store) -> None:
         except MissingError:
             continue
         raise ConflictError(
-            f"{work} is under way, nothing is deleted; prune when it has ended. If it was killed, prune after "
+            f"{work} is in progress, so nothing is deleted; prune when it has ended. If it was killed, prune after "
             f"{stat.modified + _WORK_LIFETIME:%Y-%m-%d %H:%M} UTC, or delete {store.location(stat.key)}"
         )
 
 
 def _refuse_while_pruning(store: Store) -> None:
-    if left := _find_time_left(store):
+    if time_left := _find_time_left(store):
         raise StoreError(
-            "`fmnist prune` is deleting old objects, and might delete what is needed here; try again when it has "
-            f"ended, at the latest in {_count_minutes(left)} minutes, when {store.location(KEY)} expires"
+            "`fmnist prune` is deleting old objects, and could delete some that this work needs; retry when it has "
+            f"ended, or in {_count_minutes(time_left)} minutes, when {store.location(KEY)} expires"
         )
 
 
 def _find_time_left(store: Store) -> timedelta | None:
-    """Until the flag expires; None if there is none, or it has expired."""
+    """Return the time until the flag expires; None without a valid flag."""
     stat = store.stat(KEY)
     if stat is None:
         return None
     now = read_clock(store)
-    left = LIFETIME - (now - stat.modified)
-    return left if left > timedelta(0) and not is_ahead(stat.modified, now) else None
+    time_left = LIFETIME - (now - stat.modified)
+    return time_left if time_left > timedelta(0) and not is_ahead(stat.modified, now) else None
 
 
 def _count_minutes(time: timedelta) -> int:
@@ -122,5 +126,5 @@ def _read_flag(store: Store) -> bytes:
 
 
 def _read_seconds() -> float:
-    """Seconds that pass while this machine sleeps too, where the system counts them."""
+    """Return a monotonic time in seconds, which includes the machine's sleep on systems that count it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

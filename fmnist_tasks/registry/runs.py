@@ -1,69 +1,71 @@
-"""What each step of a run produced and decided: `runs/<run_id>/<step>.json`."""
+"""Records: what each step of a run produced and decided, `runs/<run_id>/<step>.json`."""
 
 from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Any
 
 from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry.documents import MAX_BYTES
 from fmnist_tasks.registry.signing import is_envelope
-from fmnist_tasks.registry.store import Store, side_by_side
+from fmnist_tasks.registry.store import Store, check_size, map_parallel
+from fmnist_tasks.schemas.runs import StepRecord
 
-_REFUSED = (
-    "so nothing shows that a step of this project wrote it; clear the run from its first task, or start another run"
+_MAX_RUN_BYTES = 16 << 20  # of all records of a run
+_CONSEQUENCE = (
+    "so nothing shows that a step of this project wrote it; clear the run from its first task, or start a new run"
 )
 
 
-def run_key(run_id: str, name: str) -> str:
-    """Key of a file of a run; raises :class:`SettingsError` for an id that is no single path part."""
+def make_run_key(run_id: str, name: str) -> str:
+    """Return the key of a file of a run; raises :class:`SettingsError` for an ID that cannot be a folder's name."""
     if not re.fullmatch(r"[A-Za-z0-9_.~:+-]+", run_id) or run_id in {".", ".."}:
-        raise SettingsError(f"run id {run_id!r}: use letters, digits and _.~:+- only")
+        raise SettingsError(f"run ID {run_id!r}: use letters, digits and _.~:+- only")
     return f"runs/{run_id}/{name}"
 
 
-def write_record(store: Store, run_id: str, step: str, record: dict[str, Any]) -> None:
-    """Keep what a step did; a step that runs again replaces its record."""
-    key = run_key(run_id, f"{step}.json")
-    store.put(key, store.keys.encode(key, "run-record", {**record, "run_id": run_id, "step": step}))
+def write_record(store: Store, record: StepRecord) -> None:
+    """Write the record of a step; a step that runs again replaces its record."""
+    key = make_run_key(record.run_id, f"{record.step}.json")
+    store.put(key, store.keys.encode(key, "run-record", record.to_json()))
 
 
-def read_record(store: Store, run_id: str, step: str) -> dict[str, Any]:
-    """The record of one step, to act on it; raises :class:`IntegrityError` like `read_at`, or if it is another run's.
+def read_record(store: Store, run_id: str, step: str) -> StepRecord:
+    """Return the record of one step, for another step to use.
 
-    On a file system that takes `a` and `A` for the same, two runs may have one folder.
+    Raises :class:`IntegrityError` like :func:`read_record_at`, and for the record of another run: on a file system that
+    ignores case, two runs may share a folder.
     """
-    record = read_at(store, run_key(run_id, f"{step}.json"), to_act=True)
-    if record["run_id"] != run_id:
+    record = read_record_at(store, make_run_key(run_id, f"{step}.json"), require_signature=True)
+    if record.run_id != run_id:
         raise IntegrityError(
-            f"{run_key(run_id, step)}.json is the record of run {record['run_id']}, whose folder is the same on this "
-            "file system; name runs so that they differ in more than upper and lower case"
+            f"{make_run_key(run_id, step)}.json is the record of run {record.run_id}, which has the same folder on "
+            "this file system; choose run IDs that differ in more than case"
         )
     return record
 
 
-def read_at(store: Store, key: str, *, to_act: bool = False) -> dict[str, Any]:
-    """The record at a key; raises :class:`IntegrityError` if it was changed, or is unsigned but has to be signed.
+def read_record_at(store: Store, key: str, *, require_signature: bool = False) -> StepRecord:
+    """Return the record at a key; raises :class:`IntegrityError` if it was changed.
 
-    Only what is shown may be unsigned, such as the records of runs from before documents were signed, or signed by a
-    key that is revoked.
+    With `require_signature`, and if there are trusted keys, the record must be signed by a key that is not revoked.
+    Records that are only shown may be unsigned, as those from before signing began are.
     """
     data = store.get(key, MAX_BYTES)
-    if to_act and store.keys.trusted and not is_envelope(data):  # before JSON of anybody is parsed
-        raise IntegrityError(f"{key}: is unsigned, {_REFUSED}")
+    if require_signature and store.keys.trusted and not is_envelope(data):  # before untrusted JSON is parsed
+        raise IntegrityError(f"{key}: is unsigned, {_CONSEQUENCE}")
     document = store.keys.decode(key, "run-record", data)
-    if to_act and store.keys.trusted and not store.keys.trusted.accepts(document.signed_by):
-        raise IntegrityError(f"{key}: is signed by a revoked key, {_REFUSED}")
-    if not all(isinstance(document.content.get(name), str) for name in ("run_id", "step", "started")):
-        raise IntegrityError(f"{key}: is not the record of a step; it is not used")
-    return document.content
+    if require_signature and store.keys.trusted and not store.keys.trusted.is_active_key(document.signed_by):
+        raise IntegrityError(f"{key}: is signed by a revoked key, {_CONSEQUENCE}")
+    return StepRecord.parse(document.content, key)
 
 
-def read_records(store: Store, run_id: str, *, to_act: bool = False) -> dict[str, dict[str, Any]]:
-    """All records of a run by step name, in the order in which the steps began."""
-    depth = run_key(run_id, "").count("/")
-    found = (stat.key for stat in store.list(run_key(run_id, "")))
-    keys = [key for key in found if key.endswith(".json") and key.count("/") == depth]
-    records = side_by_side(partial(read_at, store, to_act=to_act), keys)
-    return {record["step"]: record for record in sorted(records, key=lambda record: record["started"])}
+def read_records(store: Store, run_id: str, *, require_signature: bool = False) -> dict[str, StepRecord]:
+    """Return all records of a run by step name, in the order of their starts; raises like :func:`read_record_at`."""
+    prefix = make_run_key(run_id, "")
+    stats = [stat for stat in store.list(prefix) if re.fullmatch(r"[^/]+\.json", stat.key.removeprefix(prefix))]
+    check_size(f"{prefix}*.json", sum(stat.bytes for stat in stats), _MAX_RUN_BYTES)
+    records = map_parallel(
+        partial(read_record_at, store, require_signature=require_signature), [stat.key for stat in stats]
+    )
+    return {record.step: record for record in sorted(records, key=lambda record: record.started)}

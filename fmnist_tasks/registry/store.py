@@ -1,20 +1,16 @@
-"""The object store: a few operations on keys, whatever stands behind them.
+"""The object store: the protocol that a folder and S3 implement, and its keys.
 
-Keys are relative paths of printable characters (`releases/<version>/model.h5`). A name that others gave their file may
-be none: in its key, bytes that are no printable UTF-8, backslashes and `%` are percent-encoded (`a%0Ab`), so that each
-name has one key and each key one name. Writes are atomic: a reader sees the old object, the new one or none, never a
-part.
+A key is a relative path of printable characters (`releases/<version>/model.h5`). Files from elsewhere may have any
+name: in their keys, bytes that are not printable UTF-8, backslashes and `%` are percent-encoded (`a%0Ab`). So each name
+has one key, and each key one name. Writes are atomic: a reader gets the old object, the new one or none, never a part.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -26,11 +22,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_DOCUMENT_BYTES = 64 << 20  # bytes of what is read without knowing its size
+DEFAULT_MAX_BYTES = 64 << 20  # of an object whose size is not known before it is read
 FILE = "file"
 UNREADABLE = "unreadable"
 _CLOCK_KEY = "clock.txt"
-_CLOCKS_DIFFER = timedelta(minutes=5)
+_MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -39,101 +35,102 @@ class Stat:
 
     key: str
     bytes: int
-    modified: datetime  # UTC, by the store's clock; of a file in a folder, whatever its writer says
-    version: str = ""  # another one after any change of the object
-    changed: datetime | None = None  # UTC, by the file system's clock; None where writes are atomic
-    kind: str = FILE  # or what stands there instead and is not read: "symbolic link", "pipe", "unreadable folder", …
+    modified: datetime  # UTC, by the store's clock; in a folder, the writer of a file can set it
+    version: str = ""  # differs after any change of the object
+    changed: datetime | None = None  # UTC, by the file system's clock; None if all writes are atomic
+    kind: str = FILE  # others cannot be read: "symbolic link", "pipe", "unreadable folder", …
 
 
 class Store(Protocol):
-    """What every store can do. Each method raises :class:`~fmnist_tasks.errors.StoreError` when it cannot just now."""
+    """What every store can do; all methods raise :class:`~fmnist_tasks.errors.StoreError` if it is unavailable."""
 
-    keys: Keys  # with which this process signs and checks the store's documents
+    keys: Keys  # with which this process signs and verifies the store's documents
 
-    def get(self, key: str, at_most: int = MAX_DOCUMENT_BYTES) -> bytes:
-        """Bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if there is none.
+    def get(self, key: str, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        """Return the bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if it does not exist.
 
-        Raises :class:`~fmnist_tasks.errors.IntegrityError` if it has more than `at_most` bytes, before it is in memory.
+        Raises :class:`~fmnist_tasks.errors.IntegrityError` for more than `max_bytes`, before they are in memory.
         """
 
-    def open(self, key: str, at_most: int | None = None) -> BinaryIO:
-        """A large object as a seekable file, not held in memory; the caller closes it. Raises like `get`."""
+    def open(self, key: str, max_bytes: int | None = None) -> BinaryIO:
+        """Return a large object as a seekable file, not in memory; the caller closes it. Raises like `get`."""
 
     def put(self, key: str, data: bytes | BinaryIO) -> None:
-        """Write an object, replacing what was there; a file is read from its start and stays open."""
+        """Write an object, or replace it; a file is read from its start and stays open."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object only if the key is free; False, and nothing written, if it is taken.
+        """Write an object only if the key is free; return False if the key is taken, and write nothing.
 
-        It may be taken by this very call, if an answer was lost on the way: whoever must know puts an id into the data.
+        If a response is lost, the repeated request finds the key taken by the first one. A caller that must recognise
+        its own write puts an ID into the data.
         """
 
     def list(self, prefix: str, after: str = "") -> Iterator[Stat]:
-        """Objects whose name begins with the prefix and comes after `after`, in the order of their names.
+        """Yield the objects whose names start with the prefix and come after `after`, in the order of their names.
 
-        Raises :class:`~fmnist_tasks.errors.SettingsError` for a prefix that leaves the store. Includes what is no file
-        (see `Stat.kind`), and leaves out the empty objects `folder/` with which S3 consoles mark folders.
+        Includes objects that are not files (see `Stat.kind`), but not the empty objects `folder/` with which S3
+        consoles mark folders. Raises :class:`~fmnist_tasks.errors.SettingsError` for a prefix outside the store.
         """
 
     def stat(self, key: str) -> Stat | None:
-        """Size and time of an object, or None if there is none."""
+        """Return size and time of an object, or None if it does not exist."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; no error if there is none."""
+        """Delete an object, if it exists."""
 
-    def take(self, seen: Stat, to: str | None = None, sha256: str | None = None) -> bool:
-        """Remove an object, or move it to the key `to`, but only as it was seen; False, and it stays, if it changed.
+    def remove_if_unchanged(self, stat: Stat, to: str | None = None, sha256: str | None = None) -> bool:
+        """Delete an object, or move it to the key `to`, if it has not changed since the stat.
 
-        With `sha256`, its content must have that digest too. True if it is gone: an interrupted call may have taken it,
-        and the next one completes that.
+        With `sha256`, its content must also have that digest. Returns False, and leaves the object, if it has changed.
+        Returns True if the object no longer exists: after an interruption, repeat the call to complete it.
         """
 
     def location(self, key: str) -> str:
-        """Where a person finds the object: a path or an address without credentials."""
+        """Return where a user finds the object: a path, or an address without credentials."""
 
 
 def read_clock(store: Store) -> datetime:
-    """The time now by the store's own clock (UTC), which is the same for every machine: that of a fresh write."""
-    store.put(_CLOCK_KEY, b"Written again and again, to learn the time by the store's clock.\n")
+    """Return the present time by the store's clock (UTC), which all machines share: the time of a new write."""
+    store.put(_CLOCK_KEY, b"This object is written to read the time by the store's clock.\n")
     stat = store.stat(_CLOCK_KEY)
     if stat is None:
-        raise StoreError(f"{store.location(_CLOCK_KEY)} was deleted while it was written; clear the task")
+        raise StoreError(f"{store.location(_CLOCK_KEY)} was deleted while it was in use; clear the task")
     return stat.modified
 
 
-def require_answer(store: Store) -> None:
-    """Raise what the store raises if it does not answer as a whole: otherwise an error was that of one object."""
+def require_response(store: Store) -> None:
+    """Raise the store's error if it does not respond at all; otherwise an earlier error was about one object only."""
     read_clock(store)
 
 
 def is_ahead(moment: datetime, now: datetime) -> bool:
-    """Whether a time that was noted cannot be true: the clock was ahead of the present one when it was.
+    """Return whether a recorded time is in the future, so that the clock that it came from was wrong.
 
-    A few minutes are allowed, by which the clocks of machines and of file systems may differ.
+    Allows five minutes of skew between the clocks of machines and file systems.
     """
-    return moment - now > _CLOCKS_DIFFER
+    return moment - now > _MAX_CLOCK_SKEW
 
 
-def check_size(key: str, size: int, at_most: int | None) -> None:
-    """Raise :class:`IntegrityError` for an object that has more bytes than are expected of it."""
-    if at_most is not None and size > at_most:
+def check_size(key: str, size: int, max_bytes: int | None) -> None:
+    """Raise :class:`IntegrityError` for an object of more than `max_bytes`."""
+    if max_bytes is not None and size > max_bytes:
         raise IntegrityError(
-            f"{key}: is {size:,} bytes, expected at most {at_most:,}, and was not read; restore it, or delete it and "
-            "clear the task that wrote it"
+            f"{key}: has {size:,} bytes, expected at most {max_bytes:,}, so it was not read; restore it from a backup, "
+            "or delete it and clear the task that wrote it"
         )
 
 
-def side_by_side(read: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """What `read` gives for each item, in their order; raises what it raised for the first that failed.
+def map_parallel(read: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Return `read` of each item, in order; raises the error of the first item that failed.
 
-    A store across a network answers several at once in the time of one.
+    Eight items are read at the same time, since a store in the network responds to several requests in the time of one.
     """
     with ThreadPoolExecutor(8) as threads:
         return list(threads.map(read, items))
 
 
 def encode_name(name: bytes) -> str:
-    """The key of a name as it is in a file system or on a server."""
+    """Return the key of a name in a file system or on a server."""
     return "".join(
         character
         if character.isprintable() and character not in "%\\"
@@ -143,56 +140,26 @@ def encode_name(name: bytes) -> str:
 
 
 def decode_key(key: str) -> bytes:
-    """The name that a key, or the beginning of one, stands for."""
+    """Return the name of a key, or of the start of one."""
     return unquote_to_bytes(key)
 
 
 def check_key(
     key: str, encode: Callable[[bytes], str] = encode_name, decode: Callable[[str], bytes] = decode_key
 ) -> str:
-    """Return the key; raises :class:`SettingsError` if it could leave the store or not be written everywhere."""
+    """Return the key; raises :class:`SettingsError` if it leads out of the store, or is not portable."""
     valid = key.isprintable() and not any(part in {"", ".", ".."} for part in key.split("/")) and "%00" not in key
     if not valid or encode(decode(key)) != key:
         raise SettingsError(
-            f"{key!r} is no valid key: use printable names joined by /, none of them . or .., and %XX for other bytes"
+            f"{key!r} is not a valid key: use printable names other than . and .., joined by /, and %XX for other bytes"
         )
     return key
 
 
 def decode_prefix(prefix: str) -> bytes:
-    """What the names begin with; raises :class:`SettingsError` if that leads out of the store."""
+    """Return the start of the names with this prefix; raises :class:`SettingsError` if it leads out of the store."""
     name = decode_key(prefix)
     *folders, last = name.split(b"/")
     if any(part in {b"", b".", b".."} for part in folders) or last in {b".", b".."} or b"\0" in name:
         raise SettingsError(f"{prefix!r} leads out of the store; use names joined by /, none of them empty, . or ..")
     return name
-
-
-def open_store(uri: str) -> Store:
-    """The store that a URI names, with the keys of this process; nothing is read from it or written to it yet.
-
-    Raises :class:`SettingsError`.
-    """
-    from fmnist_tasks.registry.keys import read_keys
-
-    store = _find_store(uri)
-    store.keys = read_keys()
-    return store
-
-
-def _find_store(uri: str) -> Store:
-    if uri[:5].lower() == "s3://":
-        from fmnist_tasks.registry.access import reach
-        from fmnist_tasks.registry.s3 import S3Store
-
-        return S3Store(reach(uri))
-    if found := re.fullmatch(r"(?i)file:(?://|(?!//))(/[^?#]+)", uri):
-        from fmnist_tasks.registry.local import FolderStore
-
-        path = os.fsdecode(unquote_to_bytes(found[1]))
-        if not path.startswith("/~") and "\0" not in path:
-            return FolderStore(Path(path))
-    raise SettingsError(
-        "FMNIST_STORE names no store; use file:///folder, with the whole path (no ~, and % ? # as %25 %3F %23), or "
-        "s3://bucket?endpoint=https://host:port, without credentials"
-    )

@@ -1,6 +1,6 @@
-"""The steps of a run, in their order: one function each, JSON in and JSON out.
+"""The steps of a run, in order: one function each, which :func:`run_step` runs.
 
-The heavy rooms (TensorFlow, Great Expectations, matplotlib) are imported inside the steps that need them.
+Steps import heavy libraries (TensorFlow, Great Expectations, matplotlib) only where they need them.
 """
 
 from fmnist_tasks.steps.data import detect_change, ingest, validate_data
@@ -14,10 +14,9 @@ from fmnist_tasks.steps.models import (
     train,
 )
 from fmnist_tasks.steps.release import promote, publish, verify_release
-from fmnist_tasks.steps.step import INPUTS, STEPS, Run, run_again
+from fmnist_tasks.steps.step import STEPS, Run, read_result, run_step
 
 __all__ = [
-    "INPUTS",
     "STEPS",
     "Run",
     "accuracy_gate",
@@ -30,7 +29,8 @@ __all__ = [
     "promote",
     "promotion_gate",
     "publish",
-    "run_again",
+    "read_result",
+    "run_step",
     "train",
     "validate_data",
     "verify_release",

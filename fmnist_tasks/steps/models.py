@@ -1,252 +1,306 @@
-"""The steps of the task groups `base_model` and `tuned_model`: train, measure, judge."""
+"""The steps of the task groups `base_model` and `tuned_model`: training, evaluation and gates."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.evaluation import gate, promotion
-from fmnist_tasks.provenance import code_facts
+from fmnist_tasks.machine_lock import hold_machine_lock
+from fmnist_tasks.provenance import describe_code
 from fmnist_tasks.registry import champion, checkpoints
 from fmnist_tasks.registry.blobs import get_verified, put_blob
 from fmnist_tasks.registry.checkpoints import Checkpoints
-from fmnist_tasks.registry.documents import digest_of
+from fmnist_tasks.registry.documents import compute_digest
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.settings import Settings
-from fmnist_tasks.steps.judging import (
-    against_champion,
-    decided,
-    differing,
-    identity,
-    measured,
-    mistakes,
-    origin,
-    policy,
+from fmnist_tasks.schemas.evaluation import OodDetection, Serving
+from fmnist_tasks.schemas.runs import (
+    BaseModelResult,
+    Candidate,
+    CandidateEvaluationResult,
+    CandidateModel,
+    EvaluationResult,
+    GateResult,
+    PromotionGateResult,
+    TrainingResult,
+    TunedModelResult,
+    ValidationResult,
 )
-from fmnist_tasks.steps.step import Result, Run, step
-from fmnist_tasks.turns import one_at_a_time
+from fmnist_tasks.settings import Settings
+from fmnist_tasks.steps.evaluation import (
+    compare_with_champion,
+    draw_errors,
+    find_candidate_origin,
+    make_identity,
+    read_run_policy,
+    to_gate_result,
+)
+from fmnist_tasks.steps.step import Run, step
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fmnist_tasks.data.dataset import Arrays
     from fmnist_tasks.model.training import Fit
+    from fmnist_tasks.schemas.base import Reference
 
-_validation_loss = itemgetter("validation_loss")  # chooses: of close accuracies chance decides which is greater
+_validation_loss = attrgetter("validation_loss")  # decides, since close accuracies differ at random
 
-_FAKES = 1_000  # images at most of each family of fake ones
-_CLOSE_FAKES = 10_000  # of each close family: an FPR of 1.5 % of 1,000 images has a standard error of 0.4 points
-_ANSWERED_RIGHTLY = 0.99  # accuracy of a model that may abstain, for which the report says how much it answers
+_MAX_OOD_IMAGES = 1_000  # of each family
+# Of each near family: with 1,000 images, an FPR of 1.5 % has a standard error of 0.4 points.
+_MAX_NEAR_OOD_IMAGES = 10_000
+_SELECTIVE_ACCURACY = 0.99  # of selective prediction; coverage is measured at it
 
 
 @step("validate_data", per_seed=True)
-def train(store: Store, run: Run, validated: Result, seed: int) -> Result:
-    """Train one candidate for the base model from scratch."""
-    from fmnist_tasks.data.dataset import load
+def train(store: Store, run: Run, validated: ValidationResult, seed: int) -> TrainingResult:
+    """Train a base model from scratch, with one seed."""
+    from fmnist_tasks.data.dataset import load_splits
     from fmnist_tasks.model import training
 
-    arrays, classes, profile = load(store, validated["dataset"]), _classes(validated), run.parameters.training
-    states = _checkpoints(store, run, f"base-{seed}", validated, recipe=asdict(profile), seed=seed)
-    with one_at_a_time(Settings.from_environment().training_lock):
-        fit = training.train(arrays, classes, profile, seed, states)
-    return {"seed": seed, **_kept(store, run, "base", fit, arrays, classes)}
+    arrays, profile = load_splits(store, validated.dataset), run.parameters.profile_config
+    recipe = {"recipe": asdict(profile), "seed": seed}
+    training_checkpoints = _make_checkpoints(store, run, f"base-{seed}", validated, **recipe)
+    with hold_machine_lock(Settings.from_environment().training_lock):
+        fit = training.train_model(arrays, len(validated.dataset.classes), profile, seed, training_checkpoints)
+    return TrainingResult(**_save_fit(store, run, "base", fit, arrays, validated), seed=seed)
 
 
 @step("train")
-def choose_base(store: Store, run: Run, candidates: list[Result]) -> Result:
-    """The candidate with the least validation loss becomes the base model."""
+def choose_base(store: Store, run: Run, candidates: list[TrainingResult]) -> BaseModelResult:
+    """Choose the base model: the one with the lowest validation loss."""
     best = min(candidates, key=_validation_loss)
     rows = [
-        {
-            "seed": candidate["seed"],
-            "validation_accuracy": candidate["validation_accuracy"],
-            "validation_loss": candidate["validation_loss"],
-            "chosen": candidate is best,
-        }
+        CandidateModel(
+            seed=candidate.seed,
+            validation_accuracy=candidate.validation_accuracy,
+            validation_loss=candidate.validation_loss,
+            chosen=candidate is best,
+        )
         for candidate in candidates
     ]
-    return {**best, "candidates": rows, "summary": f"seed {best['seed']} of {len(rows)} candidates: {best['summary']}"}
+    summary = f"seed {best.seed} of {len(rows)} candidates: {best.summary}"
+    return BaseModelResult(**dict(best) | {"summary": summary}, candidates=rows)
 
 
 @step("validate_data", "choose_base")
-def evaluate_base(store: Store, run: Run, validated: Result, trained: Result) -> Result:
-    """Measure the base model on the test images."""
-    from fmnist_tasks.data.dataset import load_test
+def evaluate_base(store: Store, run: Run, validated: ValidationResult, base: BaseModelResult) -> EvaluationResult:
+    """Evaluate the base model on the test images."""
+    from fmnist_tasks.data.dataset import load_test_split
     from fmnist_tasks.model import h5
 
-    checkpoints.clear(store, run.id)
-    images, labels = load_test(store, validated["dataset"])
-    model = h5.load(get_verified(store, trained["model"]), "base model")
-    return measured(store, run, "base", validated, trained, labels, h5.classify(model, images))
+    checkpoints.delete_checkpoints(store, run.id)
+    images, labels = load_test_split(store, validated.dataset)
+    model = h5.load_model(get_verified(store, base.model), "base model")
+    return EvaluationResult(**_evaluate(store, run, "base", validated, base.model, labels, h5.classify(model, images)))
 
 
 @step("validate_data", "choose_base", "evaluate_base")
-def accuracy_gate(store: Store, run: Run, validated: Result, trained: Result, evaluated: Result) -> Result:
-    """Stop the run unless the base model reaches the accuracy threshold on the test images."""
-    verdict = gate.judge(
-        expected := identity(run, validated, trained),
-        [gate.same_origin(expected, evaluated), promotion.accuracy(policy(run).accuracy, evaluated)],
-    )
-    return decided(verdict, "base model", waits=False)
+def accuracy_gate(
+    store: Store, run: Run, validated: ValidationResult, base: BaseModelResult, evaluated: EvaluationResult
+) -> GateResult:
+    """Reject the run unless the base model reaches the minimum test accuracy."""
+    expected = make_identity(run, validated, base.model)
+    checks = [
+        gate.check_identity(expected, evaluated),
+        promotion.check_accuracy(read_run_policy(run).accuracy, evaluated.test),
+    ]
+    return GateResult(**to_gate_result(gate.decide(expected, checks), "base model", is_approval_on=False))
 
 
 @step("validate_data", "choose_base", "accuracy_gate")
-def fine_tune(store: Store, run: Run, validated: Result, trained: Result, accepted: Result) -> Result:
-    """Fine-tune the accepted base model; whichever of the two has less validation loss is the candidate."""
-    from fmnist_tasks.data.dataset import load
-    from fmnist_tasks.model import cnn, h5, novelty, tuning
+def fine_tune(
+    store: Store, run: Run, validated: ValidationResult, base: BaseModelResult, accepted: GateResult
+) -> TunedModelResult:
+    """Fine-tune the base model; base or tuned, the one with the lower validation loss becomes the candidate."""
+    from fmnist_tasks.data.dataset import load_splits
+    from fmnist_tasks.model import cnn, h5, tuning
+    from fmnist_tasks.model.ood import detector
 
-    arrays, classes, profile = load(store, validated["dataset"]), _classes(validated), run.parameters.training
-    if accepted["model_sha256"] != trained["model"]["sha256"]:
-        raise ConflictError("the accuracy gate accepted another base model than this one; clear evaluate_base")
-    base, seed = h5.load(get_verified(store, trained["model"]), "base model"), trained["seed"]
-    recipe = {"recipe": asdict(profile), "seed": seed, "base": trained["model"]["sha256"]}
-    states = _checkpoints(store, run, "tuned", validated, **recipe)
-    with one_at_a_time(Settings.from_environment().training_lock):
-        fit = tuning.tune(base, arrays, classes, profile, seed, states)
-    tuned = _kept(store, run, "tuned", fit, arrays, classes)
+    arrays, classes = load_splits(store, validated.dataset), len(validated.dataset.classes)
+    profile = run.parameters.profile_config
+    if accepted.model_sha256 != base.model.sha256:
+        raise ConflictError(
+            "the accuracy gate accepted another base model than this one; clear evaluate_base and the tasks after it"
+        )
+    model = h5.load_model(get_verified(store, base.model), "base model")
+    recipe = {"recipe": asdict(profile), "seed": base.seed, "base": base.model.sha256}
+    tuning_checkpoints = _make_checkpoints(store, run, "tuned", validated, **recipe)
+    with hold_machine_lock(Settings.from_environment().training_lock):
+        fit = tuning.fine_tune_model(model, arrays, classes, profile, base.seed, tuning_checkpoints)
+    tuned = TrainingResult(**_save_fit(store, run, "tuned", fit, arrays, validated), seed=base.seed)
 
-    better = min(trained, tuned, key=_validation_loss)
-    chosen = "tuned" if better is tuned else "base"
-    classifier = h5.load(get_verified(store, better["model"]), f"{chosen} model")
-    published = cnn.published(profile, classes, classifier, better["temperature"])
-    candidate = novelty.publishable(published, arrays.training)
-    _, familiarity = h5.predict(candidate, arrays.validation_images)
-    gain = tuned["validation_accuracy"] - trained["validation_accuracy"]
-    return {
-        **tuned,
-        "chosen": chosen,
-        "candidate": {
-            "model": put_blob(store, h5.save(candidate)),
-            "novelty_threshold": novelty.threshold(familiarity),
-            "validation_accuracy": better["validation_accuracy"],
-            "temperature": better["temperature"],
-        },
-        "summary": (
-            f"{tuned['summary']}; against the base {gain * 100:+.2f} points, and a validation loss of "
-            f"{tuned['validation_loss']:.4f} for {trained['validation_loss']:.4f}; the {chosen} model goes on"
+    better: TrainingResult = min(base, tuned, key=_validation_loss)
+    chosen: Literal["base", "tuned"] = "tuned" if better is tuned else "base"
+    classifier = h5.load_model(get_verified(store, better.model), f"{chosen} model")
+    exported = cnn.export_for_inference(profile, classes, classifier, better.temperature)
+    candidate = detector.add_ood_head(exported, arrays.training)
+    _, ood_scores = h5.predict(candidate, arrays.validation_images)
+    gain = tuned.validation_accuracy - base.validation_accuracy
+    summary = (
+        f"{tuned.summary} ({gain * 100:+.2f} points from the base model), validation loss {tuned.validation_loss:.4f} "
+        f"(base model: {base.validation_loss:.4f}); the {chosen} model is the candidate"
+    )
+    return TunedModelResult(
+        **dict(tuned) | {"summary": summary},
+        chosen=chosen,
+        candidate=Candidate(
+            model=put_blob(store, h5.encode_model(candidate)),
+            ood_threshold=detector.choose_threshold(ood_scores),
+            validation_accuracy=better.validation_accuracy,
+            temperature=better.temperature,
         ),
-    }
+    )
 
 
 @step("validate_data", "fine_tune")
-def evaluate_tuned(store: Store, run: Run, validated: Result, tuned: Result) -> Result:
-    """Measure the candidate: on the test images, on fake ones, against the champion, and on the clock."""
-    from fmnist_tasks.data.dataset import load, packed
+def evaluate_tuned(
+    store: Store, run: Run, validated: ValidationResult, tuned: TunedModelResult
+) -> CandidateEvaluationResult:
+    """Evaluate the candidate: metrics on test and OOD images, comparison with the champion, latency and size."""
+    from fmnist_tasks.data.dataset import load_splits, pack_arrays
     from fmnist_tasks.evaluation import calibration, figures, metrics
-    from fmnist_tasks.model import h5, novelty
-    from fmnist_tasks.model.fakes import CLOSE, FAMILIES, SHOWN, fake_images
+    from fmnist_tasks.model import h5
+    from fmnist_tasks.model.ood.detector import Predictions, pick_examples
+    from fmnist_tasks.model.ood.families import FAMILIES, NEAR_FAMILIES, TRAINING_FAMILIES, make_ood_images
 
-    checkpoints.clear(store, run.id)
-    candidate, classes = tuned["candidate"], validated["dataset"]["classes"]
-    arrays = load(store, validated["dataset"])
+    checkpoints.delete_checkpoints(store, run.id)
+    candidate, classes = tuned.candidate, validated.dataset.classes
+    arrays = load_splits(store, validated.dataset)
     images, labels = arrays.test_images, arrays.test_labels
-    file = get_verified(store, candidate["model"])
+    file = get_verified(store, candidate.model)
     clock = time.monotonic()
-    model = h5.load(file, "candidate model")
+    model = h5.load_model(file, "candidate model")
     load_seconds = time.monotonic() - clock
-    threshold = candidate["novelty_threshold"]
-    real = novelty.Group.predicted(model, images, [classes[label] for label in labels])
-    fakes = {}
+    threshold = candidate.ood_threshold
+    test = Predictions.of(model, images, [classes[label] for label in labels])
+    families = {}
     for family in FAMILIES:
-        fake = fake_images(family, images, _CLOSE_FAKES if family in CLOSE else _FAKES, seed=0)
-        fakes[family] = novelty.Group.predicted(model, fake, [family] * len(fake))
-    examples, pictured = novelty.examples(real, list(fakes.values()), classes, threshold)
-    found = measured(store, run, "candidate", validated, candidate, labels, real.probabilities)
-    calibrated = calibration.calibration(labels, real.probabilities)
-    abstaining = calibration.abstention(labels, real.probabilities, _ANSWERED_RIGHTLY)
-    with packed(probabilities=real.probabilities, familiarity=real.familiarity) as kept:
-        predictions = put_blob(store, kept)
-    return {
-        **found,
-        "calibration": {**calibrated, "temperature": candidate["temperature"]},
-        "abstention": abstaining,
-        "novelty": {
-            "threshold": threshold,
-            "real_let_through": float((real.familiarity >= threshold).mean()),
-            "families": {
-                family: {**metrics.detection(real.familiarity, fake.familiarity, threshold), "shown": family in SHOWN}
-                for family, fake in fakes.items()
-            },
-            "examples": examples,
-        },
-        "champion": against_champion(store, classes, arrays, real.probabilities, candidate["validation_accuracy"]),
-        "speed": {
-            "single_ms": h5.single_milliseconds(model, images),
-            "load_seconds": load_seconds,
-            "bytes": candidate["model"]["bytes"],
-        },
-        "predictions": predictions,
-        "pictures": {
-            **found["pictures"],
-            "candidate_calibration": put_blob(store, figures.reliability(calibrated, abstaining)),
-            **mistakes(store, classes, images, labels, real.probabilities),
-            "candidate_real_and_fake": put_blob(store, figures.predictions(examples, pictured)),
-        },
+        ood = make_ood_images(
+            family, images, _MAX_NEAR_OOD_IMAGES if family in NEAR_FAMILIES else _MAX_OOD_IMAGES, seed=0
+        )
+        families[family] = Predictions.of(model, ood, [family] * len(ood))
+    examples, pictured = pick_examples(test, list(families.values()), classes, threshold)
+    fields = _evaluate(store, run, "candidate", validated, candidate.model, labels, test.probabilities)
+    calibrated = calibration.measure_calibration(labels, test.probabilities)
+    selective = calibration.measure_selective_prediction(labels, test.probabilities, _SELECTIVE_ACCURACY)
+    with pack_arrays(probabilities=test.probabilities, ood_score=test.ood_scores) as packed:
+        predictions = put_blob(store, packed)
+    truths, predicted = [example.truth for example in examples], [example.answer for example in examples]
+    pictures = {
+        **fields.pop("pictures"),
+        "candidate_calibration": put_blob(store, figures.draw_reliability(calibrated, selective)),
+        **draw_errors(store, classes, images, labels, test.probabilities),
+        "candidate_examples": put_blob(store, figures.draw_predictions(truths, predicted, pictured, classes)),
     }
+    return CandidateEvaluationResult(
+        **fields,
+        temperature=candidate.temperature,
+        calibration=calibrated,
+        selective_prediction=selective,
+        ood=OodDetection(
+            threshold=threshold,
+            accepted=float((test.ood_scores <= threshold).mean()),
+            families={
+                family: metrics.measure_detection(
+                    test.ood_scores, ood.ood_scores, threshold, in_training=family in TRAINING_FAMILIES
+                )
+                for family, ood in families.items()
+            },
+            examples=examples,
+        ),
+        champion=compare_with_champion(store, classes, arrays, test.probabilities, candidate.validation_accuracy),
+        serving=Serving(
+            single_image_ms=h5.measure_latency(model, images), load_seconds=load_seconds, bytes=candidate.model.bytes
+        ),
+        predictions=predictions,
+        pictures=pictures,
+    )
 
 
 @step("validate_data", "fine_tune", "evaluate_tuned")
-def promotion_gate(store: Store, run: Run, validated: Result, tuned: Result, evaluated: Result) -> Result:
-    """Read the candidate back from the store, and decide whether it may become the champion."""
-    from fmnist_tasks.data.dataset import load_test
-    from fmnist_tasks.model import h5
-
-    asked, candidate = policy(run), tuned["candidate"]
-    images, _ = load_test(store, validated["dataset"])
-    model = h5.load(get_verified(store, candidate["model"]), "candidate model")
-    read_back = {"sha256": candidate["model"]["sha256"], "differing": differing(store, model, images, evaluated)}
-    expected = identity(run, validated, candidate)
-    repeated = champion.read_log(store).find_withdrawal(origin(run, validated, candidate))
-    rows = [
-        gate.same_origin(expected, evaluated),
-        *promotion.checks(asked, {**evaluated, "read_back": read_back}),
-        promotion.not_withdrawn(repeated and champion.describe_withdrawal("the candidate", *repeated)),
+def promotion_gate(
+    store: Store, run: Run, validated: ValidationResult, tuned: TunedModelResult, evaluated: CandidateEvaluationResult
+) -> PromotionGateResult:
+    """Decide whether the candidate may become the champion."""
+    policy, model = read_run_policy(run), tuned.candidate.model
+    expected = make_identity(run, validated, model)
+    repeated = champion.read_log(store).find_withdrawal(find_candidate_origin(run, validated, model))
+    checks = [
+        gate.check_identity(expected, evaluated),
+        *promotion.check_candidate(policy, evaluated),
+        promotion.check_not_withdrawn(repeated and champion.describe_withdrawal("the candidate", *repeated)),
     ]
-    return {
-        **decided(gate.judge(expected, rows), "candidate", waits=run.parameters.approval),
-        "champion": evaluated["champion"],
-        "policy": asked.model_dump(),
-        "policy_digest": digest_of(asked.model_dump()),
-    }
+    return PromotionGateResult(
+        **to_gate_result(gate.decide(expected, checks), "candidate", is_approval_on=run.parameters.approval),
+        champion=evaluated.champion,
+        policy=policy,
+        policy_digest=compute_digest(policy.to_json()),
+    )
 
 
-def _classes(validated: Result) -> int:
-    return len(validated["dataset"]["classes"])
-
-
-def _checkpoints(store: Store, run: Run, name: str, validated: Result, **recipe: Any) -> Checkpoints:
-    """The checkpoints of one fitting, which only the same run, data, code and recipe take up."""
-    identity = {"data": validated["dataset"]["fingerprint"], "code": code_facts()["digest"], **recipe}
+def _make_checkpoints(store: Store, run: Run, name: str, validated: ValidationResult, **recipe: Any) -> Checkpoints:
+    """The checkpoints of one training, from which only the same run, data, code and recipe resume."""
+    identity = {"data": validated.dataset.fingerprint, "code": describe_code().digest, **recipe}
     return Checkpoints(store, run.id, name, identity)
 
 
-def _kept(store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, classes: int) -> Result:
-    """Keep a trained network as a classifier, with its learning curves and what it scores on validation.
+def _evaluate(
+    store: Store,
+    run: Run,
+    name: str,
+    validated: ValidationResult,
+    model: Reference,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+) -> dict[str, Any]:
+    """The fields of an evaluation, from test labels (N,), uint8, and probabilities (N, classes), float32."""
+    from fmnist_tasks.evaluation import figures, metrics
 
-    The validation loss is what is left at the temperature that the model would be published with.
+    classes = validated.dataset.classes
+    test = metrics.measure_classification(labels, probabilities, classes)
+    confusion = put_blob(store, figures.draw_confusion_matrix(test.confusion, classes))
+    return {
+        **dict(make_identity(run, validated, model)),
+        "test": test,
+        "pictures": {f"{name}_confusion": confusion},
+        "summary": f"{name} model: test accuracy {test.accuracy:.2%}, mean F1 {test.means.f1:.2%}",
+    }
+
+
+def _save_fit(
+    store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, validated: ValidationResult
+) -> dict[str, Any]:
+    """Save a trained network as a classifier; return the fields of its result.
+
+    The validation loss is measured after temperature scaling, since a release is scaled.
     """
     from fmnist_tasks.evaluation import figures, metrics
     from fmnist_tasks.model import h5
-    from fmnist_tasks.model.cnn import trained
-    from fmnist_tasks.model.temperature import best_temperature
+    from fmnist_tasks.model.cnn import build_classifier
+    from fmnist_tasks.model.temperature import fit_temperature
 
-    model = trained(run.parameters.training, classes, fit.model)
-    curves = figures.learning_curves(fit.curves, f"{name} model")
+    model = build_classifier(run.parameters.profile_config, len(validated.dataset.classes), fit.model)
     probabilities = h5.classify(model, arrays.validation_images)
-    accuracy = metrics.accuracy(arrays.validation_labels, probabilities)
-    temperature, loss = best_temperature(arrays.validation_labels, probabilities)
+    accuracy = metrics.measure_accuracy(arrays.validation_labels, probabilities)
+    temperature, loss = fit_temperature(arrays.validation_labels, probabilities)
     return {
-        **fit.as_json(),
+        "curves": fit.curves,
+        "best_epoch": fit.best_epoch,
+        "train_accuracy": fit.train_accuracy,
         "validation_accuracy": accuracy,
         "validation_loss": loss,
         "temperature": temperature,
-        "model": put_blob(store, h5.save(model)),
+        "model": put_blob(store, h5.encode_model(model)),
         "weights": model.count_params(),
-        "pictures": {f"{name}_learning_curves": put_blob(store, curves)},
+        "pictures": {
+            f"{name}_learning_curves": put_blob(store, figures.draw_learning_curves(fit.curves, f"{name} model"))
+        },
         "summary": (
-            f"{name} model: {len(fit.curves['loss'])} epochs, training accuracy {fit.train_accuracy:.2%}, "
+            f"{name} model: {len(fit.curves.loss)} epochs, training accuracy {fit.train_accuracy:.2%}, "
             f"validation accuracy {accuracy:.2%}"
         ),
     }

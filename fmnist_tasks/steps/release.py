@@ -1,9 +1,9 @@
-"""The steps of the task group `release`: publish the candidate, prove what was published, make it champion."""
+"""The steps of the task group `release`: publish the candidate, verify the release, promote it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
 from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import ConflictError, IntegrityError, ModelError, RejectedError
@@ -11,176 +11,216 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.reports import parse_results, read_figures, render_run
+from fmnist_tasks.schemas.releases import Approval, ReleaseFacts, ReleaseMetrics, ReleaseVerdict, ValidationAccuracy
+from fmnist_tasks.schemas.runs import (
+    BaseModelResult,
+    CandidateEvaluationResult,
+    EvaluationResult,
+    IngestResult,
+    PromotionGateResult,
+    PromotionResult,
+    PublishResult,
+    TunedModelResult,
+    ValidationResult,
+    VerificationResult,
+)
 from fmnist_tasks.service import open_release
-from fmnist_tasks.steps.judging import differing, identity, origin
-from fmnist_tasks.steps.step import Result, Run, build_report, read_pictures, step
+from fmnist_tasks.steps.evaluation import count_prediction_mismatches, find_candidate_origin, make_identity
+from fmnist_tasks.steps.step import Run, step
 from fmnist_tasks.text import make_printable
 
-_OWN = {"publish", "verify_release", "promote"}
+_RELEASE_STEPS = {"publish", "verify_release", "promote"}
 
 
 @step("ingest", "validate_data", "choose_base", "evaluate_base", "fine_tune", "evaluate_tuned", "promotion_gate")
 def publish(
     store: Store,
     run: Run,
-    ingested: Result,
-    validated: Result,
-    trained: Result,
-    base_figures: Result,
-    tuned: Result,
-    figures: Result,
-    verdict: Result,
-    approval: Result | None = None,
-) -> Result:
-    """Write the release: model, model card, report and pictures, and last the manifest.
+    ingested: IngestResult,
+    validated: ValidationResult,
+    base: BaseModelResult,
+    base_evaluated: EvaluationResult,
+    tuned: TunedModelResult,
+    evaluated: CandidateEvaluationResult,
+    verdict: PromotionGateResult,
+    approval: dict[str, Any] | None = None,
+) -> PublishResult:
+    """Write the release: model, model card, report and figures, and last the manifest.
 
-    `approval` is what a person answered, as Airflow's ApprovalOperator returns it; a candidate that is held needs it.
+    `approval` is a user's response, as Airflow's ApprovalOperator returns it; a candidate on hold needs one.
     """
     from fmnist_tasks.evaluation.report import render_card
 
-    candidate, dataset = tuned["candidate"], validated["dataset"]
-    expected = asdict(identity(run, validated, candidate))
-    wrong = [f"{name} is {verdict[name]}" for name, value in expected.items() if verdict[name] != value]
-    if ingested["code"]["digest"] != verdict["code_digest"]:
-        wrong.append("its code is not that of ingest")
-    approved = verdict["decision"] == "hold" and approval is not None and approval["chosen_options"] == ["Approve"]
-    if verdict["decision"] != "promote" and not approved:
-        wrong.append(f"it says {verdict['decision']}, and nobody approved")
-    repeated = champion.read_log(store).find_withdrawal(origin(run, validated, candidate))
+    candidate = tuned.candidate
+    if verdict.decision != "hold":  # the response is to an earlier verdict, before the gate was cleared
+        approval = None
+    _require_verdict(run, ingested, validated, tuned, verdict, approval)
+    repeated = champion.read_log(store).find_withdrawal(find_candidate_origin(run, validated, candidate.model))
     if repeated:
         raise RejectedError(champion.describe_withdrawal("the candidate", *repeated))
-    if wrong:
-        raise ConflictError(
-            f"the verdict does not promote the candidate of this run (model {candidate['model']['sha256'][:12]}): "
-            f"{'; '.join(wrong)}; nothing is published"
-        )
-    version = f"{datetime.fromisoformat(run.created):%Y%m%dT%H%M%SZ}-{candidate['model']['sha256'][:8]}"
-    facts = {
-        "title": ingested["title"],
-        "classes": dataset["classes"],
-        "run_id": run.id,
-        "created": run.created,
-        "model_sha256": candidate["model"]["sha256"],
-        "parameters": run.parameters.as_json(),
-        "data": {
-            "fingerprint": dataset["fingerprint"],
-            "source": ingested["source"],
-            "parts": dataset["parts"],
-            "drift": validated["drift"],
-        },
-        "code": ingested["code"],
-        "machine": ingested["machine"],
-        "chosen": tuned["chosen"],
-        "novelty_threshold": candidate["novelty_threshold"],
-        "temperature": candidate["temperature"],
-        "figures": {
-            "validation_accuracy": {"base": trained["validation_accuracy"], "tuned": tuned["validation_accuracy"]},
-            "base_test_accuracy": base_figures["test"]["accuracy"],
-            "test": figures["test"],
-            **{name: figures[name] for name in ("novelty", "calibration", "abstention", "champion", "speed")},
-        },
-        "policy": {"digest": verdict["policy_digest"], **verdict["policy"]},
-        "verdict": {**{name: verdict[name] for name in ("decision", "checks")}, "approval": _answer(approval)},
+    version = f"{datetime.fromisoformat(run.created):%Y%m%dT%H%M%SZ}-{candidate.model.sha256[:8]}"
+    facts = ReleaseFacts(
+        title=ingested.title,
+        classes=validated.dataset.classes,
+        run_id=run.id,
+        created=run.created,
+        model_sha256=candidate.model.sha256,
+        parameters=run.parameters.to_json(),
+        dataset=validated.dataset,
+        source=ingested.source,
+        drift=validated.drift,
+        code=ingested.code,
+        machine=ingested.machine,
+        chosen=tuned.chosen,
+        ood_threshold=candidate.ood_threshold,
+        temperature=candidate.temperature,
+        metrics=ReleaseMetrics(
+            validation_accuracy=ValidationAccuracy(base=base.validation_accuracy, tuned=tuned.validation_accuracy),
+            base_test_accuracy=base_evaluated.test.accuracy,
+            test=evaluated.test,
+            ood=evaluated.ood,
+            calibration=evaluated.calibration,
+            selective_prediction=evaluated.selective_prediction,
+            champion=evaluated.champion,
+            serving=evaluated.serving,
+        ),
+        policy=verdict.policy,
+        policy_digest=verdict.policy_digest,
+        verdict=ReleaseVerdict(decision=verdict.decision, checks=verdict.checks, approval=_read_approval(approval)),
+    )
+    # Without the records of this and later steps: a retry, or a second copy of this task, writes the same bytes.
+    records = {
+        name: record
+        for name, record in read_records(store, run.id, require_signature=True).items()
+        if name not in _RELEASE_STEPS
     }
-    # Only what came before, so that another try, or a second copy of this task, writes the same bytes.
-    records = {name: record for name, record in read_records(store, run.id, to_act=True).items() if name not in _OWN}
     files = {
-        "model.h5": get_verified(store, candidate["model"]),
-        "model_card.md": render_card({**facts, "version": version}),
-        "report.html": build_report(store, run.id, records),
-        **{f"figures/{name}.png": picture for name, picture in read_pictures(store, records).items()},
+        "model.h5": get_verified(store, candidate.model),
+        "model_card.md": render_card(version, facts),
+        "report.html": render_run(store, run.id, records),
+        **{f"figures/{name}.png": png for name, png in read_figures(store, parse_results(records)).items()},
     }
-    model = releases.publish(store, version, files, facts)["files"]["model.h5"]
-    return {
-        "version": version,
-        "manifest_sha256": releases.open_manifest(store, version).sha256,
-        "model": model,
-        "location": store.location(model["uri"]),
-        "summary": f"release {version}, model.h5 of {model['bytes']:,} bytes",
-    }
+    model = releases.publish_release(store, version, files, facts).files["model.h5"]
+    return PublishResult(
+        version=version,
+        manifest_sha256=releases.open_manifest(store, version).sha256,
+        model=model,
+        location=store.location(model.uri),
+        summary=f"release {version}, model.h5 of {model.bytes:,} bytes",
+    )
 
 
 @step("validate_data", "evaluate_tuned", "publish")
-def verify_release(store: Store, run: Run, validated: Result, evaluated: Result, published: Result) -> Result:
-    """Read the release back from the store and prove that its model is, bit for bit, the one that was judged."""
-    from fmnist_tasks.data.dataset import load_test
+def verify_release(
+    store: Store, run: Run, validated: ValidationResult, evaluated: CandidateEvaluationResult, published: PublishResult
+) -> VerificationResult:
+    """Read the release back from the store, and verify that its predictions are bit-identical to the evaluated ones."""
+    from fmnist_tasks.data.dataset import load_test_split
 
-    version = published["version"]
+    version = published.version
     release = open_release(store, version)
-    _require_same_manifest(version, release.manifest_sha256, published)
-    images, _ = load_test(store, validated["dataset"])
-    if wrong := differing(store, release.model, images, evaluated):
+    _require_same_manifest(version, release.manifest_sha256, published.manifest_sha256)
+    images, _ = load_test_split(store, validated.dataset)
+    if differing := count_prediction_mismatches(store, release.model, images, evaluated.predictions):
         raise ModelError(
-            f"release {version}: {wrong:,} predictions of the published model differ from those that were judged, "
-            "or are no numbers; it is not promoted. If another processor judged, clear evaluate_tuned and what follows"
+            f"release {version}: {differing:,} predictions of the published model differ from those that were "
+            "evaluated, or are NaN; it is not promoted. If another processor evaluated them, clear evaluate_tuned and "
+            "the tasks after it"
         )
-    return {
-        "version": version,
-        "identical": True,
-        "manifest_sha256": release.manifest_sha256,
-        "summary": f"{len(release.files)} files intact; predictions on {len(images):,} test images are bit-identical",
-    }
+    return VerificationResult(
+        version=version,
+        manifest_sha256=release.manifest_sha256,
+        summary=f"{len(release.files)} files intact; predictions on {len(images):,} test images are bit-identical",
+    )
 
 
 @step("promotion_gate", "publish", "verify_release")
-def promote(store: Store, run: Run, verdict: Result, published: Result, verified: Result) -> Result:
-    """Make the verified release the champion, unless the champion has changed since the candidate was evaluated.
+def promote(
+    store: Store, run: Run, verdict: PromotionGateResult, published: PublishResult, verified: VerificationResult
+) -> PromotionResult:
+    """Promote the verified release, unless the champion has changed since the candidate was evaluated.
 
-    A run promotes a release once. If its step runs again after a later change of the champion, the result says so, with
-    `current` false.
+    A run promotes its release once. If the step runs again after a later change of the champion, it changes nothing,
+    and `is_current` of its result is false.
     """
-    version = published["version"]
-    if verified["version"] != version or verified["identical"] is not True:
-        raise ConflictError(f"release {version} was not verified ({verified['version']} was); it is not promoted")
-    document = releases.open_manifest(store, version)
-    _require_same_manifest(version, document.sha256, verified)
-    manifest = document.content
-    if manifest["run_id"] != run.id:
-        raise ConflictError(
-            f"release {version} was published by run {manifest['run_id']}; this run does not promote it"
-        )
-    approval = manifest["verdict"]["approval"]  # what was held is published only if it was approved
-    entry = champion.append(
+    version = published.version
+    if verified.version != version:
+        raise ConflictError(f"release {version} was not verified ({verified.version} was); it is not promoted")
+    signed = releases.open_manifest(store, version)
+    _require_same_manifest(version, signed.sha256, verified.manifest_sha256)
+    manifest = signed.manifest
+    if manifest.run_id != run.id:
+        raise ConflictError(f"release {version} was published by run {manifest.run_id}; this run does not promote it")
+    approval = manifest.verdict.approval  # a candidate on hold is published only with one
+    entry = champion.append_entry(
         store,
         version=version,
         action="promote",
         reason=f"run {run.id} passed every gate"
         if approval is None
-        else f"run {run.id} was held; {approval['reason']}",
+        else f"run {run.id} was approved: {approval.reason}",
         write_id=run.id,
-        actor=run.actor if approval is None else str(approval["by"]),
-        after=verdict["champion"]["sequence"] if verdict["champion"] else 0,
-        origin=releases.origin_of(manifest),
-        manifest_sha256=document.sha256,
+        actor=run.actor if approval is None else approval.by,
+        after=verdict.champion.sequence if verdict.champion else 0,
+        origin=releases.make_manifest_origin(manifest),
+        manifest_sha256=signed.sha256,
     )
-    accuracy = next(check["value"] for check in verdict["checks"] if check["name"] == "accuracy")
-    current = champion.champion(store)
-    result = {**entry.as_json(), "accuracy": accuracy, "current": current == entry}
+    accuracy = manifest.metrics.test.accuracy
+    current = champion.find_champion(store)
     if current != entry:
-        later = f"{current.version} by {current.action}, number {current.sequence}" if current else "none"
-        told = f"{version} was promoted before, as number {entry.sequence}; since then the champion is {later}"
-        return {**result, "summary": f"{told}. Nothing changes"}
-    change = f"{version} is the champion now, with test accuracy {accuracy:.2%}"
-    send(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}"))
-    told = f"{version} is the champion, number {entry.sequence}, with test accuracy {accuracy:.2%}"
-    return {**result, "summary": told}
+        later = f"{current.version}, by {current.action} (log entry {current.sequence})" if current else "none"
+        summary = (
+            f"{version} was promoted before (log entry {entry.sequence}); the champion is now {later}. Nothing changes"
+        )
+    else:
+        change = f"{version} is the champion now, with a test accuracy of {accuracy:.2%}"
+        send(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}"))
+        summary = f"{version} is the champion (log entry {entry.sequence}), with a test accuracy of {accuracy:.2%}"
+    return PromotionResult(
+        version=version, sequence=entry.sequence, accuracy=accuracy, is_current=current == entry, summary=summary
+    )
 
 
-def _require_same_manifest(version: str, sha256: str, earlier: Result) -> None:
-    """Raise :class:`IntegrityError` unless the manifest is the one that an earlier step of the run saw."""
-    if earlier.get("manifest_sha256") != sha256:  # None: by an earlier version of this project
-        raise IntegrityError(
-            f"the manifest of release {version} is not the one that was published and verified, so it was replaced; it "
-            "is not promoted"
+def _require_verdict(
+    run: Run,
+    ingested: IngestResult,
+    validated: ValidationResult,
+    tuned: TunedModelResult,
+    verdict: PromotionGateResult,
+    approval: dict[str, Any] | None,
+) -> None:
+    """Raise :class:`ConflictError` unless the verdict is of this candidate, and promotes it or was approved."""
+    model = tuned.candidate.model
+    expected = make_identity(run, validated, model)
+    wrong = [f"{name} is {getattr(verdict, name)}" for name, value in expected if getattr(verdict, name) != value]
+    if ingested.code.digest != verdict.code_digest:
+        wrong.append("its code digest is not that of ingest")
+    is_approved = approval is not None and approval["chosen_options"] == ["Approve"]
+    if verdict.decision != "promote" and not is_approved:
+        wrong.append(f"its decision is {verdict.decision}, without an approval")
+    if wrong:
+        raise ConflictError(
+            f"the verdict does not promote the candidate of this run (model {model.sha256[:12]}): {'; '.join(wrong)}; "
+            "nothing is published"
         )
 
 
-def _answer(approval: Result | None) -> Result | None:
+def _require_same_manifest(version: str, sha256: str, earlier: str) -> None:
+    """Raise :class:`IntegrityError` unless the manifest is the one that an earlier step of the run has seen."""
+    if earlier != sha256:
+        raise IntegrityError(
+            f"the manifest of release {version} is not the one that was published and verified: it was replaced. The "
+            "release is not promoted; delete it, and clear publish and the tasks after it"
+        )
+
+
+def _read_approval(approval: dict[str, Any] | None) -> Approval | None:
     """Who approved, when and why; None if the verdict promotes without an approval."""
     if approval is None:
         return None
-    return {
-        "by": make_printable(str((approval["responded_by_user"] or {}).get("name"))),
-        "at": str(approval["responded_at"]),
-        "reason": make_printable((approval["params_input"] or {}).get("approval_reason", "")),
-    }
+    return Approval(
+        by=make_printable(str((approval["responded_by_user"] or {}).get("name"))),
+        at=str(approval["responded_at"]),
+        reason=make_printable((approval["params_input"] or {}).get("approval_reason", "")),
+    )

@@ -1,12 +1,12 @@
-"""What every step of a run has around it: the store, a record of what it did, one log line at each end, the report.
+"""Running a step: it reads the results of earlier steps, saves its own record, and writes the report if the run ends.
 
-A step is a function from the store, the run and the results of earlier steps (JSON) to its own result (JSON). A
-result must have `summary`, one sentence. A result with `rejection` is kept like any other and then raised, so that
-the run stops and what was found can be read. A step `per_seed` runs once for each seed of the run, which is its last
-argument, and keeps a record for each.
+A step is a function from the store, the run and the results of earlier steps to its own result. Results are stored in
+the records of the steps only; Airflow tasks, commands and tests run a step by its name. A result with `rejection` is
+saved like any other, and then the rejection is raised. A step `per_seed` runs once for each seed of the run, which is
+its last argument, and saves a record for each.
 
-Until it ends, the record of a step says `running`, so that nobody takes its run for one that has ended. A step that has
-a result and runs again keeps that one until it has another.
+Until the step ends, its record has the status `running`, so the run does not count as ended. If a step with a result
+runs again, its record keeps this result until there is a new one.
 """
 
 from __future__ import annotations
@@ -16,158 +16,167 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial, update_wrapper
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, TypeVar
 
 from fmnist_tasks.alerts import flush
 from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError, RejectedError, StoreError
 from fmnist_tasks.memory import read_peak_memory, reset_peak_memory
-from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.pruning_flag import forbid_pruning
-from fmnist_tasks.registry.runs import read_record, read_records, run_key, write_record
-from fmnist_tasks.registry.store import Store, open_store, side_by_side
+from fmnist_tasks.registry.runs import make_run_key, read_record, write_record
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.reports import save_report
+from fmnist_tasks.schemas.runs import RESULTS, Result, Status, StepRecord, parse_result
 from fmnist_tasks.settings import Parameters, read_store_uri
 
 log = logging.getLogger(__name__)
 
-Result = dict[str, Any]
-P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Result])
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the pipeline: its id, when it was requested, its parameters, and who started it."""
+    """One run of the pipeline: its ID, when it was requested, its parameters, and who requested it."""
 
     id: str
-    created: str  # UTC, ISO 8601; part of the version that the run publishes
+    created: str  # UTC, ISO 8601; part of the version of the release
     parameters: Parameters
     actor: str = "schedule"  # the user who triggered it
-    ignored: tuple[str, ...] = ()  # keys of what was asked that are no parameter
+    ignored: tuple[str, ...] = ()  # requested keys that are not parameters
 
 
-STEPS: dict[str, Callable[..., Result]] = {}
-INPUTS: dict[str, tuple[str, ...]] = {}  # by step: the steps whose results it takes, in order
-PER_SEED: set[str] = set()
-_SHAPING = ("profile", "seed", "candidates")  # parameters that shape models; the others decide what becomes of them
+@dataclass(frozen=True)
+class Step:
+    """A function, the steps whose results it takes, in order, and whether it runs once for each seed."""
+
+    function: Callable[..., Result]
+    inputs: tuple[str, ...]
+    per_seed: bool
 
 
-def step(
-    *inputs: str, per_seed: bool = False
-) -> Callable[[Callable[Concatenate[Store, Run, P], Result]], Callable[Concatenate[Run, P], Result]]:
+STEPS: dict[str, Step] = {}
+# Parameters that shape models; the others only decide how a run continues.
+_MODEL_PARAMETERS = ("profile", "seed", "candidates")
+
+
+def step(*inputs: str, per_seed: bool = False) -> Callable[[F], F]:
     """Declare a function as a step that takes the results of `inputs`."""
 
-    def declare(function: Callable[Concatenate[Store, Run, P], Result]) -> Callable[Concatenate[Run, P], Result]:
-        step_name = function.__name__
-
-        def run_step(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-            store = open_store(read_store_uri())
-            name = _record_name(step_name, args[-1]) if per_seed else step_name
-            log.info("%s begins: run %s with %s", name, run.id, run.parameters.as_json())
-            record: Result = {
-                "created": run.created,
-                "parameters": run.parameters.as_json(),
-                "started": datetime.now(UTC).isoformat(),
-                "actor": run.actor,
-                **({"ignored": list(run.ignored)} if run.ignored else {}),
-            }
-            clock = time.monotonic()
-            reset_peak_memory()
-
-            def keep(status: str, outcome: str, **result: Result) -> None:
-                seconds = round(time.monotonic() - clock, 3)
-                usage = {"seconds": seconds, "peak_memory_mb": read_peak_memory()}
-                write_record(store, run.id, name, {**record, **usage, "status": status, "outcome": outcome, **result})
-                try:
-                    records = read_records(store, run.id, to_act=True)
-                    store.put(run_key(run.id, "report.html"), build_report(store, run.id, records))
-                except IntegrityError as error:  # which the steps that need the record will raise
-                    log.error("%s: the report could not be written: %s", name, error)
-                log.info("%s %s after %.1f s: %s", name, status, seconds, outcome)
-                flush()
-
-            with forbid_pruning(store, f"step {name} of run {run.id}"):
-                if not inputs or not _is_done(store, run, name):
-                    begun = {"seconds": 0.0, "peak_memory_mb": 0, "status": "running", "outcome": "has not ended"}
-                    write_record(store, run.id, name, record | begun)
-                try:
-                    result = function(store, run, *args, **kwargs)
-                except StoreError:
-                    raise  # a store that does not answer now cannot keep a record of that either
-                except Exception as error:
-                    record["retryable"] = isinstance(error, OSError)  # as dags/fmnist_defaults.py retries it
-                    try:
-                        keep("failed", str(error))
-                    except FmnistError as second:  # the first error is the one to report
-                        log.error("%s: the failure could not be recorded either: %s", name, second)
-                    raise
-                rejection = result.get("rejection")
-                keep("rejected" if rejection else "done", rejection or result["summary"], result=result)
-            if rejection:
-                raise RejectedError(rejection)
-            return result
-
-        update_wrapper(run_step, function)
-        STEPS[step_name], INPUTS[step_name] = run_step, inputs
-        if per_seed:
-            PER_SEED.add(step_name)
-        return run_step
+    def declare(function: F) -> F:
+        STEPS[function.__name__] = Step(function, inputs, per_seed)
+        return function
 
     return declare
 
 
-def run_again(name: str, run: Run) -> Any:
-    """Run one step with the recorded results of the steps before it, for each seed if it is one per seed."""
-    store = open_store(read_store_uri())
-    inputs = [result_of(store, run, earlier) for earlier in INPUTS[name]]
-    if name in PER_SEED:
-        return [STEPS[name](run, *inputs, seed) for seed in run.parameters.seeds]
-    return STEPS[name](run, *inputs)
+def run_step(name: str, run: Run, seed: int | None = None, **arguments: Any) -> Any:
+    """Run a step on the recorded results of earlier steps, save its record, and return its result.
 
-
-def result_of(store: Store, run: Run, name: str) -> Any:
-    """What a step of the run ended with, for each seed if it is one per seed.
-
-    Raises :class:`RejectedError` if it did not end well.
+    Without a seed, a step `per_seed` runs for all seeds of the run, and the result is a list. `arguments` are further
+    arguments of the function. Raises :class:`RejectedError` if an earlier step has not succeeded, or if this step
+    rejects.
     """
-    if name in PER_SEED:
-        return [_ended_well(store, run, _record_name(name, seed)) for seed in run.parameters.seeds]
-    return _ended_well(store, run, name)
+    if STEPS[name].per_seed and seed is None:
+        return [run_step(name, run, seed, **arguments) for seed in run.parameters.seeds]
+    store = open_store(read_store_uri())
+    recorder = _Recorder(store, run, name if seed is None else _make_record_name(name, seed))
+    log.info("%s begins: run %s with %s", recorder.name, run.id, run.parameters.to_json())
+    with forbid_pruning(store, f"step {recorder.name} of run {run.id}"):
+        results = [read_result(store, run, earlier) for earlier in STEPS[name].inputs]
+        recorder.begin(has_inputs=bool(results))
+        try:
+            result = STEPS[name].function(store, run, *results, *([] if seed is None else [seed]), **arguments)
+        except StoreError:
+            raise  # a store that does not respond cannot save a record of it
+        except Exception as error:
+            recorder.fail(error)
+            raise
+        recorder.end(result)
+    if result.rejection:
+        raise RejectedError(result.rejection)
+    return result
+
+
+class _Recorder:
+    """Saves the record of a step of a run, and the report if the step ends the run."""
+
+    def __init__(self, store: Store, run: Run, name: str) -> None:
+        self.store, self.run, self.name = store, run, name
+        self._clock = time.monotonic()
+        self._record = StepRecord(
+            run_id=run.id,
+            step=name,
+            created=run.created,
+            started=datetime.now(UTC).isoformat(),
+            actor=run.actor,
+            parameters=run.parameters.to_json(),
+            ignored=list(run.ignored),
+            status="running",
+            outcome="has not ended",
+            seconds=0.0,
+            peak_memory_mb=0,
+        )
+        reset_peak_memory()
+
+    def begin(self, *, has_inputs: bool) -> None:
+        """Save that the step is running, unless it has a result already; a step without inputs starts the run again."""
+        if not has_inputs or not _is_done(self.store, self.run, self.name):
+            write_record(self.store, self._record)
+
+    def fail(self, error: Exception) -> None:
+        """Save why the step failed; if that fails too, only log it, since the caller raises the first error."""
+        is_retryable = isinstance(error, OSError)  # dags/fmnist_defaults.py retries the same errors
+        try:
+            self._save("failed", str(error), retryable=is_retryable)
+        except FmnistError as second:
+            log.error("%s: the failure could not be saved either: %s", self.name, second)
+
+    def end(self, result: Result) -> None:
+        """Save the result."""
+        status: Status = "rejected" if result.rejection else "done"
+        self._save(status, result.rejection or result.summary, result=result.to_json())
+
+    def _save(self, status: Status, outcome: str, **more: Any) -> None:
+        seconds = round(time.monotonic() - self._clock, 3)
+        usage = {"seconds": seconds, "peak_memory_mb": read_peak_memory()}
+        record = self._record.model_copy(update={**usage, "status": status, "outcome": outcome, **more})
+        write_record(self.store, record)
+        if record.ends_run:
+            save_report(self.store, self.run.id)
+        log.info("%s %s after %.1f s: %s", self.name, status, seconds, outcome)
+        flush()
+
+
+def read_result(store: Store, run: Run, name: str) -> Any:
+    """The result of a step of the run; a list of results, by seed, for a step `per_seed`.
+
+    Raises :class:`RejectedError` if the step has not succeeded.
+    """
+    if STEPS[name].per_seed:
+        return [_read_result(store, run, _make_record_name(name, seed), name) for seed in run.parameters.seeds]
+    return _read_result(store, run, name, name)
 
 
 def _is_done(store: Store, run: Run, name: str) -> bool:
     try:
-        return bool(read_record(store, run.id, name)["status"] == "done")
+        return read_record(store, run.id, name).status == "done"
     except (MissingError, IntegrityError):
         return False
 
 
-def _ended_well(store: Store, run: Run, name: str) -> Result:
+def _read_result(store: Store, run: Run, name: str, step: str) -> Result:
     record = read_record(store, run.id, name)
-    if record["status"] == "running":
-        raise RejectedError(f"{name} of run {run.id} is running, or was stopped before it ended: run it again first")
-    if record["status"] != "done":
-        raise RejectedError(f"{name} of run {run.id} was {record['status']}: what follows it cannot run")
-    now = run.parameters.as_json()
-    if other := [one for one in _SHAPING if record["parameters"].get(one) != now[one]]:
-        raise RejectedError(f"{name} of run {run.id} had another {' and '.join(other)}: run it again first")
-    result: Result = record["result"]
-    return result
+    if record.status == "running":
+        raise RejectedError(f"{name} of run {run.id} is running, or was killed before it ended: run it again first")
+    if record.status != "done":
+        raise RejectedError(
+            f"{name} of run {run.id} has the status {record.status}, so later steps cannot run: run it again first"
+        )
+    parameters = run.parameters.to_json()
+    if changed := [key for key in _MODEL_PARAMETERS if record.parameters.get(key) != parameters[key]]:
+        raise RejectedError(f"{name} of run {run.id} had another {' and '.join(changed)}: run it again first")
+    return parse_result(RESULTS[step], record, make_run_key(run.id, f"{name}.json"))
 
 
-def _record_name(name: str, seed: object) -> str:
+def _make_record_name(name: str, seed: object) -> str:
     return f"{name}-{seed}"
-
-
-def build_report(store: Store, run_id: str, records: dict[str, dict[str, Any]]) -> bytes:
-    """What the records tell of the run, as one HTML page."""
-    from fmnist_tasks.evaluation.report import render_report
-
-    return render_report(f"Run {run_id}", records, read_pictures(store, records))
-
-
-def read_pictures(store: Store, records: dict[str, dict[str, Any]]) -> dict[str, bytes]:
-    """All pictures that the steps made, as PNG bytes by name."""
-    blobs: dict[str, dict[str, Any]] = {}
-    for record in records.values():
-        blobs |= record.get("result", {}).get("pictures", {})
-    return dict(zip(blobs, side_by_side(partial(get_verified, store), blobs.values()), strict=True))

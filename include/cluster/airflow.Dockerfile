@@ -1,4 +1,4 @@
-# Airflow with this project: the locked requirements, the project itself, and the dataset from Debian's package.
+# Airflow with the locked requirements, this project, and the dataset from Debian's package.
 FROM apache/airflow:slim-3.3.2-python3.12
 
 USER root
@@ -10,7 +10,7 @@ USER airflow
 
 WORKDIR /opt/fmnist
 COPY --chown=airflow:root pyproject.toml requirements.txt README.md LICENSE ./
-# The lock as constraints: what the project needs at the locked versions, without the tools of its developers.
+# The lock file as constraints: the project's dependencies at the locked versions, without development tools.
 RUN uv pip install --no-cache --constraints requirements.txt --requirements pyproject.toml
 COPY --chown=airflow:root fmnist_tasks fmnist_tasks
 COPY --chown=airflow:root dags dags
@@ -21,5 +21,5 @@ RUN uv pip install --no-cache --no-deps --build-constraints requirements.txt --e
 ENV AIRFLOW__CORE__DAGS_FOLDER=/opt/fmnist/dags \
     AIRFLOW__CORE__PLUGINS_FOLDER=/opt/fmnist/plugins \
     FMNIST_HOME=/var/lib/fmnist
-# The commands of docker-compose.yaml are whole; `init: true` there reaps what they leave.
+# docker-compose.yaml sets complete commands and an init process (`init: true`).
 ENTRYPOINT []

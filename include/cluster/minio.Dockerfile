@@ -1,4 +1,4 @@
-# MinIO at the last commit of its archived source, with our filter in it, see docs/store.md.
+# MinIO, built from the last commit of its archived source with our filter: docs/store.md.
 FROM golang:1.27-alpine AS build
 COPY include/servers /servers
 RUN /servers/build-minio /built/minio

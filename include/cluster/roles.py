@@ -1,11 +1,12 @@
-"""The init job of Postgres: the users `airflow` and `results`, neither a superuser, each with a database of its name.
+"""Initialise Postgres: create the ordinary users `airflow` and `results`, each with a database of the same name.
 
     python include/cluster/roles.py HOST:PORT
 
-`airflow` owns Airflow's tables, `results` what Celery keeps of its tasks: a worker has only the latter. Reads the
-superuser's secret, `POSTGRES_PASSWORD`, and those that the two are to have, `METADATA_PASSWORD` and `RESULTS_PASSWORD`.
-A second call changes these passwords and nothing else. It also converts a database of the versions before, in which
-`airflow` was the superuser.
+`airflow` owns Airflow's tables, `results` the results that Celery stores. Workers know only the password of `results`.
+
+Reads the superuser's password from `POSTGRES_PASSWORD`, and the new users' passwords from `METADATA_PASSWORD` and
+`RESULTS_PASSWORD`. A later call only changes these passwords. The script also converts the database of an earlier
+version, where `airflow` is the superuser.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from psycopg2.sql import SQL, Identifier, Literal
 from fmnist_tasks.credentials import read_secret
 
 SUPERUSER = "postgres"
-PASSWORDS = {"airflow": "METADATA_PASSWORD", "results": "RESULTS_PASSWORD"}  # of each user
-FORMER = "airflow_superuser"  # what `airflow` of the versions before is called now; nobody signs in as it
+PASSWORDS = {"airflow": "METADATA_PASSWORD", "results": "RESULTS_PASSWORD"}  # name of the secret of each user
+FORMER = "airflow_superuser"  # new name of the superuser `airflow` of earlier versions; it cannot log in
 
-# In two goes, since a sequence of a table follows its table and refuses to go by itself.
+# Tables first, then sequences: a table's own sequences change owner with it and cannot be transferred separately.
 RELATIONS_TO_TRANSFER = """
 SELECT oid::regclass::text FROM pg_class
 WHERE relnamespace = 'public'::regnamespace AND relkind IN ({kinds}) AND relowner <> 'airflow'::regrole"""
@@ -41,7 +42,7 @@ class Server:
         self.password = read_secret("POSTGRES_PASSWORD")
 
     def connect(self, database: str = "postgres", user: str = SUPERUSER) -> closing[Any]:
-        """A connection whose statements count at once, since databases cannot be created otherwise."""
+        """A connection in autocommit mode, without which databases cannot be created."""
         connection = psycopg2.connect(
             host=self.host, port=self.port, dbname=database, user=user, password=self.password
         )
@@ -49,7 +50,7 @@ class Server:
         return closing(connection)
 
     def create_superuser(self) -> None:
-        """In a database of the versions before, create `postgres` and take its rights from `airflow`."""
+        """In the database of an earlier version, connect as the superuser `airflow` and create `postgres`."""
         try:
             with self.connect():
                 return
@@ -64,26 +65,26 @@ class Server:
 
 
 def execute(connection: Any, statement: SQL, *values: Any) -> list[Any]:
-    """The rows of a statement, if it has any."""
+    """Execute a statement; return its rows, if any."""
     with connection.cursor() as cursor:
         cursor.execute(statement.format(*values))
         return cursor.fetchall() if cursor.description else []
 
 
 def encrypt(connection: Any, user: str, password: str) -> Literal:
-    """What the server keeps of a password, so that no statement, and no log of statements, has the password itself."""
+    """The SCRAM verifier that the server stores. It keeps the password out of statements and their logs."""
     return Literal(encrypt_password(password, user, connection, "scram-sha-256"))
 
 
 def rename_former_superuser(connection: Any) -> None:
-    """The first user of a server stays a superuser for ever, so it makes room for one of the same name."""
+    """Rename the superuser `airflow`, to free its name. The first user of a server always remains a superuser."""
     if execute(connection, SQL("SELECT 1 FROM pg_roles WHERE rolname = 'airflow' AND rolsuper")):
         execute(connection, SQL("ALTER ROLE airflow RENAME TO {}"), Identifier(FORMER))
         execute(connection, SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL"), Identifier(FORMER))
 
 
-def provide_user(connection: Any, user: str, password: str) -> None:
-    """A user who may do nothing beyond a database, which only this user may enter."""
+def create_user(connection: Any, user: str, password: str) -> None:
+    """Create or update a user without rights beyond one database, to which only this user can connect."""
     name = Identifier(user)
     if not execute(connection, SQL("SELECT 1 FROM pg_roles WHERE rolname = {}"), Literal(user)):
         execute(connection, SQL("CREATE ROLE {}"), name)
@@ -96,7 +97,7 @@ def provide_user(connection: Any, user: str, password: str) -> None:
 
 
 def transfer_ownership(connection: Any) -> None:
-    """Let `airflow` own what the superuser has created in its database."""
+    """Make `airflow` the owner of everything that the superuser created in its database."""
     for kinds in ("'r', 'p', 'v', 'm'", "'S'"):
         for (name,) in execute(connection, SQL(RELATIONS_TO_TRANSFER.format(kinds=kinds))):
             execute(connection, SQL(f"ALTER TABLE {name} OWNER TO airflow"))
@@ -105,15 +106,15 @@ def transfer_ownership(connection: Any) -> None:
 
 
 def main(address: str) -> None:
-    """Make what is missing."""
+    """Create the missing users and databases, and set the passwords."""
     server = Server(address)
     server.create_superuser()
     with server.connect() as connection:
         rename_former_superuser(connection)
         for user, secret in PASSWORDS.items():
-            provide_user(connection, user, read_secret(secret))
-        # The scheduler reads results too, as `airflow`: its password is the only one that libpq finds there. What it
-        # creates belongs to `results`.
+            create_user(connection, user, read_secret(secret))
+        # The scheduler also reads results, as `airflow`, because libpq has only that user's password there. Objects
+        # that it creates in this database belong to `results`.
         execute(connection, SQL("GRANT results TO airflow"))
         execute(connection, SQL("ALTER ROLE airflow IN DATABASE results SET role = results"))
     with server.connect("airflow") as connection:

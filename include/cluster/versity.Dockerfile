@@ -1,4 +1,4 @@
-# The Versity S3 Gateway on a folder, see docs/store.md.
+# The Versity S3 Gateway on a folder: docs/store.md.
 FROM golang:1.27-alpine AS build
 COPY include/servers /servers
 RUN /servers/build-versity /built/versitygw

@@ -1,6 +1,7 @@
-"""What Flask, which has Airflow's login form, signs cookies with; Airflow executes this file in the API server.
+"""The key with which Flask, which serves Airflow's login form, signs cookies. The API server executes this file.
 
-Whoever has this key signs in as anyone. Airflow would take the key of its log servers, which workers have too.
+Whoever has this key can sign in as any user. By default Airflow uses the key of its log servers, which workers also
+have.
 """
 
 from fmnist_tasks.credentials import read_secret

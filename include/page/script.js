@@ -1,43 +1,43 @@
-// The part of the page that asks the champion: an upload, or a sample of each class.
+// “Try it”: classifies an uploaded image, or a random test image of each class.
 const area = document.getElementById("try");
 if (area) {
-  const state = document.getElementById("state"), answers = document.getElementById("answers");
+  const state = document.getElementById("state"), predictions = document.getElementById("predictions");
 
-  const element = (name, text, kind) => {
-    const made = document.createElement(name);
-    made.textContent = text ?? "";
-    if (kind) made.className = kind;
-    return made;
+  const createElement = (name, text, className) => {
+    const element = document.createElement(name);
+    element.textContent = text ?? "";
+    if (className) element.className = className;
+    return element;
   };
 
-  const card = (answer) => {
-    const made = element("article", "", "answer"), image = element("img"), list = element("ol");
-    image.src = answer.picture;
-    image.alt = "what the model saw";
-    const novel = answer.answer !== answer.class;
-    const likely = Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]).slice(0, 3);
-    for (const [name, share] of likely) list.append(element("li", `${name} ${(100 * share).toFixed(1)} %`));
-    const compared = `familiarity ${answer.familiarity.toFixed(4)}, threshold ${answer.threshold.toFixed(4)}`;
-    const wrong = answer.truth && answer.truth !== answer.answer;
-    made.append(image, element("h2", answer.answer, novel || wrong ? "bad" : "good"));
-    if (answer.truth) made.append(element("p", `shows: ${answer.truth}`));
-    if (novel) made.append(element("p", "Were it clothing, it would be:", "quiet"));
-    made.append(list, element("p", compared, "quiet"));
-    return made;
+  const createCard = (prediction) => {
+    const card = createElement("article", "", "prediction"), image = createElement("img"), list = createElement("ol");
+    image.src = prediction.picture;
+    image.alt = "the image as the model receives it";
+    const isOod = prediction.answer !== prediction.class;
+    const likely = Object.entries(prediction.probabilities).sort((a, b) => b[1] - a[1]).slice(0, 3);
+    for (const [name, share] of likely) list.append(createElement("li", `${name} ${(100 * share).toFixed(1)} %`));
+    const score = `OOD score ${prediction.ood_score.toFixed(2)}, threshold ${prediction.threshold.toFixed(2)}`;
+    const isWrong = prediction.truth && prediction.truth !== prediction.answer;
+    card.append(image, createElement("h2", prediction.answer, isOod || isWrong ? "bad" : "good"));
+    if (prediction.truth) card.append(createElement("p", `True class: ${prediction.truth}`));
+    if (isOod) card.append(createElement("p", "Closest classes:", "quiet"));
+    card.append(list, createElement("p", score, "quiet"));
+    return card;
   };
 
-  const ask = async (address, options) => {
-    state.textContent = "Asking … (the first question loads the model)";
+  const classify = async (address, options) => {
+    state.textContent = "Classifying … (the first request loads the model)";
     state.className = "quiet";
     try {
       const response = await fetch(address, options);
-      const found = await response.json();
-      if (!response.ok) throw new Error(found.detail);
-      answers.replaceChildren(...[found].flat().map(card));
+      const content = await response.json();
+      if (!response.ok) throw new Error(content.detail);
+      predictions.replaceChildren(...[content].flat().map(createCard));
       state.textContent = "";
     } catch (error) {
-      answers.replaceChildren();
-      state.textContent = `No answer: ${error.message}`;
+      predictions.replaceChildren();
+      state.textContent = `Error: ${error.message}`;
       state.className = "bad";
     }
   };
@@ -45,9 +45,9 @@ if (area) {
   const upload = document.getElementById("upload"), draw = document.getElementById("draw");
   upload.addEventListener("change", (event) => {
     const [file] = event.target.files;
-    if (file) ask(area.dataset.image, { method: "POST", body: file });
+    if (file) classify(area.dataset.image, { method: "POST", body: file });
     event.target.value = "";
   });
-  draw.addEventListener("click", () => ask(area.dataset.samples));
-  upload.disabled = draw.disabled = false; // not before somebody listens
+  draw.addEventListener("click", () => classify(area.dataset.samples));
+  upload.disabled = draw.disabled = false; // only now, since the listeners are set
 }

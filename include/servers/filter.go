@@ -1,5 +1,5 @@
-// Part of package cmd of the MinIO that build-minio builds: what every request has to pass before its handler sees it.
-// It uses MinIO's own functions, so that no request is read in one way here and in another there. See docs/store.md.
+// Part of package cmd of the MinIO that build-minio builds: a filter that every request passes before its handler.
+// It uses MinIO's own functions, so filter and handlers parse each request in the same way. See docs/store.md.
 package cmd
 
 import (
@@ -15,12 +15,12 @@ import (
 	"github.com/minio/mux"
 )
 
-// Keys that are created once and then stay: patterns of package path, BUCKET/KEY, separated by blanks.
+// Keys that can only be created: patterns of package path, BUCKET/KEY, separated by spaces.
 var writeOnceKeys = readWriteOnceKeys()
 
 func readWriteOnceKeys() []string {
-	patterns, given := os.LookupEnv("WRITE_ONCE_KEYS")
-	if !given {
+	patterns, isSet := os.LookupEnv("WRITE_ONCE_KEYS")
+	if !isSet {
 		patterns = "fmnist/champion/* fmnist/releases/*/manifest.json"
 	}
 	return strings.Fields(patterns)
@@ -31,7 +31,7 @@ func init() {
 		_, err := path.Match(pattern, "")
 		bucket, key, _ := strings.Cut(pattern, "/")
 		if err == nil && (bucket == "" || key == "" || strings.Contains(pattern, ",")) {
-			err = errors.New("it must be BUCKET/KEY, and several are separated by blanks")
+			err = errors.New("write patterns as BUCKET/KEY, separated by spaces")
 		}
 		if err != nil {
 			logger.Fatal(err, "WRITE_ONCE_KEYS: %s is not a valid pattern", pattern)
@@ -40,11 +40,12 @@ func init() {
 	globalMiddlewares = append(globalMiddlewares, refuseForgedUploads, refuseOverwrites)
 }
 
-// refuseForgedUploads closes five holes. CVE-2026-40344 and CVE-2026-41145: the handlers of uploads look at the signature of
-// one with an unsigned trailer only if it has the header Authorization, and not at all if an archive is to be extracted.
-// CVE-2026-34204: whoever may upload may say what only replication should, such as the time and the key of encryption. CVE-2026-39414:
-// S3 Select, which nothing here uses, reads a line of any length into memory. And so does the handler of POST forms, which
-// nothing here uses either, with a list in the form, before it looks at the signature.
+// refuseForgedUploads closes five vulnerabilities:
+//   - CVE-2026-41145: the upload handlers verify the signature of an unsigned trailer only if there is an Authorization header.
+//   - CVE-2026-40344: they do not verify it at all if an archive is to be extracted.
+//   - CVE-2026-34204: uploads accept headers that are for replication only, such as the time and the encryption key.
+//   - CVE-2026-39414: S3 Select, which we do not use, reads a line of any length into memory.
+//   - The handler of POST forms, which we do not use, reads a list of any length before it verifies the signature.
 func refuseForgedUploads(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if reason := findForgery(r); reason != "" {
@@ -65,13 +66,13 @@ func findForgery(r *http.Request) string {
 		return "This server does not extract archives: their entries would bypass its rules."
 	}
 	if isRequestPostPolicySignatureV4(r) {
-		return "This server takes no POST forms."
+		return "This server does not accept POST forms."
 	}
 	if r.Form.Has("select-type") {
 		return "This server does not run S3 Select: a long line would exhaust its memory."
 	}
 	if hasUnsignedTrailer(r.Form) {
-		return "STREAMING-UNSIGNED-PAYLOAD-TRAILER belongs into the header X-Amz-Content-Sha256."
+		return "STREAMING-UNSIGNED-PAYLOAD-TRAILER is accepted only in the header X-Amz-Content-Sha256."
 	}
 	if hasUnsignedTrailer(r.Header) {
 		if code := checkSignature(r); code != ErrNone {
@@ -93,10 +94,10 @@ func hasUnsignedTrailer(fields map[string][]string) bool {
 	return false
 }
 
-// checkSignature does for an unsigned trailer what setAuthMiddleware and the handlers do for all other signed requests.
+// checkSignature verifies a request with an unsigned trailer, as setAuthMiddleware and the handlers verify all others.
 func checkSignature(r *http.Request) APIErrorCode {
 	if isRequestPresignedSignatureV4(r) || isRequestPresignedSignatureV2(r) {
-		return ErrAccessDenied // credentials in the query would go before those that are signed
+		return ErrAccessDenied // MinIO would prefer the credentials in the query to the signed ones
 	}
 	date, code := parseAmzDateHeader(r)
 	if code != ErrNone {
@@ -108,8 +109,8 @@ func checkSignature(r *http.Request) APIErrorCode {
 	return doesSignatureMatch(unsignedPayloadTrailer, r, globalSite.Region(), serviceS3)
 }
 
-// refuseOverwrites lets the keys of WRITE_ONCE_KEYS be created, by one conditional request, and never written again, by
-// whomever. Who may delete them is decided by policies.
+// refuseOverwrites allows only the creation of the keys in WRITE_ONCE_KEYS, by one conditional request, for every user.
+// Policies decide who may delete them.
 func refuseOverwrites(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if (r.Method == http.MethodPut || r.Method == http.MethodPost) && isWriteOnce(r) && !isCreation(r) {
@@ -129,7 +130,7 @@ func isWriteOnce(r *http.Request) bool {
 	})
 }
 
-// isCreation tells a plain conditional upload from a copy, from a part, and from one that chooses its version.
+// isCreation returns whether a request is a plain conditional upload: not a copy or a part, and without a version ID.
 func isCreation(r *http.Request) bool {
 	for name := range r.Form {
 		if name != "x-id" && !strings.HasPrefix(name, "X-Amz-") {

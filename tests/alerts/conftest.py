@@ -1,3 +1,5 @@
+"""Fixtures of the alert tests: the store's clock, and receivers."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -13,33 +15,33 @@ from tests.support.listeners import MailServer, WebhookServer
 
 @dataclass
 class Clock:
-    """The store's clock, which a test may put forward."""
+    """The store's clock, which a test can advance."""
 
-    ahead: timedelta = timedelta()
+    offset: timedelta = timedelta()
 
     def read(self, store: Store) -> datetime:
-        return read_clock(store) + self.ahead
+        return read_clock(store) + self.offset
 
     def advance(self, **time: float) -> None:
-        self.ahead += timedelta(**time)
+        self.offset += timedelta(**time)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    new = Clock()
-    monkeypatch.setattr(outbox, "read_clock", new.read)
-    return new
+    clock = Clock()
+    monkeypatch.setattr(outbox, "read_clock", clock.read)
+    return clock
 
 
 @pytest.fixture
 def mail_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MailServer]:
-    with MailServer().serve() as box:
-        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_MAIL", box.connection)
-        yield box
+    with MailServer().serve() as server:
+        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_MAIL", server.connection)
+        yield server
 
 
 @pytest.fixture
 def webhook_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebhookServer]:
-    with WebhookServer().serve() as new:
-        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", new.connection)
-        yield new
+    with WebhookServer().serve() as server:
+        monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", server.connection)
+        yield server

@@ -1,4 +1,4 @@
-"""What Airflow's failure callbacks report: which event, from whom, and when it is another alert."""
+"""The alerts of Airflow's failure callbacks: their event, their headline, and when they are separate alerts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from airflow.providers.standard.exceptions import HITLRejectException, HITLTimeo
 
 from fmnist_tasks import alerts, service
 from fmnist_tasks.alerts import Alert
-from fmnist_tasks.errors import RejectedError, StoreError
+from fmnist_tasks.alerts.watch import watch
+from fmnist_tasks.errors import RejectedError, StoreError, TrainingError
 from fmnist_tasks.registry.runs import read_record, write_record
+from fmnist_tasks.schemas.evaluation import Check, Identity
+from fmnist_tasks.schemas.runs import GateResult, ValidationResult
 from fmnist_tasks.settings import DAG_ID, PROJECT
+from tests.support.documents import make_dataset, save_record
 from tests.support.outbox import read_alerts
 from tests.support.pipeline import Pipeline
 
-CHECK = {"name": "accuracy", "value": 0.912, "bound": "≥ 92.00%", "outcome": "reject"}
-REASON = "test accuracy is 91.20%, below the bound of 92.00% (95 % interval 90.01% to 92.30%)"
+MESSAGE = "test accuracy is 91.20%, below the threshold of 92.00% (95 % interval 90.01% to 92.30%)"
+CHECK = Check(name="accuracy", value=0.912, threshold="≥ 92.00%", outcome="reject", message=MESSAGE)
+IDENTITY = Identity(run_id="run-1", model_sha256="a" * 64, data_fingerprint="b" * 64, code_digest="c" * 64)
+STARTED = "2026-11-23T02:00:00+00:00"
 
 
 def make_context(
@@ -36,47 +42,95 @@ def make_context(
     }
 
 
-def reject(
-    pipeline: Pipeline, started: str = "2026-11-23T02:00:00+00:00", step: str = "accuracy_gate"
-) -> RejectedError:
-    result = {"checks": [CHECK | {"reason": REASON}, CHECK | {"outcome": "passed"}, CHECK | {"reason": "too large"}]}
-    record = {"started": started, "parameters": {"seed": 3}, "status": "rejected", "outcome": "no", "result": result}
-    write_record(pipeline.store, "run-1", step, record)
+def save_rejection(pipeline: Pipeline, started: str = STARTED) -> RejectedError:
+    """Save a rejection by the accuracy gate, whose first and last check failed; return the error that it raises."""
+    changes: list[dict[str, str]] = [{}, {"outcome": "passed"}, {"message": "too large"}]
+    checks = [CHECK.model_copy(update=change) for change in changes]
+    result = GateResult(summary="no", rejection="no", decision="reject", checks=checks, **dict(IDENTITY))
+    fields = {"started": started, "status": "rejected", "outcome": "no", "result": result.to_json()}
+    save_record(pipeline.store, "run-1", "accuracy_gate", **fields)
     return RejectedError("no")
 
 
 def test_a_rejection_has_the_value_and_the_threshold_in_its_headline(pipeline: Pipeline) -> None:
-    alerts.task_failed(make_context(reject(pipeline)))
+    alerts.task_failed(make_context(save_rejection(pipeline)))
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["dag_id"], alert["run_id"]) == ("rejected", DAG_ID, "run-1")
-    assert alert["headline"] == "test accuracy 91.20%, below the threshold 92.00% (and 1 more)"
+    assert alert["headline"] == "test accuracy 91.20%, below the threshold of 92.00% (and 1 more)"
     assert alert["text"] == "Task base_model.accuracy_gate: no"
 
 
-def test_a_task_that_was_cleared_and_fails_again_is_another_alert(pipeline: Pipeline) -> None:
-    for started in ("2026-11-23T02:00:00+00:00", "2026-11-23T02:00:00+00:00", "2026-11-24T02:00:00+00:00"):
-        alerts.task_failed(make_context(reject(pipeline, started)))
+def test_a_cleared_task_that_fails_again_sends_another_alert(pipeline: Pipeline) -> None:
+    for started in (STARTED, STARTED, "2026-11-24T02:00:00+00:00"):
+        alerts.task_failed(make_context(save_rejection(pipeline, started)))
     assert len(read_alerts(pipeline.store)) == 2
-    error = StoreError("the store does not answer")  # which leaves no record
+    error = StoreError("no response from the store")  # then there is no record
     for number in (3, 3, 4):
         alerts.task_failed(make_context(error, task_instance={"try_number": number}))
     assert len(read_alerts(pipeline.store)) == 4
 
 
-def test_each_of_several_mapped_tasks_has_its_own_record(pipeline: Pipeline) -> None:
+def test_mapped_tasks_send_separate_alerts(pipeline: Pipeline) -> None:
     for index in (0, 1):
-        error = reject(pipeline, f"2026-11-23T02:00:0{index}+00:00", f"train-{3 + index}")
-        alerts.task_failed(make_context(error, "base_model.train", task_instance={"map_index": index}))
+        started = f"2026-11-23T02:00:0{index}+00:00"
+        fields = {"started": started, "parameters": {"seed": 3}, "status": "failed", "outcome": "no"}
+        save_record(pipeline.store, "run-1", f"train-{3 + index}", **fields)
+    for index in (0, 0, 1):  # the first one again, in another attempt: the record identifies it
+        task = {"map_index": index, "try_number": 1 + len(read_alerts(pipeline.store))}
+        alerts.task_failed(make_context(TrainingError("no"), "base_model.train", task_instance=task))
     assert len(read_alerts(pipeline.store)) == 2
 
 
 @pytest.mark.parametrize(
-    ("error", "event"),
-    [(StoreError("it does not answer"), "run failed"), (None, "run failed"), (RejectedError("a gate"), "rejected")],
+    ("step", "result"),
+    [
+        ("accuracy_gate", None),
+        ("accuracy_gate", {"checks": "none"}),
+        ("accuracy_gate", {"checks": [{"name": "accuracy"}]}),
+        ("another_gate", {"checks": []}),
+    ],
 )
-def test_a_failure_without_a_record_is_reported_all_the_same(
-    pipeline: Pipeline, error: Exception | None, event: str
+def test_a_rejection_with_unreadable_checks_is_reported_without_them(
+    pipeline: Pipeline, step: str, result: dict[str, object] | None
 ) -> None:
+    save_record(pipeline.store, "run-1", step, status="rejected", outcome="no", result=result)
+    alerts.task_failed(make_context(RejectedError("no"), f"base_model.{step}"))
+    (alert,) = read_alerts(pipeline.store)
+    assert (alert["event"], alert["headline"]) == ("rejected", "")
+    assert alert["text"] == f"Task base_model.{step}: no"
+    watch()  # finds the same alert, and continues with the next record
+    assert len(read_alerts(pipeline.store)) == 1
+
+
+@pytest.mark.parametrize("outcome", ["reject", "hold"])
+def test_the_headline_of_a_rejected_dataset_is_its_failed_check(pipeline: Pipeline, outcome: str) -> None:
+    passed = CHECK.model_copy(update={"outcome": "passed"})
+    failed = CHECK.model_copy(
+        update={"message": "every image has 28 rows: failed for 1 of 1 rows, for example 27", "outcome": outcome}
+    )
+    result = ValidationResult(
+        summary="no",
+        rejection="no",
+        dataset=make_dataset(),
+        checks={"training": [passed], "test": [passed, failed]},
+        drift={"training": None, "test": None},
+        accepted=[],
+        quarantined=[],
+        waiting=[],
+        data_docs="there",
+    )
+    fields = {"status": "rejected", "outcome": "no", "result": result.to_json()}
+    save_record(pipeline.store, "run-1", "validate_data", **fields)
+    alerts.task_failed(make_context(RejectedError("no"), "data.validate_data"))
+    (alert,) = read_alerts(pipeline.store)
+    assert alert["headline"] == failed.message
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [(StoreError("no response"), "run failed"), (None, "run failed"), (RejectedError("a gate"), "rejected")],
+)
+def test_a_failure_without_a_record_is_reported(pipeline: Pipeline, error: Exception | None, event: str) -> None:
     alerts.task_failed(make_context(error))
     (alert,) = read_alerts(pipeline.store)
     assert alert["event"] == event
@@ -90,9 +144,9 @@ def test_wrong_use_of_another_dag_is_not_a_rejection(pipeline: Pipeline) -> None
 
 
 @pytest.mark.parametrize(
-    ("inputs", "words"), [({"approval_reason": "drifted"}, "mia rejected it: drifted"), ({}, "no reason was given")]
+    ("inputs", "words"), [({"approval_reason": "drifted"}, "mia rejected it: drifted"), ({}, "no reason given")]
 )
-def test_a_rejection_by_a_user_is_an_event_of_its_own(pipeline: Pipeline, inputs: dict[str, str], words: str) -> None:
+def test_a_rejection_by_a_user_is_a_separate_event(pipeline: Pipeline, inputs: dict[str, str], words: str) -> None:
     dag = runpy.run_path(str(PROJECT / "dags" / "fmnist_retrain.py"))["fmnist_retrain"]()
     user = {"id": "7", "name": "mia"}
     response = {"chosen_options": ["Reject"], "params_input": inputs, "responded_at": datetime.now(UTC)}
@@ -111,27 +165,25 @@ def test_an_approval_requires_a_reason() -> None:
     response |= {"responded_by_user": {"id": "7", "name": "mia"}}
     approval = dag.get_task("approval")
     for inputs in ({}, {"approval_reason": " "}):
-        with pytest.raises(ValueError, match=r"mia approved without a reason; clear this task to be asked again"):
+        with pytest.raises(ValueError, match=r"mia approved without a reason; clear this task to request"):
             approval.execute_complete({}, response | {"params_input": inputs})
-    given = {"approval_reason": "I checked it"}
-    assert approval.execute_complete({}, response | {"params_input": given})["params_input"] == given
+    inputs = {"approval_reason": "I checked it"}
+    assert approval.execute_complete({}, response | {"params_input": inputs})["params_input"] == inputs
 
 
 @pytest.mark.parametrize(("dag_id", "task_id"), [(DAG_ID, "tuned_model.approval"), ("fmnist_rollback", "approval")])
-def test_each_time_that_an_approval_is_asked_for_has_its_alert(pipeline: Pipeline, dag_id: str, task_id: str) -> None:
+def test_each_request_for_approval_sends_an_alert(pipeline: Pipeline, dag_id: str, task_id: str) -> None:
     dag = runpy.run_path(str(PROJECT / "dags" / f"{dag_id}.py"))[dag_id]()
     (notifier,) = dag.get_task(task_id).notifiers
-    asked = SimpleNamespace(subject="Promote it?", body="too large\n\n[Verdict](…)")
+    operator = SimpleNamespace(subject="Promote it?", body="too large\n\n[Verdict](…)")
     for number in (1, 1, 2):  # the last one after the task was cleared
         instance = {"try_number": number}
-        notifier.notify(make_context(None, task_id, dag_id, task=asked, task_instance=instance))
-    found = read_alerts(pipeline.store)
-    assert [(one["event"], one["task_id"], one["text"]) for one in found] == [
-        ("approval needed", task_id, "Promote it? too large")
-    ] * 2
+        notifier.notify(make_context(None, task_id, dag_id, task=operator, task_instance=instance))
+    sent = [(alert["event"], alert["task_id"], alert["text"]) for alert in read_alerts(pipeline.store)]
+    assert sent == [("approval needed", task_id, "Promote it? too large")] * 2
 
 
-def test_an_approval_that_nobody_answered_is_an_event_of_its_own(pipeline: Pipeline) -> None:
+def test_an_expired_approval_is_a_separate_event(pipeline: Pipeline) -> None:
     alerts.task_failed(make_context(HITLTimeoutError({"error_type": "timeout"}), "approval", "fmnist_rollback"))
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["dag_id"]) == ("approval expired", "fmnist_rollback")
@@ -139,12 +191,12 @@ def test_an_approval_that_nobody_answered_is_an_event_of_its_own(pipeline: Pipel
 
 def test_a_watch_that_fails_every_hour_is_reported_once_a_day(pipeline: Pipeline) -> None:
     for run_id in ("a", "b"):
-        alerts.task_failed(make_context(StoreError("away"), "last_success", "fmnist_watch") | {"run_id": run_id})
+        alerts.task_failed(make_context(StoreError("no response"), "last_success", "fmnist_watch") | {"run_id": run_id})
     assert len(read_alerts(pipeline.store)) == 1
 
 
 @pytest.mark.parametrize(("reason", "events"), [("timed_out", ["run failed"]), ("task_failure", [])])
-def test_a_run_that_exceeds_its_time_is_reported_and_a_failed_task_speaks_for_itself(
+def test_the_callback_of_a_run_reports_only_an_exceeded_time_limit(
     pipeline: Pipeline, reason: str, events: list[str]
 ) -> None:
     context = {"reason": reason, "run_id": "run-1", "dag": SimpleNamespace(dag_id=DAG_ID)}
@@ -154,26 +206,31 @@ def test_a_run_that_exceeds_its_time_is_reported_and_a_failed_task_speaks_for_it
 
 
 @pytest.mark.parametrize("dag_id", ["fmnist_rollback", ""])
-def test_an_alert_names_the_dag_that_ran_if_one_did(
+def test_an_alert_names_the_current_dag_if_any(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, dag_id: str
 ) -> None:
     for name in ("DAG_ID", "DAG_RUN_ID"):  # which Airflow sets for its tasks
         monkeypatch.delenv(f"AIRFLOW_CTX_{name}", raising=False)
         if dag_id:
             monkeypatch.setenv(f"AIRFLOW_CTX_{name}", dag_id if name == "DAG_ID" else "manual-1")
-    alerts.send(Alert("champion changed", None, "v1 again"))
+    alerts.send(Alert("champion changed", None, "v1 is the champion again"))
     (alert,) = read_alerts(pipeline.store)
     assert (alert["dag_id"], alert["run_id"]) == (dag_id, "manual-1" if dag_id else None)
 
 
 @pytest.mark.integration
-def test_a_gate_of_a_real_run_gives_its_check_as_headline(finished_pipeline: Pipeline) -> None:
+def test_the_headline_of_a_real_rejection_is_its_failed_check(finished_pipeline: Pipeline) -> None:
+    result: GateResult = finished_pipeline.read_result("accuracy_gate")
+    (accuracy, *_) = (check for check in result.checks if check.name == "accuracy")
+    assert isinstance(accuracy.value, float)
+    changed = accuracy.model_copy(
+        update={"outcome": "reject", "message": accuracy.message.replace("at least", "below")}
+    )
+    rejected = result.model_copy(update={"checks": [changed], "decision": "reject", "rejection": "no"})
     record = read_record(finished_pipeline.store, "run-1", "accuracy_gate")
-    (accuracy, *_) = (row for row in record["result"]["checks"] if row["name"] == "accuracy")
-    changed = {**accuracy, "outcome": "reject", "reason": accuracy["reason"].replace("at least", "below")}
-    rejected = {**record, "status": "rejected", "outcome": "no", "result": {"checks": [changed]}}
-    write_record(finished_pipeline.store, "run-1", "accuracy_gate", rejected)
+    fields = {"status": "rejected", "outcome": "no", "result": rejected.to_json()}
+    write_record(finished_pipeline.store, record.model_copy(update=fields))
     alerts.task_failed(make_context(RejectedError("no")))
-    (alert,) = (one for one in read_alerts(finished_pipeline.store) if one["event"] == "rejected")
-    assert f"{accuracy['value']:.2%}, below the threshold" in alert["headline"]
-    assert service.in_service(finished_pipeline.store).version in alert["champion"]
+    (alert,) = (alert for alert in read_alerts(finished_pipeline.store) if alert["event"] == "rejected")
+    assert f"{accuracy.value:.2%}, below the threshold of" in alert["headline"]
+    assert service.require_champion(finished_pipeline.store).version in alert["champion"]

@@ -1,4 +1,4 @@
-"""No alert is lost: real stores and receivers, with faults and kills (SIGKILL) by a seed."""
+"""No alert is lost, with real stores and receivers, and seeded faults and kills (SIGKILL)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.alert_process import AlertProcesses
-from tests.support.alert_trials import SCENARIOS, Tally, build_stage_in_folder, build_stage_on_minio, play_trials
+from tests.support.alert_trials import SCENARIOS, Tally, build_stage_in_folder, build_stage_on_minio, run_trials
 from tests.support.minio_server import MinioServer
 from tests.support.proxy import Proxy
 
-FAULTLESS = ("receivers down", "answers of the store lost")  # nothing in them can be delivered twice
+SCENARIOS_WITHOUT_DUPLICATES = ("receivers down", "responses of the store lost")
 
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[AlertProcesses]:
-    with AlertProcesses() as new:
-        yield new
+    with AlertProcesses() as processes:
+        yield processes
 
 
-def check(tally: Tally) -> None:
-    """Nothing is lost, and each duplicate says that it may be one."""
+def check_tally(tally: Tally) -> None:
+    """Check that no alert is lost, and that each duplicate is labelled."""
     assert (tally.lost, tally.unlabelled) == (0, 0)
 
 
@@ -30,30 +30,32 @@ def check(tally: Tally) -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_alert_is_lost(tmp_path: Path, processes: AlertProcesses, scenario: str) -> None:
     for seed in range(2):
-        tally = build_stage_in_folder(tmp_path / str(seed), processes).play(scenario, seed)
-        check(tally)
-        assert not (scenario in FAULTLESS and (tally.duplicates or tally.needless_labels)), tally
+        tally = build_stage_in_folder(tmp_path / str(seed), processes).run_trial(scenario, seed)
+        check_tally(tally)
+        assert not (scenario in SCENARIOS_WITHOUT_DUPLICATES and (tally.duplicates or tally.needless_labels)), tally
 
 
 @pytest.mark.exhaustive
 def test_no_alert_is_lost_in_200_trials() -> None:
-    tallies = play_trials(200)
+    tallies = run_trials(200)
     for tally in tallies.values():
-        check(tally)
-    for scenario in FAULTLESS:
+        check_tally(tally)
+    for scenario in SCENARIOS_WITHOUT_DUPLICATES:
         assert (tallies[scenario].duplicates, tallies[scenario].needless_labels) == (0, 0)
     assert sum(tally.trials for tally in tallies.values()) == 200
     assert sum(tally.kills for tally in tallies.values()) >= 50
 
 
 @pytest.mark.exhaustive
-def test_killed_at_every_point(tmp_path: Path, processes: AlertProcesses) -> None:
-    """Before and after each request to the store and each delivery, while an alert is raised and sent."""
+def test_no_alert_is_lost_if_killed_at_any_point(tmp_path: Path, processes: AlertProcesses) -> None:
+    """A point is before or after a request to the store or a delivery, while an alert is sent."""
     total = Tally()
-    for fatal in range(1, 1000):
-        tally = build_stage_in_folder(tmp_path / str(fatal), processes).play("killed at a point", 2, fatal)
+    for kill_point in range(1, 1000):
+        tally = build_stage_in_folder(tmp_path / str(kill_point), processes).run_trial(
+            "killed at a point", 2, kill_point
+        )
         total.add(tally)
-        check(tally)
+        check_tally(tally)
         if not tally.kills:
             break
     assert total.kills >= 60
@@ -61,12 +63,14 @@ def test_killed_at_every_point(tmp_path: Path, processes: AlertProcesses) -> Non
 
 
 @pytest.mark.exhaustive
-def test_killed_at_every_point_on_minio(minio_server: MinioServer, proxy: Proxy, processes: AlertProcesses) -> None:
+def test_no_alert_is_lost_if_killed_at_any_point_on_minio(
+    minio_server: MinioServer, proxy: Proxy, processes: AlertProcesses
+) -> None:
     total = Tally()
-    for fatal in range(1, 1000):
-        tally = build_stage_on_minio(minio_server, proxy, processes).play("killed at a point", 2, fatal)
+    for kill_point in range(1, 1000):
+        tally = build_stage_on_minio(minio_server, proxy, processes).run_trial("killed at a point", 2, kill_point)
         total.add(tally)
-        check(tally)
+        check_tally(tally)
         if not tally.kills:
             break
     assert total.kills >= 60

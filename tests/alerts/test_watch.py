@@ -1,4 +1,4 @@
-"""`fmnist_watch`: runs that never come, failures that nobody reported, and the heartbeat."""
+"""`fmnist_watch`: missing runs, failures without an alert, and the heartbeat."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from fmnist_tasks.alerts import Alert, outbox
 from fmnist_tasks.alerts.watch import watch
 from fmnist_tasks.errors import FmnistError, RejectedError
 from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.runs import write_record
+from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.store import read_clock
 from tests.alerts.conftest import Clock
+from tests.support.documents import save_record
 from tests.support.outbox import read_alerts
 from tests.support.pipeline import Pipeline
 
@@ -27,18 +28,18 @@ def list_events(pipeline: Pipeline) -> list[str]:
     return sorted(alert["event"] for alert in read_alerts(pipeline.store))
 
 
-def record(pipeline: Pipeline, clock: Clock, run_id: str, step: str, status: str = "done", **fields: Any) -> None:
+def write_record(pipeline: Pipeline, clock: Clock, run_id: str, step: str, status: str = "done", **fields: Any) -> None:
     now = clock.read(pipeline.store).isoformat()
-    content = {"created": now, "started": now, "parameters": {"seed": 0}, "outcome": "why", "result": {}}
-    write_record(pipeline.store, run_id, step, content | {"status": status} | fields)
+    defaults = {"created": now, "started": now, "status": status, "outcome": "why"}
+    save_record(pipeline.store, run_id, step, **defaults | fields)
 
 
 def promote(pipeline: Pipeline, clock: Clock, version: str) -> None:
-    current = champion.champion(pipeline.store)
+    current = champion.find_champion(pipeline.store)
     after = current.sequence if current else 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(champion, "read_clock", clock.read)
-        champion.append(
+        champion.append_entry(
             pipeline.store, version=version, action="promote", reason="r", write_id=f"run-{version}", after=after
         )
 
@@ -47,7 +48,7 @@ def list_failures(pipeline: Pipeline) -> list[str]:
     return [event for event in list_events(pipeline) if event != "champion changed"]
 
 
-def test_a_pipeline_on_which_no_run_ever_succeeds_is_reported(pipeline: Pipeline, clock: Clock) -> None:
+def test_a_pipeline_without_a_successful_run_is_reported(pipeline: Pipeline, clock: Clock) -> None:
     assert "No run has succeeded since fmnist_watch first ran" in watch()
     clock.advance(days=7.9)
     watch()
@@ -58,7 +59,7 @@ def test_a_pipeline_on_which_no_run_ever_succeeds_is_reported(pipeline: Pipeline
     assert list_events(pipeline) == ["no successful run"]
 
 
-def test_it_is_repeated_weekly_until_a_run_succeeds(pipeline: Pipeline, clock: Clock) -> None:
+def test_the_alert_is_repeated_weekly_until_a_run_succeeds(pipeline: Pipeline, clock: Clock) -> None:
     promote(pipeline, clock, "v1")
     for days, count in ((7.9, 0), (0.2, 1), (6.8, 1), (0.2, 2), (7, 3)):
         clock.advance(days=days)
@@ -73,31 +74,31 @@ def test_it_is_repeated_weekly_until_a_run_succeeds(pipeline: Pipeline, clock: C
     assert list_failures(pipeline) == ["no successful run"] * 4
 
 
-def test_a_run_that_found_nothing_new_has_succeeded(pipeline: Pipeline, clock: Clock) -> None:
+def test_a_run_that_found_nothing_new_is_a_success(pipeline: Pipeline, clock: Clock) -> None:
     promote(pipeline, clock, "v1")
     clock.advance(days=8)
-    record(pipeline, clock, "run-2", "detect_change", result={"changed": False})
-    record(pipeline, clock, "run-3", "detect_change", result={"changed": True})
+    write_record(pipeline, clock, "run-2", "detect_change", result={"changed": False})
+    write_record(pipeline, clock, "run-3", "detect_change", result={"changed": True})
     clock.advance(days=7.9)
     assert "The last successful run" in watch()
     assert "no successful run" not in list_events(pipeline)
 
 
-def test_clearing_an_old_task_or_rolling_back_is_no_success(pipeline: Pipeline, clock: Clock) -> None:
-    record(pipeline, clock, "run-1", "detect_change", result={"changed": False})
+def test_clearing_an_old_task_or_rolling_back_is_not_a_success(pipeline: Pipeline, clock: Clock) -> None:
+    write_record(pipeline, clock, "run-1", "detect_change", result={"changed": False})
     created = clock.read(pipeline.store).isoformat()
     promote(pipeline, clock, "v1")
     clock.advance(days=8.1)
-    record(pipeline, clock, "run-1", "detect_change", created=created, result={"changed": False})
-    record(pipeline, clock, "run-0", "promote", created=created)
-    champion.append(pipeline.store, version="v0", action="rollback", reason="r", write_id="w", after=1)
+    write_record(pipeline, clock, "run-1", "detect_change", created=created, result={"changed": False})
+    write_record(pipeline, clock, "run-0", "promote", created=created)
+    champion.append_entry(pipeline.store, version="v0", action="rollback", reason="r", write_id="w", after=1)
     watch()
     assert list_failures(pipeline) == ["no successful run"]
 
 
-def test_a_task_cleared_today_does_not_make_its_old_run_a_success_of_today(pipeline: Pipeline, clock: Clock) -> None:
+def test_clearing_a_task_does_not_change_the_time_of_a_success(pipeline: Pipeline, clock: Clock) -> None:
     created = clock.read(pipeline.store) - timedelta(days=9)
-    record(pipeline, clock, "run-1", "detect_change", created=created.isoformat(), result={"changed": False})
+    write_record(pipeline, clock, "run-1", "detect_change", created=created.isoformat(), result={"changed": False})
     assert f"{created:%Y-%m-%d %H:%M}" in watch()
     assert list_events(pipeline) == ["no successful run"]
 
@@ -106,16 +107,16 @@ def test_a_task_cleared_today_does_not_make_its_old_run_a_success_of_today(pipel
 def test_a_failure_that_a_killed_task_did_not_report_is_reported(
     pipeline: Pipeline, clock: Clock, status: str, event: str
 ) -> None:
-    record(pipeline, clock, "run-1", "accuracy_gate", status)
-    record(pipeline, clock, "try-1", "accuracy_gate", status, actor="ann (shell)")  # whoever typed it has seen it
+    write_record(pipeline, clock, "run-1", "accuracy_gate", status)
+    write_record(pipeline, clock, "try-1", "accuracy_gate", status, actor="ann (shell)")  # its user has seen it
     watch()
     watch()
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["run_id"]) == (event, "run-1")
 
 
-def test_a_failure_that_was_reported_is_not_reported_again(pipeline: Pipeline, clock: Clock) -> None:
-    record(pipeline, clock, "run-1", "accuracy_gate", "rejected")
+def test_a_reported_failure_is_not_reported_again(pipeline: Pipeline, clock: Clock) -> None:
+    write_record(pipeline, clock, "run-1", "accuracy_gate", "rejected")
     task = SimpleNamespace(task_id="base_model.accuracy_gate", map_index=-1, try_number=2)
     dag = SimpleNamespace(dag_id="fmnist_retrain")
     alerts.task_failed({"run_id": "run-1", "dag": dag, "task_instance": task, "exception": RejectedError("why")})
@@ -127,16 +128,18 @@ def test_a_change_of_the_champion_that_a_killed_process_did_not_report_is_report
     pipeline: Pipeline, clock: Clock
 ) -> None:
     promote(pipeline, clock, "v1")
-    alerts.send(Alert("champion changed", "run-v1", "v1 it is", identity="entry 1"))
-    champion.append(pipeline.store, version="v0", action="rollback", reason="why", write_id="w", actor="ann", after=1)
+    alerts.send(Alert("champion changed", "run-v1", "v1 is the champion now", identity="entry 1"))
+    champion.append_entry(
+        pipeline.store, version="v0", action="rollback", reason="why", write_id="w", actor="ann", after=1
+    )
     watch()
     watch()
     texts = sorted(alert["text"] for alert in read_alerts(pipeline.store))
-    assert texts == ["v0 is the champion again, by ann, in place of v1: why", "v1 it is"]
+    assert texts == ["ann rolled back from v1 to v0: why", "v1 is the champion now"]
 
 
-def test_what_may_be_retried_is_not_yet_a_failure(pipeline: Pipeline, clock: Clock) -> None:
-    record(pipeline, clock, "run-1", "train-0", "failed", retryable=True)
+def test_a_retryable_failure_is_reported_after_the_retry_period(pipeline: Pipeline, clock: Clock) -> None:
+    write_record(pipeline, clock, "run-1", "train-0", "failed", retryable=True)
     clock.advance(hours=6)
     watch()
     assert list_events(pipeline) == []
@@ -145,8 +148,8 @@ def test_what_may_be_retried_is_not_yet_a_failure(pipeline: Pipeline, clock: Clo
     assert list_events(pipeline) == ["run failed"]
 
 
-def test_a_step_is_reported_only_once_it_must_have_ended(pipeline: Pipeline, clock: Clock) -> None:
-    record(pipeline, clock, "run-1", "train-0", "running")
+def test_an_unfinished_step_is_reported_after_its_time_limit(pipeline: Pipeline, clock: Clock) -> None:
+    write_record(pipeline, clock, "run-1", "train-0", "running")
     clock.advance(hours=6)
     watch()
     assert list_events(pipeline) == []
@@ -163,26 +166,26 @@ def test_a_step_is_reported_only_once_it_must_have_ended(pipeline: Pipeline, clo
 
 @pytest.mark.parametrize(("reported_after", "events"), [(True, 1), (False, 2)])
 def test_a_killed_step_is_reported_once(pipeline: Pipeline, clock: Clock, reported_after: bool, events: int) -> None:
-    """By Airflow's callback, or else by the watch; a failure from before the step began is another one."""
-    steps = [
-        lambda: record(pipeline, clock, "run-1", "train-0", "running"),
+    """Airflow's callback reports it, or else the watch; a failure before the step started is a different one."""
+    actions = [
+        lambda: write_record(pipeline, clock, "run-1", "train-0", "running"),
         lambda: clock.advance(hours=1),
         lambda: alerts.send(Alert("run failed", "run-1", "Task train: killed")),
     ]
-    for act in steps if reported_after else reversed(steps):
-        act()
+    for action in actions if reported_after else reversed(actions):
+        action()
     clock.advance(hours=8)
     watch()
     assert list_events(pipeline) == ["run failed"] * events
 
 
-def test_a_clock_that_was_ahead_silences_nothing(pipeline: Pipeline, clock: Clock) -> None:
+def test_times_in_the_future_do_not_suppress_alerts(pipeline: Pipeline, clock: Clock) -> None:
     clock.advance(days=365)
     watch()
     promote(pipeline, clock, "v1")
     created = clock.read(pipeline.store).isoformat()
     clock.advance(days=-365)
-    record(pipeline, clock, "run-1", "detect_change", created=created, result={"changed": False})
+    write_record(pipeline, clock, "run-1", "detect_change", created=created, result={"changed": False})
     assert "No run has succeeded since fmnist_watch first ran" in watch()
     clock.advance(days=8.1)
     watch()
@@ -190,7 +193,7 @@ def test_a_clock_that_was_ahead_silences_nothing(pipeline: Pipeline, clock: Cloc
 
 
 def test_a_run_without_an_end_is_reported(pipeline: Pipeline, clock: Clock) -> None:
-    record(pipeline, clock, "run-1", "ingest")
+    write_record(pipeline, clock, "run-1", "ingest")
     clock.advance(days=3.4)
     watch()
     assert list_events(pipeline) == []
@@ -201,28 +204,28 @@ def test_a_run_without_an_end_is_reported(pipeline: Pipeline, clock: Clock) -> N
 
 
 @pytest.mark.parametrize(
-    ("began", "ended", "events"), [(True, False, []), (False, True, []), (False, False, ["run failed"])]
+    ("from_shell", "ended_by_shell", "events"), [(True, False, []), (False, True, []), (False, False, ["run failed"])]
 )
-def test_a_run_from_a_shell_may_stay_without_an_end_and_one_of_airflow_be_ended_by_it(
-    pipeline: Pipeline, clock: Clock, began: bool, ended: bool, events: list[str]
+def test_a_shell_run_needs_no_end_and_a_shell_can_end_an_airflow_run(
+    pipeline: Pipeline, clock: Clock, from_shell: bool, ended_by_shell: bool, events: list[str]
 ) -> None:
-    record(pipeline, clock, "run-1", "ingest", actor="ann (shell)" if began else "schedule")
-    if ended:
-        record(pipeline, clock, "run-1", "promote", actor="ann (shell)")
+    write_record(pipeline, clock, "run-1", "ingest", actor="ann (shell)" if from_shell else "schedule")
+    if ended_by_shell:
+        write_record(pipeline, clock, "run-1", "promote", actor="ann (shell)")
     clock.advance(days=3.6)
     watch()
     assert list_events(pipeline) == events
 
 
-def test_a_run_that_a_user_rejected_has_its_alert(pipeline: Pipeline, clock: Clock) -> None:
-    record(pipeline, clock, "run-1", "promotion_gate")
+def test_a_run_rejected_by_a_user_is_not_reported_again(pipeline: Pipeline, clock: Clock) -> None:
+    write_record(pipeline, clock, "run-1", "promotion_gate")
     alerts.send(Alert("rejected by a user", "run-1", "rejected by mia"))
     clock.advance(days=4)
     watch()
     assert list_events(pipeline) == ["rejected by a user"]
 
 
-def test_damaged_records_fail_the_watch_once_all_else_is_done(
+def test_damaged_records_fail_the_watch_after_everything_else(
     pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FMNIST_OVERDUE_DAYS", "1")
@@ -230,43 +233,48 @@ def test_damaged_records_fail_the_watch_once_all_else_is_done(
     clock.advance(days=1.1)
     for step in ("ingest", "detect_change"):
         pipeline.store.put(f"runs/run-1/{step}.json", b"foreign")
-    record(pipeline, clock, "run-2", "accuracy_gate", "rejected")
-    with pytest.raises(FmnistError, match=r"runs/run-1/detect_change\.json.*; runs/run-1/ingest\.json"):
+    earlier = {"run_id": "run-1", "step": "train-0", "started": "2026-11-23T02:00:00+00:00", "status": "failed"}
+    pipeline.store.put("runs/run-1/train-0.json", seal(earlier))  # as version 0.1 wrote it
+    write_record(pipeline, clock, "run-2", "accuracy_gate", "rejected")
+    damaged = (
+        r"runs/run-1/detect_change\.json.*; runs/run-1/ingest\.json.*; runs/run-1/train-0\.json: has schema version 1"
+    )
+    with pytest.raises(FmnistError, match=damaged):
         watch()
     assert list_events(pipeline) == ["no successful run", "rejected"]
 
 
 @pytest.fixture
 def monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A monitor outside, which counts heartbeats."""
-    found = SimpleNamespace(pings=[], status=200)
+    """An external monitor that records heartbeats."""
+    monitor = SimpleNamespace(pings=[], status=200)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found.pings.append(self.path)
-            self.send_response(found.status)
+            monitor.pings.append(self.path)
+            self.send_response(monitor.status)
             self.end_headers()
 
         def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     monkeypatch.setenv("FMNIST_HEARTBEAT_URL", f"http://127.0.0.1:{server.server_port}/s3cret")
-    yield found
+    yield monitor
     server.shutdown()
     server.server_close()
 
 
 @pytest.mark.integration
-def test_the_heartbeat_beats_only_if_the_watch_succeeds_and_is_never_logged(
+def test_the_heartbeat_is_sent_only_on_success_and_never_logged(
     pipeline: Pipeline, monitor: SimpleNamespace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch()
     assert monitor.pings == ["/s3cret"]
     monitor.status = 404
     watch()
-    assert "FMNIST_HEARTBEAT_URL: answered 404" in caplog.text
+    assert "FMNIST_HEARTBEAT_URL: responded with status 404" in caplog.text
     pipeline.store.put("champion/00000001.json", b"foreign")
     with pytest.raises(FmnistError):
         watch()
@@ -274,22 +282,22 @@ def test_the_heartbeat_beats_only_if_the_watch_succeeds_and_is_never_logged(
     pipeline.store.delete("champion/00000001.json")
     monkeypatch.setenv("FMNIST_HEARTBEAT_URL", "http://127.0.0.1:1/s3cret")
     watch()
-    assert "FMNIST_HEARTBEAT_URL: not reached" in caplog.text
+    assert "FMNIST_HEARTBEAT_URL: cannot be reached" in caplog.text
     assert "s3cret" not in caplog.text
 
 
 def test_times_are_those_of_the_store(pipeline: Pipeline, clock: Clock) -> None:
-    clock.advance(days=-400)  # of the store; this machine is far ahead
+    clock.advance(days=-400)  # the store's clock; this machine's is far ahead
     watch()
     clock.advance(days=8.1)
     assert "more than the 8 allowed" in watch()
     assert abs(read_clock(pipeline.store) - clock.read(pipeline.store)) > timedelta(days=300)
 
 
-def test_a_fault_in_the_delivery_fails_the_watch_and_no_other_task(
+def test_a_delivery_error_fails_the_watch_but_no_other_task(
     pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever sends an alert must not fail with it, but somebody has to notice that none is delivered."""
+    """Sending an alert never raises, but an outbox that delivers nothing must be noticed."""
 
     def fail(store: object) -> None:
         raise RuntimeError("a fault of the outbox")

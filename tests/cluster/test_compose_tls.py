@@ -1,4 +1,4 @@
-"""compose.tls.yaml: what it adds to docker-compose.yaml. tests/page/test_tls.py runs the proxy's configuration."""
+"""compose.tls.yaml, which adds a proxy to docker-compose.yaml. tests/page/test_tls.py runs the proxy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DECLARED = yaml.safe_load((PROJECT / "compose.tls.yaml").read_text())
 SERVICES = DECLARED["services"]
 
 
-def test_only_the_proxy_is_believed_when_it_says_for_whom_it_forwards() -> None:
+def test_forwarded_headers_are_accepted_only_from_the_proxy() -> None:
     main = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())
     assert SERVICES.keys() - main["services"].keys() == {"proxy"}
     assert SERVICES["api-server"]["command"] == [*main["services"]["api-server"]["command"], "--proxy-headers"]
@@ -22,7 +22,7 @@ def test_only_the_proxy_is_believed_when_it_says_for_whom_it_forwards() -> None:
     ]
 
 
-def test_the_proxy_is_confined_and_mounts_the_configuration_that_is_tested() -> None:
+def test_the_proxy_is_confined_and_mounts_the_tested_configuration() -> None:
     proxy = SERVICES["proxy"]
     assert (proxy["user"], proxy["read_only"], proxy["cap_drop"]) == ("nginx", True, ["ALL"])
     assert proxy["security_opt"] == ["no-new-privileges:true"]

@@ -1,4 +1,4 @@
-"""The user of Redis that the Compose file declares: all that Celery needs, and no more."""
+"""The Redis user in the Compose file has exactly the rights that Celery needs."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where Redis listens, begun by the very command of the Compose file, with its password in a file."""
+    """Port of a Redis that is started by the command in the Compose file, with the password in a file."""
     require(REDIS)
     folder, port = tmp_path_factory.mktemp("redis"), reserve_port()
     (folder / "password").write_text("of the queue, #1\n")
     service = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())["services"]["redis"]
     *shell, script = service["command"]
     script = script.replace("$$", "$").replace("dir /data", f"dir {folder}\nbind 127.0.0.1\nport {port}")
-    given = {"PATH": os.environ["PATH"], "REDIS_PASSWORD_FILE": str(folder / "password")}
-    process = subprocess.Popen([*shell, script], env=given, stdout=subprocess.DEVNULL)
+    environment = {"PATH": os.environ["PATH"], "REDIS_PASSWORD_FILE": str(folder / "password")}
+    process = subprocess.Popen([*shell, script], env=environment, stdout=subprocess.DEVNULL)
 
-    def answers() -> bool:
+    def is_ready() -> bool:
         with suppress(exceptions.ConnectionError):
             return bool(connect(port).ping())
         return False
 
     try:
-        wait_until(answers, every=0.05)
+        wait_until(is_ready, every=0.05)
         yield port
     finally:
         process.terminate()
@@ -51,7 +51,7 @@ def connect(port: int, user: str = "airflow", password: str = "of the queue, #1"
     return Redis(port=port, username=user, password=password, retry=Retry(NoBackoff(), 0))
 
 
-def test_the_user_of_the_queue_has_no_command_over_the_server(port: int) -> None:
+def test_the_user_of_the_queue_has_no_administrative_commands(port: int) -> None:
     redis = connect(port)
     redis.lpush("default", "task")
     assert redis.brpop("default", timeout=1) == (b"default", b"task")
@@ -62,7 +62,7 @@ def test_the_user_of_the_queue_has_no_command_over_the_server(port: int) -> None
 
 
 @pytest.mark.parametrize(("user", "password"), [("default", ""), ("default", "of the queue, #1"), ("airflow", "other")])
-def test_nobody_else_gets_in(port: int, user: str, password: str) -> None:
+def test_no_other_user_can_sign_in(port: int, user: str, password: str) -> None:
     with pytest.raises(exceptions.AuthenticationError):
         connect(port, user, password).ping()
     with pytest.raises(exceptions.AuthenticationError):
@@ -73,5 +73,5 @@ def test_the_health_check_signs_in(port: int, tmp_path: Path) -> None:
     test = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())["services"]["redis"]["healthcheck"]["test"]
     command = test[1].replace("$$", "$").replace("redis:6379", f"127.0.0.1:{port}")
     for password, healthy in (("of the queue, #1", True), ("other", False)):
-        given = {"PATH": os.environ["PATH"], "REDIS_PASSWORD": password}
-        assert (subprocess.run(["sh", "-c", command], env=given).returncode == 0) == healthy
+        environment = {"PATH": os.environ["PATH"], "REDIS_PASSWORD": password}
+        assert (subprocess.run(["sh", "-c", command], env=environment).returncode == 0) == healthy

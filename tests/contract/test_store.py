@@ -1,4 +1,4 @@
-"""What every object store promises; each implementation runs the same assertions."""
+"""The contract of the object store; every implementation runs the same tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from fmnist_tasks.errors import AccessError, IntegrityError, MissingError, Setti
 from fmnist_tasks.registry import s3
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
-from fmnist_tasks.registry.store import Store, check_key, decode_key, open_store, read_clock
+from fmnist_tasks.registry.store import Store, check_key, decode_key, read_clock
+from fmnist_tasks.registry.stores import open_store
 
 
 @pytest.fixture
@@ -27,46 +28,46 @@ def folder(tmp_path: Path) -> FolderStore:
 
 
 @pytest.fixture(name="store")
-def each_store(store_of_each_kind: Store) -> Store:
+def every_store(store_of_each_kind: Store) -> Store:
     return store_of_each_kind
 
 
 def write_foreign(store: Store, name: str, data: bytes) -> None:
-    """Write under a name as others would, who know nothing of keys."""
+    """Write an object by its name, as programs do that do not know this project's keys."""
     if isinstance(store, FolderStore):
         path = store.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     else:
-        store.prepare()
+        store.prepare_bucket()
         store._client.put_object(store.bucket, name, io.BytesIO(data), len(data))
 
 
-def keys(store: Store, prefix: str, after: str = "") -> list[str]:
+def list_keys(store: Store, prefix: str, after: str = "") -> list[str]:
     return [stat.key for stat in store.list(prefix, after) if stat.key != "conditional-create.txt"]
 
 
-def test_what_is_put_is_got_and_replaced(store: Store) -> None:
+def test_an_object_is_written_read_and_replaced(store: Store) -> None:
     store.put("a/b.bin", b"one")
     store.put("a/b.bin", b"three")
     assert store.get("a/b.bin") == b"three"
-    found = store.stat("a/b.bin")
-    assert found
-    assert (found.key, found.bytes) == ("a/b.bin", 5)
-    assert abs(datetime.now(UTC) - found.modified) < timedelta(minutes=5)
+    stat = store.stat("a/b.bin")
+    assert stat
+    assert (stat.key, stat.bytes) == ("a/b.bin", 5)
+    assert abs(datetime.now(UTC) - stat.modified) < timedelta(minutes=5)
 
 
-def test_what_is_larger_than_expected_is_not_read(store: Store) -> None:
+def test_an_object_larger_than_expected_is_not_read(store: Store) -> None:
     store.put("a/b.bin", b"12345")
     assert store.get("a/b.bin", 5) == b"12345"
     for read in (store.get, store.open):
-        with pytest.raises(IntegrityError, match=r"a/b.bin: is 5 bytes, expected at most 4"):
+        with pytest.raises(IntegrityError, match=r"a/b.bin: has 5 bytes, expected at most 4"):
             read("a/b.bin", 4)
     with store.open("a/b.bin") as file:
         assert file.read() == b"12345"
 
 
-def test_the_clock_is_the_stores_own(store: Store) -> None:
+def test_the_clock_is_that_of_the_store(store: Store) -> None:
     store.put("before", b"")
     now = read_clock(store)
     store.put("after", b"")
@@ -76,8 +77,8 @@ def test_the_clock_is_the_stores_own(store: Store) -> None:
     assert before.modified <= now <= after.modified
 
 
-@pytest.mark.parametrize("size", [0, 1, (8 << 20) + 1, 20 << 20])  # in one piece and in parts
-def test_a_file_is_put_and_opened_whole(store: Store, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, (8 << 20) + 1, 20 << 20])  # in one part, and in several
+def test_a_file_is_written_and_opened_complete(store: Store, size: int) -> None:
     content = np.random.default_rng(size).bytes(size)
     source = io.BytesIO(content)
     source.seek(size // 2)
@@ -90,24 +91,24 @@ def test_a_file_is_put_and_opened_whole(store: Store, size: int) -> None:
     assert not source.closed
 
 
-def test_a_key_that_is_not_there(store: Store) -> None:
+def test_a_missing_key(store: Store) -> None:
     assert store.stat("a/b") is None
     assert list(store.list("a/")) == []
     store.delete("a/b")
     for read in (store.get, store.open):
         with pytest.raises(MissingError, match="a/b does not exist"):
             read("a/b")
-    store.put("a/c", b"now there is a store")
+    store.put("a/c", b"now the store exists")
     assert store.stat("a/b") is None
     with pytest.raises(MissingError, match="a/b does not exist"):
         store.get("a/b")
 
 
-def test_what_is_deleted_is_gone_and_can_be_created_again(store: Store) -> None:
+def test_a_deleted_object_can_be_created_again(store: Store) -> None:
     store.put("a/b", b"x")
     store.delete("a/b")
     assert store.stat("a/b") is None
-    assert "a/b" not in keys(store, "")
+    assert "a/b" not in list_keys(store, "")
     assert store.put_if_absent("a/b", b"y")
 
 
@@ -118,42 +119,42 @@ def test_put_if_absent_never_replaces(store: Store) -> None:
 
 
 def test_one_of_many_simultaneous_conditional_writers_wins(store: Store) -> None:
-    barrier, won = threading.Barrier(16), []
+    barrier, winners = threading.Barrier(16), []
 
     def write(number: int) -> None:
         barrier.wait()
         if store.put_if_absent("race", str(number).encode()):
-            won.append(number)
+            winners.append(number)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 1
-    assert store.get("race") == str(won[0]).encode()
+    assert len(winners) == 1
+    assert store.get("race") == str(winners[0]).encode()
 
 
-def test_list_is_ordered_and_by_prefix_not_by_folder(store: Store) -> None:
+def test_a_listing_is_sorted_and_by_prefix_not_by_folder(store: Store) -> None:
     for key in ("log/00000002", "log/00000010", "log/00000001", "logs/x", "log-2/x", "other"):
         store.put(key, b"")
-    assert keys(store, "log/") == ["log/00000001", "log/00000002", "log/00000010"]
-    assert keys(store, "lo") == ["log-2/x", "log/00000001", "log/00000002", "log/00000010", "logs/x"]
+    assert list_keys(store, "log/") == ["log/00000001", "log/00000002", "log/00000010"]
+    assert list_keys(store, "lo") == ["log-2/x", "log/00000001", "log/00000002", "log/00000010", "logs/x"]
 
 
-def test_list_goes_on_after_a_key(store: Store) -> None:
+def test_a_listing_continues_after_a_key(store: Store) -> None:
     for number in range(1, 6):
         store.put(f"log/{number}", b"")
-    assert keys(store, "log/", after="log/3") == ["log/4", "log/5"]
-    assert keys(store, "log/", after="log/35") == ["log/4", "log/5"]
-    assert keys(store, "log/", after="log/5") == []
+    assert list_keys(store, "log/", after="log/3") == ["log/4", "log/5"]
+    assert list_keys(store, "log/", after="log/35") == ["log/4", "log/5"]
+    assert list_keys(store, "log/", after="log/5") == []
 
 
-def test_more_keys_than_one_page_holds(store: Store) -> None:
+def test_a_listing_of_several_pages(store: Store) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda number: store.put(f"log/{number:04d}", b""), range(2001)))
-    assert keys(store, "log/") == [f"log/{number:04d}" for number in range(2001)]
-    assert keys(store, "log/", after="log/0999") == [f"log/{number:04d}" for number in range(1000, 2001)]
+    assert list_keys(store, "log/") == [f"log/{number:04d}" for number in range(2001)]
+    assert list_keys(store, "log/", after="log/0999") == [f"log/{number:04d}" for number in range(1000, 2001)]
 
 
 NAMES = {
@@ -172,36 +173,36 @@ NAMES = {
 }
 
 
-def test_names_that_people_give_their_files(store: Store) -> None:
+def test_unusual_names_of_files(store: Store) -> None:
     for name, key in NAMES.items():
         write_foreign(store, f"incoming/{name}", key.encode())
     names = sorted(f"incoming/{name}".encode() for name in NAMES)
-    assert [decode_key(key) for key in keys(store, "incoming/")] == names
+    assert [decode_key(key) for key in list_keys(store, "incoming/")] == names
     for name, key in NAMES.items():
         assert store.get(f"incoming/{key}") == key.encode()
         assert store.stat(f"incoming/{key}").bytes == len(key.encode())
-        assert keys(store, f"incoming/{key}") == [f"incoming/{key}"] or name.startswith("50%")
+        assert list_keys(store, f"incoming/{key}") == [f"incoming/{key}"] or name.startswith("50%")
         store.put(f"incoming/{key}", b"other")
-    middle = keys(store, "incoming/")[5]
-    assert [decode_key(key) for key in keys(store, "incoming/", after=middle)] == names[6:]
+    middle = list_keys(store, "incoming/")[5]
+    assert [decode_key(key) for key in list_keys(store, "incoming/", after=middle)] == names[6:]
     for stat in list(store.list("incoming/")):
         store.delete(stat.key)
-    assert keys(store, "") == []
+    assert list_keys(store, "") == []
 
 
-def test_a_name_that_is_no_text_has_a_key(folder: FolderStore) -> None:
+def test_a_name_that_is_not_text_has_a_key(folder: FolderStore) -> None:
     folder.put("incoming/a", b"x")
     (folder.root / "incoming" / os.fsdecode(b"latin-\xe9.npz")).write_bytes(b"y")
-    assert keys(folder, "incoming/") == ["incoming/a", "incoming/latin-%E9.npz"]
+    assert list_keys(folder, "incoming/") == ["incoming/a", "incoming/latin-%E9.npz"]
     assert folder.get("incoming/latin-%E9.npz") == b"y"
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("marker", ["incoming/", "runs/", "incoming/a b/"])
-def test_markers_of_folders_are_no_objects(minio_store: S3Store, marker: str) -> None:
+def test_markers_of_folders_are_not_listed(minio_store: S3Store, marker: str) -> None:
     minio_store.put("incoming/b", b"x")
     minio_store._client.put_object(minio_store.bucket, marker, io.BytesIO(b""), 0)
-    assert keys(minio_store, "") == keys(minio_store, "incoming/") == ["incoming/b"]
+    assert list_keys(minio_store, "") == list_keys(minio_store, "incoming/") == ["incoming/b"]
 
 
 @pytest.mark.parametrize(
@@ -217,11 +218,11 @@ def test_markers_of_folders_are_no_objects(minio_store: S3Store, marker: str) ->
         ("a/..b", "a/..b"),
     ],
 )
-def test_names_on_a_server_that_are_no_paths(name: str, key: str) -> None:
-    assert s3._encode(name.encode()) == key
-    assert s3._name(key) == name
+def test_names_on_a_server_that_are_not_paths(name: str, key: str) -> None:
+    assert s3._encode_name(name.encode()) == key
+    assert s3._to_object_name(key) == name
     if "." not in key:
-        with pytest.raises(SettingsError, match="no valid key"):  # in a folder, that would lead elsewhere
+        with pytest.raises(SettingsError, match="not a valid key"):  # in a folder, it would lead out of the store
             check_key(key)
 
 
@@ -234,24 +235,24 @@ def test_a_listing_cannot_leave_the_store(store: Store, prefix: str) -> None:
         list(store.list(prefix))
 
 
-def test_what_is_as_it_was_seen_is_taken(store: Store) -> None:
+def test_an_unchanged_object_is_removed_or_moved(store: Store) -> None:
     for to in (None, "quarantine/run/b.npz"):
         store.put("incoming/b.npz", b"x")
-        (seen,) = store.list("incoming/")
-        assert replace(store.stat("incoming/b.npz"), modified=seen.modified) == seen
-        assert store.take(seen, to, hashlib.sha256(b"x").hexdigest())
-        assert store.take(seen, to, hashlib.sha256(b"x").hexdigest())  # as after an interruption
-        assert keys(store, "incoming/") == []
+        (stat,) = store.list("incoming/")
+        assert replace(store.stat("incoming/b.npz"), modified=stat.modified) == stat
+        assert store.remove_if_unchanged(stat, to, hashlib.sha256(b"x").hexdigest())
+        assert store.remove_if_unchanged(stat, to, hashlib.sha256(b"x").hexdigest())  # as after an interruption
+        assert list_keys(store, "incoming/") == []
     assert store.get("quarantine/run/b.npz") == b"x"
 
 
 @pytest.mark.parametrize("to", [None, "quarantine/b.npz"])
-def test_what_changed_is_not_taken(store: Store, to: str | None) -> None:
+def test_a_changed_object_is_not_removed(store: Store, to: str | None) -> None:
     store.put("incoming/b.npz", b"old")
-    (seen,) = store.list("incoming/")
+    (stat,) = store.list("incoming/")
     store.put("incoming/b.npz", b"newer")
-    assert not store.take(seen, to)
-    assert keys(store, "") == ["incoming/b.npz"]
+    assert not store.remove_if_unchanged(stat, to)
+    assert list_keys(store, "") == ["incoming/b.npz"]
     assert store.get("incoming/b.npz") == b"newer"
 
 
@@ -275,21 +276,21 @@ def test_what_changed_is_not_taken(store: Store, to: str | None) -> None:
     ],
 )
 def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
-    with pytest.raises((SettingsError, AccessError), match=r"no valid key|segment is not supported"):
+    with pytest.raises((SettingsError, AccessError), match=r"not a valid key|segment is not supported"):
         store.put(key, b"x")
 
 
-def test_a_store_that_cannot_be_written_says_where_and_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
+def test_the_error_of_a_failed_write_says_where_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreError, match=r"cannot write .*file/store/k: Not a directory; free space, or give"):
         FolderStore(tmp_path / "file" / "store").put("k", b"x")
 
 
-def test_a_write_that_fails_leaves_the_old_object_and_no_rest(folder: FolderStore) -> None:
+def test_a_failed_write_leaves_the_old_object_and_no_temporary_file(folder: FolderStore) -> None:
     folder.put("folder/k", b"old")
-    (folder.root / "folder" / "taken").mkdir()
+    (folder.root / "folder" / "occupied").mkdir()
     with pytest.raises(StoreError):
-        folder.put("folder/taken", b"new")
+        folder.put("folder/occupied", b"new")
     assert folder.get("folder/k") == b"old"
     assert list((folder.root / ".scratch").iterdir()) == []
 
@@ -297,7 +298,7 @@ def test_a_write_that_fails_leaves_the_old_object_and_no_rest(folder: FolderStor
 @pytest.mark.parametrize(
     "uri", ["", "store", "ftp://host/x", "file://host/x", "http://a", "file:~/x", "file:///~/x", "file:x"]
 )
-def test_a_uri_that_names_no_store(uri: str) -> None:
+def test_a_uri_that_does_not_name_a_store(uri: str) -> None:
     with pytest.raises(SettingsError, match="FMNIST_STORE"):
         open_store(uri)
 

@@ -1,3 +1,5 @@
+"""Airflow homes for the tests of the DAGs."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,5 +17,5 @@ def migrated_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_migrated_home(tmp_path: Path) -> Path:
-    """An Airflow home for one test alone, for those in which a scheduler acts on all that it finds."""
+    """An Airflow home for a single test, because its scheduler acts on every run in the database."""
     return copy_migrated_home(tmp_path / "airflow")

@@ -19,7 +19,7 @@ from tests.support.pipeline import Pipeline
 
 pytestmark = pytest.mark.integration
 
-# A consumer without this project: NumPy and Keras alone.
+# A consumer without this project, only with NumPy and Keras.
 PROGRAM = """
 import gzip, json, sys
 import keras, numpy
@@ -44,26 +44,28 @@ def test_quick_on_the_real_images_passes_the_gate_and_plain_keras_agrees(
     airflow = AirflowInstallation(migrated_home, Pipeline(tmp_path), real)
     code, output = airflow.run_dag()
     assert code == 0, output
-    entry = service.in_service(minio_store)
-    assert re.search(rf"promote +done .*{entry.version} is the champion, number 1", output)
+    entry = service.require_champion(minio_store)
+    assert re.search(rf"promote +done .*{entry.version} is the champion \(log entry 1\)", output)
     for row in (
-        "validation accuracy, base +9",
-        "test accuracy, base +9",
+        "validation accuracy, base model +9",
+        "validation accuracy, tuned model +9",
+        "test accuracy, base model +9",
+        "test accuracy, candidate +9",
         "accuracy gate +promote",
         "promotion gate +promote",
         f"model +{minio_server.endpoint}/{minio_store.bucket}/releases/{entry.version}/model.h5",
     ):
         assert re.search(row, output), row
     manifest = service.open_release(minio_store, entry.version).manifest
-    accuracy = manifest["figures"]["test"]["accuracy"]
-    assert manifest["figures"]["test"]["images"] == 10_000
+    accuracy = manifest.metrics.test.accuracy
+    assert manifest.metrics.test.images == 10_000
     assert accuracy >= 0.92
-    assert manifest["figures"]["base_test_accuracy"] >= 0.92
+    assert manifest.metrics.base_test_accuracy >= 0.92
     (extra,) = airflow.query_database("select extra from asset_event")[-1]
     assert json.loads(extra)["accuracy"] == accuracy
 
     model = tmp_path / "model.h5"
-    model.write_bytes(minio_store.get(manifest["files"]["model.h5"]["uri"]))
-    arguments = [sys.executable, "-c", PROGRAM, manifest["data"]["source"], str(model)]
-    ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert float(ended.stdout) == pytest.approx(accuracy, abs=1e-9)
+    model.write_bytes(minio_store.get(manifest.files["model.h5"].uri))
+    arguments = [sys.executable, "-c", PROGRAM, manifest.source, str(model)]
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert float(result.stdout) == pytest.approx(accuracy, abs=1e-9)

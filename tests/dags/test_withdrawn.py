@@ -1,16 +1,17 @@
-"""What was withdrawn stays withdrawn, week after week: whole runs of the DAGs, with recorded results of training."""
+"""Withdrawals apply to later runs: whole runs of the DAGs, with recorded training results."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from fmnist_tasks import service
 from fmnist_tasks.data.batches import list_accepted
-from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.blobs import Reference, get_verified, put_blob
-from fmnist_tasks.registry.runs import read_record
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.blobs import get_verified, put_blob
+from fmnist_tasks.schemas.base import Reference
 from tests.support import synthetic
 from tests.support.airflow_in_process import AirflowInProcess
 from tests.support.pipeline import Pipeline
@@ -23,8 +24,8 @@ QUICK = {"profile": "quick"}
 
 
 def make_other_model(pipeline: Pipeline) -> Reference:
-    """Another model with the answers of the finished run's candidate: HDF5 ignores what follows its content."""
-    candidate = read_record(pipeline.store, RUN.id, "fine_tune")["result"]["candidate"]["model"]
+    """Another model with the predictions of the finished run's candidate: HDF5 ignores trailing bytes."""
+    candidate = pipeline.read_result("fine_tune").candidate.model
     return put_blob(pipeline.store, get_verified(pipeline.store, candidate) + b"another")
 
 
@@ -34,12 +35,12 @@ def put_batch(pipeline: Pipeline, seed: int) -> None:
 
 
 def train_other_model(pipeline: Pipeline, patch: pytest.MonkeyPatch) -> None:
-    """From here on, every training ends with the other model, as it would with the same data, code and parameters."""
+    """Let each later training give the same other model, as if data, code and parameters were equal."""
     model = make_other_model(pipeline)
-    tuned = read_record(pipeline.store, RUN.id, "fine_tune")["result"]
+    candidate = pipeline.read_result("fine_tune").candidate.to_json()
     changes = {
-        "fine_tune": {"candidate": tuned["candidate"] | {"model": model}},
-        "evaluate_tuned": {"model_sha256": model["sha256"]},
+        "fine_tune": {"candidate": candidate | {"model": model.to_json()}},
+        "evaluate_tuned": {"model_sha256": model.sha256},
     }
     replay_steps(patch, pipeline.store, changes)
 
@@ -49,15 +50,15 @@ def count_events(airflow: AirflowInProcess) -> int:
     return int(count)
 
 
-def test_a_release_that_was_rolled_back_does_not_come_back(
+def test_a_rolled_back_release_is_not_promoted_again(
     airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, first = finished_pipeline.store, service.in_service(finished_pipeline.store).version
+    store, first = finished_pipeline.store, service.require_champion(finished_pipeline.store).version
     train_other_model(finished_pipeline, monkeypatch)
     put_batch(finished_pipeline, seed=9)
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
-    second = service.in_service(store).version
+    second = service.require_champion(store).version
     assert second != first
 
     events = count_events(airflow)
@@ -70,7 +71,7 @@ def test_a_release_that_was_rolled_back_does_not_come_back(
     code, output = airflow.test_dag("fmnist_rollback", **conf | {"version": second})
     assert (code, f"the champion is {first}, not {second}" in output) == (1, True), output
 
-    before = champion.history(store)
+    before = champion.list_entries(store)
     for _ in range(2):
         code, output = airflow.test_dag(**QUICK)
         assert code == 1, output
@@ -80,57 +81,63 @@ def test_a_release_that_was_rolled_back_does_not_come_back(
             in output
         )
         assert "week 2 was bad. Withdraw the batch" in output
-        assert champion.history(store) == before
+        assert champion.list_entries(store) == before
     assert count_events(airflow) == events + 1
 
     code, output = airflow.test_dag("fmnist_withdraw", action="restore", name=second, reason="it was good after all")
     assert code == 0, output
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
-    assert service.in_service(store).model_sha256 == store_digest(finished_pipeline, second)
+    assert service.require_champion(store).model_sha256 == read_model_digest(finished_pipeline, second)
 
 
-def test_a_batch_is_withdrawn_and_restored_by_the_form(airflow: AirflowInProcess, replaying_pipeline: Pipeline) -> None:
+def test_a_batch_is_withdrawn_and_restored_with_the_form(
+    airflow: AirflowInProcess, replaying_pipeline: Pipeline
+) -> None:
     put_batch(replaying_pipeline, seed=9)
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
     (batch,) = list_accepted(replaying_pipeline.store)
-    first = service.open_release(replaying_pipeline.store, service.in_service(replaying_pipeline.store).version)
-    assert len(first.manifest["data"]["parts"]) == 3
+    version = service.require_champion(replaying_pipeline.store).version
+    dataset = releases.read_manifest(replaying_pipeline.store, version).dataset
+    assert [image_set.blob.sha256 for image_set in dataset.batches] == [batch.sha256]
     conf = {"name": batch.sha256[:12], "reason": "its labels are wrong"}
     code, output = airflow.test_dag("fmnist_withdraw", **conf)
     assert code == 0, output
     (batch,) = list_accepted(replaying_pipeline.store)
-    assert batch.withdrawn
-    assert (batch.withdrawn.by, batch.withdrawn.reason) == ("dag_test", "its labels are wrong")
+    assert batch.withdrawal
+    assert (batch.withdrawal.by, batch.withdrawal.reason) == ("dag_test", "its labels are wrong")
     code, output = airflow.test_dag("fmnist_withdraw", **conf)
     assert (code, "is already withdrawn" in output) == (1, True), output
     code, output = airflow.test_dag("fmnist_withdraw", **conf | {"action": "restore"})
     assert code == 0, output
-    assert list_accepted(replaying_pipeline.store)[0].withdrawn is None
+    assert list_accepted(replaying_pipeline.store)[0].withdrawal is None
     code, output = airflow.test_dag("fmnist_withdraw", **conf | {"name": "nothing"})
     assert (code, "there is neither a release nor a batch nothing" in output) == (1, True), output
 
 
-def store_digest(pipeline: Pipeline, version: str) -> str:
-    return str(service.open_release(pipeline.store, version).manifest["model_sha256"])
+def read_model_digest(pipeline: Pipeline, version: str) -> str:
+    return releases.read_manifest(pipeline.store, version).model_sha256
 
 
 def test_promote_of_an_earlier_run_cleared_after_a_rollback_changes_and_announces_nothing(
     airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, first = finished_pipeline.store, service.in_service(finished_pipeline.store).version
+    store, first = finished_pipeline.store, service.require_champion(finished_pipeline.store).version
     train_other_model(finished_pipeline, monkeypatch)
     code, output = airflow.test_dag(**QUICK, seed=3)
     assert code == 0, output
-    entry = service.in_service(store)
-    service.rollback(store, first, "the second was worse", actor="ann")
-    before, events = champion.history(store), count_events(airflow)
+    entry = service.require_champion(store)
+    service.roll_back(store, first, "the second was worse", actor="ann")
+    before, events = champion.list_entries(store), count_events(airflow)
     code, output = airflow("tasks", "test", "fmnist_retrain", "release.promote", entry.write_id)
     assert code == 0, output
-    told = f"{entry.version} was promoted before, as number 2; since then the champion is {first} by rollback, number 3"
-    assert told in output
+    message = (
+        f"{entry.version} was promoted before (log entry 2); the champion is now {first}, by rollback (log entry 3)"
+    )
+    assert message in output
     assert "skip" in output.lower()
-    assert champion.history(store) == before
+    assert champion.list_entries(store) == before
     assert count_events(airflow) == events
-    assert read_record(store, entry.write_id, "promote")["result"]["current"] is False
+    repeated = finished_pipeline.read_result("promote", replace(RUN, id=entry.write_id))
+    assert repeated.is_current is False

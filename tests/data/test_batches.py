@@ -1,4 +1,4 @@
-"""Accepted batches can be withdrawn and restored, by a name that means one of them."""
+"""Accepted batches can be withdrawn and restored, by an unambiguous name."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from fmnist_tasks import steps
 from fmnist_tasks.data import batches
-from fmnist_tasks.errors import ConflictError, MissingError, RejectedError
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, RejectedError
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.steps import Run
+from fmnist_tasks.schemas.base import Reference
+from fmnist_tasks.schemas.data import ImageSet, WithdrawnBatch
+from fmnist_tasks.steps import Run, run_step
 from tests.support import synthetic
 from tests.support.pipeline import Pipeline
 from tests.support.synthetic import RUN, encode_npz
 
 
 def accept(store: Store, name: str, digest: str, *keys: str) -> None:
-    blob = {"uri": f"blobs/sha256/{digest}", "sha256": digest, "bytes": 1}
-    batches.accept(store, {"split": "train", "source": f"incoming/{name}", "images": 7, "blob": blob, "keys": [*keys]})
+    blob = Reference(uri=f"blobs/sha256/{digest}", sha256=digest, bytes=1)
+    source = f"incoming/{name}"
+    batches.accept_batch(store, ImageSet(split="train", source=source, images=7, blob=blob, keys=[*keys]))
 
 
 @pytest.fixture(name="store")
@@ -32,78 +34,79 @@ def store_with_batches(store_of_each_kind: Store) -> Store:
     return store_of_each_kind
 
 
-def withdrawn(store: Store) -> list[str]:
-    return [batch.sha256[:7] for batch in batches.list_accepted(store) if batch.withdrawn]
+def list_withdrawn(store: Store) -> list[str]:
+    return [batch.sha256[:7] for batch in batches.list_accepted(store) if batch.withdrawal]
 
 
-def test_who_withdrew_a_batch_when_and_why_is_kept(store: Store) -> None:
-    batch = batches.withdraw(store, "week 1.npz", by="ada", reason=" labels are shifted ")
-    (found,) = (batch for batch in batches.list_accepted(store) if batch.withdrawn)
-    assert found.decisions == batch.decisions
-    decision = found.withdrawn
+def test_a_withdrawal_records_user_time_and_reason(store: Store) -> None:
+    batch = batches.withdraw_batch(store, "week 1.npz", by="ada", reason=" labels are shifted ")
+    (withdrawn,) = (batch for batch in batches.list_accepted(store) if batch.withdrawal)
+    assert withdrawn.decisions == batch.decisions
+    decision = withdrawn.withdrawal
+    assert decision
     assert (decision.action, decision.by, decision.reason) == ("withdraw", "ada", "labels are shifted")
     assert abs(datetime.now(UTC) - datetime.fromisoformat(decision.time)) < timedelta(minutes=5)
-    assert found.as_json()["withdrawn"].endswith("by ada: labels are shifted")
-    assert found.as_json() | {"withdrawn": "", "accepted": ""} == {
+    assert withdrawn.to_json()["withdrawn"].endswith("by ada: labels are shifted")
+    assert withdrawn.to_json() | {"withdrawn": "", "accepted": ""} == {
         "batch": "week 1.npz",
         "sha256": "aaaaaa" + "1" * 58,
         "images": 7,
         "accepted": "",
         "withdrawn": "",
     }
-    batches.restore(store, "week 1.npz", by="bob", reason="they are not")
-    (found,) = (batch for batch in batches.list_accepted(store) if batch.name == "week 1.npz")
-    assert (found.withdrawn, [one.action for one in found.decisions]) == (None, ["withdraw", "restore"])
+    batches.restore_batch(store, "week 1.npz", by="bob", reason="they are not")
+    (restored,) = (batch for batch in batches.list_accepted(store) if batch.name == "week 1.npz")
+    assert restored.withdrawal is None
+    assert [decision.action for decision in restored.decisions] == ["withdraw", "restore"]
 
 
 @pytest.mark.parametrize(
     "name", ["odd\u202f.npz", "odd%E2%80%AF.npz", "incoming/odd%E2%80%AF.npz", "odd-12345678.npz", "cccccc"]
 )
 def test_a_batch_is_named_by_its_file_or_its_digest(store: Store, name: str) -> None:
-    batches.withdraw(store, name, by="ada", reason="r")
-    assert withdrawn(store) == ["ccccccc"]
+    batches.withdraw_batch(store, name, by="ada", reason="r")
+    assert list_withdrawn(store) == ["ccccccc"]
 
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("week 2.npz", RejectedError, r"means 2 batches: aaaaaa222222 \(week 2.npz\), bbbbbbbbbbbb \(week 2.npz\)"),
-        ("aaaaaa", RejectedError, r"means 2 batches: .* name one by its SHA-256"),
-        ("ccccc", MissingError, "no batch is called ccccc"),
-        ("week", MissingError, "no batch is called week"),
-        ("", MissingError, "no batch is called"),
+        ("week 2.npz", RejectedError, r"matches 2 batches: aaaaaa222222 \(week 2.npz\), bbbbbbbbbbbb \(week 2.npz\)"),
+        ("aaaaaa", RejectedError, r"matches 2 batches: .* use the SHA-256 of one of them"),
+        ("ccccc", MissingError, "no batch has the name ccccc or a SHA-256 that begins with it"),
+        ("week", MissingError, "no batch has the name week"),
+        ("", MissingError, "no batch has the name"),
     ],
 )
-def test_a_name_that_means_none_or_several_is_refused(
-    store: Store, name: str, error: type[Exception], message: str
-) -> None:
+def test_an_unknown_or_ambiguous_name_is_refused(store: Store, name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        batches.withdraw(store, name, by="ada", reason="r")
-    assert withdrawn(store) == []
+        batches.withdraw_batch(store, name, by="ada", reason="r")
+    assert list_withdrawn(store) == []
 
 
-def test_a_decision_needs_a_reason_and_changes_something(store: Store) -> None:
-    with pytest.raises(RejectedError, match="needs a reason"):
-        batches.withdraw(store, "bbbbbb", by="ada", reason=" ")
+def test_a_decision_without_a_reason_or_effect_is_refused(store: Store) -> None:
+    with pytest.raises(RejectedError, match="a reason is required to withdraw a batch"):
+        batches.withdraw_batch(store, "bbbbbb", by="ada", reason=" ")
     with pytest.raises(RejectedError, match="is not withdrawn"):
-        batches.restore(store, "bbbbbb", by="ada", reason="r")
-    batches.withdraw(store, "bbbbbb", by="ada", reason="r")
+        batches.restore_batch(store, "bbbbbb", by="ada", reason="r")
+    batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r")
     with pytest.raises(RejectedError, match="is already withdrawn"):
-        batches.withdraw(store, "bbbbbb", by="ada", reason="r")
+        batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r")
 
 
-def test_of_two_decisions_at_once_one_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_two_simultaneous_decisions_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     before = batches.list_accepted(store)
-    batches.withdraw(store, "bbbbbb", by="ada", reason="first")
+    batches.withdraw_batch(store, "bbbbbb", by="ada", reason="first")
     monkeypatch.setattr(batches, "list_accepted", lambda _: before)
-    with pytest.raises(ConflictError, match="somebody else decided"):
-        batches.withdraw(store, "bbbbbb", by="bob", reason="second")
+    with pytest.raises(ConflictError, match="somebody else withdrew or restored"):
+        batches.withdraw_batch(store, "bbbbbb", by="bob", reason="second")
     monkeypatch.undo()
-    (batch,) = (batch for batch in batches.list_accepted(store) if batch.withdrawn)
-    assert batch.withdrawn.by == "ada"
+    (batch,) = (batch for batch in batches.list_accepted(store) if batch.withdrawal)
+    assert batch.withdrawal
+    assert batch.withdrawal.by == "ada"
 
 
-def test_a_lost_answer_is_no_conflict(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_response_is_not_a_conflict(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     create = type(store).put_if_absent
 
     def create_and_forget(self: Store, key: str, data: bytes) -> bool:
@@ -111,40 +114,61 @@ def test_a_lost_answer_is_no_conflict(store: Store, monkeypatch: pytest.MonkeyPa
         return False
 
     monkeypatch.setattr(type(store), "put_if_absent", create_and_forget)
-    assert batches.withdraw(store, "bbbbbb", by="ada", reason="r").withdrawn
+    assert batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r").withdrawal
 
 
-def test_what_others_put_beside_the_documents_is_ignored(store: Store) -> None:
+def test_foreign_objects_are_ignored(store: Store) -> None:
     store.put("batches/notes.txt", b"x")
     store.put(f"batches/{'d' * 64}/00000001.json", seal({"action": "withdraw"}))
     assert len(batches.list_accepted(store)) == 4
 
 
-def test_a_withdrawn_batch_leaves_the_dataset_and_does_not_come_back(pipeline: Pipeline) -> None:
+def test_a_withdrawn_batch_leaves_the_dataset_and_is_not_accepted_again(pipeline: Pipeline) -> None:
     images, labels = synthetic.make_images(200, 9)
     data = encode_npz(images=images, labels=labels)
     pipeline.store.put("incoming/bad week.npz", data)
-    first = steps.validate_data(RUN, steps.ingest(RUN))
-    batch = batches.withdraw(pipeline.store, "bad week.npz", by="ada", reason="labels are shifted")
+    run_step("ingest", RUN)
+    first = run_step("validate_data", RUN)
+    batch = batches.withdraw_batch(pipeline.store, "bad week.npz", by="ada", reason="labels are shifted")
 
     pipeline.store.put("incoming/again.npz", encode_npz(images=images, labels=labels.astype(np.int64)))
-    ingested = steps.ingest(Run("run-2", RUN.created, RUN.parameters))
-    assert [row["batch"] for row in ingested["withdrawn"]] == ["bad week.npz"]
-    second = steps.validate_data(Run("run-2", RUN.created, RUN.parameters), ingested)
-    assert second["dataset"]["fingerprint"] == ingested["dataset"]["fingerprint"] != first["dataset"]["fingerprint"]
-    assert len(second["dataset"]["parts"]) == 2
-    (entry,) = second["quarantined"]
-    assert entry["batch"] == "again.npz"
-    assert "the same content was withdrawn on" in entry["reasons"][0]
-    assert "by ada: labels are shifted" in entry["reasons"][0]
-    assert pipeline.store.stat(batch.part["blob"]["uri"])  # what was withdrawn is kept
+    ingested = run_step("ingest", Run("run-2", RUN.created, RUN.parameters))
+    assert ingested.withdrawn == [WithdrawnBatch(name="bad week.npz", withdrawn=batch.describe_withdrawal())]
+    second = run_step("validate_data", Run("run-2", RUN.created, RUN.parameters))
+    assert second.dataset.fingerprint == ingested.dataset.fingerprint != first.dataset.fingerprint
+    assert len(second.dataset.image_sets) == 2
+    (entry,) = second.quarantined
+    assert entry.name == "again.npz"
+    assert "the same content was withdrawn on" in entry.reasons[0]
+    assert "by ada: labels are shifted" in entry.reasons[0]
+    assert pipeline.store.stat(batch.image_set.blob.uri)  # the content stays in the store
 
-    batches.restore(pipeline.store, batch.sha256, by="ada", reason="they were right")
-    assert steps.ingest(Run("run-3", RUN.created, RUN.parameters))["dataset"] == first["dataset"]
+    batches.restore_batch(pipeline.store, batch.sha256, by="ada", reason="they were right")
+    assert run_step("ingest", Run("run-3", RUN.created, RUN.parameters)).dataset == first.dataset
 
 
-def test_documents_of_earlier_versions_are_read(store: Store) -> None:
+def test_documents_of_version_0_1_are_refused(store: Store) -> None:
+    """They have no version, and the fields of the image set are at the top level."""
     blob = {"uri": "u", "sha256": "e" * 64, "bytes": 1}
-    part = {"split": "train", "source": "incoming/old.npz", "images": 3, "blob": blob}
-    store.put(f"batches/{blob['sha256']}.json", seal(part))
-    assert batches.withdraw(store, "old.npz", by="ada", reason="r").withdrawn
+    document = {"split": "train", "source": "incoming/old.npz", "images": 3, "blob": blob, "keys": []}
+    key = f"batches/{blob['sha256']}.json"
+    store.put(key, seal(document))
+    with pytest.raises(IntegrityError, match=f"^{key}: has schema version 1, not 2: version 0.1 of this project wrote"):
+        batches.withdraw_batch(store, "old.npz", by="ada", reason="r")
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "fault"),
+    [
+        ("b" * 64, {"image_set": {"split": "train"}}, "image_set.source: missing"),
+        ("b" * 64, {}, "image_set: missing"),
+        (f"{'b' * 64}/00000001", {"action": "forget"}, "action: Input should be 'withdraw' or 'restore'"),
+        (f"{'b' * 64}/00000001", {"action": "withdraw", "by": 1}, "by: Input should be a valid string"),
+    ],
+)
+def test_the_error_about_an_invalid_document_names_its_key(
+    store: Store, key: str, content: dict[str, object], fault: str
+) -> None:
+    store.put(f"batches/{key}.json", seal({"schema_version": 2} | content))
+    with pytest.raises(IntegrityError, match=f"^batches/{key}.json: {fault}"):
+        batches.list_accepted(store)

@@ -1,4 +1,4 @@
-"""Whatever its bytes and name, a file becomes part of the dataset, goes to quarantine, or waits; the run goes on."""
+"""Whatever its bytes and name, a file joins the dataset, goes to quarantine, or waits, and the run continues."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.support.pipeline import Pipeline
 
 
 @pytest.mark.parametrize(("count", "seed"), [(48, 1), pytest.param(2000, 0, marks=pytest.mark.exhaustive)])
-def test_every_fuzzed_file_ends_where_it_has_to(pipeline: Pipeline, count: int, seed: int) -> None:
+def test_every_fuzzed_file_ends_up_in_the_right_place(pipeline: Pipeline, count: int, seed: int) -> None:
     outcomes = list(run_cases(pipeline, list(make_cases(count, seed))))
     assert len(outcomes) == count
     assert [outcome for outcome in outcomes if outcome.is_wrong] == []
-    assert {outcome.place for outcome in outcomes} == {"accepted", "quarantined", "waiting"}
+    assert {outcome.destination for outcome in outcomes} == {"accepted", "quarantined", "waiting"}

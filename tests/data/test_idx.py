@@ -1,3 +1,5 @@
+"""IDX files: valid ones are read, damaged or inconsistent ones are refused."""
+
 from __future__ import annotations
 
 import gzip
@@ -15,42 +17,42 @@ from tests.support import synthetic
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 
 
-def test_what_was_written_is_read() -> None:
+def test_an_encoded_array_is_read_back() -> None:
     np.testing.assert_array_equal(parse_idx(synthetic.encode_idx(IMAGES), "f"), IMAGES)
 
 
-def test_the_program_in_the_readme_writes_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_in_the_docs_writes_a_valid_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (program,) = re.findall(
-        r"```python\n(import hashlib, struct\n.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL
+        r"```python\n(import hashlib, struct\n.*?)```", (PROJECT / "docs" / "own-data.md").read_text(), re.DOTALL
     )
-    with pytest.warns(ResourceWarning):  # it leaves its file to the interpreter
-        exec(program, {"array": IMAGES})  # noqa: S102 - of our own README
+    with pytest.warns(ResourceWarning):  # it does not close its file
+        exec(program, {"array": IMAGES})  # noqa: S102 - our documentation
     np.testing.assert_array_equal(parse_idx(Path("train-images-idx3-ubyte").read_bytes(), "f"), IMAGES)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no IDX file"),
-        (b"PK\x03\x04", "is no IDX file"),
-        (b"\0\0\x0d\x01" + bytes(8), "is no IDX file"),  # floats
-        (synthetic.encode_idx(IMAGES)[:9], "header is cut short"),
-        (synthetic.encode_idx(IMAGES)[:-1], "header says 2 x 3 x 4, 40 bytes; has 39"),
-        (synthetic.encode_idx(IMAGES) + b"x", "has 41"),
-        (b"\0\0\x08\x03" + b"\xff" * 12, "has 16"),  # a header that promises 2^96 bytes
+        (b"", "is not an IDX file"),
+        (b"PK\x03\x04", "is not an IDX file"),
+        (b"\0\0\x0d\x01" + bytes(8), "is not an IDX file"),  # floats
+        (synthetic.encode_idx(IMAGES)[:9], "header is truncated"),
+        (synthetic.encode_idx(IMAGES)[:-1], "the header declares 2 x 3 x 4, 40 bytes; the file has 39"),
+        (synthetic.encode_idx(IMAGES) + b"x", "the file has 41"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "the file has 16"),  # a header that declares 2^96 bytes
     ],
 )
-def test_a_file_that_is_not_what_its_header_says(content: bytes, message: str) -> None:
+def test_a_file_that_differs_from_its_header_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=f"batch.idx: .*{message}"):
         parse_idx(content, "batch.idx")
 
 
-def test_gzip_damaged_short_or_too_large() -> None:
+def test_a_damaged_truncated_or_too_large_gzip_file_is_refused() -> None:
     packed = gzip.compress(b"x" * 1000)
     assert gunzip(packed, "f", 1000) == b"x" * 1000
     assert gunzip(b"plain", "f", 1000) == b"plain"
-    with pytest.raises(DataError, match="f: the gzip file is damaged or cut short"):
+    with pytest.raises(DataError, match="f: the gzip file is damaged or truncated"):
         gunzip(packed[:-9], "f", 1000)
     with pytest.raises(DataError, match="damaged"):
         gunzip(packed[:15] + b"\xff" + packed[16:], "f", 1000)

@@ -1,4 +1,4 @@
-"""Sheets of images: each lies where its row and its place say."""
+"""Each image of a figure is in its row and column."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from PIL import Image
 from fmnist_tasks.evaluation import figures
 
 
-def pixels(picture: bytes) -> np.ndarray:
-    """Red, green and blue of a PNG file, (height, width, 3)."""
+def decode_png(picture: bytes) -> np.ndarray:
+    """The pixels (H, W, 3), int, of a PNG file."""
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
 
 
-def test_a_class_has_a_row_of_its_images_and_one_without_images_an_empty_row() -> None:
+def test_each_class_has_a_row_which_is_empty_without_images() -> None:
     images, labels = np.zeros((9, 28, 28), np.uint8), np.full(9, 1, np.uint8)
-    found = pixels(figures.class_samples(images, labels, ["coat", "dress", "bag"])).max(axis=2) < 10
-    right = found[:, found.shape[1] // 2 :]  # beside the names
-    rows = np.flatnonzero(right.any(axis=1)) / len(found)
+    black = decode_png(figures.draw_class_samples(images, labels, ["coat", "dress", "bag"])).max(axis=2) < 10
+    right = black[:, black.shape[1] // 2 :]  # without the names of classes
+    rows = np.flatnonzero(right.any(axis=1)) / len(black)
     assert 0.3 < rows.min() < 0.4
     assert 0.6 < rows.max() < 0.7
-    assert right.any(axis=0).mean() > 0.6  # most of that half is theirs
+    assert right.any(axis=0).mean() > 0.6  # images fill most of it
 
 
-def test_a_prediction_has_its_image_in_its_place_and_its_text_above() -> None:
+def test_each_image_is_in_its_cell_with_its_caption_above() -> None:
     images = np.full((12, 28, 28), 128, np.uint8)
-    images[11] = 0  # in the second row, the second one
-    rows = [{"truth": "coat", "answer": "dress"}] * 12
-    found = pixels(figures.predictions(rows, images))
-    black, orange = found.max(axis=2) < 10, found[..., 0] - found[..., 2] > 60
-    down, right = (places.mean() / size for places, size in zip(np.nonzero(black), black.shape, strict=True))
+    images[11] = 0  # second row, second column
+    pixels = decode_png(figures.draw_predictions(["coat"] * 12, ["dress"] * 12, images, ["coat", "dress"]))
+    black, orange = pixels.max(axis=2) < 10, pixels[..., 0] - pixels[..., 2] > 60
+    down, right = (positions.mean() / size for positions, size in zip(np.nonzero(black), black.shape, strict=True))
     assert 0.7 < down < 0.85
     assert 0.1 < right < 0.2
-    written = orange.any(axis=1)
-    assert not written[black.any(axis=1)].any()
-    assert written[: black.any(axis=1).argmax()].any()
+    has_text = orange.any(axis=1)
+    assert not has_text[black.any(axis=1)].any()
+    assert has_text[: black.any(axis=1).argmax()].any()

@@ -1,113 +1,149 @@
+"""Checks and verdicts: thresholds, invalid values, and whose metrics they are."""
+
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from typing import Any, Protocol
 
 import pytest
+from pydantic import ValidationError
 
-from fmnist_tasks.evaluation.gate import Identity, at_least, at_most, judge, same_origin
-from fmnist_tasks.verdict import Check
+from fmnist_tasks.evaluation.gate import check_identity, check_maximum, check_minimum, decide
+from fmnist_tasks.schemas.evaluation import Check, Identity, OnFailure, Verdict
 
-IDENTITY = Identity("run-1", "m" * 64, "d" * 64, "c" * 64)
+IDENTITY = Identity(run_id="run-1", model_sha256="a" * 64, data_fingerprint="d" * 64, code_digest="c" * 64)
 
 
-@pytest.mark.parametrize(("right", "passes"), [(9199, False), (9200, True), (9201, True), (10_000, True), (0, False)])
-def test_both_sides_of_a_lower_bound(right: int, passes: bool) -> None:
-    assert at_least("accuracy", right / 10_000, 0.92, "test accuracy").passed is passes
+class Compare(Protocol):
+    def __call__(
+        self, name: str, value: Any, threshold: float, what: str, on_failure: OnFailure = "reject", form: str = ".2%"
+    ) -> Check: ...
+
+
+@pytest.mark.parametrize(("correct", "passes"), [(9199, False), (9200, True), (9201, True), (10_000, True), (0, False)])
+def test_a_minimum_passes_from_the_threshold_up(correct: int, passes: bool) -> None:
+    assert check_minimum("accuracy", correct / 10_000, 0.92, "test accuracy").has_passed is passes
 
 
 @pytest.mark.parametrize(("value", "passes"), [(0.0149, True), (0.015, True), (0.0151, False), (0.0, True)])
-def test_both_sides_of_an_upper_bound(value: float, passes: bool) -> None:
-    assert at_most("calibration", value, 0.015, "the error").passed is passes
+def test_a_maximum_passes_up_to_the_threshold(value: float, passes: bool) -> None:
+    assert check_maximum("calibration", value, 0.015, "the error").has_passed is passes
 
 
-@pytest.mark.parametrize("compare", [at_least, at_most])
+@pytest.mark.parametrize("compare", [check_minimum, check_maximum])
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf, "0.99", True, [0.99]])
-def test_what_is_no_finite_number_rejects_whatever_the_policy_says(compare, value: object) -> None:
-    check = compare("it", value, 0.5, "the figure", "hold")
+def test_a_value_that_is_not_a_finite_number_rejects_whatever_the_policy_says(compare: Compare, value: object) -> None:
+    check = compare("it", value, 0.5, "the metric", "hold")
     assert check.outcome == "reject"
-    assert "missing or no number" in check.reason
+    assert check.value is None
+    assert f"the metric is missing or not a number ({value!r})" in check.message
 
 
 @pytest.mark.parametrize(
-    ("compare", "value", "passed", "reason"),
+    ("compare", "value", "passes", "message"),
     [
-        (at_least, 0.7, True, "it is 70.00%, at least the bound of 70.00%"),
-        (at_least, 0.5, False, "it is 50.00%, below the bound of 70.00%"),
-        (at_most, 0.7, True, "it is 70.00%, at most the bound of 70.00%"),
-        (at_most, 0.9, False, "it is 90.00%, above the bound of 70.00%"),
-        (at_least, None, False, "it is missing or no number (None); ≥ 70.00% is asked"),
-        (at_most, None, False, "it is missing or no number (None); ≤ 70.00% is asked"),
+        (check_minimum, 0.7, True, "it is 70.00%, at least the threshold of 70.00%"),
+        (check_minimum, 0.5, False, "it is 50.00%, below the threshold of 70.00%"),
+        (check_maximum, 0.7, True, "it is 70.00%, at most the threshold of 70.00%"),
+        (check_maximum, 0.9, False, "it is 90.00%, above the threshold of 70.00%"),
+        (check_minimum, None, False, "it is missing or not a number (None); required: ≥ 70.00%"),
+        (check_maximum, None, False, "it is missing or not a number (None); required: ≤ 70.00%"),
     ],
 )
-def test_a_check_says_what_was_found_and_on_which_side_of_the_bound(
-    compare, value: float | None, passed: bool, reason: str
+def test_a_check_names_its_value_and_the_side_of_the_threshold(
+    compare: Compare, value: float | None, passes: bool, message: str
 ) -> None:
-    bound = "≥ 70.00%" if compare is at_least else "≤ 70.00%"
-    assert compare("name", value, 0.7, "it") == Check("name", value, bound, passed, reason, "reject")
+    check = compare("name", value, 0.7, "it")
+    threshold, outcome = "≥ 70.00%" if compare is check_minimum else "≤ 70.00%", "passed" if passes else "reject"
+    assert check.to_json() == {
+        "name": "name",
+        "value": value,
+        "threshold": threshold,
+        "outcome": outcome,
+        "message": message,
+    }
 
 
-def test_a_figure_is_written_in_the_form_that_was_asked_for() -> None:
-    check = at_most("it", 12.34, 50, "milliseconds", form=".1f")
-    assert (check.bound, check.reason) == ("≤ 50.0", "milliseconds is 12.3, at most the bound of 50.0")
+def test_a_metric_is_written_in_the_required_form() -> None:
+    check = check_maximum("it", 12.34, 50, "milliseconds", form=".1f")
+    assert (check.threshold, check.message) == ("≤ 50.0", "milliseconds is 12.3, at most the threshold of 50.0")
 
 
-@pytest.mark.parametrize("compare", [at_least, at_most])
-@pytest.mark.parametrize("bound", [math.nan, math.inf, -math.inf])
-def test_a_bound_that_is_no_number_passes_nothing(compare, bound: float) -> None:
-    assert not compare("it", 0.99, bound, "the figure").passed
+@pytest.mark.parametrize("compare", [check_minimum, check_maximum])
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf])
+def test_a_threshold_that_is_not_finite_passes_nothing(compare: Compare, threshold: float) -> None:
+    assert not compare("it", 0.99, threshold, "the metric").has_passed
 
 
-def test_no_checks_are_a_rejection() -> None:
-    verdict = judge(IDENTITY, [])
+def test_an_empty_list_of_checks_rejects() -> None:
+    verdict = decide(IDENTITY, [])
     assert verdict.decision == "reject"
-    assert verdict.failures == "no check was made"
+    assert verdict.failures == "there are no checks"
 
 
-def test_one_failure_rejects_and_its_reason_names_figure_and_bound() -> None:
-    good = at_least("accuracy", 0.95, 0.92, "test accuracy")
-    bad = at_least("recall", 0.5, 0.7, "the recall of shirts")
-    verdict = judge(IDENTITY, [good, bad])
+def test_one_failure_rejects_and_its_message_names_metric_and_threshold() -> None:
+    good = check_minimum("accuracy", 0.95, 0.92, "test accuracy")
+    bad = check_minimum("recall", 0.5, 0.7, "the recall of shirts")
+    verdict = decide(IDENTITY, [good, bad])
     assert verdict.decision == "reject"
-    assert verdict.failures == "the recall of shirts is 50.00%, below the bound of 70.00%"
-    assert judge(IDENTITY, [good]).decision == "promote"
+    assert verdict.failures == "the recall of shirts is 50.00%, below the threshold of 70.00%"
+    assert decide(IDENTITY, [good]).decision == "promote"
 
 
-def test_a_failure_may_hold_but_not_beside_one_that_rejects() -> None:
-    good = at_least("accuracy", 0.95, 0.92, "test accuracy")
-    held, rejected = (at_least("it", 0.5, 0.7, "it", outcome) for outcome in ("hold", "reject"))
-    assert judge(IDENTITY, [good, held]).decision == "hold"
-    assert judge(IDENTITY, [held, rejected, good]).decision == "reject"
-    assert judge(IDENTITY, [rejected, held]).decision == "reject"
+def test_a_failed_check_may_hold_unless_another_rejects() -> None:
+    good = check_minimum("accuracy", 0.95, 0.92, "test accuracy")
+    held, rejected = check_minimum("it", 0.5, 0.7, "it", "hold"), check_minimum("it", 0.5, 0.7, "it", "reject")
+    assert decide(IDENTITY, [good, held]).decision == "hold"
+    assert decide(IDENTITY, [held, rejected, good]).decision == "reject"
+    assert decide(IDENTITY, [rejected, held]).decision == "reject"
 
 
 def test_a_verdict_is_stored_with_its_decision_its_identity_and_every_check() -> None:
-    checks = [at_least("it", found, 0.7, "it", "hold") for found in (0.8, 0.5, None)]
-    stored = judge(IDENTITY, checks).as_json()
-    assert stored == {"decision": "reject", **asdict(IDENTITY), "checks": [check.as_json() for check in checks]}
+    checks = [check_minimum("it", value, 0.7, "it", "hold") for value in (0.8, 0.5, None)]
+    verdict = decide(IDENTITY, checks)
+    stored = verdict.to_json()
+    assert stored == {"decision": "reject", **IDENTITY.to_json(), "checks": [check.to_json() for check in checks]}
     assert [check["outcome"] for check in stored["checks"]] == ["passed", "hold", "reject"]
+    assert Verdict.model_validate(stored) == verdict
 
 
-def test_the_reasons_of_all_failures_are_joined() -> None:
-    checks = [at_least(name, found, 0.7, name) for name, found in (("a", 0.5), ("b", 0.8), ("c", 0.6))]
-    expected = "a is 50.00%, below the bound of 70.00%; c is 60.00%, below the bound of 70.00%"
-    assert judge(IDENTITY, checks).failures == expected
+def test_the_messages_of_all_failures_are_joined() -> None:
+    checks = [check_minimum(name, value, 0.7, name) for name, value in (("a", 0.5), ("b", 0.8), ("c", 0.6))]
+    expected = "a is 50.00%, below the threshold of 70.00%; c is 60.00%, below the threshold of 70.00%"
+    assert decide(IDENTITY, checks).failures == expected
 
 
-@pytest.mark.parametrize("name", [*asdict(IDENTITY)])
-def test_figures_of_another_run_model_dataset_or_code_do_not_pass(name: str) -> None:
-    figures = asdict(IDENTITY)
-    assert same_origin(IDENTITY, figures).passed
-    assert not same_origin(replace(IDENTITY, **{name: "this week's"}), figures).passed
-    del figures[name]
-    assert same_origin(IDENTITY, figures).outcome == "reject"
+@pytest.mark.parametrize("name", Identity.model_fields)
+def test_metrics_of_another_run_model_dataset_or_code_do_not_pass(name: str) -> None:
+    assert check_identity(IDENTITY, IDENTITY).has_passed
+    other = Identity(**IDENTITY.to_json() | {name: "e" * 64})
+    assert check_identity(IDENTITY, other).outcome == "reject"
+    assert check_identity(other, IDENTITY).outcome == "reject"
 
 
-def test_figures_from_elsewhere_are_told_by_what_differs() -> None:
-    assert same_origin(IDENTITY, asdict(IDENTITY)) == Check(
-        "bound to its run", "run-1", "run run-1", True, "the figures belong to this run, model, dataset and code"
+@pytest.mark.parametrize("name", Identity.model_fields)
+def test_metrics_without_an_identity_are_refused(name: str) -> None:
+    stored = IDENTITY.to_json()
+    with pytest.raises(ValidationError, match=rf"{name}\n  Input should be a valid string"):
+        Identity.model_validate(stored | {name: None})
+    del stored[name]
+    with pytest.raises(ValidationError, match=rf"{name}\n  Field required"):
+        Identity.model_validate(stored)
+
+
+def test_the_identity_check_names_what_differs() -> None:
+    assert check_identity(IDENTITY, IDENTITY) == Check(
+        name="identity",
+        value="run-1",
+        threshold="run run-1",
+        outcome="passed",
+        message="the metrics belong to this run, model, dataset and code",
     )
-    figures = {**asdict(IDENTITY), "run_id": "run-0"}
-    del figures["model_sha256"]
-    reason = f"run_id is 'run-0', expected 'run-1'; model_sha256 is None, expected '{'m' * 64}'"
-    assert same_origin(IDENTITY, figures) == Check("bound to its run", "run-0", "run run-1", False, reason)
+    metrics = Identity(**IDENTITY.to_json() | {"run_id": "run-0", "model_sha256": "b" * 64})
+    assert check_identity(IDENTITY, metrics) == Check(
+        name="identity",
+        value="run-0",
+        threshold="run run-1",
+        outcome="reject",
+        message=f"run_id is 'run-0', expected 'run-1'; model_sha256 is '{'b' * 64}', expected '{'a' * 64}'",
+    )

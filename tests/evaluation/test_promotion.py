@@ -1,151 +1,255 @@
-"""What is asked of a candidate, on figures made by hand: both sides of every bound, and what is missing."""
+"""The checks of a candidate, on constructed metrics: both sides of each threshold, and missing metrics."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from fmnist_tasks.evaluation import metrics, promotion
 from fmnist_tasks.evaluation.policy import read_policy
-from fmnist_tasks.verdict import Check
+from fmnist_tasks.schemas.evaluation import (
+    CandidateEvaluation,
+    ChampionComparison,
+    Check,
+    ClassDifferences,
+    Evaluation,
+    OodFamily,
+    OtherClasses,
+    Outcome,
+)
+from fmnist_tasks.schemas.releases import Policy
 
 CLASSES = ["shirt", "bag"]
-ASKED = read_policy({})
+POLICY = read_policy({})
+MODEL = "0123456789abcdef" * 4
+OTHER_CLASSES = OtherClasses(version="v1", sequence=1, other_classes=["cat", "dog"])
 
 
-def answers(right: int, count: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, two classes by turns, and probabilities of which that many are right, the wrong ones last."""
+def make_predictions(correct: int, count: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) of two alternating classes, and probabilities (N, 2) of which the first `correct` are correct."""
     labels = np.arange(count) % 2
-    given = np.where(np.arange(count) < right, labels, 1 - labels)
-    return labels, np.eye(2)[given]
+    predicted = np.where(np.arange(count) < correct, labels, 1 - labels)
+    return labels, np.eye(2)[predicted]
 
 
-def figures(right: int = 9300, **changes: Any) -> dict[str, Any]:
-    """Figures of a candidate that passes everything, but for the changes."""
-    labels, probabilities = answers(right)
-    family = {"auroc": 1.0, "fpr99": 0.0}
-    return {
-        "model_sha256": "m" * 64,
-        "test": metrics.classification(labels, probabilities, CLASSES),
+def make_family(auroc: float = 1.0, fpr99: float = 0.0) -> OodFamily:
+    return OodFamily(auroc=auroc, fpr99=fpr99, detected=1.0, in_training=False)
+
+
+def make_metrics_json(correct: int = 9300, **changes: dict[str, Any] | None) -> dict[str, Any]:
+    """Metrics, as JSON, of a candidate that passes every check, with these changes in its sections."""
+    labels, probabilities = make_predictions(correct)
+    sections: dict[str, Any] = {
+        "test": metrics.measure_classification(labels, probabilities, CLASSES).to_json(),
         "champion": None,
-        "calibration": {"error": 0.005, "interval": [0.003, 0.009]},
-        "novelty": {"families": dict.fromkeys(ASKED.novelty.families, family)},
-        "read_back": {"sha256": "m" * 64, "differing": 0},
-        "speed": {"single_ms": 1.0, "load_seconds": 1.0, "bytes": 1_000_000},
-        **changes,
+        "calibration": {"error": 0.005, "interval": [0.003, 0.009], "bins": []},
+        "ood": {
+            "threshold": 1.0,
+            "accepted": 0.99,
+            "families": {name: make_family().to_json() for name in POLICY.ood.families},
+            "examples": [],
+        },
+        "selective_prediction": {"accuracy": 0.99, "coverage": 0.8, "confidence": 0.9, "curve": []},
+        "serving": {"single_image_ms": 1.0, "load_seconds": 1.0, "bytes": 1_000_000},
     }
+    for name, values in changes.items():
+        sections[name] = values if values is None or sections[name] is None else sections[name] | values
+    identity = {"run_id": "run-1", "model_sha256": MODEL, "data_fingerprint": "d" * 64, "code_digest": "c" * 64}
+    return {**identity, "temperature": 1.0, **copy.deepcopy(sections)}
 
 
-def failed(**changes: Any) -> dict[str, str]:
-    """Names and outcomes of the checks that are not passed."""
-    return {row.name: row.outcome for row in promotion.checks(ASKED, figures(**changes)) if not row.passed}
+def make_metrics(correct: int = 9300, **changes: dict[str, Any] | None) -> CandidateEvaluation:
+    return CandidateEvaluation.model_validate(make_metrics_json(correct, **changes))
 
 
-def champion(only_candidate: int, only_champion: int, candidate: float = 0.94, theirs: float = 0.94) -> dict[str, Any]:
-    return {
-        "version": "v1",
-        "only_candidate": only_candidate,
-        "only_champion": only_champion,
-        "candidate_validation_accuracy": candidate,
-        "validation_accuracy": theirs,
-        "classes": [{"class": name, "only_candidate": 0, "only_champion": 0} for name in CLASSES],
-    }
+def run_checks(candidate: CandidateEvaluation, policy: Policy = POLICY) -> dict[str, Check]:
+    """Run all checks of a candidate; return them by name."""
+    checks = promotion.check_candidate(policy, candidate)
+    by_name = {check.name: check for check in checks}
+    assert len(by_name) == len(checks)
+    return by_name
+
+
+def find_failures(correct: int = 9300, **changes: dict[str, Any] | None) -> dict[str, Outcome]:
+    """Names and outcomes of the checks that did not pass."""
+    checks = run_checks(make_metrics(correct, **changes)).values()
+    return {check.name: check.outcome for check in checks if not check.has_passed}
+
+
+def make_comparison(
+    only_candidate: int,
+    only_champion: int,
+    candidate: float = 0.94,
+    champion: float = 0.94,
+    classes: list[tuple[int, int]] | None = None,
+) -> ChampionComparison:
+    """A comparison with the champion; `classes` has the images that only one of them classifies correctly, by class."""
+    return ChampionComparison(
+        version="v1",
+        sequence=1,
+        accuracy=0.93,
+        only_candidate=only_candidate,
+        only_champion=only_champion,
+        candidate_validation_accuracy=candidate,
+        validation_accuracy=champion,
+        classes=[
+            ClassDifferences(name=name, only_candidate=gained, only_champion=lost)
+            for name, (gained, lost) in zip(CLASSES, classes or [(0, 0), (0, 0)], strict=True)
+        ],
+    )
 
 
 def test_a_good_candidate_passes_every_check() -> None:
-    rows = promotion.checks(ASKED, figures())
-    assert {row.outcome for row in rows} == {"passed"}
-    assert len(rows) == 31
+    checks = run_checks(make_metrics())
+    assert {check.outcome for check in checks.values()} == {"passed"}
+    assert len(checks) == 30
 
 
-@pytest.mark.parametrize(("right", "outcome"), [(9199, {"accuracy": "reject"}), (9200, {})])
-def test_accuracy_of_predictions(right: int, outcome: dict[str, str]) -> None:
-    assert failed(right=right) == outcome
-    row = promotion.accuracy(ASKED.accuracy, figures(right))
-    assert "95 % interval 91.4" in row.reason
+@pytest.mark.parametrize(("correct", "outcome"), [(9199, {"accuracy": "reject"}), (9200, {})])
+def test_the_accuracy_of_predictions_is_checked(correct: int, outcome: dict[str, str]) -> None:
+    assert find_failures(correct) == outcome
+    accuracy = promotion.check_accuracy(POLICY.accuracy, make_metrics(correct).test)
+    assert "95 % interval 91.4" in accuracy.message
 
 
-def test_figures_that_are_missing_reject() -> None:
-    rows = promotion.checks(ASKED, {})
-    assert {row.outcome for row in rows} == {"reject"}
-    assert all(row.value is None for row in rows)
+METRICS: list[tuple[str | int, ...]] = [
+    ("test", "accuracy"),
+    ("calibration", "error"),
+    ("serving", "single_image_ms"),
+    ("serving", "load_seconds"),
+    ("serving", "bytes"),
+    ("ood", "families", "digits", "auroc"),
+    ("ood", "families", "digits", "fpr99"),
+    ("test", "classes", 1, "recall"),
+    ("champion", "only_candidate"),
+    ("champion", "only_champion"),
+    ("champion", "validation_accuracy"),
+    ("champion", "candidate_validation_accuracy"),
+    ("champion", "classes", 0, "only_candidate"),
+    ("champion", "classes", 0, "only_champion"),
+]
+SECTIONS: list[tuple[str | int, ...]] = [
+    ("model_sha256",),
+    ("test",),
+    ("test", "interval"),
+    ("test", "classes"),
+    ("champion",),
+    ("champion", "classes"),
+    ("calibration",),
+    ("calibration", "interval"),
+    ("ood",),
+    ("ood", "families"),
+    ("serving",),
+]
+
+
+def find_parent(content: dict[str, Any], path: tuple[str | int, ...]) -> Any:
+    """The dictionary or list that has the last key of the path."""
+    for key in path[:-1]:
+        content = content[key]  # type: ignore[index]
+    return content
+
+
+@pytest.mark.parametrize("path", METRICS, ids=lambda path: ".".join(map(str, path)))
+@pytest.mark.parametrize("value", [math.nan, None, "0", math.inf, -math.inf, True])
+def test_a_metric_that_is_not_a_number_is_refused(path: tuple[str | int, ...], value: object) -> None:
+    """It never reaches a check, since reading the metrics fails."""
+    content = make_metrics_json(champion=make_comparison(10, 0).to_json())
+    CandidateEvaluation.model_validate(content)
+    find_parent(content, path)[path[-1]] = value
+    with pytest.raises(ValidationError) as caught:
+        CandidateEvaluation.model_validate(content)
+    assert any(str(path[-1]) in error["loc"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize("path", [*METRICS, *SECTIONS], ids=lambda path: ".".join(map(str, path)))
+def test_a_metric_that_is_missing_is_refused(path: tuple[str | int, ...]) -> None:
+    content = make_metrics_json(champion=make_comparison(10, 0).to_json())
+    del find_parent(content, path)[path[-1]]
+    with pytest.raises(ValidationError, match=rf"{path[-1]}\n  Field required"):
+        CandidateEvaluation.model_validate(content)
 
 
 @pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        (("test", "accuracy"), "accuracy"),
-        (("calibration", "error"), "calibration"),
-        (("read_back", "differing"), "the same bytes"),
-        (("speed", "single_ms"), "one image"),
-        (("speed", "load_seconds"), "loading"),
-        (("speed", "bytes"), "size"),
-        (("novelty", "families", "digits", "auroc"), "digits, AUROC"),
-        (("novelty", "families", "digits", "fpr99"), "digits, FPR at 99 % TPR"),
-        (("test", "classes", 1, "recall"), "recall of each class"),
-        (("champion", "only_champion"), "champion"),
-        (("champion", "validation_accuracy"), "champion"),
-        (("champion", "classes", 0, "only_candidate"), "classes against champion"),
-    ],
+    "path", [("test", "accuracy"), ("ood", "families", "digits", "fpr99"), ("champion", "only_champion")]
 )
-@pytest.mark.parametrize("value", [math.nan, None, "0", math.inf])
-def test_a_figure_that_is_no_number_rejects(place: tuple[Any, ...], name: str, value: object) -> None:
-    found = figures(champion=champion(10, 0))
-    inner: Any = found
-    for step in place[:-1]:
-        inner[step] = dict(inner[step]) if isinstance(inner[step], dict) else list(inner[step])
-        inner = inner[step]
-    inner[place[-1]] = value
-    outcomes = {row.name: row.outcome for row in promotion.checks(ASKED, found) if not row.passed}
-    assert outcomes == {name: "reject"}
+@pytest.mark.parametrize("value", [-1, 10_001.5])
+def test_an_impossible_metric_is_refused(path: tuple[str, ...], value: float) -> None:
+    content = make_metrics_json(champion=make_comparison(10, 0).to_json())
+    find_parent(content, path)[path[-1]] = value
+    with pytest.raises(ValidationError, match=rf"{path[-1]}\n  Input should be"):
+        CandidateEvaluation.model_validate(content)
+
+
+@pytest.mark.parametrize("section", ["test", "champion"])
+def test_metrics_without_classes_are_refused(section: str) -> None:
+    content = make_metrics_json(champion=make_comparison(10, 0).to_json())
+    content[section]["classes"] = []
+    with pytest.raises(ValidationError, match=r"classes\n  List should have at least 1 item"):
+        CandidateEvaluation.model_validate(content)
+
+
+def test_a_family_that_was_not_measured_rejects() -> None:
+    families = {name: make_family().to_json() for name in POLICY.ood.families if name != "digits"}
+    names = ["digits, AUROC", "digits, FPR at 99 % TPR"]
+    assert find_failures(ood={"families": families}) == dict.fromkeys(names, "reject")
+    checks = run_checks(make_metrics(ood={"families": families}))
+    assert [checks[name].value for name in names] == [None, None]
+    assert [checks[name].message for name in names] == [
+        "AUROC of digits is missing or not a number (None); required: ≥ 0.9950",
+        "FPR of digits at 99 % TPR is missing or not a number (None); required: ≤ 1.00%",
+    ]
+
+
+def test_families_that_were_not_measured_reject_even_if_the_policy_holds() -> None:
+    policy = read_policy({"ood": {"on_failure": "hold"}})
+    checks = promotion.check_ood_detection(policy.ood, make_metrics(ood={"families": {}}))
+    assert [(check.value, check.outcome) for check in checks] == [(None, "reject")] * 22
 
 
 @pytest.mark.parametrize(
-    ("compared", "outcome"),
+    ("champion", "outcome"),
     [
-        (champion(50, 100), {"champion": "reject"}),
-        (champion(100, 50), {}),
-        (champion(50, 55), {}),
-        (champion(50, 55, candidate=0.9399), {"champion": "hold"}),
-        (champion(50, 55, candidate=0.9401), {}),
-        (champion(0, 0), {}),
-        (champion(0, 5), {}),  # p = 0.0625
-        (champion(0, 6), {"champion": "reject"}),  # p = 0.03125
-        (champion(0, 6, candidate=0.99), {"champion": "reject"}),
+        (make_comparison(50, 100), {"champion": "reject"}),
+        (make_comparison(100, 50), {}),
+        (make_comparison(50, 55), {}),
+        (make_comparison(50, 55, candidate=0.9399), {"champion": "hold"}),
+        (make_comparison(50, 55, candidate=0.9401), {}),
+        (make_comparison(0, 0), {}),
+        (make_comparison(0, 5), {}),  # p = 0.0625
+        (make_comparison(0, 6), {"champion": "reject"}),  # p = 0.03125
+        (make_comparison(0, 6, candidate=0.99), {"champion": "reject"}),
     ],
 )
-def test_against_the_champion(compared: dict[str, Any], outcome: dict[str, str]) -> None:
-    assert failed(champion=compared) == outcome
+def test_a_significantly_worse_candidate_is_rejected_and_an_inconclusive_one_may_be_held(
+    champion: ChampionComparison, outcome: dict[str, str]
+) -> None:
+    assert find_failures(champion=champion.to_json()) == outcome
 
 
-def test_a_candidate_that_was_not_compared_rejects() -> None:
-    found = figures()
-    del found["champion"]
-    outcomes = {row.name: row.outcome for row in promotion.checks(ASKED, found) if not row.passed}
-    assert outcomes == {"champion": "reject", "classes against champion": "reject"}
+def test_a_champion_of_other_classes_holds() -> None:
+    assert find_failures(champion=OTHER_CLASSES.to_json()) == {
+        "champion": "hold",
+        "class recall against champion": "hold",
+    }
 
 
-def test_a_champion_of_other_classes_is_for_a_person_to_decide() -> None:
-    other = {"version": "v1", "sequence": 1, "other_classes": ["cat", "dog"]}
-    assert failed(champion=other) == {"champion": "hold", "classes against champion": "hold"}
+@pytest.mark.parametrize(("lost", "outcome"), [(5, {}), (6, {"class recall against champion": "hold"})])
+def test_a_class_with_significantly_lower_recall_holds(lost: int, outcome: dict[str, str]) -> None:
+    """Six of six images: p = 1/64, doubled for two classes; five of five: p = 1/32, doubled it is above 0.05."""
+    assert find_failures(champion=make_comparison(20, 10, classes=[(0, lost), (0, 0)]).to_json()) == outcome
 
 
-@pytest.mark.parametrize(("lost", "outcome"), [(5, {}), (6, {"classes against champion": "hold"})])
-def test_a_class_that_got_worse_holds(lost: int, outcome: dict[str, str]) -> None:
-    """Six of six: p = 1/64, twice that for two classes; five of five: p = 1/32, twice that is above 0.05."""
-    compared = champion(20, 10)
-    compared["classes"][0] = {"class": "shirt", "only_candidate": 0, "only_champion": lost}
-    assert failed(champion=compared) == outcome
-
-
-@pytest.mark.parametrize(("recall", "outcome"), [(0.6999, {"recall of each class": "hold"}), (0.7, {})])
-def test_the_floor_of_each_class(recall: float, outcome: dict[str, str]) -> None:
-    found = figures()["test"]
-    found["classes"][0]["recall"] = recall
-    assert failed(test=found) == outcome
+@pytest.mark.parametrize(("recall", "outcome"), [(0.6999, {"class recall": "hold"}), (0.7, {})])
+def test_every_class_needs_the_minimum_recall(recall: float, outcome: dict[str, str]) -> None:
+    classes = make_metrics_json()["test"]["classes"]
+    classes[0]["recall"] = recall
+    assert find_failures(test={"classes": classes}) == outcome
 
 
 @pytest.mark.parametrize(
@@ -153,201 +257,185 @@ def test_the_floor_of_each_class(recall: float, outcome: dict[str, str]) -> None
     [
         ({"calibration": {"error": 0.0150}}, {}),
         ({"calibration": {"error": 0.0151}}, {"calibration": "hold"}),
-        ({"read_back": {"sha256": "m" * 64, "differing": 1}}, {"the same bytes": "reject"}),
-        ({"read_back": {"sha256": "x" * 64, "differing": 0}}, {"the same bytes": "reject"}),
-        ({"speed": {"single_ms": 50.1, "load_seconds": 1.0, "bytes": 1}}, {"one image": "hold"}),
-        ({"speed": {"single_ms": 50.0, "load_seconds": 20.1, "bytes": 1}}, {"loading": "hold"}),
-        ({"speed": {"single_ms": 50.0, "load_seconds": 20.0, "bytes": 10_000_000}}, {}),
-        ({"speed": {"single_ms": 50.0, "load_seconds": 20.0, "bytes": 10_000_001}}, {"size": "hold"}),
+        ({"serving": {"single_image_ms": 50.1, "load_seconds": 1.0, "bytes": 1}}, {"latency": "hold"}),
+        ({"serving": {"single_image_ms": 50.0, "load_seconds": 20.1, "bytes": 1}}, {"load time": "hold"}),
+        ({"serving": {"single_image_ms": 50.0, "load_seconds": 20.0, "bytes": 10_000_000}}, {}),
+        ({"serving": {"single_image_ms": 50.0, "load_seconds": 20.0, "bytes": 10_000_001}}, {"size": "hold"}),
     ],
 )
-def test_the_other_bounds(changes: dict[str, Any], outcome: dict[str, str]) -> None:
-    assert failed(**changes) == outcome
+def test_calibration_latency_load_time_and_size_hold_above_their_thresholds(
+    changes: dict[str, Any], outcome: dict[str, str]
+) -> None:
+    assert find_failures(**changes) == outcome
 
 
 @pytest.mark.parametrize(
-    ("row", "names"),
+    ("family", "names"),
     [
-        ({"auroc": 0.995, "fpr99": 0.01}, []),
-        ({"auroc": 0.9949, "fpr99": 0.01}, ["digits, AUROC"]),
-        ({"auroc": 0.995, "fpr99": 0.0101}, ["digits, FPR at 99 % TPR"]),
+        (make_family(0.995, 0.01), []),
+        (make_family(0.9949, 0.01), ["digits, AUROC"]),
+        (make_family(0.995, 0.0101), ["digits, FPR at 99 % TPR"]),
     ],
 )
-def test_novelty_by_family(row: dict[str, float], names: list[str]) -> None:
-    families = {**figures()["novelty"]["families"], "digits": row, "not judged": {"auroc": 0.1, "fpr99": 1.0}}
-    assert failed(novelty={"families": families}) == dict.fromkeys(names, "reject")
-
-
-def test_the_model_that_was_read_back_must_be_the_one_of_the_figures() -> None:
-    row = promotion.same_bytes({"read_back": {"sha256": None, "differing": 0}, "model_sha256": None})
-    assert not row.passed
+def test_each_ood_family_has_two_thresholds(family: OodFamily, names: list[str]) -> None:
+    families = make_metrics_json()["ood"]["families"]
+    families |= {"digits": family.to_json(), "only reported": make_family(0.1, 1.0).to_json()}
+    assert find_failures(ood={"families": families}) == dict.fromkeys(names, "reject")
 
 
 @pytest.mark.parametrize("significance", [0.03125, 0.0313])
-def test_a_difference_is_proved_below_the_significance_and_not_at_it(significance: float) -> None:
-    """Six of six images: p = 2/64 for all classes together; 1/64 for the one class, twice that for two classes."""
-    asked = read_policy({name: {"significance": significance} for name in ("champion", "classes")})
-    compared = champion(0, 6)
-    compared["classes"][0]["only_champion"] = 6
-    failing = {row.name for row in promotion.checks(asked, figures(champion=compared)) if not row.passed}
-    assert failing == (set() if significance == 0.03125 else {"champion", "classes against champion"})
+def test_a_difference_is_significant_below_the_level_and_not_at_it(significance: float) -> None:
+    """Six of six images: p = 2/64 for all classes together; 1/64 for the one class, doubled for two classes."""
+    policy = read_policy({name: {"significance": significance} for name in ("champion", "classes")})
+    candidate = make_metrics(champion=make_comparison(0, 6, classes=[(0, 6), (0, 0)]).to_json())
+    failing = {name for name, check in run_checks(candidate, policy).items() if not check.has_passed}
+    assert failing == (set() if significance == 0.03125 else {"champion", "class recall against champion"})
 
 
-@pytest.mark.parametrize("otherwise", ["reject", "hold"])
-def test_what_a_failure_does_is_said_by_the_policy_for_each_section(otherwise: str) -> None:
-    sections = ("accuracy", "classes", "calibration", "novelty", "speed")
-    everywhere = {name: {"otherwise": otherwise} for name in sections}
-    asked = read_policy({**everywhere, "champion": {"worse": otherwise, "undecided": otherwise}})
-    compared = champion(20, 40, candidate=0.9)
-    compared["classes"][0]["only_champion"] = 6
-    failing = figures(
-        right=5000,
-        champion=compared,
+@pytest.mark.parametrize("on_failure", ["reject", "hold"])
+def test_the_policy_decides_for_each_section_what_a_failed_check_does(on_failure: str) -> None:
+    sections = ("accuracy", "classes", "calibration", "ood", "serving")
+    overrides = {name: {"on_failure": on_failure} for name in sections}
+    champion_override = {"on_significantly_worse": on_failure, "on_inconclusive": on_failure}
+    policy = read_policy({**overrides, "champion": champion_override})
+    failing = make_metrics(
+        correct=5000,
+        champion=make_comparison(20, 40, candidate=0.9, classes=[(0, 6), (0, 0)]).to_json(),
         calibration={"error": 0.5},
-        novelty={"families": {name: {"auroc": 0.5, "fpr99": 1.0} for name in ASKED.novelty.families}},
-        speed={"single_ms": 1e3, "load_seconds": 1e3, "bytes": 1e9},
+        ood={"families": {name: make_family(0.5, 1.0).to_json() for name in POLICY.ood.families}},
+        serving={"single_image_ms": 1e3, "load_seconds": 1e3, "bytes": 10**9},
     )
-    rows = {row.name: row.outcome for row in promotion.checks(asked, failing)}
-    assert rows == {**dict.fromkeys(rows, otherwise), "the same bytes": "passed"}
-    undecided = promotion.against_champion(asked.champion, figures(champion=champion(0, 0, candidate=0.9)))
-    assert undecided.outcome == otherwise
+    outcomes = {name: check.outcome for name, check in run_checks(failing, policy).items()}
+    assert outcomes == dict.fromkeys(outcomes, on_failure)
+    inconclusive = promotion.compare_with_champion(policy.champion, make_comparison(0, 0, candidate=0.9))
+    assert inconclusive.outcome == on_failure
 
 
-UNDECIDED = "3 test images are right with it only, 2 with v1 only (p = 1.000): no difference proved"
-TOLD = {  # value, bound and reason where all passes and no difference to the champion is proved
+INCONCLUSIVE = "3 test images are correct with the candidate only, 2 with v1 only (p = 1.000): inconclusive"
+EXPECTED = {  # value, threshold and message if all checks pass and the comparison with the champion is inconclusive
     "accuracy": (
         0.93,
         "≥ 92.00%",
-        "test accuracy is 93.00%, at least the bound of 92.00% (95 % interval 92.48% to 93.48%)",
+        "test accuracy is 93.00%, at least the threshold of 92.00% (95 % interval 92.48% to 93.48%)",
     ),
-    "champion": (1.0, "not worse (exact McNemar test, p < 0.05)", f"{UNDECIDED}; on validation 95.00% against 94.00%"),
-    "recall of each class": (
+    "champion": (
+        1.0,
+        "not worse (exact McNemar test, p < 0.05)",
+        f"{INCONCLUSIVE}; validation accuracy 95.00%, the champion's 94.00%",
+    ),
+    "class recall": (
         0.93,
         "≥ 70.00%",
-        "the lowest recall of a class (shirt) is 93.00%, at least the bound of 70.00%",
+        "the lowest recall of a class (shirt) is 93.00%, at least the threshold of 70.00%",
     ),
-    "classes against champion": (
+    "class recall against champion": (
         1.0,
-        "none worse (Holm, p < 0.05)",
-        "no class is provably recognised more rarely than by the champion (least p = 1.000)",
+        "none lower (one-sided McNemar, Holm, p < 0.05)",
+        "no class has a significantly lower recall (lowest p = 1.000)",
     ),
     "calibration": (
         0.005,
         "≤ 0.0150",
-        "the expected calibration error is 0.0050, at most the bound of 0.0150 (95 % interval 0.0030 to 0.0090)",
+        "the expected calibration error is 0.0050, at most the threshold of 0.0150 (95 % interval 0.0030 to 0.0090)",
     ),
-    "digits, AUROC": (1.0, "≥ 0.9950", "AUROC of digits is 1.0000, at least the bound of 0.9950"),
-    "digits, FPR at 99 % TPR": (0.0, "≤ 1.00%", "FPR of digits at 99 % TPR is 0.00%, at most the bound of 1.00%"),
-    "the same bytes": (
-        0,
-        "no prediction differs",
-        "model 0123456789ab was read back from the store; 0 predictions differ from those judged",
-    ),
-    "one image": (
-        1.0,
-        "≤ 50.0",
-        "the 95th percentile of the time for one image, in milliseconds, is 1.0, at most the bound of 50.0",
-    ),
-    "loading": (1.0, "≤ 20.0", "seconds to load is 1.0, at most the bound of 20.0"),
-    "size": (1_000_000, "≤ 10,000,000", "the size in bytes is 1,000,000, at most the bound of 10,000,000"),
+    "digits, AUROC": (1.0, "≥ 0.9950", "AUROC of digits is 1.0000, at least the threshold of 0.9950"),
+    "digits, FPR at 99 % TPR": (0.0, "≤ 1.00%", "FPR of digits at 99 % TPR is 0.00%, at most the threshold of 1.00%"),
+    "latency": (1.0, "≤ 50.0", "latency of one image (95th percentile, ms) is 1.0, at most the threshold of 50.0"),
+    "load time": (1.0, "≤ 20.0", "load time (s) is 1.0, at most the threshold of 20.0"),
+    "size": (1_000_000, "≤ 10,000,000", "size (bytes) is 1,000,000, at most the threshold of 10,000,000"),
 }
 
 
-def test_every_check_tells_its_value_its_bound_and_its_reason() -> None:
-    sha256 = "0123456789abcdef" * 4
-    found = figures(champion=champion(3, 2, candidate=0.95), model_sha256=sha256)
-    found["read_back"]["sha256"] = sha256
-    rows = {row.name: (row.value, row.bound, row.reason) for row in promotion.checks(ASKED, found)}
-    assert {name: rows[name] for name in TOLD} == TOLD
+def make_expected(name: str, value: Any, outcome: Outcome, message: str) -> dict[str, Any]:
+    """A check with the expected threshold, as JSON."""
+    return {"name": name, "value": value, "threshold": EXPECTED[name][1], "outcome": outcome, "message": message}
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("accuracy", "test accuracy is missing or no number (None); ≥ 92.00% is asked"),
-        ("champion", "the candidate was not compared with the champion"),
-        (
-            "recall of each class",
-            "the lowest recall of a class (None) is missing or no number (None); ≥ 70.00% is asked",
-        ),
-        ("classes against champion", "the candidate was not compared with the champion"),
-        ("calibration", "the expected calibration error is missing or no number (None); ≤ 0.0150 is asked"),
-        ("digits, AUROC", "AUROC of digits is missing or no number (None); ≥ 0.9950 is asked"),
-        ("the same bytes", "the model was not read back from the store"),
-        ("size", "the size in bytes is missing or no number (None); ≤ 10,000,000 is asked"),
-    ],
-)
-def test_a_check_without_figures_tells_what_is_missing(name: str, reason: str) -> None:
-    rows = {row.name: row for row in promotion.checks(ASKED, {})}
-    assert rows[name] == Check(name, None, TOLD[name][1], False, reason, "reject")
+def test_every_check_has_a_value_a_threshold_and_a_message() -> None:
+    checks = run_checks(make_metrics(champion=make_comparison(3, 2, candidate=0.95).to_json()))
+    contents = {name: (check.value, check.threshold, check.message) for name, check in checks.items()}
+    assert {name: contents[name] for name in EXPECTED} == EXPECTED
 
 
 @pytest.mark.parametrize("name", ["accuracy", "calibration"])
-def test_an_interval_is_told_where_there_is_one(name: str) -> None:
+def test_the_message_has_the_interval_whatever_the_outcome(name: str) -> None:
     section = {"accuracy": "test", "calibration": "calibration"}[name]
-    found = figures()
-    del found[section]["interval"]
-    row = {row.name: row for row in promotion.checks(ASKED, found)}[name]
-    assert row.passed
-    assert "interval" not in row.reason
-    row = {row.name: row for row in promotion.checks(ASKED, {section: {"interval": [0.1, 0.2]}})}[name]
-    assert row.outcome == "reject"
-    assert "interval" not in row.reason
+    failing = {"accuracy": {"accuracy": 0.5}, "calibration": {"error": 0.5}}[name]
+    failed = run_checks(make_metrics(**{section: failing | {"interval": [0.1, 0.2]}}))[name]
+    assert not failed.has_passed
+    interval = {"accuracy": "10.00% to 20.00%", "calibration": "0.1000 to 0.2000"}[name]
+    assert failed.message.endswith(f"(95 % interval {interval})")
 
 
 @pytest.mark.parametrize(
-    ("compared", "passed", "told"),
+    ("champion", "outcome", "message"),
     [
-        (champion(20, 40), False, "20 test images are right with it only, 40 with v1 only (p = 0.013): provably worse"),
-        (champion(40, 20), True, "40 test images are right with it only, 20 with v1 only (p = 0.013): provably better"),
+        (
+            make_comparison(20, 40),
+            "reject",
+            "20 test images are correct with the candidate only, 40 with v1 only (p = 0.013): significantly worse",
+        ),
+        (
+            make_comparison(40, 20),
+            "passed",
+            "40 test images are correct with the candidate only, 20 with v1 only (p = 0.013): significantly better",
+        ),
     ],
 )
-def test_a_proved_difference_is_told_with_its_direction(compared: dict[str, Any], passed: bool, told: str) -> None:
-    row = promotion.against_champion(ASKED.champion, figures(champion=compared))
-    assert row == Check("champion", pytest.approx(0.0135, abs=1e-4), TOLD["champion"][1], passed, told, "reject")
+def test_a_significant_difference_is_described_with_its_direction(
+    champion: ChampionComparison, outcome: Outcome, message: str
+) -> None:
+    result = promotion.compare_with_champion(POLICY.champion, champion)
+    assert result.to_json() == make_expected("champion", pytest.approx(0.0135, abs=1e-4), outcome, message)
 
 
-def test_the_classes_that_got_worse_are_named() -> None:
-    compared = champion(20, 40)
-    compared["classes"] = [
-        {"class": name, "only_candidate": 0, "only_champion": lost} for name, lost in (("shirt", 10), ("bag", 9))
-    ]
-    row = promotion.classes_against_champion(ASKED.classes, figures(champion=compared))
-    reason = "provably recognised more rarely than by the champion: shirt (p = 0.0020), bag (p = 0.0020)"
-    bound = TOLD["classes against champion"][1]
-    assert row == Check("classes against champion", pytest.approx(1 / 512), bound, False, reason, "hold")
+def test_classes_with_lower_recall_are_named() -> None:
+    champion = make_comparison(20, 40, classes=[(0, 10), (0, 9)])
+    result = promotion.compare_classes_with_champion(POLICY.classes, champion)
+    message = "recall significantly lower than the champion's: shirt (p = 0.002), bag (p = 0.002)"
+    assert result.to_json() == make_expected("class recall against champion", pytest.approx(1 / 512), "hold", message)
 
 
-COMPARISONS = ["champion", "classes against champion"]
+@pytest.mark.parametrize(
+    ("lost", "p_value"), [(9, "p = 0.004"), (10, "p = 0.002"), (11, "p < 0.001"), (5000, "p < 0.001")]
+)
+def test_a_p_value_below_a_thousandth_is_not_shown_as_zero(lost: int, p_value: str) -> None:
+    """Eleven of eleven images: p = 2/2048."""
+    result = promotion.compare_with_champion(POLICY.champion, make_comparison(0, lost))
+    assert f"({p_value}): significantly worse" in result.message
+
+
+COMPARISONS = ["champion", "class recall against champion"]
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_the_first_model_has_no_champion_to_be_compared_with(name: str) -> None:
-    row = {row.name: row for row in promotion.checks(ASKED, figures(champion=None))}[name]
-    assert row == Check(name, None, TOLD[name][1], True, "there is no champion yet", row.otherwise)
+def test_without_a_champion_both_comparisons_pass(name: str) -> None:
+    result = run_checks(make_metrics(champion=None))[name]
+    assert result.to_json() == make_expected(name, None, "passed", "there is no champion yet")
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_champion_of_other_classes_is_named_with_its_classes(name: str) -> None:
-    other = {"version": "v1", "other_classes": ["cat", "dog"]}
-    row = {row.name: row for row in promotion.checks(ASKED, figures(champion=other))}[name]
-    reason = "the champion v1 knows other classes (['cat', 'dog']), so that nothing compares"
-    assert row == Check(name, None, TOLD[name][1], False, reason, "hold")
+    result = run_checks(make_metrics(champion=OTHER_CLASSES.to_json()))[name]
+    message = "the champion v1 has other classes (['cat', 'dog']) and cannot be compared"
+    assert result.to_json() == make_expected(name, None, "hold", message)
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("champion", "the comparison with the champion is incomplete ({'version': 'v1'})"),
-        ("classes against champion", "the comparison by class with the champion is incomplete"),
-    ],
-)
-def test_a_comparison_that_is_incomplete_is_told(name: str, reason: str) -> None:
-    row = {row.name: row for row in promotion.checks(ASKED, figures(champion={"version": "v1"}))}[name]
-    assert row == Check(name, None, TOLD[name][1], False, reason, "reject")
+@pytest.mark.parametrize("champion", [{"version": "v1"}, {"version": "v1", "sequence": 1}, {}])
+def test_a_comparison_that_is_incomplete_is_refused(champion: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"champion\.ChampionComparison\.only_candidate\n  Field required"):
+        CandidateEvaluation.model_validate({**make_metrics_json(), "champion": champion})
 
 
-@pytest.mark.parametrize(("found", "value"), [(0, 0), (3, 3), (math.nan, None), ("0", None)])
-def test_the_number_of_differing_predictions_is_told_if_it_is_a_number(found: object, value: int | None) -> None:
-    row = promotion.same_bytes(figures(read_back={"sha256": "m" * 64, "differing": found}))
-    assert row.value == value
+def test_an_evaluation_of_the_base_model_is_not_accepted_for_a_candidate() -> None:
+    content = make_metrics_json()
+    base = {name: content[name] for name in Evaluation.model_fields}
+    Evaluation.model_validate(base)
+    with pytest.raises(ValidationError, match=r"ood\n  Field required"):
+        CandidateEvaluation.model_validate(base)
+
+
+def test_a_candidate_that_repeats_a_withdrawn_release_is_held() -> None:
+    assert promotion.check_not_withdrawn(None).outcome == "passed"
+    result = promotion.check_not_withdrawn("it repeats v1")
+    assert (result.outcome, result.message) == ("hold", "it repeats v1")

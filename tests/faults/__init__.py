@@ -1,1 +1,1 @@
-"""What happens to runs when parts of a cluster fail; a package, so that all tests of a process share a cluster."""
+"""Fault-injection tests on a cluster. They are a package, so that all tests of a process can share a cluster."""

@@ -7,22 +7,23 @@ import pytest
 from tests.support.fault_cluster import FaultCluster, run_fault_cluster
 from tests.support.requirements import FAKETIME, HOST_PROGRAMS, HOSTS, MINIO, POSTGRES, REDIS, require
 
-IMAGES = (400, 200)  # synthetic ones to train and to test on
+IMAGES = (400, 200)  # synthetic training and test images
 
 
 @pytest.fixture(scope="package")
 def shared_cluster() -> Iterator[FaultCluster]:
-    """Stores and Airflow without a worker."""
-    require(HOSTS, HOST_PROGRAMS, FAKETIME, POSTGRES, REDIS, MINIO)  # now: inside there is no way to packages
-    with run_fault_cluster(*IMAGES) as made:
-        yield made
-        if made.spare_worker:
-            made.spare_worker.unplug()
+    """A cluster with stores and Airflow, and no worker."""
+    # First, since building MinIO may need the Internet, which the cluster's network cannot reach.
+    require(HOSTS, HOST_PROGRAMS, FAKETIME, POSTGRES, REDIS, MINIO)
+    with run_fault_cluster(*IMAGES) as cluster:
+        yield cluster
+        if cluster.spare_worker:
+            cluster.spare_worker.unplug()
 
 
 @pytest.fixture
 def cluster(shared_cluster: FaultCluster) -> Iterator[FaultCluster]:
-    """The cluster with an empty store and no worker but a spare one."""
+    """The shared cluster with an empty store, and no worker except a spare one."""
     shared_cluster.empty_store()
     yield shared_cluster
     shared_cluster.release_workers()

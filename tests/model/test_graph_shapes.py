@@ -1,4 +1,4 @@
-"""The walk over a graph needs the weights that Keras makes, and refuses what we do not write."""
+"""Inferred shapes equal those that Keras creates, and configurations that this project does not write are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import keras
 import pytest
 
 from fmnist_tasks.model import h5
-from fmnist_tasks.model.cnn import build, trained
+from fmnist_tasks.model.cnn import build_classifier, build_network
 from fmnist_tasks.model.graph_shapes import MAX_CALLS, MAX_LAYERS, MAX_OUTPUTS, infer_weight_shapes
 from fmnist_tasks.settings import PROFILES
 from tests.support.model_files import (
@@ -26,52 +26,48 @@ from tests.support.model_files import (
 IMAGE = make_input(28, 28, 1)
 
 
-def find_shapes_of_keras(configuration: str) -> dict[str, list[tuple[int, ...]]]:
-    """The shapes of the weights that Keras makes."""
+def build_with_keras(configuration: str) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of the weights that Keras creates."""
     model = keras.Model.from_config(json.loads(configuration)["config"])
     return {layer.name: [weight.shape for weight in layer.weights] for layer in model.layers if layer.weights}
 
 
 def make_every_layer() -> list[Layer]:
-    """A graph with a layer of every class that may stand in a file, some called twice."""
+    """A graph with a layer of each allowed class; some are called twice."""
     return [
         IMAGE,
         make_layer("Rescaling", "scaling", "image"),
-        make_layer("Reshape", "turned", "image", target_shape=[28, -1, 1]),
-        make_layer("Conv2D", "convolution", "scaling", "turned", strides=[1, 2], padding="valid", kernel_size=[3, 2]),
+        make_layer("Reshape", "reshaped", "image", target_shape=[28, -1, 1]),
+        make_layer("Conv2D", "convolution", "scaling", "reshaped", strides=[1, 2], padding="valid", kernel_size=[3, 2]),
         make_layer("Conv2D", "plain", "convolution", filters=5, use_bias=False, kernel_size=[1, 1]),
         make_layer("BatchNormalization", "normalisation", "convolution", "convolution:1", scale=False),
-        make_layer("BatchNormalization", "whole", "convolution"),
+        make_layer("BatchNormalization", "normalised", "convolution"),
         make_layer("MaxPooling2D", "maximum", "normalisation", "normalisation:1", padding="same", pool_size=[3, 3]),
         make_layer("AveragePooling2D", "average", "maximum", strides=[3, 1]),
-        make_layer("Concatenate", "joined", ["maximum", "maximum:1"]),
-        make_layer("GlobalMaxPooling2D", "greatest", "joined"),
-        make_layer("GlobalAveragePooling2D", "mean", "joined"),
-        make_layer("Average", "both", ["greatest", "mean"]),
-        make_layer("Add", "sum", ["both", "greatest", "mean"]),
+        make_layer("Concatenate", "concatenated", ["maximum", "maximum:1"]),
+        make_layer("GlobalMaxPooling2D", "global_maximum", "concatenated"),
+        make_layer("Average", "mean", ["global_maximum", "global_maximum"]),
+        make_layer("Add", "sum", ["mean", "global_maximum", "global_maximum"]),
         make_layer("Dense", "rows", "average"),
         make_layer("Dropout", "dropout", "sum"),
         make_layer("ReLU", "rectified", "dropout"),
         make_layer("Dense", "dense", "rectified", use_bias=False, units=30),
-        make_layer("UnitNormalization", "unit", "dense"),
-        make_layer("Reshape", "listed", "unit", target_shape=[15, 2]),
-        make_layer("GlobalMaxPooling1D", "nearest", "listed"),
-        make_layer("Softmax", "probabilities", "nearest"),
+        make_layer("Softmax", "probabilities", "dense"),
     ]
 
 
-def test_every_layer_needs_the_weights_that_keras_makes() -> None:
+def test_every_layer_needs_the_weights_that_keras_creates() -> None:
     layers = make_every_layer()
     assert {layer["class_name"] for layer in layers} == {"InputLayer", *DEFAULTS}
-    configuration = make_configuration(layers, "probabilities", "rows", "plain", "whole")
+    configuration = make_configuration(layers, "probabilities", "rows", "plain", "normalised")
     shapes = infer_weight_shapes(configuration)
-    assert shapes == find_shapes_of_keras(configuration)
+    assert shapes == build_with_keras(configuration)
     assert shapes["convolution"] == [(3, 2, 1, 8), (8,)]
 
 
-def test_our_networks_need_the_weights_that_keras_makes() -> None:
-    model = trained(PROFILES["thorough"], 10, build(PROFILES["thorough"], 10))
-    with h5py.File(io.BytesIO(h5.save(model))) as file:
+def test_our_networks_need_the_weights_that_keras_creates() -> None:
+    model = build_classifier(PROFILES["thorough"], 10, build_network(PROFILES["thorough"], 10))
+    with h5py.File(io.BytesIO(h5.encode_model(model))) as file:
         shapes = infer_weight_shapes(file.attrs["model_config"])
     assert shapes == {layer.name: [weight.shape for weight in layer.weights] for layer in model.layers if layer.weights}
 
@@ -105,7 +101,7 @@ def test_our_networks_need_the_weights_that_keras_makes() -> None:
         ([make_layer("ReLU", "x", "image:1")], "x has an input that no earlier layer produces: 'image', call 1"),
         ([make_layer("ReLU", "x", "x")], "x has an input that no earlier layer produces: 'x', call 0"),
         ([make_layer("ReLU", "x", "y"), make_layer("ReLU", "y", "x")], "x has an input that .*'y', call 0"),
-        ([make_layer("ReLU", "x", "image"), make_layer("ReLU", "x", "image")], "two layers called 'x'"),
+        ([make_layer("ReLU", "x", "image"), make_layer("ReLU", "x", "image")], "two layers named 'x'"),
         ([make_layer("ReLU", "x")], "x is never called"),
         ([{**make_layer("ReLU", "x", "image"), "name": "y"}], "y has another name in its configuration"),
         ([{**make_input(28, 28, 1), "name": "x", "config": {**IMAGE["config"], "name": "x"}}], "more than one input"),
@@ -113,11 +109,11 @@ def test_our_networks_need_the_weights_that_keras_makes() -> None:
          + [make_layer("ReLU", f"layer{number}", f"layer{number - 1}") for number in range(1, MAX_LAYERS)],
          f"at most {MAX_LAYERS} items"),
         ([make_layer("Reshape", "x", *["image"] * MAX_CALLS)], f"more than {MAX_CALLS} calls"),
-        ([make_layer("Dense", "x", "image", units=168)], "x gives 526,848 bytes for an image"),
+        ([make_layer("Dense", "x", "image", units=168)], "x outputs 526,848 bytes for an image"),
         ([make_layer("Dense", "x", *["image"] * 9, units=160)], "more than 4,194,304 bytes for an image"),
     ],
 )  # fmt: skip
-def test_what_we_do_not_write_is_refused(layers: list[Layer], reason: str) -> None:
+def test_a_configuration_that_we_do_not_write_is_refused(layers: list[Layer], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refusal:
         infer_weight_shapes(make_configuration([IMAGE, *layers]))
     assert len(str(refusal.value)) <= 300
@@ -132,26 +128,26 @@ def test_another_kind_of_model_is_refused(change: dict[str, Any], reason: str) -
         infer_weight_shapes(json.dumps(json.loads(make_configuration([IMAGE])) | change))
 
 
-def test_an_output_that_no_layer_gives_is_refused() -> None:
+def test_an_output_without_a_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="its output 'x', 0 is missing"):
         infer_weight_shapes(make_configuration([IMAGE], "x"))
 
 
-def test_generated_graphs_need_the_weights_that_keras_makes() -> None:
-    fitting = 0
+def test_generated_graphs_need_the_weights_that_keras_creates() -> None:
+    valid_count = 0
     for seed in range(20):
         configuration = generate_configuration(seed)
         try:
             shapes = infer_weight_shapes(configuration)
         except ValueError:
             continue
-        fitting += 1
-        assert shapes == find_shapes_of_keras(configuration)
-    assert 5 < fitting < 20
+        valid_count += 1
+        assert shapes == build_with_keras(configuration)
+    assert 5 < valid_count < 20
 
 
-def test_more_outputs_than_are_allowed_are_refused() -> None:
-    """Each takes memory for every image, however small it is."""
+def test_too_many_outputs_are_refused() -> None:
+    """Each output needs memory for every image, even if it is small."""
     names = [f"scaled-{number}" for number in range(MAX_OUTPUTS + 1)]
     layers = [IMAGE, *(make_layer("Rescaling", name, "image") for name in names)]
     infer_weight_shapes(make_configuration(layers, *names[:-1]))

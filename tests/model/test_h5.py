@@ -1,3 +1,5 @@
+"""Saved models: their bytes, their compatibility with Keras, and files that are refused."""
+
 from __future__ import annotations
 
 import io
@@ -17,12 +19,12 @@ import pytest
 from fmnist_tasks import service
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5
-from fmnist_tasks.model.cnn import build, trained
+from fmnist_tasks.model.cnn import build_classifier, build_network
 from fmnist_tasks.settings import PROFILES
 from tests.support.model_files import make_configuration, make_file, make_input, make_layer
 from tests.support.pipeline import Pipeline
 
-# What Keras 3.8.0 writes into the configuration of each class, beyond what every layer has.
+# The keys that Keras 3.8.0 writes into the configuration of each class, beyond those of every layer.
 KEYS_OF_KERAS_3_8 = {
     "Add": "",
     "Average": "",
@@ -58,16 +60,16 @@ KEYS_OF_KERAS_3_8 = {
 KEYS_OF_EVERY_LAYER = {"name", "trainable", "dtype"}
 
 
-def find_unknown_keys(part: Any) -> set[str]:
+def find_unknown_keys(config: Any) -> set[str]:
     """The keys of a configuration that Keras 3.8.0 does not write, each with its class."""
-    if isinstance(part, list):
-        return set().union(*map(find_unknown_keys, part))
-    if not isinstance(part, dict):
+    if isinstance(config, list):
+        return set().union(*map(find_unknown_keys, config))
+    if not isinstance(config, dict):
         return set()
-    unknown = find_unknown_keys(list(part.values()))
-    if "class_name" in part:
-        known = {*KEYS_OF_KERAS_3_8[part["class_name"]].split(), *KEYS_OF_EVERY_LAYER}
-        unknown |= {f"{part['class_name']}.{key}" for key in part["config"].keys() - known}
+    unknown = find_unknown_keys(list(config.values()))
+    if "class_name" in config:
+        known = {*KEYS_OF_KERAS_3_8[config["class_name"]].split(), *KEYS_OF_EVERY_LAYER}
+        unknown |= {f"{config['class_name']}.{key}" for key in config["config"].keys() - known}
     return unknown
 
 
@@ -78,104 +80,85 @@ def read_configuration(data: bytes) -> Any:
 
 def test_a_saved_model_loads_and_predicts_the_same_bits(saved_model: bytes) -> None:
     images = np.random.default_rng(1).integers(0, 256, (700, 28, 28), dtype=np.uint8)
-    first, second = (h5.predict(h5.load(saved_model, "m"), images) for _ in range(2))
+    first, second = (h5.predict(h5.load_model(saved_model, "m"), images) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a.tobytes() == b.tobytes()
 
 
 def check_same_model(data: bytes, folder: Path) -> None:
-    """What is loaded is what Keras itself loads: configuration, weights, and predictions to the bit."""
+    """Assert that the loaded model equals the one that Keras loads, bit by bit, in predictions too."""
     (folder / "model.h5").write_bytes(data)
-    expected, found = keras.saving.load_model(folder / "model.h5", compile=False), h5.load(data, "m")
-    assert found.get_config() == expected.get_config()
-    for a, b in zip(found.weights, expected.weights, strict=True):
+    expected, loaded = keras.saving.load_model(folder / "model.h5", compile=False), h5.load_model(data, "m")
+    assert loaded.get_config() == expected.get_config()
+    for a, b in zip(loaded.weights, expected.weights, strict=True):
         assert (a.path, a.trainable) == (b.path, b.trainable)
         assert a.numpy().tobytes() == b.numpy().tobytes()
     images = np.random.default_rng(1).integers(0, 256, (600, 28, 28), dtype=np.uint8)
-    for a, b in zip(h5.outputs(found, images), h5.outputs(expected, images), strict=True):
+    for a, b in zip(h5.predict_outputs(loaded, images), h5.predict_outputs(expected, images), strict=True):
         assert a.tobytes() == b.tobytes()
 
 
-def test_a_model_is_the_one_that_keras_loads(saved_model: bytes, tmp_path: Path) -> None:
+def test_a_model_equals_the_one_that_keras_loads(saved_model: bytes, tmp_path: Path) -> None:
     check_same_model(saved_model, tmp_path)
 
 
-def test_a_model_of_an_earlier_release_is_the_one_that_keras_loads(tmp_path: Path) -> None:
-    image = keras.Input((28, 28, 1), name="image")
-    scaled = keras.layers.Rescaling(1 / 255, name="scaling")(image)
-    stage = keras.layers.Conv2D(8, 3, padding="same", name="stage")(scaled)
-    mean = keras.layers.GlobalAveragePooling2D(name="mean")(stage)
-    places = keras.layers.AveragePooling2D(7, padding="same", name="places")(stage)
-    layout = keras.layers.UnitNormalization(name="layout")(keras.layers.Reshape((-1,), name="listed")(places))
-    responses = keras.layers.Concatenate(name="responses")([mean, layout])
-    similarity = keras.layers.Dense(50, use_bias=False, name="prototypes")(responses)
-    nearest = keras.layers.Reshape((50, 1), name="similarities")(similarity)
-    familiarity = keras.layers.GlobalMaxPooling1D(name="familiarity")(nearest)
-    logits = keras.layers.Dense(10, name="logits")(mean)
-    probabilities = keras.layers.Softmax(name="probabilities")(logits)
-    model = keras.Model(image, [probabilities, familiarity], name="classifier")
-    keras.saving.save_model(model, tmp_path / "earlier.h5", include_optimizer=False)
-    for data in ((tmp_path / "earlier.h5").read_bytes(), h5.save(model)):
-        check_same_model(data, tmp_path)
-
-
 @pytest.mark.integration
-def test_a_release_is_the_model_that_keras_loads(finished_pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_release_equals_the_model_that_keras_loads(finished_pipeline: Pipeline, tmp_path: Path) -> None:
     store = finished_pipeline.store
-    release = service.open_release(store, service.in_service(store).version)
+    release = service.open_release(store, service.require_champion(store).version)
     check_same_model(release.files["model.h5"], tmp_path)
 
 
 def test_a_saved_model_has_no_key_that_keras_3_8_does_not_write(saved_model: bytes) -> None:
     assert find_unknown_keys(read_configuration(saved_model)) == set()
-    thorough = trained(PROFILES["thorough"], 10, build(PROFILES["thorough"], 10))
-    assert find_unknown_keys(read_configuration(h5.save(thorough))) == set()
+    thorough = build_classifier(PROFILES["thorough"], 10, build_network(PROFILES["thorough"], 10))
+    assert find_unknown_keys(read_configuration(h5.encode_model(thorough))) == set()
 
 
-def test_a_newer_key_that_means_something_is_kept() -> None:
+def test_a_newer_key_with_an_effect_is_kept() -> None:
     image = keras.Input((2, 2, 1))
     renormalised = keras.Model(image, keras.layers.BatchNormalization(renorm=True)(image))
-    assert "BatchNormalization.renorm" in find_unknown_keys(read_configuration(h5.save(renormalised)))
+    assert "BatchNormalization.renorm" in find_unknown_keys(read_configuration(h5.encode_model(renormalised)))
 
 
 def test_the_same_model_is_saved_as_the_same_bytes(saved_model: bytes) -> None:
-    assert h5.save(h5.load(saved_model, "m")) == h5.save(h5.load(saved_model, "m"))
-    assert b"quantization_config" not in saved_model  # nor what was replaced
+    assert h5.encode_model(h5.load_model(saved_model, "m")) == h5.encode_model(h5.load_model(saved_model, "m"))
+    assert b"quantization_config" not in saved_model  # not even as remains of a replaced attribute
 
 
-def test_a_model_with_the_newer_keys_of_earlier_releases_loads(saved_model: bytes, tmp_path: Path) -> None:
+def test_a_model_that_keras_itself_saved_loads(saved_model: bytes, tmp_path: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (20, 28, 28), dtype=np.uint8)
-    model = h5.load(saved_model, "m")
+    model = h5.load_model(saved_model, "m")
     keras.saving.save_model(model, tmp_path / "earlier.h5", include_optimizer=False)
     earlier = (tmp_path / "earlier.h5").read_bytes()
     assert find_unknown_keys(read_configuration(earlier))
-    for a, b in zip(h5.predict(h5.load(earlier, "m"), images), h5.predict(model, images), strict=True):
+    for a, b in zip(h5.predict(h5.load_model(earlier, "m"), images), h5.predict(model, images), strict=True):
         assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.integration
-def test_plain_keras_loads_it_without_this_project(saved_model: bytes, tmp_path: Path) -> None:
+def test_plain_keras_loads_a_model_without_this_project(saved_model: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.h5").write_bytes(saved_model)
     program = (
         "import keras, numpy, sys\n"
         "model = keras.models.load_model('model.h5', compile=False)\n"
-        "probabilities, familiarity = model.predict(numpy.zeros((3, 28, 28, 1), 'uint8'), verbose=0)\n"
-        "assert probabilities.shape == (3, 10) and familiarity.shape == (3, 1)\n"
+        "probabilities, ood_score = model.predict(numpy.zeros((3, 28, 28, 1), 'uint8'), verbose=0)\n"
+        "assert probabilities.shape == (3, 10) and ood_score.shape == (3, 1)\n"
         "assert not any(name.startswith('fmnist') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": ""})
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 4096, pickle.dumps({"a": 1})])
-def test_what_is_no_model_is_refused(data: bytes) -> None:
+def test_a_file_that_is_not_a_model_is_refused(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"m: is not a Keras .h5 model"):
-        h5.load(data, "m")
+        h5.load_model(data, "m")
 
 
-def test_a_model_cut_short_is_refused(saved_model: bytes) -> None:
+def test_a_truncated_model_is_refused(saved_model: bytes) -> None:
     for length in (100, 5000, len(saved_model) // 2, len(saved_model) - 1):
         with pytest.raises(ModelError, match=r"^m: "):
-            h5.load(saved_model[:length], "m")
+            h5.load_model(saved_model[:length], "m")
 
 
 @pytest.mark.parametrize(
@@ -185,23 +168,23 @@ def test_weights_that_do_not_fit_are_refused(weights: dict[str, list[tuple[int, 
     configuration = make_configuration([make_input(28, 28, 1), make_layer("Dense", "x", "image")])
     arrays = {layer: [np.ones(shape) for shape in shapes] for layer, shapes in weights.items()}
     with pytest.raises(ModelError, match=r"has weights of shapes .*, its configuration needs"):
-        h5.load(make_file(configuration, arrays), "m")
+        h5.load_model(make_file(configuration, arrays), "m")
 
 
-def test_the_old_keras_is_refused(saved_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keras_2_is_refused(saved_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
     with pytest.raises(ModelError, match=r"TF_USE_LEGACY_KERAS is set"):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")
 
 
-def test_what_keras_says_of_a_model_that_it_cannot_build_has_no_control_characters(
+def test_an_error_of_keras_is_reported_without_control_characters(
     saved_model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its words may repeat names from the file."""
+    """The message may contain names from the file."""
 
     def refuse(configuration: object) -> None:
         raise ValueError("layer \x1b[31m\n\u202ename")
 
     monkeypatch.setattr(keras.Model, "from_config", refuse)
     with pytest.raises(ModelError, match=r"^m: Keras cannot build it \(layer \[31m name\)$"):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")

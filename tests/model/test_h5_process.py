@@ -1,4 +1,4 @@
-"""The child process that reads a file: whatever happens to it, the reason is reported and nothing is loaded."""
+"""The child process that reads a file: whenever it fails, the reason is reported and nothing is loaded."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def has_landlock() -> bool:
 
 @pytest.fixture
 def replace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replace:
-    """Let another program run as the child, in which `real` is the one of this project."""
+    """Replace the program of the child; in the new one, `real` is the original module."""
     folder = str(Path(h5_structure.__file__).parent)
 
     def replace(program: str) -> None:
-        h5_process.read.cache_clear()
+        h5_process.read_model.cache_clear()
         path = tmp_path / "program.py"
         path.write_text(f"import sys\nsys.path.append({folder!r})\nimport h5_structure as real\n{program}\n")
         monkeypatch.setattr(h5_structure, "__file__", str(path))
@@ -38,65 +38,65 @@ def replace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replace:
     return replace
 
 
-def make_answer(header: dict[str, Any], rest: bytes = b"") -> bytes:
+def encode_output(header: dict[str, Any], rest: bytes = b"") -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + rest
 
 
-def test_a_child_that_is_killed(replace: Replace, saved_model: bytes) -> None:
+def test_the_signal_of_a_killed_child_is_reported(replace: Replace, saved_model: bytes) -> None:
     replace("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(
         ModelError,
         match=r"^m: could not be read: the reading process ended with SIGKILL \(limits: 192 MiB, 5 s of CPU\); it",
     ):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")
 
 
-def test_a_child_that_crashes(replace: Replace, saved_model: bytes) -> None:
+def test_the_crash_of_a_child_is_reported(replace: Replace, saved_model: bytes) -> None:
     replace("import ctypes\nctypes.string_at(0)")
     with pytest.raises(ModelError, match=r"^m: .* ended with SIGSEGV \(.*\); it is not opened"):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")
 
 
-def test_a_child_that_stands_still(replace: Replace, saved_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(h5_process, "_SECONDS", 0.5)
+def test_a_hanging_child_is_ended(replace: Replace, saved_model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h5_process, "_TIMEOUT", 0.5)
     replace("import signal\nsignal.pause()")
     with pytest.raises(ModelError, match=r"^m: could not be read within 0.5 seconds; it is not opened"):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")
 
 
-def test_a_child_that_fails(replace: Replace, saved_model: bytes) -> None:
+def test_the_error_of_a_child_is_reported(replace: Replace, saved_model: bytes) -> None:
     replace("raise SystemExit('no\\n\\x1bway')")
     with pytest.raises(ModelError, match=r"^m: .* ended with code 1: no way \(.*\); it is not opened"):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")
 
 
-def test_a_python_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_python_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(ModelError, match=r"^m: could not be read: Python \(/nowhere/python\) does not start"):
-        h5.load(b"file", "m")
+        h5.load_model(b"file", "m")
 
 
-def test_a_file_that_takes_too_much_memory(replace: Replace, saved_model: bytes) -> None:
+def test_a_file_that_needs_too_much_memory_is_refused(replace: Replace, saved_model: bytes) -> None:
     replace("real.h5py.File = lambda *_: bytearray(300 << 20)\nreal.main()")
     with pytest.raises(ModelError, match=r"^m: cannot be read within 192 MiB of memory; it is not opened"):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")
 
 
 @pytest.mark.exhaustive
-def test_a_file_that_takes_too_long(replace: Replace, saved_model: bytes) -> None:
+def test_a_file_that_needs_too_much_cpu_is_refused(replace: Replace, saved_model: bytes) -> None:
     replace("import itertools\nreal.h5py.File = lambda *_: sum(itertools.count())\nreal.main()")
     with pytest.raises(ModelError, match=r"^m: could not be read: .* ended with SIG(XCPU|KILL) .*; it is not opened"):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")
 
 
 @pytest.mark.parametrize(
     "attempt", ["open('/etc/passwd')", "socket.socket()", "os.pipe()", "subprocess.run(['true'])", "os.listdir('/')"]
 )
-def test_what_takes_over_the_child_can_open_nothing(attempt: str, replace: Replace) -> None:
+def test_code_in_the_child_cannot_open_anything(attempt: str, replace: Replace) -> None:
     replace(f"import os, socket, subprocess\nreal.h5py.File = lambda *_: {attempt}\nreal.main()")
     with pytest.raises(ModelError, match="Too many open files"):
-        h5_process.read(b"file")
+        h5_process.read_model(b"file")
 
 
 @pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock, or one without scopes (before Linux 6.12)")
@@ -105,7 +105,7 @@ def test_what_takes_over_the_child_can_open_nothing(attempt: str, replace: Repla
     [
         "os.kill(os.getppid(), 0)",
         "read_memory(os.getppid())",
-        "libc.ptrace(0x4206, os.getppid(), 0, 0) and fail()",  # PTRACE_SEIZE, which does not stop it
+        "libc.ptrace(0x4206, os.getppid(), 0, 0) and fail()",  # PTRACE_SEIZE, which does not stop the process
         "open(f'/proc/{os.getppid()}/environ')",
         "open('/etc/passwd')",
         "open('/dev/full', 'w')",
@@ -116,10 +116,8 @@ def test_what_takes_over_the_child_can_open_nothing(attempt: str, replace: Repla
         "socket.create_connection(('127.0.0.1', 1))",
     ],
 )
-def test_what_takes_over_the_child_cannot_touch_files_and_processes(
-    attempt: str, replace: Replace, tmp_path: Path
-) -> None:
-    """Not even without the limit on open files, which root can lift."""
+def test_code_in_the_child_cannot_access_files_or_processes(attempt: str, replace: Replace, tmp_path: Path) -> None:
+    """Landlock holds even without the limit on open files, which root can lift."""
     file = tmp_path / "file"
     file.write_text("content")
     attempt = attempt.replace("{file}", str(file))
@@ -134,19 +132,19 @@ def fail():
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 def read_memory(pid):
-    here, there = ctypes.create_string_buffer(8), Span({ADDRESS}, 8)
-    if libc.process_vm_readv(pid, ctypes.byref(Span(ctypes.addressof(here), 8)), 1, ctypes.byref(there), 1, 0) < 0:
+    local, remote = ctypes.create_string_buffer(8), Span({ADDRESS}, 8)
+    if libc.process_vm_readv(pid, ctypes.byref(Span(ctypes.addressof(local), 8)), 1, ctypes.byref(remote), 1, 0) < 0:
         fail()
 
 real._LIMITS = {{}}
 real.h5py.File = lambda *_: {attempt}
 real.main()""")
     with pytest.raises(ModelError, match=r"Operation not permitted|Permission denied"):
-        h5_process.read(b"file")
+        h5_process.read_model(b"file")
     assert {path.name: path.read_text() for path in tmp_path.glob("file*")} == {"file": "content"}
 
 
-def test_the_child_has_no_secrets_and_no_files(
+def test_the_child_inherits_no_secrets_and_no_files(
     replace: Replace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
@@ -155,14 +153,14 @@ def test_the_child_has_no_secrets_and_no_files(
         facts = "[*os.environ], [f for f in range(3, 999) if os.path.exists(f'/proc/self/fd/{f}')], sys.flags.isolated"
         replace(f"import os\nraise SystemExit(repr(({facts})))")
         with pytest.raises(ModelError, match=r"code 1: \(\[.*\], \[\], 1\) \(limits") as refusal:
-            h5_process.read(b"file")
+            h5_process.read_model(b"file")
     assert "OPENBLAS_NUM_THREADS" in str(refusal.value)
     assert "AWS" not in str(refusal.value)
 
 
-def test_an_answer_is_arrays_by_layer() -> None:
-    _, weights = h5_process.decode(make_answer({"weights": [["a", [[2, 1], [1]]]]}, bytes(8) + b"\0\0\x80?"))
-    assert not any(array.flags.writeable for arrays in weights.values() for array in arrays)  # they are remembered
+def test_the_output_is_decoded_to_arrays_by_layer() -> None:
+    _, weights = h5_process.decode_output(encode_output({"weights": [["a", [[2, 1], [1]]]]}, bytes(8) + b"\0\0\x80?"))
+    assert not any(array.flags.writeable for arrays in weights.values() for array in arrays)  # since they are cached
     assert {layer: [array.tolist() for array in arrays] for layer, arrays in weights.items()} == {
         "a": [[[0.0], [0.0]], [1.0]]
     }
@@ -175,32 +173,32 @@ def test_an_answer_is_arrays_by_layer() -> None:
         ({"weights": [["a", [[3]]]]}, "fewer bytes than it declared"),
         ({"weights": [["a", [[2**62, 2**62]]]]}, "fewer bytes than it declared"),
         ({"weights": [["a", [[1]]]]}, "more bytes than it declared"),
-        ({"weights": [["a", [[0]]]]}, "an invalid answer"),
-        ({"weights": [["a", [[-1]]]]}, "an invalid answer"),
-        ({"weights": [["a", [[1, 1, 1, 1, 1]]]]}, "an invalid answer"),
-        ({"weights": [["a", 1]]}, "an invalid answer"),
-        ({"configuration": None}, "an invalid answer"),
-        ({"more": 1}, "an invalid answer"),
+        ({"weights": [["a", [[0]]]]}, "invalid output"),
+        ({"weights": [["a", [[-1]]]]}, "invalid output"),
+        ({"weights": [["a", [[1, 1, 1, 1, 1]]]]}, "invalid output"),
+        ({"weights": [["a", 1]]}, "invalid output"),
+        ({"configuration": None}, "invalid output"),
+        ({"more": 1}, "invalid output"),
         ({"fault": "a\n\x1bb" + 999 * "c"}, "^a b" + 296 * "c" + "$"),
     ],
 )
-def test_an_answer_without_sense_is_refused(header: dict[str, Any], reason: str) -> None:
+def test_an_invalid_header_is_refused(header: dict[str, Any], reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
-        h5_process.decode(make_answer(header, bytes(8)))
+        h5_process.decode_output(encode_output(header, bytes(8)))
 
 
-@pytest.mark.parametrize("answer", [b"", b"hello, world", b"\xff" * 99, bytes(64), b"\xff" * 8 + b"[" * 99_999])
-def test_an_answer_that_is_none_is_refused(answer: bytes) -> None:
-    with pytest.raises(ModelError, match="an invalid answer"):
-        h5_process.decode(answer)
+@pytest.mark.parametrize("output", [b"", b"hello, world", b"\xff" * 99, bytes(64), b"\xff" * 8 + b"[" * 99_999])
+def test_invalid_output_is_refused(output: bytes) -> None:
+    with pytest.raises(ModelError, match="invalid output"):
+        h5_process.decode_output(output)
 
 
-def test_a_child_that_writes_without_end(replace: Replace, saved_model: bytes) -> None:
+def test_the_output_of_a_child_is_limited(replace: Replace, saved_model: bytes) -> None:
     replace("real.json.dumps = lambda _: 'x' * (40 << 20)\nreal.main()")
     with pytest.raises(ModelError, match=r"^m: .* ended with code 1: .* File too large \(.*\); it is not opened"):
-        h5.load(saved_model, "m")
+        h5.load_model(saved_model, "m")
 
 
-def test_too_many_bytes_are_not_given_to_a_child() -> None:
+def test_a_file_that_is_too_large_starts_no_child() -> None:
     with pytest.raises(ModelError, match="has 33,554,433 bytes, more than 33,554,432"):
-        h5_process.read(bytes((32 << 20) + 1))
+        h5_process.read_model(bytes((32 << 20) + 1))

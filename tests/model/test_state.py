@@ -1,4 +1,4 @@
-"""The state of a training, to and from bytes that anybody with the right to write the store may have made."""
+"""The state of a training, to and from bytes, which anyone with write access to the store can forge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fmnist_tasks.errors import TrainingError
 from fmnist_tasks.model.state import Progress, pack, unpack
 
 
-def build() -> tuple[keras.Model, keras.Optimizer]:
+def build_model() -> tuple[keras.Model, keras.Optimizer]:
     image = keras.Input((4,), name="image")
     model = keras.Model(image, keras.layers.Dense(2, name="dense")(image))
     optimizer = keras.optimizers.Adam()
@@ -21,24 +21,24 @@ def build() -> tuple[keras.Model, keras.Optimizer]:
     return model, optimizer
 
 
-def test_a_state_comes_back_as_it_was() -> None:
-    model, optimizer = build()
+def test_a_state_is_restored_unchanged() -> None:
+    model, optimizer = build_model()
     progress = Progress({"val_loss": [0.5], "loss": [0.25]}, model.get_weights())
     state = pack(model, optimizer, progress)
-    other, other_optimizer = build()
-    found = unpack(state, other, other_optimizer)
-    assert pack(other, other_optimizer, found) == state
-    assert found.curves == progress.curves
+    other, other_optimizer = build_model()
+    restored = unpack(state, other, other_optimizer)
+    assert pack(other, other_optimizer, restored) == state
+    assert restored.curves == progress.curves
 
 
 def test_a_state_that_unpacks_to_more_than_its_own_size_takes_no_memory() -> None:
-    """400 kB of zeros would become 400 MB."""
-    model, optimizer = build()
+    """400 kB would unpack to 400 MB of zeros."""
+    model, optimizer = build_model()
     state = pack(model, optimizer, Progress({"val_loss": [0.5]}, model.get_weights()))
     bomb = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(state)) as honest, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in set(honest.namelist()) - {"model/0.npy"}:
-            archive.writestr(name, honest.read(name))
+    with zipfile.ZipFile(io.BytesIO(state)) as original, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in set(original.namelist()) - {"model/0.npy"}:
+            archive.writestr(name, original.read(name))
         with archive.open("model/0.npy", "w") as member:
             header = {"descr": "<f4", "fortran_order": False, "shape": (100 << 20,)}
             np.lib.format.write_array_header_1_0(member, header)
@@ -48,7 +48,7 @@ def test_a_state_that_unpacks_to_more_than_its_own_size_takes_no_memory() -> Non
         unpack(bomb.getvalue(), model, optimizer)
 
 
-@pytest.mark.parametrize("state", [b"", b"PK", b"no state"])
-def test_what_is_no_state_is_refused(state: bytes) -> None:
-    with pytest.raises(TrainingError, match=r"a checkpoint: is no \.npz"):
-        unpack(state, *build())
+@pytest.mark.parametrize("state", [b"", b"PK", b"not a state"])
+def test_bytes_that_are_not_a_state_are_refused(state: bytes) -> None:
+    with pytest.raises(TrainingError, match=r"a checkpoint: is not an \.npz file"):
+        unpack(state, *build_model())

@@ -1,4 +1,4 @@
-"""Names that others give their files, where people read them: no browser takes one for more than text."""
+"""Hostile file names on pages and in mails: every browser shows them as text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import BrowserContext, Page
 
+from fmnist_tasks.page.activity import Schedule
 from fmnist_tasks.page.app import create_app
 from fmnist_tasks.registry.store import encode_name
 from fmnist_tasks.settings import DAG_ID
@@ -28,17 +29,17 @@ NAMES = (*MARKUP, *TERMINAL)
 @pytest.fixture
 def browser() -> Iterator[BrowserContext]:
     require(CHROMIUM)
-    with launch_chromium() as launched:
-        yield launched.new_context(offline=True)  # the documents name style sheets of others
+    with launch_chromium() as chromium:
+        yield chromium.new_context(offline=True)  # Data Docs link to external style sheets
 
 
 def find_injected(page: Page) -> list[str]:
-    """Elements that only a name can have brought in."""
-    marks = "[onerror], [onload]:not(body), img[src=x], a[href^='javascript:alert']"
-    return [element.evaluate("one => one.outerHTML") for element in page.locator(marks).all()]
+    """Return the elements that can only come from a file name."""
+    selector = "[onerror], [onload]:not(body), img[src=x], a[href^='javascript:alert']"
+    return [element.evaluate("element => element.outerHTML") for element in page.locator(selector).all()]
 
 
-def test_no_browser_takes_the_name_of_a_batch_for_markup(
+def test_no_browser_interprets_the_name_of_a_batch_as_markup(
     pipeline: Pipeline, browser: BrowserContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incoming = pipeline.store.root / "incoming"
@@ -51,26 +52,26 @@ def test_no_browser_takes_the_name_of_a_batch_for_markup(
         monkeypatch.setenv("AIRFLOW_CONN_FMNIST_MAIL", mail_server.connection)
         pipeline.run_until("validate_data")
     assert len(mail_server.mails) >= 2
-    letters = [mail.get_body(("html",)).get_content() for mail in mail_server.mails]
+    mails = [mail.get_body(("html",)).get_content() for mail in mail_server.mails]
 
     page = browser.new_page()
     dialogs: list[str] = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     docs = sorted((pipeline.store.root / "runs" / RUN.id / "data_docs").rglob("*.html"))
     assert len(docs) > 2 * len(NAMES)
-    seen = ""
+    text = ""
     for path in docs:
         page.goto(path.as_uri())
         assert find_injected(page) == []
-        seen += page.content()
-    client = TestClient(create_app(lambda: None, lambda: "ann"))
+        text += page.content()
+    client = TestClient(create_app(lambda: None, lambda: "ann", Schedule))
     pages = [client.get(address).text for address in (f"/runs/{RUN.id}", "/")]
-    for content in (*pages, *letters):
+    for content in (*pages, *mails):
         page.set_content(content)
         assert find_injected(page) == []
-        seen += page.locator("body").inner_text()
+        text += page.locator("body").inner_text()
     assert dialogs == []
-    assert encode_name(NAMES[0].encode()) in seen  # the waiting half, as text
+    assert encode_name(NAMES[0].encode()) in text  # the name of the waiting file, as text
     for mail in mail_server.mails:
         texts = [mail["Subject"], mail.get_body(("plain",)).get_content(), mail.get_body(("html",)).get_content()]
         assert all(re.fullmatch(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e]*", text) for text in texts)

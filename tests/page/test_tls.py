@@ -1,4 +1,4 @@
-"""The registry page behind nginx, with the configuration that we ship: Airflow at / and below a path."""
+"""The registry page behind nginx with the shipped configuration, with Airflow at / and below a path."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.support.airflow_home import AirflowInstallation, copy_migrated_home, 
 from tests.support.chromium import launch_chromium
 from tests.support.pipeline import Pipeline
 from tests.support.ports import accepts_connections, reserve_port
-from tests.support.registry_page import use_page, watch_faults
+from tests.support.registry_page import collect_errors, use_page
 from tests.support.requirements import CHROMIUM, NGINX, require
 from tests.support.tls_proxy import run_tls_proxy
 
-TRUSTING = ssl._create_unverified_context()  # noqa: S323 - the certificate is the tests' own
+UNVERIFIED = ssl._create_unverified_context()  # noqa: S323 - the tests create the certificate
 
 
 @contextmanager
 def run_api_server(airflow: AirflowInstallation, port: int) -> Iterator[None]:
-    """Airflow's API server as compose.tls.yaml starts it."""
+    """Run Airflow's API server as compose.tls.yaml does."""
     command = ["airflow", "api-server", "--proxy-headers", "--host", "127.0.0.1", "--port", str(port)]
     with (airflow.home / "api-server.log").open("wb") as log:
         process = subprocess.Popen(command, env=airflow.environment, stdout=log, stderr=log)
@@ -45,7 +45,7 @@ def run_api_server(airflow: AirflowInstallation, port: int) -> Iterator[None]:
 @pytest.mark.parametrize("path", ["", "/airflow"])
 def test_the_page_works_wherever_airflow_is_mounted(finished_pipeline: Pipeline, tmp_path: Path, path: str) -> None:
     require(CHROMIUM, NGINX)
-    earlier = service.in_service(finished_pipeline.store).version
+    earlier = service.require_champion(finished_pipeline.store).version
     current = finished_pipeline.promote_second_release()
     port = reserve_port()
     with run_tls_proxy(tmp_path, port) as proxy:
@@ -54,7 +54,7 @@ def test_the_page_works_wherever_airflow_is_mounted(finished_pipeline: Pipeline,
         with run_api_server(airflow, port), launch_chromium() as browser:
             expect.set_options(timeout=60_000)
             page = browser.new_context(ignore_https_errors=True).new_page()
-            faults = watch_faults(page)
+            errors = collect_errors(page)
             page.goto(f"{proxy}{path}/")
             page.fill("input[name=username]", "admin")
             page.fill("input[type=password]", airflow.read_password("admin"))
@@ -64,13 +64,13 @@ def test_the_page_works_wherever_airflow_is_mounted(finished_pipeline: Pipeline,
             (frame,) = page.main_frame.child_frames
             assert urlsplit(frame.url).path == f"{path}/fmnist/"
             assert frame.url.startswith(proxy)
-            assert faults == []
-    entry = service.in_service(finished_pipeline.store)
+            assert errors == []
+    entry = service.require_champion(finished_pipeline.store)
     assert (entry.version, entry.action, entry.actor) == (earlier, "rollback", "admin")
 
 
 @pytest.mark.integration
-def test_the_proxy_refuses_what_is_not_for_the_public_and_says_so_if_airflow_is_down(tmp_path: Path) -> None:
+def test_the_proxy_hides_internal_paths_and_reports_if_airflow_is_down(tmp_path: Path) -> None:
     with run_tls_proxy(tmp_path, reserve_port()) as proxy:
         for path, body, status in (
             ("/fmnist/", None, 502),
@@ -79,8 +79,8 @@ def test_the_proxy_refuses_what_is_not_for_the_public_and_says_so_if_airflow_is_
             ("/fmnist/rollback", bytes(7 << 20), 413),
         ):
             with pytest.raises(HTTPError) as refused:
-                urlopen(Request(f"{proxy}{path}", body), context=TRUSTING)  # noqa: S310
-            with refused.value as answer:
-                assert answer.code == status, path
-                assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
-                assert ("API server does not answer" in answer.read().decode()) == (status == 502)
+                urlopen(Request(f"{proxy}{path}", body), context=UNVERIFIED)  # noqa: S310
+            with refused.value as response:
+                assert response.code == status, path
+                assert response.headers["Strict-Transport-Security"] == "max-age=31536000"
+                assert ("API server does not respond" in response.read().decode()) == (status == 502)

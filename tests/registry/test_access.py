@@ -1,4 +1,4 @@
-"""Where an S3 server is and how to get in: odd addresses are refused in words, connections are followed whole."""
+"""Addresses and connections of S3 servers: each part is used, or refused with a clear message."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urllib3.exceptions import MaxRetryError, ProtocolError
 
 from fmnist_tasks.errors import SettingsError, StoreError
 from fmnist_tasks.registry import access
-from fmnist_tasks.registry.access import reach
-from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.registry.access import open_bucket
+from fmnist_tasks.registry.stores import open_store
 
 REFUSED = [
     *(f"s3://{bucket}?endpoint=http://127.0.0.1:9" for bucket in (
@@ -42,54 +42,54 @@ ACCEPTED = [
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials, and a network on which nothing answers."""
+    """Set credentials, and refuse every request."""
 
     def refuse(self: object, *args: Any, **kwargs: Any) -> NoReturn:
         raise MaxRetryError(None, "/", ProtocolError("refused"))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(access._PatientPool, "urlopen", refuse)
+    monkeypatch.setattr(access._RetryingPool, "urlopen", refuse)
     for name in ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"):
         monkeypatch.setenv(name, "key")
 
 
 @pytest.mark.parametrize("uri", REFUSED)
-def test_an_odd_address_is_refused_in_words(uri: str) -> None:
+def test_an_invalid_address_is_refused_with_a_clear_message(uri: str) -> None:
     with pytest.raises(SettingsError, match="FMNIST_STORE"):
         open_store(uri)
 
 
 @pytest.mark.parametrize("uri", ACCEPTED)
-def test_an_address_that_is_accepted_can_be_asked(uri: str) -> None:
+def test_an_accepted_address_takes_requests(uri: str) -> None:
     store = open_store(uri)
-    for ask in (
+    for send in (
         lambda: store.get("k"),
         lambda: store.put("k", b"x"),
         lambda: store.stat("k"),
         lambda: list(store.list("")),
     ):
         with pytest.raises(StoreError):
-            ask()
+            send()
 
 
 def set_connection(monkeypatch: pytest.MonkeyPatch, **extra: object) -> None:
-    facts = {"conn_type": "aws", "login": "A", "password": "B", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_STORE", json.dumps(facts))
+    connection = {"conn_type": "aws", "login": "A", "password": "B", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_STORE", json.dumps(connection))
 
 
-def sign(uri: str) -> dict[str, str]:
-    """The query of a signed request."""
-    bucket = reach(uri)
+def sign_request(uri: str) -> dict[str, str]:
+    """Return the query of a signed request."""
+    bucket = open_bucket(uri)
     return dict(parse_qsl(urlsplit(bucket.client.presigned_get_object(bucket.name, "k")).query))
 
 
 def test_token_region_and_endpoint_of_a_connection_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     extra = {"endpoint_url": "http://127.0.0.1:9", "region_name": "eu-west-1", "aws_session_token": "T", "verify": True}
     set_connection(monkeypatch, **extra)
-    signed = sign("s3://bucket?connection=store")
-    assert signed["X-Amz-Security-Token"] == "T"
-    assert signed["X-Amz-Credential"].endswith("/eu-west-1/s3/aws4_request")
-    signed = sign("s3://bucket?connection=store&region=eu-central-1&endpoint=http://127.0.0.1:8")
-    assert signed["X-Amz-Credential"].endswith("/eu-central-1/s3/aws4_request")
+    query = sign_request("s3://bucket?connection=store")
+    assert query["X-Amz-Security-Token"] == "T"
+    assert query["X-Amz-Credential"].endswith("/eu-west-1/s3/aws4_request")
+    query = sign_request("s3://bucket?connection=store&region=eu-central-1&endpoint=http://127.0.0.1:8")
+    assert query["X-Amz-Credential"].endswith("/eu-central-1/s3/aws4_request")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_token_region_and_endpoint_of_a_connection_are_used(monkeypatch: pytest.
         ({"endpoint_url": "http://127.0.0.1:99999"}, "endpoint must be http"),
     ],
 )
-def test_what_cannot_be_used_of_a_connection_is_refused(
+def test_unsupported_fields_of_a_connection_are_refused(
     monkeypatch: pytest.MonkeyPatch, extra: dict[str, object], reason: str
 ) -> None:
     set_connection(monkeypatch, **{"endpoint_url": "http://127.0.0.1:9", **extra})

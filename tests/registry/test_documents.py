@@ -1,3 +1,5 @@
+"""Sealed documents: every change is detected."""
+
 from __future__ import annotations
 
 import hashlib
@@ -6,17 +8,17 @@ import math
 import pytest
 
 from fmnist_tasks.errors import DataError, IntegrityError
-from fmnist_tasks.registry.documents import MAX_BYTES, digest_of, read_document, seal, unseal
+from fmnist_tasks.registry.documents import MAX_BYTES, compute_digest, read_document, seal, unseal
 from fmnist_tasks.registry.local import FolderStore
 
 CONTENT = {"name": "Größe", "share": 0.1, "rows": [1, 2, None, True], "nested": {"seal": "", "a": 2}}
 
 
-def test_a_sealed_document_comes_back_as_it_was() -> None:
+def test_a_sealed_document_is_read_back_unchanged() -> None:
     assert unseal(seal(CONTENT), "k") == CONTENT
 
 
-def test_every_change_of_one_byte_is_noticed() -> None:
+def test_every_change_of_one_byte_is_detected() -> None:
     data = seal(CONTENT)
     for position in range(len(data)):
         for flip in (1, 0x20):
@@ -26,23 +28,23 @@ def test_every_change_of_one_byte_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"null", b"\xff", b'{"seal": 1}', b"[" * 100_000])
-def test_foreign_bytes_are_no_document(data: bytes) -> None:
-    with pytest.raises(IntegrityError, match=r"foreign"):
+def test_foreign_bytes_are_not_a_document(data: bytes) -> None:
+    with pytest.raises(IntegrityError, match=r"another program wrote it"):
         unseal(data, "k")
 
 
-@pytest.mark.parametrize("write", [digest_of, seal])
+@pytest.mark.parametrize("write", [compute_digest, seal])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_never_written(write, value: float) -> None:
+def test_nan_and_infinity_are_never_written(write, value: float) -> None:
     with pytest.raises(ValueError, match=r"not JSON compliant"):
         write({"accuracy": value})
 
 
-def test_the_digest_is_that_of_the_content_whatever_its_order() -> None:
+def test_the_digest_does_not_depend_on_the_order_of_fields() -> None:
     expected = hashlib.sha256(b'{"a":[1,2],"b":{"c":"\\u00fc","d":null}}').hexdigest()
-    assert digest_of({"a": [1, 2], "b": {"c": "ü", "d": None}}) == expected
-    assert digest_of({"b": {"d": None, "c": "ü"}, "a": [1, 2]}) == expected
-    assert digest_of({"a": [2, 1], "b": {"c": "ü", "d": None}}) != expected
+    assert compute_digest({"a": [1, 2], "b": {"c": "ü", "d": None}}) == expected
+    assert compute_digest({"b": {"d": None, "c": "ü"}, "a": [1, 2]}) == expected
+    assert compute_digest({"a": [2, 1], "b": {"c": "ü", "d": None}}) != expected
 
 
 def test_the_seal_is_the_digest_of_the_bytes_with_an_empty_seal() -> None:
@@ -51,11 +53,11 @@ def test_the_seal_is_the_digest_of_the_bytes_with_an_empty_seal() -> None:
 
 
 def test_a_document_has_one_seal() -> None:
-    """A second one, of which JSON knows nothing, is a byte that was not written."""
+    """JSON parsers ignore a second seal, but this project never writes one."""
     empty = b'{\n  "b": 1,\n  "seal": "",\n  "seal": ""\n}\n'
-    twice = empty.replace(b'""', b'"%s"' % hashlib.sha256(empty).hexdigest().encode())
+    sealed_twice = empty.replace(b'""', b'"%s"' % hashlib.sha256(empty).hexdigest().encode())
     with pytest.raises(IntegrityError):
-        unseal(twice, "k")
+        unseal(sealed_twice, "k")
 
 
 def test_a_document_is_read_from_the_store_and_a_changed_one_is_named(store: FolderStore) -> None:
@@ -66,11 +68,11 @@ def test_a_document_is_read_from_the_store_and_a_changed_one_is_named(store: Fol
         read_document(store, "runs/r/train.json")
 
 
-def test_a_document_that_would_be_too_large_to_be_read_is_not_written(store: FolderStore) -> None:
+def test_a_document_too_large_to_be_read_is_not_written(store: FolderStore) -> None:
     largest = MAX_BYTES - len(seal({"names": ""}))
     store.put("d.json", seal({"names": "x" * largest}))
     assert len(read_document(store, "d.json")["names"]) == largest
     with pytest.raises(
-        DataError, match=r"a document would have 4,194,305 bytes, more than the 4,194,304 that are read"
+        DataError, match=r"a document of this run has 4,194,305 bytes, more than the limit of 4,194,304"
     ):
         seal({"names": "x" * (largest + 1 + 64)})

@@ -1,4 +1,4 @@
-"""What only a folder has: links, pipes, rights, writers that have a file open, file systems that lack something."""
+"""Behaviour that only folders have: links, pipes, rights, open files, and limits of file systems."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fmnist_tasks.registry.local import FolderStore
 SHA256 = hashlib.sha256(b"x").hexdigest()
 
 
-def kinds(store: FolderStore, prefix: str = "") -> dict[str, str]:
+def list_kinds(store: FolderStore, prefix: str = "") -> dict[str, str]:
     return {stat.key: stat.kind for stat in store.list(prefix)}
 
 
@@ -37,8 +37,8 @@ def outside(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def strangers_store() -> Iterator[FolderStore]:
-    """A store that belongs to a user without special rights, as whom the test goes on."""
+def unprivileged_store() -> Iterator[FolderStore]:
+    """A store of an unprivileged user, as which the test runs."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     (folder / "store").mkdir()
     if is_root := os.geteuid() == 0:
@@ -52,30 +52,30 @@ def strangers_store() -> Iterator[FolderStore]:
 
 
 @pytest.mark.parametrize("seconds", [999_999_999_999, 2**62, -(2**62)])
-def test_a_time_that_no_calendar_has_stops_no_listing(
+def test_an_impossible_file_time_does_not_stop_a_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    """Btrfs, tmpfs and ZFS keep such times, which damaged archives have."""
+    """Damaged archives have such times, and Btrfs, tmpfs and ZFS store them."""
     store = FolderStore(tmp_path)
     store.put("k", b"x")
-    look = os.lstat
-    monkeypatch.setattr(local.os, "lstat", lambda path: Times(look(path), seconds))
+    lstat = os.lstat
+    monkeypatch.setattr(local.os, "lstat", lambda path: StatusWithTime(lstat(path), seconds))
     (stat,) = store.list("")
     assert stat.modified + timedelta(days=365) > stat.modified > datetime(1, 1, 1, tzinfo=UTC)
 
 
-class Times:
-    """What the system says of a file, but for its time of change."""
+class StatusWithTime:
+    """The status of a file, with another modification time."""
 
-    def __init__(self, found: os.stat_result, seconds: int) -> None:
-        self._found, self.st_mtime_ns = found, seconds * 10**9
+    def __init__(self, status: os.stat_result, seconds: int) -> None:
+        self._status, self.st_mtime_ns = status, seconds * 10**9
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._found, name)
+        return getattr(self._status, name)
 
 
-def test_a_folder_among_what_is_being_written_stops_no_write(tmp_path: Path) -> None:
-    """Some network drives put one everywhere."""
+def test_a_folder_among_the_temporary_files_does_not_stop_a_write(tmp_path: Path) -> None:
+    """Some network drives create one in every folder."""
     store = FolderStore(tmp_path)
     old = tmp_path / ".scratch" / "@eaDir"
     old.mkdir(parents=True)
@@ -91,19 +91,19 @@ def test_links_are_listed_and_never_followed(store: FolderStore, outside: Path) 
     (store.root / "incoming" / "inside").symlink_to(store.root / "incoming" / "a")
     (store.root / "incoming" / "nowhere").symlink_to("nowhere")
     links = dict.fromkeys(("incoming/file", "incoming/folder", "incoming/inside", "incoming/nowhere"), "symbolic link")
-    assert kinds(store) == {"incoming/a": "file", **links}
+    assert list_kinds(store) == {"incoming/a": "file", **links}
     for key in links:
         with pytest.raises(AccessError, match=r"Too many levels of symbolic links|is a symbolic link"):
             store.get(key)
-    for ask in (store.get, store.stat, store.delete, lambda key: store.put(key, b"y")):
+    for call in (store.get, store.stat, store.delete, lambda key: store.put(key, b"y")):
         with pytest.raises(AccessError, match=r"incoming/folder is a symbolic link, which is not followed"):
-            ask("incoming/folder/secret")
+            call("incoming/folder/secret")
     with pytest.raises(AccessError, match="is a symbolic link"):
         list(store.list("incoming/folder/"))
     store.put("incoming/file", b"a file in its place")
     for key in list(links)[1:]:
         store.delete(key)
-    assert kinds(store) == {"incoming/a": "file", "incoming/file": "file"}
+    assert list_kinds(store) == {"incoming/a": "file", "incoming/file": "file"}
     assert (outside / "secret").read_bytes() == b"secret"
 
 
@@ -112,30 +112,30 @@ def test_the_folder_of_the_store_may_be_a_link(tmp_path: Path, outside: Path) ->
     store = FolderStore(tmp_path / "link")
     store.put("a/b", b"x")
     assert (outside / "a" / "b").read_bytes() == b"x"
-    assert kinds(store, "a/") == {"a/b": "file"}
+    assert list_kinds(store, "a/") == {"a/b": "file"}
 
 
-def test_what_is_no_file_is_listed_and_not_waited_for(store: FolderStore) -> None:
+def test_pipes_and_sockets_are_listed_and_do_not_block(store: FolderStore) -> None:
     store.put("incoming/a", b"x")
     os.mkfifo(store.root / "incoming" / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(store.root / "incoming" / "socket"))
-        assert kinds(store) == {"incoming/a": "file", "incoming/pipe": "pipe", "incoming/socket": "socket"}
+        assert list_kinds(store) == {"incoming/a": "file", "incoming/pipe": "pipe", "incoming/socket": "socket"}
         for key in ("incoming/pipe", "incoming/socket"):
             with pytest.raises((AccessError, StoreError), match=key):
                 store.get(key)
-        assert all(store.take(stat) for stat in list(store.list("incoming/")))
-    assert kinds(store) == {}
+        assert all(store.remove_if_unchanged(stat) for stat in list(store.list("incoming/")))
+    assert list_kinds(store) == {}
 
 
-def test_a_folder_is_no_object(store: FolderStore) -> None:
+def test_a_folder_is_not_an_object(store: FolderStore) -> None:
     store.put("a/b", b"x")
     assert store.stat("a") is None
     with pytest.raises(MissingError, match="a does not exist"):
         store.get("a")
 
 
-def test_a_name_that_no_file_can_have_is_that_of_no_object(store: FolderStore) -> None:
+def test_a_key_that_is_too_long_for_a_file_is_missing(store: FolderStore) -> None:
     key = "releases/" + "x" * 300
     assert store.stat(key) is None
     store.delete(key)
@@ -147,12 +147,12 @@ def test_a_name_that_no_file_can_have_is_that_of_no_object(store: FolderStore) -
 
 @pytest.fixture
 def removed_store(store: FolderStore) -> Iterator[FolderStore]:
-    """A store that is gone after the test: pytest could not remove folders that deep, and would die of them later."""
+    """A store that is removed after the test, since pytest cannot remove folders of this depth."""
     yield store
     subprocess.run(["rm", "-rf", store.root], check=True)
 
 
-def test_folders_deeper_than_python_recurses(removed_store: FolderStore) -> None:
+def test_folders_deeper_than_the_recursion_limit_are_listed(removed_store: FolderStore) -> None:
     store = removed_store
     store.put("incoming/e", b"x")
     deep = store.root / "incoming"
@@ -162,17 +162,17 @@ def test_folders_deeper_than_python_recurses(removed_store: FolderStore) -> None
     (deep / "b").write_bytes(b"x")
     first, second = store.list("incoming/")
     assert (first.key.count("/d"), second.key) == (1500, "incoming/e")
-    assert store.take(first, "quarantine/b", SHA256)
+    assert store.remove_if_unchanged(first, "quarantine/b", SHA256)
 
 
-def test_rights_that_are_missing_are_permanent_and_named(strangers_store: FolderStore) -> None:
-    store = strangers_store
+def test_missing_rights_are_permanent_errors_that_name_the_object(unprivileged_store: FolderStore) -> None:
+    store = unprivileged_store
     for key in ("incoming/a", "incoming/closed/b", "incoming/listed/c", "incoming/z"):
         store.put(key, b"x")
     (store.root / "incoming" / "a").chmod(0)
     (store.root / "incoming" / "closed").chmod(0)
     (store.root / "incoming" / "listed").chmod(0o400)
-    assert kinds(store) == {
+    assert list_kinds(store) == {
         "incoming/a": "file",
         "incoming/closed": "unreadable folder",
         "incoming/listed/c": "unreadable file",
@@ -185,7 +185,7 @@ def test_rights_that_are_missing_are_permanent_and_named(strangers_store: Folder
         store.put("incoming/y", b"x")
     (stat,) = (stat for stat in store.list("incoming/") if stat.key == "incoming/z")
     with pytest.raises(AccessError, match=r"cannot delete .*incoming/z: Permission denied"):
-        store.take(stat)
+        store.remove_if_unchanged(stat)
     for folder in ("incoming", "incoming/closed", "incoming/listed"):
         (store.root / folder).chmod(0o700)
 
@@ -207,12 +207,12 @@ def test_a_file_system_without_hard_links_is_refused_at_the_first_write(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(AccessError, match=r"makes no hard links .* two writers could both win"):
+    with pytest.raises(AccessError, match=r"does not support hard links .* two writers could both win"):
         store.put("a", b"x")
-    assert kinds(store) == {}
+    assert list_kinds(store) == {}
 
 
-def test_each_new_folder_is_flushed_in_the_one_above(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parent_of_each_new_folder_is_flushed(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put("a", b"x")
     flushed: list[Path] = []
     monkeypatch.setattr(local, "_flush_folder", flushed.append)
@@ -220,89 +220,91 @@ def test_each_new_folder_is_flushed_in_the_one_above(store: FolderStore, monkeyp
     assert set(flushed) == {store.root, store.root / "b", store.root / "b" / "c"}
 
 
-def test_a_writer_that_still_has_the_file_open_loses_nothing(store: FolderStore) -> None:
+def test_a_writer_that_has_the_file_open_loses_nothing(store: FolderStore) -> None:
     store.put("incoming/b", b"")
     with (store.root / "incoming" / "b").open("wb") as writer:
         writer.write(b"x")
         writer.flush()
-        (seen,) = store.list("incoming/")
-        assert store.take(seen, "quarantine/r/b", SHA256)
+        (stat,) = store.list("incoming/")
+        assert store.remove_if_unchanged(stat, "quarantine/r/b", SHA256)
         writer.write(b"y")
     assert store.get("quarantine/r/b") == b"xy"
 
 
 @pytest.mark.parametrize("to", [None, "quarantine/r/b"])
-def test_a_file_put_in_its_place_at_the_last_moment_is_put_back(
+def test_a_file_that_replaces_it_at_the_last_moment_stays(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch, to: str | None
 ) -> None:
     store.put("incoming/b", b"x")
-    (seen,) = store.list("incoming/")
-    look = FolderStore.stat
+    (stat,) = store.list("incoming/")
+    read_stat = FolderStore.stat
 
-    def look_and_be_late(self: FolderStore, key: str) -> object:
-        found = look(self, key)
+    def read_stat_and_replace(self: FolderStore, key: str) -> object:
+        current = read_stat(self, key)
         (store.root / "new").write_bytes(b"other")
         (store.root / "new").rename(store.root / "incoming" / "b")
-        return found
+        return current
 
-    monkeypatch.setattr(FolderStore, "stat", look_and_be_late)
-    assert not store.take(seen, to, SHA256)
-    assert kinds(store) == {"incoming/b": "file"}
+    monkeypatch.setattr(FolderStore, "stat", read_stat_and_replace)
+    assert not store.remove_if_unchanged(stat, to, SHA256)
+    assert list_kinds(store) == {"incoming/b": "file"}
     assert store.get("incoming/b") == b"other"
 
 
-def test_a_file_of_another_user_that_may_not_be_linked_is_put_back(
+def test_a_file_of_another_user_that_cannot_be_linked_gets_its_name_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(local.os, "link", refuse)
-    (tmp_path / "held").write_bytes(b"x")
-    local._put_back(tmp_path / "held", tmp_path / "b")
-    (tmp_path / "held").write_bytes(b"y")
-    local._put_back(tmp_path / "held", tmp_path / "b")
-    assert [(tmp_path / name).read_bytes() for name in ("b", "held")] == [b"x", b"y"]
+    (tmp_path / "hidden").write_bytes(b"x")
+    local._restore_name(tmp_path / "hidden", tmp_path / "b")
+    (tmp_path / "hidden").write_bytes(b"y")
+    local._restore_name(tmp_path / "hidden", tmp_path / "b")
+    assert [(tmp_path / name).read_bytes() for name in ("b", "hidden")] == [b"x", b"y"]
 
 
-def test_a_third_file_that_comes_while_the_second_is_put_back_is_not_overwritten(
+def test_a_third_file_is_not_overwritten_when_the_second_gets_its_name_back(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("incoming/b", b"x")
-    (seen,) = store.list("incoming/")
+    (stat,) = store.list("incoming/")
 
     def write(data: bytes) -> None:
         (store.root / "new").write_bytes(data)
         (store.root / "new").rename(store.root / "incoming" / "b")
 
-    look, compare = FolderStore.stat, FolderStore._is_same
-    monkeypatch.setattr(FolderStore, "stat", lambda self, key: (look(self, key), write(b"second"))[0])
-    monkeypatch.setattr(FolderStore, "_is_same", lambda self, *of: (compare(self, *of), write(b"third"))[0])
-    assert not store.take(seen, None, SHA256)
+    read_stat, compare = FolderStore.stat, FolderStore._is_unchanged
+    monkeypatch.setattr(FolderStore, "stat", lambda self, key: (read_stat(self, key), write(b"second"))[0])
+    monkeypatch.setattr(FolderStore, "_is_unchanged", lambda self, *args: (compare(self, *args), write(b"third"))[0])
+    assert not store.remove_if_unchanged(stat, None, SHA256)
     assert {store.get(stat.key) for stat in store.list("incoming/")} == {b"second", b"third"}
 
 
-def test_a_writer_that_keeps_size_and_times_is_noticed(store: FolderStore) -> None:
+def test_a_change_that_keeps_size_and_times_is_detected(store: FolderStore) -> None:
     store.put("incoming/b", b"old")
-    (seen,) = store.list("incoming/")
+    (stat,) = store.list("incoming/")
     path = store.root / "incoming" / "b"
     before = path.stat()
     path.write_bytes(b"new")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_ctime_ns >= before.st_ctime_ns
-    assert not store.take(seen)
+    assert not store.remove_if_unchanged(stat)
     assert store.get("incoming/b") == b"new"
 
 
-def test_content_that_changed_behind_unchanged_times_is_not_taken(store: FolderStore) -> None:
+def test_changed_content_with_unchanged_times_is_not_removed(store: FolderStore) -> None:
     store.put("incoming/b", b"x")
-    (seen,) = store.list("incoming/")
-    assert not store.take(seen, None, hashlib.sha256(b"what was read").hexdigest())
+    (stat,) = store.list("incoming/")
+    assert not store.remove_if_unchanged(stat, None, hashlib.sha256(b"content that was read").hexdigest())
     assert store.get("incoming/b") == b"x"
 
 
 @pytest.mark.parametrize("to", [None, "quarantine/r/b"])
-def test_an_interrupted_call_is_completed(store: FolderStore, monkeypatch: pytest.MonkeyPatch, to: str | None) -> None:
+def test_an_interrupted_removal_is_completed(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, to: str | None
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -310,30 +312,30 @@ def test_an_interrupted_call_is_completed(store: FolderStore, monkeypatch: pytes
         raise Killed
 
     store.put("incoming/b", b"x")
-    (seen,) = store.list("incoming/")
+    (stat,) = store.list("incoming/")
     with monkeypatch.context() as patch:
-        patch.setattr(FolderStore, "_is_same", die)
+        patch.setattr(FolderStore, "_is_unchanged", die)
         with pytest.raises(Killed):
-            store.take(seen, to, SHA256)
-    ((held, kind),) = kinds(store, "incoming/").items()
-    assert (held.startswith("incoming/."), kind) == (True, "file")  # the next listing finds it
-    assert local.name_before(held) == "incoming/b"
-    assert store.take(seen, to, SHA256)
-    assert list(kinds(store)) == ([] if to is None else [to])
+            store.remove_if_unchanged(stat, to, SHA256)
+    ((hidden, kind),) = list_kinds(store, "incoming/").items()
+    assert (hidden.startswith("incoming/."), kind) == (True, "file")  # the next listing shows it
+    assert local.to_original_key(hidden) == "incoming/b"
+    assert store.remove_if_unchanged(stat, to, SHA256)
+    assert list(list_kinds(store)) == ([] if to is None else [to])
 
 
-def test_what_an_interrupted_call_left_is_taken_by_the_next_one_who_finds_it(store: FolderStore) -> None:
+def test_a_file_that_an_interrupted_removal_has_hidden_can_be_removed(store: FolderStore) -> None:
     store.put("incoming/sub/.taken.0123456789abcdef.b.npz", b"x")
-    (seen,) = store.list("incoming/")
-    assert local.name_before(seen.key) == "incoming/sub/b.npz"
-    assert local.name_before("incoming/.taken.0123456789abcdef.sub/b") == "incoming/.taken.0123456789abcdef.sub/b"
-    assert store.take(seen, "quarantine/r/b", SHA256)
-    assert kinds(store) == {"quarantine/r/b": "file"}
+    (stat,) = store.list("incoming/")
+    assert local.to_original_key(stat.key) == "incoming/sub/b.npz"
+    assert local.to_original_key("incoming/.taken.0123456789abcdef.sub/b") == "incoming/.taken.0123456789abcdef.sub/b"
+    assert store.remove_if_unchanged(stat, "quarantine/r/b", SHA256)
+    assert list_kinds(store) == {"quarantine/r/b": "file"}
 
 
-def test_a_mount_of_its_own_is_moved_from(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_moved_out_of_a_mount(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put("incoming/b", b"x")
-    (seen,) = store.list("incoming/")
+    (stat,) = store.list("incoming/")
     rename = Path.rename
 
     def rename_within(self: Path, target: Path) -> Path:
@@ -342,29 +344,28 @@ def test_a_mount_of_its_own_is_moved_from(store: FolderStore, monkeypatch: pytes
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", rename_within)
-    assert store.take(seen, "quarantine/r/b", SHA256)
-    assert kinds(store) == {"quarantine/r/b": "file"}
+    assert store.remove_if_unchanged(stat, "quarantine/r/b", SHA256)
+    assert list_kinds(store) == {"quarantine/r/b": "file"}
     assert store.get("quarantine/r/b") == b"x"
 
 
-def test_going_on_after_a_key_looks_at_nothing_before_it(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_after_a_key_skips_earlier_folders(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         store.put(f"inbox/{number:02d}/image", b"x")
     scanned: list[bytes] = []
-    scan = local._names
-    monkeypatch.setattr(local, "_names", lambda root, name: scanned.append(name) or scan(root, name))
+    list_names = local._list_names
+    monkeypatch.setattr(local, "_list_names", lambda root, name: scanned.append(name) or list_names(root, name))
     assert [stat.key for stat in store.list("inbox/", after="inbox/17/image")] == ["inbox/18/image", "inbox/19/image"]
     assert scanned == [b"inbox/", b"inbox/17/", b"inbox/18/", b"inbox/19/"]
 
 
-def test_half_written_files_are_not_looked_for_beyond_a_link(store: FolderStore, tmp_path: Path) -> None:
-    """What is older than a day there would be deleted."""
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    (theirs / "file").touch()
-    os.utime(theirs / "file", (0, 0))
+def test_old_temporary_files_are_not_deleted_through_a_link(store: FolderStore, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "file").touch()
+    os.utime(foreign / "file", (0, 0))
     store.root.mkdir(exist_ok=True)
-    (store.root / ".scratch").symlink_to(theirs)
+    (store.root / ".scratch").symlink_to(foreign)
     with pytest.raises(AccessError, match=r"\.scratch is a symbolic link, which is not followed"):
         store.put("a", b"x")
-    assert list(theirs.iterdir()) == [theirs / "file"]
+    assert list(foreign.iterdir()) == [foreign / "file"]

@@ -1,4 +1,4 @@
-"""The users that the init job makes: what each may do, and what nobody may, be it by a forged request."""
+"""The users that the init job creates: their rights, and attacks that the server refuses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,14 @@ from fmnist_tasks.registry import provision
 from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import PROJECT
-from tests.support.forged_uploads import CONTENT, KIND, Upload, chunk, forge, make_archive
+from tests.support.forged_uploads import (
+    CONTENT,
+    UNSIGNED_TRAILER,
+    Upload,
+    encode_with_trailer,
+    forge_uploads,
+    make_archive,
+)
 from tests.support.minio_server import MinioServer, VersityServer
 from tests.support.requirements import MINIO, VERSITY, require
 
@@ -47,29 +54,29 @@ ENTRY, MANIFEST = "champion/00000001.json", "releases/v1/manifest.json"
 
 @dataclass(frozen=True)
 class Provisioned:
-    """A server on which the init job has run; by role, access key and secret."""
+    """A server on which the init job has run."""
 
     server: MinioServer
-    users: dict[str, tuple[str, str]]
-    leaked: list[StaticProvider] = field(default_factory=list)  # made with an earlier secret of the publisher
+    users: dict[str, tuple[str, str]]  # by role: access key and secret
+    leaked: list[StaticProvider] = field(default_factory=list)  # created with an earlier secret of the publisher
 
     @property
     def authority(self) -> str:
         return urlsplit(self.server.endpoint).netloc
 
-    def be(self, role: str) -> Minio:
+    def connect_as(self, role: str) -> Minio:
         return self.connect(StaticProvider(*self.users[role]))
 
     def connect(self, credentials: StaticProvider) -> Minio:
         return Minio(self.authority, credentials=credentials, secure=False, region="us-east-1")
 
     def open_store(self, role: str, bucket: str) -> S3Store:
-        return S3Store(Bucket(bucket, self.server.endpoint, self.be(role)))
+        return S3Store(Bucket(bucket, self.server.endpoint, self.connect_as(role)))
 
     def list_versions(self, prefix: str = "") -> list[tuple[str, str, bool]]:
-        """Each version in the line's bucket: key, version, whether it is a mark of a deletion."""
-        found = self.be("root").list_objects(PIPELINE, prefix=prefix, recursive=True, include_version=True)
-        return [(str(item.object_name), str(item.version_id), item.is_delete_marker) for item in found]
+        """Return each version in the pipeline's bucket: key, version ID, and whether it is a delete marker."""
+        items = self.connect_as("root").list_objects(PIPELINE, prefix=prefix, recursive=True, include_version=True)
+        return [(str(item.object_name), str(item.version_id), item.is_delete_marker) for item in items]
 
 
 @pytest.fixture(scope="module", params=["minio", pytest.param("versity", marks=pytest.mark.exhaustive)])
@@ -78,10 +85,10 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield request.getfixturevalue("minio_server")
         return
     require(VERSITY)
-    new = VersityServer(tmp_path_factory.mktemp("versity") / "data")
-    new.start()
-    yield new
-    new.stop()
+    versity = VersityServer(tmp_path_factory.mktemp("versity") / "data")
+    versity.start()
+    yield versity
+    versity.stop()
 
 
 @pytest.fixture(scope="module")
@@ -95,25 +102,27 @@ def provisioned(server: MinioServer) -> Provisioned:
         for role, (key, password) in users.items():
             monkeypatch.setenv(f"{role.upper()}_ACCESS_KEY", key)
             monkeypatch.setenv(f"{role.upper()}_PASSWORD", password)
-        new = Provisioned(server, {"root": (access, secret), "nobody": (uuid4().hex[:20], "s3cr3t-enough"), **users})
-        if server.kind == "minio":  # by an earlier version, which set fewer rules and took the roles for names
-            new.be("root").make_bucket(PIPELINE)
-            new.be("root").set_bucket_versioning(PIPELINE, VersioningConfig(ENABLED))
-            admin = MinioAdmin(endpoint=new.authority, credentials=StaticProvider(access, secret), secure=False)
+        provisioned = Provisioned(
+            server, {"root": (access, secret), "nobody": (uuid4().hex[:20], "s3cr3t-enough"), **users}
+        )
+        if server.kind == "minio":  # as an earlier version did: fewer rules, and roles as access keys
+            provisioned.connect_as("root").make_bucket(PIPELINE)
+            provisioned.connect_as("root").set_bucket_versioning(PIPELINE, VersioningConfig(ENABLED))
+            admin = MinioAdmin(endpoint=provisioned.authority, credentials=StaticProvider(access, secret), secure=False)
             provision.add_user(admin, provision.User("publisher", PIPELINE, "publisher", "a-known-secret"), "publisher")
             admin.user_add(users["publisher"][0], "a-leaked-secret")
             admin.policy_set("readwrite", user=users["publisher"][0])
-            new.leaked.extend(make_other_credentials(new, users["publisher"][0], "a-leaked-secret"))
+            provisioned.leaked.extend(make_other_credentials(provisioned, users["publisher"][0], "a-leaked-secret"))
         for _ in range(2):
             provision.main()
-    store = new.open_store("publisher", PIPELINE)
+    store = provisioned.open_store("publisher", PIPELINE)
     for key in (ENTRY, MANIFEST):
         assert store.put_if_absent(key, b"first")
-    return new
+    return provisioned
 
 
-def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(provisioned: Provisioned) -> None:
-    root = provisioned.be("root")
+def test_the_init_job_creates_buckets_and_users_with_the_least_rights(provisioned: Provisioned) -> None:
+    root = provisioned.connect_as("root")
     if provisioned.server.kind == "minio":
         assert root.get_bucket_versioning(PIPELINE).status == ENABLED
         rules = root.get_bucket_lifecycle(PIPELINE).rules
@@ -134,14 +143,14 @@ def test_the_job_of_a_cluster_makes_buckets_and_users_with_the_least_rights(prov
     provisioned.open_store("pruner", PIPELINE).delete("releases/v0/model.h5")
 
 
-def test_a_user_whose_name_is_known_is_removed(provisioned: Provisioned) -> None:
-    known = Minio(provisioned.authority, "publisher", "a-known-secret", secure=False, region="us-east-1")
+def test_a_user_with_a_known_name_is_removed(provisioned: Provisioned) -> None:
+    client = Minio(provisioned.authority, "publisher", "a-known-secret", secure=False, region="us-east-1")
     with pytest.raises(S3Error, match="InvalidAccessKeyId"):
-        list(known.list_objects(PIPELINE))
+        list(client.list_objects(PIPELINE))
 
 
 def make_other_credentials(provisioned: Provisioned, access: str, secret: str) -> list[StaticProvider]:
-    """A service account, and temporary credentials, of a user of MinIO."""
+    """Create a service account and temporary credentials as a user of MinIO."""
     user = MinioAdmin(endpoint=provisioned.authority, credentials=StaticProvider(access, secret), secure=False)
     account, password = uuid4().hex[:20], uuid4().hex
     user.add_service_account(access_key=account, secret_key=password)
@@ -149,21 +158,21 @@ def make_other_credentials(provisioned: Provisioned, access: str, secret: str) -
         sts_endpoint=provisioned.server.endpoint, access_key=access, secret_key=secret
     ).retrieve()
     temporary = StaticProvider(assumed.access_key, assumed.secret_key, assumed.session_token)
-    made = [StaticProvider(account, password), temporary]
-    for credentials in made:
+    providers = [StaticProvider(account, password), temporary]
+    for credentials in providers:
         list(provisioned.connect(credentials).list_objects(PIPELINE))
-    return made
+    return providers
 
 
-def test_what_a_leaked_secret_was_used_to_make_ends_with_it(provisioned: Provisioned) -> None:
-    """Versity has neither service accounts nor temporary credentials."""
+def test_credentials_created_with_a_leaked_secret_end_with_it(provisioned: Provisioned) -> None:
+    """Service accounts and temporary credentials of MinIO; Versity has neither."""
     for credentials in provisioned.leaked:
         with pytest.raises(S3Error, match=r"InvalidAccessKeyId|InvalidTokenId"):
             list(provisioned.connect(credentials).list_objects(PIPELINE))
 
 
-def test_no_user_makes_another_that_outlives_a_new_secret(provisioned: Provisioned) -> None:
-    """A service account of MinIO; Versity has none."""
+def test_no_user_can_create_credentials_that_outlive_a_change_of_the_secret(provisioned: Provisioned) -> None:
+    """Service accounts of MinIO; Versity has none."""
     if provisioned.server.kind == "minio":
         for role in provision.ROLES:
             user = StaticProvider(*provisioned.users[role])
@@ -173,27 +182,27 @@ def test_no_user_makes_another_that_outlives_a_new_secret(provisioned: Provision
 
 
 @pytest.mark.parametrize("role", ["root", *provision.ROLES, "nobody"])
-def test_nobody_writes_in_anothers_name_without_the_secret(provisioned: Provisioned, role: str) -> None:
-    root, key = provisioned.be("root"), f"incoming/forged-{role}"
+def test_nobody_uploads_in_the_name_of_another_user_without_the_secret(provisioned: Provisioned, role: str) -> None:
+    root, key = provisioned.connect_as("root"), f"incoming/forged-{role}"
     upload_id = root._create_multipart_upload(PIPELINE, key, {})
     before = provisioned.list_versions()
-    answers = {
+    responses = {
         upload: upload.send(provisioned.server.endpoint)
-        for upload in forge(provisioned.users[role][0], PIPELINE, key, upload_id)
+        for upload in forge_uploads(provisioned.users[role][0], PIPELINE, key, upload_id)
     }
-    assert {upload.name: answer for upload, answer in answers.items() if not 400 <= answer[0] < 500} == {}
-    assert all(re.search("<Code>.+</Code>", text) for _, text in answers.values())
+    assert {upload.name: response for upload, response in responses.items() if not 400 <= response[0] < 500} == {}
+    assert all(re.search("<Code>.+</Code>", text) for _, text in responses.values())
     assert provisioned.list_versions() == before
     assert root._list_parts(PIPELINE, key, upload_id).parts == []
 
 
-def sign(provisioned: Provisioned, role: str, age: timedelta, secret: str = "") -> Upload:
-    """An upload with an unsigned trailer as AWS's clients make it, signed by a user that long ago."""
-    access_key, own = provisioned.users[role]
+def sign_upload(provisioned: Provisioned, role: str, age: timedelta, secret: str = "") -> Upload:
+    """Return an upload with an unsigned trailer, as AWS clients send it, with a signature by a user of this age."""
+    access_key, own_secret = provisioned.users[role]
     moment = datetime.now(UTC) - age
     headers = {
         "Host": provisioned.authority,
-        "X-Amz-Content-Sha256": KIND,
+        "X-Amz-Content-Sha256": UNSIGNED_TRAILER,
         "X-Amz-Date": f"{moment:%Y%m%dT%H%M%SZ}",
         "X-Amz-Decoded-Content-Length": str(len(CONTENT)),
         "X-Amz-Trailer": "x-amz-checksum-crc32",
@@ -204,32 +213,34 @@ def sign(provisioned: Provisioned, role: str, age: timedelta, secret: str = "") 
         url=urlsplit(provisioned.server.endpoint + path),
         region="us-east-1",
         headers=dict(headers),
-        credentials=Credentials(access_key, secret or own),
-        content_sha256=KIND,
+        credentials=Credentials(access_key, secret or own_secret),
+        content_sha256=UNSIGNED_TRAILER,
         date=moment,
     )
-    sent = {name: str(value) for name, value in signed.items() if name != "Host"}  # which every request has
-    return Upload("signed", path, headers=tuple(sent.items()), body=chunk(CONTENT))
+    signed_headers = {name: str(value) for name, value in signed.items() if name != "Host"}  # every request has it
+    return Upload("signed", path, headers=tuple(signed_headers.items()), body=encode_with_trailer(CONTENT))
 
 
-def test_an_unsigned_trailer_passes_with_a_valid_signature_only(provisioned: Provisioned) -> None:
+def test_an_unsigned_trailer_is_accepted_only_with_a_valid_signature(provisioned: Provisioned) -> None:
     endpoint, store = provisioned.server.endpoint, provisioned.open_store("publisher", PIPELINE)
-    honest = sign(provisioned, "publisher", timedelta())
-    assert honest.send(endpoint)[0] == 200
-    assert store.get(honest.path.removeprefix(f"/{PIPELINE}/")) == CONTENT
+    valid = sign_upload(provisioned, "publisher", timedelta())
+    assert valid.send(endpoint)[0] == 200
+    assert store.get(valid.path.removeprefix(f"/{PIPELINE}/")) == CONTENT
     refused = {
-        "of one without the right": sign(provisioned, "reader", timedelta()),
-        "with another's secret": sign(provisioned, "publisher", timedelta(), provisioned.users["reader"][1]),
-        "sent again after an hour": sign(provisioned, "publisher", timedelta(hours=1)),
-        "from the future": sign(provisioned, "publisher", timedelta(hours=-1)),
+        "without the right": sign_upload(provisioned, "reader", timedelta()),
+        "with the secret of another user": sign_upload(
+            provisioned, "publisher", timedelta(), provisioned.users["reader"][1]
+        ),
+        "replayed after an hour": sign_upload(provisioned, "publisher", timedelta(hours=1)),
+        "from the future": sign_upload(provisioned, "publisher", timedelta(hours=-1)),
     }
     assert {name: upload.send(endpoint)[0] for name, upload in refused.items()} == dict.fromkeys(refused, 403)
     for upload in refused.values():
         assert store.stat(upload.path.removeprefix(f"/{PIPELINE}/")) is None
 
 
-def test_a_presigned_upload_passes(provisioned: Provisioned) -> None:
-    url = provisioned.be("publisher").presigned_put_object(PIPELINE, "incoming/presigned")
+def test_a_presigned_upload_is_accepted(provisioned: Provisioned) -> None:
+    url = provisioned.connect_as("publisher").presigned_put_object(PIPELINE, "incoming/presigned")
     assert urllib3.request("PUT", url, body=CONTENT).status == 200
     assert provisioned.open_store("reader", PIPELINE).get("incoming/presigned") == CONTENT
 
@@ -238,9 +249,9 @@ def post_form(client: Minio, key: str, authority: str) -> None:
     policy = PostPolicy(PIPELINE, datetime.now(UTC) + timedelta(minutes=1))
     policy.add_equals_condition("key", key)
     fields = {**client.presigned_post_policy(policy), "key": key, "file": ("x", b"another")}
-    answer = urllib3.request("POST", f"http://{authority}/{PIPELINE}", fields=fields)
-    if answer.status >= 400:
-        raise ServerError(answer.data.decode(), answer.status)
+    response = urllib3.request("POST", f"http://{authority}/{PIPELINE}", fields=fields)
+    if response.status >= 400:
+        raise ServerError(response.data.decode(), response.status)
 
 
 def upload_in_parts(client: Minio, key: str) -> None:
@@ -259,24 +270,24 @@ def put(client: Minio, key: str, headers: dict[str, str] | None = None, query: d
 
 
 IF_ABSENT = {"If-None-Match": "*"}
-# What a publisher could try on an object: the client, its key, its version, the server's authority.
+# Attempts of a publisher to change an object; arguments: client, key, version ID, the server's authority.
 OVERWRITES: dict[str, Callable[[Minio, str, str, str], object]] = {
     "put": lambda client, key, *_: put(client, key),
     "put if matching": lambda client, key, *_: put(
         client, key, {"If-Match": client.stat_object(PIPELINE, key).etag or ""}
     ),
     "copy": lambda client, key, *_: client.copy_object(PIPELINE, key, CopySource(PIPELINE, "incoming/another")),
-    "in parts": lambda client, key, *_: upload_in_parts(client, key),
-    "with slash": lambda client, key, *_: put(client, f"/{key}"),
+    "multipart upload": lambda client, key, *_: upload_in_parts(client, key),
+    "put, slash before": lambda client, key, *_: put(client, f"/{key}"),
 }
 CHANGES: dict[str, Callable[[Minio, str, str, str], object]] = {
     "copy if absent": lambda client, key, *_: put(
         client, key, {**IF_ABSENT, "X-Amz-Copy-Source": f"/{PIPELINE}/incoming/another"}
     ),
-    "form": lambda client, key, _, authority: post_form(client, key, authority),
+    "POST form": lambda client, key, _, authority: post_form(client, key, authority),
     "put if absent": lambda client, key, *_: put(client, key, IF_ABSENT),
     "put as a version": lambda client, key, version, _: put(client, key, IF_ABSENT, {"versionId": version}),
-    "put as no version": lambda client, key, *_: put(client, key, IF_ABSENT, {"versionId": "null"}),
+    "put as the null version": lambda client, key, *_: put(client, key, IF_ABSENT, {"versionId": "null"}),
     "put as a new version": lambda client, key, *_: put(
         client, key, IF_ABSENT, {"versionId": "11111111-1111-4111-8111-111111111111"}
     ),
@@ -291,45 +302,45 @@ CHANGES: dict[str, Callable[[Minio, str, str, str], object]] = {
     "delete the version": lambda client, key, version, _: client.remove_object(PIPELINE, key, version),
     "delete several": lambda client, key, *_: delete_several(client, DeleteObject(key)),
     "delete versions": lambda client, key, version, _: delete_several(client, DeleteObject(key, version)),
-    "retention": lambda client, key, *_: client.set_object_retention(
+    "set retention": lambda client, key, *_: client.set_object_retention(
         PIPELINE, key, Retention(GOVERNANCE, datetime.now(UTC) + timedelta(days=1))
     ),
-    "lifecycle": lambda client, *_: client.set_bucket_lifecycle(
+    "set lifecycle": lambda client, *_: client.set_bucket_lifecycle(
         PIPELINE, LifecycleConfig([Rule(ENABLED, rule_filter=Filter(prefix=""), expiration=Expiration(days=1))])
     ),
-    "no versions": lambda client, *_: client.set_bucket_versioning(PIPELINE, VersioningConfig(SUSPENDED)),
-    "lock": lambda client, *_: client.set_object_lock_config(PIPELINE, ObjectLockConfig(GOVERNANCE, 1, DAYS)),
-    "policy": lambda client, *_: client.set_bucket_policy(PIPELINE, '{"Version": "2012-10-17", "Statement": []}'),
-    "bucket": lambda client, *_: client.remove_bucket(PIPELINE),
+    "suspend versioning": lambda client, *_: client.set_bucket_versioning(PIPELINE, VersioningConfig(SUSPENDED)),
+    "lock objects": lambda client, *_: client.set_object_lock_config(PIPELINE, ObjectLockConfig(GOVERNANCE, 1, DAYS)),
+    "set policy": lambda client, *_: client.set_bucket_policy(PIPELINE, '{"Version": "2012-10-17", "Statement": []}'),
+    "delete the bucket": lambda client, *_: client.remove_bucket(PIPELINE),
 }
 
 
 @pytest.mark.parametrize("key", [ENTRY, MANIFEST])
-def test_a_publisher_changes_nothing_published(provisioned: Provisioned, key: str) -> None:
-    """Versity lets a publisher overwrite, which this shows too, and takes an archive for an object like any other."""
-    publisher = provisioned.be("publisher")
+def test_a_publisher_cannot_change_log_entries_or_manifests(provisioned: Provisioned, key: str) -> None:
+    """On Versity a publisher can overwrite them, as this test shows; it stores an archive like any other object."""
+    publisher = provisioned.connect_as("publisher")
     put(publisher, "incoming/another")
-    (first,) = provisioned.list_versions(key)
+    ((_, version, _),) = provisioned.list_versions(key)
     accepted = []
     for name, change in {**CHANGES, **OVERWRITES}.items():
         before = provisioned.list_versions()
         try:
-            change(publisher, key, first[1], provisioned.authority)
+            change(publisher, key, version, provisioned.authority)
         except (S3Error, ServerError):
             assert provisioned.list_versions() == before, name
         else:
             accepted.append(name)
-    content = provisioned.be("root").get_object(PIPELINE, key).data
+    content = provisioned.connect_as("root").get_object(PIPELINE, key).data
     if provisioned.server.kind == "minio":
         assert (accepted, content) == ([], b"first")
-        assert provisioned.be("root").get_bucket_versioning(PIPELINE).status == ENABLED
+        assert provisioned.connect_as("root").get_bucket_versioning(PIPELINE).status == ENABLED
     else:
         assert (accepted, content) == (["archive", *OVERWRITES], b"another")
 
 
-def test_nobody_says_what_only_replication_may(provisioned: Provisioned) -> None:
-    """MinIO refuses the headers of its replication (CVE-2026-34204); Versity does not know them."""
-    publisher = provisioned.be("publisher")
+def test_replication_headers_are_refused(provisioned: Provisioned) -> None:
+    """CVE-2026-34204 of MinIO; Versity ignores these headers."""
+    publisher = provisioned.connect_as("publisher")
     sealed = {f"X-Minio-Replication-Server-Side-Encryption-{name}": "AAAA" for name in ("Iv", "Sealed-Key")}
     for key, headers in {
         "champion/00000009.json": {**IF_ABSENT, "X-Minio-Source-Mtime": "2099-01-01T00:00:00Z"},
@@ -346,26 +357,26 @@ def test_nobody_says_what_only_replication_may(provisioned: Provisioned) -> None
             assert publisher.get_object(PIPELINE, key).data == b"another"
 
 
-def test_a_reader_cannot_exhaust_the_memory_of_minio_by_a_query(provisioned: Provisioned) -> None:
-    """S3 Select of a long line (CVE-2026-39414); Versity has no S3 Select."""
+def test_s3_select_cannot_exhaust_the_memory_of_minio(provisioned: Provisioned) -> None:
+    """CVE-2026-39414; Versity has no S3 Select."""
     if provisioned.server.kind == "minio":
         request = SelectRequest("SELECT * FROM S3Object", CSVInputSerialization(), CSVOutputSerialization())
         with pytest.raises(S3Error, match="S3 Select"):
-            provisioned.be("reader").select_object_content(PIPELINE, ENTRY, request)
+            provisioned.connect_as("reader").select_object_content(PIPELINE, ENTRY, request)
 
 
 @pytest.mark.parametrize("bucket", [PIPELINE, provision.LOGS, "no-such-bucket"])
-def test_nobody_exhausts_the_memory_of_minio_by_a_form(provisioned: Provisioned, bucket: str) -> None:
-    """Its handler reads a list of any length in the form before it checks the signature. Versity has no such list."""
+def test_a_form_cannot_exhaust_the_memory_of_minio(provisioned: Provisioned, bucket: str) -> None:
+    """MinIO's handler reads a list of any length before it verifies the signature; Versity has no such list."""
     if provisioned.server.kind == "minio":
         fields = {"key": "k", "x-minio-fanout-list": "{}" * 2000, "file": ("f", b"content")}
-        answer = urllib3.request("POST", f"{provisioned.server.endpoint}/{bucket}", fields=fields)
-        assert answer.status == 403
-        assert b"takes no POST forms" in answer.data
+        response = urllib3.request("POST", f"{provisioned.server.endpoint}/{bucket}", fields=fields)
+        assert response.status == 403
+        assert b"does not accept POST forms" in response.data
 
 
 @pytest.mark.parametrize("pattern", ["champion/*,releases/*", "/fmnist/champion/*", "champion", "b/", "b/[/*"])
-def test_a_pattern_that_protects_nothing_is_refused(
+def test_an_invalid_pattern_of_write_once_keys_is_refused(
     pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require(MINIO)
@@ -375,7 +386,7 @@ def test_a_pattern_that_protects_nothing_is_refused(
 
 
 @pytest.mark.parametrize("fault", ["same", "disabled"])
-def test_the_init_job_refuses_users_that_cannot_be_meant(
+def test_the_init_job_refuses_identical_and_disabled_users(
     provisioned: Provisioned, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     access, secret = provisioned.users["root"]
@@ -393,19 +404,19 @@ def test_the_init_job_refuses_users_that_cannot_be_meant(
         environment |= {f"{role.upper()}_ACCESS_KEY": key, f"{role.upper()}_PASSWORD": uuid4().hex}
     for name, value in {**environment, "MINIO_ROOT_PASSWORD": secret, "STORE": provisioned.server.kind}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises((SettingsError, AccessError), match=r"are the same|the user of reader is disabled"):
+    with pytest.raises((SettingsError, AccessError), match=r"are the same|the user of the role reader is disabled"):
         provision.main()
 
 
-def test_not_even_the_administrator_overwrites_in_minio(provisioned: Provisioned) -> None:
+def test_not_even_the_administrator_can_overwrite_a_log_entry_in_minio(provisioned: Provisioned) -> None:
     if provisioned.server.kind == "minio":
         with pytest.raises(S3Error, match="written once"):
-            put(provisioned.be("root"), ENTRY)
+            put(provisioned.connect_as("root"), ENTRY)
 
 
 @pytest.mark.exhaustive
 def test_the_contract_holds_on_versity(tmp_path: Path) -> None:
-    """The tests of the documented command, in a pytest of their own."""
+    """Runs the tests of the command in docs/store.md, in another pytest process."""
     require(VERSITY)
     server = VersityServer(tmp_path / "data")
     server.start()
@@ -413,8 +424,8 @@ def test_the_contract_holds_on_versity(tmp_path: Path) -> None:
     files = ["tests/contract", "tests/registry/test_faults.py", "tests/registry/test_pruning.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not folder", *files]
     try:
-        ended = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True)
+        process = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True)
     finally:
         server.stop()
-    assert ended.returncode == 0, ended.stdout
-    assert re.search(r"^\d{2,} passed", ended.stdout, re.MULTILINE)
+    assert process.returncode == 0, process.stdout
+    assert re.search(r"^\d{2,} passed", process.stdout, re.MULTILINE)

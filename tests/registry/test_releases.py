@@ -1,3 +1,5 @@
+"""Releases: publication, and the refusal of changed or foreign manifests and files."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,68 +7,95 @@ import pytest
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import describe
+from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.schemas.releases import Manifest
+from tests.support.documents import make_facts
 
-FACTS = {"model_sha256": "a" * 64}
+FACTS = make_facts("model")
 
 
 def test_a_release_exists_once_its_manifest_does(store: FolderStore) -> None:
     store.put("releases/v1/model.h5", b"half a release")
-    assert releases.versions(store) == []
-    manifest = releases.publish(store, "v1", {"model.h5": b"model"}, FACTS)
+    assert releases.list_versions(store) == []
+    manifest = releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
     assert releases.read_manifest(store, "v1") == manifest
-    assert releases.versions(store) == ["v1"]
+    assert releases.list_versions(store) == ["v1"]
     assert releases.read_files(store, releases.read_manifest(store, "v1")) == {"model.h5": b"model"}
 
 
 def test_a_manifest_names_version_facts_and_each_file_with_its_digest(store: FolderStore) -> None:
     files = {"model.h5": b"model", "card.md": b"# Card"}
-    assert releases.publish(store, "v1", files, {**FACTS, "accuracy": 0.93}) == {
-        **FACTS,
-        "accuracy": 0.93,
-        "version": "v1",
-        "files": {name: describe(f"releases/v1/{name}", data) for name, data in files.items()},
-    }
+    manifest = releases.publish_release(store, "v1", files, FACTS)
+    references = {name: describe(f"releases/v1/{name}", data) for name, data in files.items()}
+    assert manifest == Manifest(**dict(FACTS), version="v1", files=references)
+    assert (manifest.version, manifest.files, manifest.schema_version) == ("v1", references, 2)
+    stored = {name: getattr(releases.read_manifest(store, "v1"), name) for name in type(FACTS).model_fields}
+    assert stored == dict(FACTS)
 
 
-def test_versions_are_in_their_order_and_only_a_manifest_makes_one(store: FolderStore) -> None:
+def test_versions_are_sorted_and_need_a_manifest(store: FolderStore) -> None:
     for version in ("v2", "v1", "v3"):
-        releases.publish(store, version, {"model.h5": b"model"}, FACTS)
+        releases.publish_release(store, version, {"model.h5": b"model"}, FACTS)
     store.put("releases/v4/model.h5", b"half a release")
     store.put("releases/v5/old-manifest.json", b"another file")
     store.put("releases/v6/manifest.json.reason.txt", b"another file")
-    assert releases.versions(store) == ["v1", "v2", "v3"]
+    assert releases.list_versions(store) == ["v1", "v2", "v3"]
 
 
 def test_publishing_the_same_again_changes_nothing(store: FolderStore) -> None:
-    first = releases.publish(store, "v1", {"model.h5": b"model", "report.html": b"at noon"}, FACTS)
-    again = releases.publish(store, "v1", {"model.h5": b"model", "report.html": b"at one"}, FACTS)
+    first = releases.publish_release(store, "v1", {"model.h5": b"model", "report.html": b"at noon"}, FACTS)
+    again = releases.publish_release(store, "v1", {"model.h5": b"model", "report.html": b"at one"}, FACTS)
     assert again == first
     assert store.get("releases/v1/report.html") == b"at noon"
 
 
-def test_a_manifest_is_never_replaced_by_a_copy_of_the_publisher_that_is_slower(store: FolderStore) -> None:
-    class Slow(FolderStore):
+def test_a_slower_copy_of_publish_never_replaces_a_manifest(store: FolderStore) -> None:
+    class SlowStore(FolderStore):
         def stat(self, key: str) -> None:
-            return None  # what the slower copy saw before the faster one wrote its manifest
+            return None  # the slower copy checked before the faster one wrote its manifest
 
-    first = releases.publish(store, "v1", {"model.h5": b"model"}, {**FACTS, "made": "first"})
-    assert releases.publish(Slow(store.root), "v1", {"model.h5": b"model"}, {**FACTS, "made": "second"}) == first
+    first = releases.publish_release(store, "v1", {"model.h5": b"model"}, make_facts("model", title="first"))
+    second = make_facts("model", title="second")
+    assert first.title == "first"
+    assert releases.publish_release(SlowStore(store.root), "v1", {"model.h5": b"model"}, second) == first
 
 
 def test_a_release_never_gets_another_model(store: FolderStore) -> None:
-    releases.publish(store, "v1", {"model.h5": b"model"}, FACTS)
+    releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
     with pytest.raises(ConflictError, match="v1 exists with another model"):
-        releases.publish(store, "v1", {"model.h5": b"other"}, {"model_sha256": "b" * 64})
+        releases.publish_release(store, "v1", {"model.h5": b"other"}, make_facts("other"))
 
 
-def test_a_changed_file_is_refused_by_name(store: FolderStore) -> None:
-    manifest = releases.publish(store, "v1", {"model.h5": b"model", "card.md": b"card"}, FACTS)
+def test_a_changed_file_is_refused_by_key(store: FolderStore) -> None:
+    manifest = releases.publish_release(store, "v1", {"model.h5": b"model", "card.md": b"card"}, FACTS)
     store.put("releases/v1/model.h5", b"mOdel")
     with pytest.raises(IntegrityError, match=r"releases/v1/model\.h5: found 5 bytes"):
         releases.read_files(store, manifest)
 
 
-def test_a_release_that_is_not_there(store: FolderStore) -> None:
-    with pytest.raises(MissingError, match="no release v9; `fmnist releases`"):
+def test_a_missing_release_is_reported(store: FolderStore) -> None:
+    with pytest.raises(MissingError, match="no release v9; `fmnist releases` lists all"):
         releases.read_manifest(store, "v9")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": None}, r"has schema version 1, not 2: version 0\.1 of this project wrote it"),
+        ({"schema_version": 3}, r"has schema version 3, not 2: install the version of this project that wrote it"),
+        ({"files": None}, r"files: missing; it was probably edited by hand, and is not used"),
+        ({"temperature": "1"}, r"temperature: Input should be a valid number; it was probably edited by hand"),
+        ({"colour": "red"}, r"colour: unknown; it was probably edited by hand"),
+        ({"model_sha256": "A" * 64}, r"model_sha256: String should match pattern"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused_with_a_remedy(
+    store: FolderStore, changes: dict[str, object], message: str
+) -> None:
+    """Each has a valid seal; None removes the field."""
+    manifest = releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
+    content = {name: value for name, value in {**manifest.to_json(), **changes}.items() if value is not None}
+    store.put("releases/v1/manifest.json", seal(content))
+    with pytest.raises(IntegrityError, match=rf"^releases/v1/manifest\.json: {message}"):
+        releases.read_manifest(store, "v1")

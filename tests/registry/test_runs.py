@@ -8,37 +8,85 @@ from threading import Barrier
 import pytest
 
 from fmnist_tasks.errors import IntegrityError
+from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.local import FolderStore
-from fmnist_tasks.registry.runs import read_record, read_records, run_key, write_record
+from fmnist_tasks.registry.runs import make_run_key, read_record, read_records, write_record
+from fmnist_tasks.schemas.runs import StepRecord
+from tests.support.documents import make_record, save_record
 
 
-def test_records_are_read_side_by_side_and_come_in_the_order_in_which_steps_began(tmp_path: Path) -> None:
-    both = Barrier(2, timeout=60)
+def test_records_are_read_in_parallel_and_sorted_by_the_start_of_the_step(tmp_path: Path) -> None:
+    two_readers = Barrier(2, timeout=60)
 
-    class Slow(FolderStore):
+    class WaitingStore(FolderStore):
         def get(self, key: str, *limit: int) -> bytes:
-            both.wait()  # for another reader
+            two_readers.wait()
             return super().get(key)
 
-    store = Slow(tmp_path)
+    store = WaitingStore(tmp_path)
     for step, started in (("alpha", "2026-11-02"), ("beta", "2026-11-01")):
-        write_record(store, "run", step, {"started": started})
+        save_record(store, "run", step, started=started)
     assert list(read_records(store, "run")) == ["beta", "alpha"]
 
 
-def test_a_damaged_record_among_others_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_damaged_record(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     for step in "abc":
-        write_record(store, "run", step, {"started": step})
-    key = run_key("run", "b.json")
+        save_record(store, "run", step)
+    key = make_run_key("run", "b.json")
     store.put(key, store.get(key).replace(b'"started"', b'"starter"'))
     with pytest.raises(IntegrityError, match=key):
         read_records(store, "run")
 
 
 def test_the_record_of_another_run_in_the_same_folder_is_not_used(tmp_path: Path) -> None:
-    """As on a file system that takes upper and lower case for the same."""
-    write_record(FolderStore(tmp_path), "Run", "ingest", {"started": "a"})
+    """Simulates a file system that ignores case."""
+    save_record(FolderStore(tmp_path), "Run", "ingest")
     (tmp_path / "runs" / "Run").rename(tmp_path / "runs" / "run")
-    with pytest.raises(IntegrityError, match=r"is the record of run Run, whose folder is the same"):
+    with pytest.raises(IntegrityError, match=r"is the record of run Run, which has the same folder"):
         read_record(FolderStore(tmp_path), "run", "ingest")
+
+
+def test_a_record_is_read_back_unchanged(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    record = make_record(
+        "run", "train-0", ignored=["colour"], retryable=True, result={"accuracy": 0.5, "parts": [None]}
+    )
+    write_record(store, record)
+    assert read_record(store, "run", "train-0") == record
+    assert read_records(store, "run") == {"train-0": record}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": None}, r"has schema version 1, not 2: version 0\.1 of this project wrote it; start with"),
+        ({"schema_version": 3}, "has schema version 3, not 2: install the version of this project that wrote it"),
+        ({"started": None}, "started: missing; it was probably edited by hand, and is not used"),
+        ({"status": "ended"}, "status: Input should be 'running', 'done', 'rejected' or 'failed'; it was probably"),
+        ({"seconds": "1.0"}, "seconds: Input should be a valid number; it was probably edited by hand"),
+        ({"colour": "red"}, "colour: unknown; it was probably edited by hand"),
+    ],
+)
+def test_a_document_that_is_not_the_record_of_a_step_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    """Each has a valid seal; None removes the field."""
+    store, key = FolderStore(tmp_path), make_run_key("run", "ingest.json")
+    content = {**make_record("run", "ingest").to_json(), **changes}
+    store.put(key, seal({name: content[name] for name in content if changes.get(name, 0) is not None}))
+
+    def read_ingest_record(store: FolderStore, run_id: str) -> StepRecord:
+        return read_record(store, run_id, "ingest")
+
+    for read in (read_ingest_record, read_records):
+        with pytest.raises(IntegrityError, match=f"^{key}: {message}"):
+            read(store, "run")
+
+
+def test_records_that_would_fill_the_memory_are_not_read(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    for number in range(5):
+        store.put(make_run_key("run", f"train-{number}.json"), bytes(4 << 20))
+    with pytest.raises(IntegrityError, match=r"^runs/run/\*\.json: has 20,971,520 bytes, expected at most 16,777,216"):
+        read_records(store, "run")

@@ -1,4 +1,4 @@
-"""A step that is killed at any of its writes leaves the old champion or the new one whole, and can be run again."""
+"""A step that is killed at any write leaves the old or the new champion intact, and can run again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.steps import STEPS, run_again
-from fmnist_tasks.steps.step import result_of
+from fmnist_tasks.steps import STEPS, read_result, run_step
 from tests.support.killed_step import run_until_killed
 from tests.support.pipeline import Pipeline
 from tests.support.processes import start_process, wait_for_exit
@@ -19,70 +18,73 @@ from tests.support.synthetic import RUN
 ORDER = list(STEPS)
 
 
-def killed(pipeline: Pipeline, step: str, moment: int) -> bool:
-    """Run the step in a process of its own; True if it was killed at that moment, False if it ended before."""
-    said = pipeline.home / "said.txt"
-    return not wait_for_exit(start_process(said, run_until_killed, step, moment), said)
+def kill_step(pipeline: Pipeline, step: str, moment: int) -> bool:
+    """Run the step in another process; return false if it ended before that moment."""
+    output = pipeline.home / "output.txt"
+    return not wait_for_exit(start_process(output, run_until_killed, step, moment), output)
 
 
-def rewound(finished_pipeline: Pipeline, step: str) -> None:
-    """Take back what the run did from this step on: as if it had just come to it."""
+def delete_from(finished_pipeline: Pipeline, step: str) -> None:
+    """Delete the results of this step and all later ones, so that the step is the next one."""
     for later in ORDER[ORDER.index(step) :]:
         finished_pipeline.store.delete(f"runs/{RUN.id}/{later}.json")
         finished_pipeline.store.delete(f"runs/{RUN.id}/{later}-{RUN.parameters.seed}.json")
     if ORDER.index(step) <= ORDER.index("publish"):
         shutil.rmtree(finished_pipeline.store.root / "releases")
-    finished_pipeline.forget_champions()
+    finished_pipeline.clear_champion_log()
 
 
-def whole(pipeline: Pipeline) -> None:
-    """Whatever a reader finds is complete: every release intact, and the champion one of them."""
-    for version in releases.versions(pipeline.store):
+def check_store(pipeline: Pipeline) -> None:
+    """Assert that every release is intact, and that the champion is one of them."""
+    for version in releases.list_versions(pipeline.store):
         releases.read_files(pipeline.store, releases.read_manifest(pipeline.store, version))
-    entry = champion.champion(pipeline.store)
-    assert entry is None or entry.version in releases.versions(pipeline.store)
+    entry = champion.find_champion(pipeline.store)
+    assert entry is None or entry.version in releases.list_versions(pipeline.store)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("step", ["publish", "promote"])
-def test_killed_at_every_write_of_publish_and_promote(finished_pipeline: Pipeline, tmp_path: Path, step: str) -> None:
-    expected = service.in_service(finished_pipeline.store).version
-    rewound(finished_pipeline, step)
+def test_publish_and_promote_can_be_killed_at_every_write(
+    finished_pipeline: Pipeline, tmp_path: Path, step: str
+) -> None:
+    expected = service.require_champion(finished_pipeline.store).version
+    delete_from(finished_pipeline, step)
     before = tmp_path / "before"
     shutil.copytree(finished_pipeline.store.root, before)
     moment = 1
-    while killed(finished_pipeline, step, moment):
-        whole(finished_pipeline)
+    while kill_step(finished_pipeline, step, moment):
+        check_store(finished_pipeline)
         for name in ORDER[ORDER.index(step) :]:
             if name != "verify_release":
-                run_again(name, RUN)
+                run_step(name, RUN)
             elif not finished_pipeline.store.stat(f"runs/{RUN.id}/{name}.json"):
                 shutil.copy(tmp_path / "verified.json", finished_pipeline.store.root / "runs" / RUN.id / f"{name}.json")
-        assert [entry.version for entry in champion.history(finished_pipeline.store)] == [expected]
-        assert releases.versions(finished_pipeline.store) == [expected]
+        assert [entry.version for entry in champion.list_entries(finished_pipeline.store)] == [expected]
+        assert releases.list_versions(finished_pipeline.store) == [expected]
         shutil.rmtree(finished_pipeline.store.root)
         shutil.copytree(before, finished_pipeline.store.root)
         moment += 1
-    assert moment > 4  # the step has written at least its record, its report and one thing more
+    assert moment > 4  # the step writes at least its record, its report and one more object
 
 
 @pytest.fixture(autouse=True)
-def verified(finished_pipeline: Pipeline, tmp_path: Path) -> None:
+def save_verification(finished_pipeline: Pipeline, tmp_path: Path) -> None:
+    """Save the record of `verify_release`, so that the step need not run after each kill."""
     shutil.copy(finished_pipeline.store.root / "runs" / RUN.id / "verify_release.json", tmp_path / "verified.json")
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("step", [name for name in ORDER if name not in {"publish", "promote"}])
-def test_killed_in_the_middle_of_every_other_step(finished_pipeline: Pipeline, step: str) -> None:
-    expected = service.in_service(finished_pipeline.store).version
-    model = releases.read_manifest(finished_pipeline.store, expected)["model_sha256"]
-    trained = result_of(finished_pipeline.store, RUN, "train")
-    rewound(finished_pipeline, step)
-    assert killed(finished_pipeline, step, 2)
-    whole(finished_pipeline)
-    assert champion.champion(finished_pipeline.store) is None
-    result = run_again(step, RUN)
+def test_every_other_step_can_be_killed_in_the_middle(finished_pipeline: Pipeline, step: str) -> None:
+    expected = service.require_champion(finished_pipeline.store).version
+    model = releases.read_manifest(finished_pipeline.store, expected).model_sha256
+    trained = read_result(finished_pipeline.store, RUN, "train")
+    delete_from(finished_pipeline, step)
+    assert kill_step(finished_pipeline, step, 2)
+    check_store(finished_pipeline)
+    assert champion.find_champion(finished_pipeline.store) is None
+    result = run_step(step, RUN)
     if step == "train":
-        assert [candidate["model"] for candidate in result] == [candidate["model"] for candidate in trained]
+        assert [fit.model for fit in result] == [fit.model for fit in trained]
     if step == "fine_tune":
-        assert result["candidate"]["model"]["sha256"] == model
+        assert result.candidate.model.sha256 == model

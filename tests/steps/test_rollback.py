@@ -1,4 +1,4 @@
-"""A rollback on a finished run: what it requires of the release, and of whoever asks for it."""
+"""Rollbacks on a finished run: what they require, and what they refuse."""
 
 from __future__ import annotations
 
@@ -13,76 +13,81 @@ from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, Mod
 from fmnist_tasks.model import h5
 from fmnist_tasks.registry import champion, pruning, releases
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.schemas.releases import Entry
+from tests.support.documents import copy_facts
 from tests.support.pipeline import Pipeline
 
 pytestmark = pytest.mark.integration
 
 
 def publish_copy(pipeline: Pipeline, version: str, model: bytes | None = None, **facts: Any) -> None:
-    """Another release with the champion's files and facts, except for these."""
-    release = service.open_release(pipeline.store, service.in_service(pipeline.store).version)
+    """Publish another release with the champion's files and facts, except for this model and these facts."""
+    release = service.open_release(pipeline.store, service.require_champion(pipeline.store).version)
     files = release.files if model is None else {**release.files, "model.h5": model}
-    kept = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
-    releases.publish(pipeline.store, version, files, kept | facts)
+    releases.publish_release(pipeline.store, version, files, copy_facts(release.manifest, **facts))
 
 
-def roll_back(pipeline: Pipeline, version: str, **more: Any) -> champion.Entry:
-    return service.rollback(pipeline.store, version, "the champion is bad", actor="ann", **more)
+def roll_back(pipeline: Pipeline, version: str, **options: Any) -> Entry:
+    return service.roll_back(pipeline.store, version, "the champion is bad", actor="ann", **options)
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [(np.nan, r"the predictions for 600 of 600 test images are not finite"), (0.0, r"test accuracy is .*its manifest")],
 )
-def test_a_release_that_does_not_answer_as_its_manifest_says_never_becomes_the_champion(
-    finished_pipeline: Pipeline, value: float, told: str
+def test_a_release_whose_predictions_contradict_its_manifest_never_becomes_the_champion(
+    finished_pipeline: Pipeline, value: float, message: str
 ) -> None:
-    """Such a release exists after a failed `verify_release`, and is then the newest in every list."""
-    before = champion.history(finished_pipeline.store)
+    """Such a release exists after a failed `verify_release`, and is the newest one in lists."""
+    before = champion.list_entries(finished_pipeline.store)
     model = service.open_release(finished_pipeline.store, before[-1].version).model
     kernel = model.get_layer("logits").kernel
     kernel.assign(np.full(kernel.shape, value, np.float32))
-    publish_copy(finished_pipeline, "spoilt", h5.save(model))
-    with pytest.raises(ModelError, match=rf"release spoilt: {told}"):
-        service.verify(finished_pipeline.store, "spoilt")
+    publish_copy(finished_pipeline, "invalid", h5.encode_model(model))
+    with pytest.raises(ModelError, match=rf"release invalid: {message}"):
+        service.verify(finished_pipeline.store, "invalid")
     with pytest.raises(RejectedError, match=r"it has never been the champion"):
-        roll_back(finished_pipeline, "spoilt")
-    with pytest.raises(ModelError, match=rf"release spoilt: {told}"):
-        roll_back(finished_pipeline, "spoilt", force=True)
-    assert champion.history(finished_pipeline.store) == before
+        roll_back(finished_pipeline, "invalid")
+    with pytest.raises(ModelError, match=rf"release invalid: {message}"):
+        roll_back(finished_pipeline, "invalid", force=True)
+    assert champion.list_entries(finished_pipeline.store) == before
 
 
-def test_nothing_is_pruned_while_a_rollback_looks_at_the_release(
+def test_nothing_is_pruned_while_a_rollback_verifies_the_release(
     finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_copy(finished_pipeline, "copy")
-    verify, refused = service.verify, []
+    verify, refusals = service.verify, []
 
     def verify_and_prune(store: Store, version: str) -> dict[str, Any]:
-        found = verify(store, version)
-        with pytest.raises(ConflictError, match="rollback to copy is under way, nothing is deleted") as caught:
+        result = verify(store, version)
+        with pytest.raises(ConflictError, match="rollback to copy is in progress, so nothing is deleted") as refusal:
             pruning.prune(store, keep=1, older_than=timedelta(days=1))
-        refused.append(caught)
-        return found
+        refusals.append(refusal)
+        return result
 
     monkeypatch.setattr(service, "verify", verify_and_prune)
     assert roll_back(finished_pipeline, "copy", force=True).version == "copy"
-    assert len(refused) == 1
+    assert len(refusals) == 1
 
 
 def test_a_release_with_other_classes_requires_force(finished_pipeline: Pipeline) -> None:
     """Consumers would read other labels from the same positions."""
-    manifest = releases.read_manifest(finished_pipeline.store, service.in_service(finished_pipeline.store).version)
-    publish_copy(finished_pipeline, "reversed", classes=manifest["classes"][::-1])
-    told = r"never been the champion, and its classes are not those of the champion .*; to roll back .* use `fmnist"
-    with pytest.raises(RejectedError, match=told):
+    manifest = releases.read_manifest(
+        finished_pipeline.store, service.require_champion(finished_pipeline.store).version
+    )
+    publish_copy(finished_pipeline, "reversed", classes=manifest.classes[::-1])
+    message = (
+        r"never been the champion, and its classes differ from those of the champion .*; to roll back .* use `fmnist"
+    )
+    with pytest.raises(RejectedError, match=message):
         roll_back(finished_pipeline, "reversed")
     assert roll_back(finished_pipeline, "reversed", force=True).version == "reversed"
 
 
 def test_a_champion_that_is_damaged_can_be_rolled_back(finished_pipeline: Pipeline) -> None:
-    """That is a good reason for a rollback. Its classes are unknown then, so it takes force, and it is withdrawn."""
-    first = service.in_service(finished_pipeline.store)
+    """Its classes cannot be compared then, so the rollback requires force; the damaged release is withdrawn."""
+    first = service.require_champion(finished_pipeline.store)
     second = finished_pipeline.promote_second_release()
     key = f"releases/{second}/manifest.json"
     finished_pipeline.store.put(key, finished_pipeline.store.get(key).replace(b"quick", b"quack"))
@@ -91,11 +96,11 @@ def test_a_champion_that_is_damaged_can_be_rolled_back(finished_pipeline: Pipeli
     entry = roll_back(finished_pipeline, first.version, force=True)
     assert entry.replaces == second
     assert list(champion.read_log(finished_pipeline.store).withdrawn) == [second]
-    assert service.in_service(finished_pipeline.store) == entry
+    assert service.require_champion(finished_pipeline.store) == entry
 
 
 def test_a_damaged_release_is_refused_with_and_without_force(finished_pipeline: Pipeline) -> None:
-    first = service.in_service(finished_pipeline.store).version
+    first = service.require_champion(finished_pipeline.store).version
     finished_pipeline.promote_second_release()
     model = bytearray(finished_pipeline.store.get(f"releases/{first}/model.h5"))
     model[len(model) // 2] ^= 1
@@ -105,54 +110,57 @@ def test_a_damaged_release_is_refused_with_and_without_force(finished_pipeline: 
             roll_back(finished_pipeline, first, force=force)
 
 
-def test_of_two_rollbacks_of_the_same_champion_one_wins(finished_pipeline: Pipeline) -> None:
-    first = service.in_service(finished_pipeline.store)
+def test_of_two_rollbacks_of_the_same_champion_one_succeeds(finished_pipeline: Pipeline) -> None:
+    first = service.require_champion(finished_pipeline.store)
     finished_pipeline.promote_second_release()
-    seen = service.in_service(finished_pipeline.store).sequence
-    roll_back(finished_pipeline, first.version, after=seen)
-    with pytest.raises(ConflictError, match=r"and is .* by entry 3 of the log; nothing was rolled back"):
-        roll_back(finished_pipeline, "second", after=seen)
+    sequence = service.require_champion(finished_pipeline.store).sequence
+    roll_back(finished_pipeline, first.version, after=sequence)
+    with pytest.raises(ConflictError, match=r"and is now .* \(log entry 3\); nothing was rolled back"):
+        roll_back(finished_pipeline, "second", after=sequence)
 
 
 def test_a_promotion_during_a_rollback_is_not_replaced(
     finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = service.in_service(finished_pipeline.store).version, finished_pipeline.promote_second_release()
+    first, second = (
+        service.require_champion(finished_pipeline.store).version,
+        finished_pipeline.promote_second_release(),
+    )
     publish_copy(finished_pipeline, "third")
     verify = service.verify
 
     def promote_meanwhile(*arguments: Any) -> dict[str, Any]:
-        champion.append(
+        champion.append_entry(
             finished_pipeline.store, version="third", action="promote", reason="better", write_id="run-3", after=2
         )
         return verify(*arguments)
 
     monkeypatch.setattr(service, "verify", promote_meanwhile)
     with pytest.raises(
-        ConflictError, match=rf"the champion has changed since: it was {second}, and is third by entry 3"
+        ConflictError, match=rf"the champion has changed since: it was {second}, and is now third \(log entry 3\)"
     ):
         roll_back(finished_pipeline, first)
-    assert service.in_service(finished_pipeline.store).version == "third"
+    assert service.require_champion(finished_pipeline.store).version == "third"
 
 
-def test_what_is_no_request_for_a_rollback(finished_pipeline: Pipeline) -> None:
-    first = service.in_service(finished_pipeline.store).version
-    with pytest.raises(SettingsError, match=r"is the champion already"):
+def test_an_invalid_rollback_is_refused(finished_pipeline: Pipeline) -> None:
+    first = service.require_champion(finished_pipeline.store).version
+    with pytest.raises(SettingsError, match=r"is already the champion"):
         roll_back(finished_pipeline, first)
     with pytest.raises(SettingsError, match=r"a reason is required"):
-        service.rollback(finished_pipeline.store, first, "  ", actor="ann")
+        service.roll_back(finished_pipeline.store, first, "  ", actor="ann")
     with pytest.raises(MissingError, match=r"there is no release gone"):
         roll_back(finished_pipeline, "gone", force=True)
 
 
 def test_a_withdrawn_release_is_recognised_after_its_manifest_is_gone(finished_pipeline: Pipeline) -> None:
-    """Pruning may delete a withdrawn release; the log keeps what it came from."""
-    store, first = finished_pipeline.store, service.in_service(finished_pipeline.store)
+    """Pruning may delete a withdrawn release; the log keeps its origin."""
+    store, first = finished_pipeline.store, service.require_champion(finished_pipeline.store)
     finished_pipeline.promote_second_release()
     withdrawal.withdraw(store, first.version, "its labels were wrong", actor="ann")
-    origin = releases.origin_of(releases.read_manifest(store, first.version))
+    origin = releases.make_manifest_origin(releases.read_manifest(store, first.version))
     store.delete(f"releases/{first.version}/manifest.json")
     for candidate in (champion.Origin(origin.model_sha256), champion.Origin("0" * 64, origin.inputs)):
-        found = champion.read_log(store).find_withdrawal(candidate)
-        assert found
-        assert found[0] == first.version
+        withdrawal_entry = champion.read_log(store).find_withdrawal(candidate)
+        assert withdrawal_entry
+        assert withdrawal_entry[0] == first.version

@@ -1,14 +1,17 @@
-"""Runs, rollbacks and predictions on a store that is signed, and what happens to them without the right key."""
+"""Runs, rollbacks and predictions on a signed store, with and without the correct key."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fmnist_tasks import memory, service
-from fmnist_tasks.errors import FmnistError, IntegrityError, SettingsError
-from fmnist_tasks.page.asking import Oracle
+from fmnist_tasks.data.dataset import load_splits
+from fmnist_tasks.errors import DataError, FmnistError, IntegrityError, SettingsError
+from fmnist_tasks.page.inference import ChampionPredictor
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.audit import audit
 from fmnist_tasks.registry.checkpoints import Checkpoints
@@ -16,8 +19,10 @@ from fmnist_tasks.registry.documents import MAX_BYTES
 from fmnist_tasks.registry.keys import make_keys
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.registry.signing import Keys
-from fmnist_tasks.registry.store import Store, open_store
-from fmnist_tasks.steps import run_again
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.steps import run_step
+from fmnist_tasks.steps.evaluation import compare_with_champion
 from tests.support.pipeline import Pipeline
 from tests.support.replay import replay_steps
 from tests.support.signed_store import replace_keys
@@ -32,7 +37,7 @@ SECOND = replace(
 
 @pytest.fixture
 def signed_pipeline(finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """A pipeline with an unsigned champion, on which signing has been turned on."""
+    """A pipeline with an unsigned champion, for which signing is now on."""
     pem, trusted = make_keys(None, champion.read_log(finished_pipeline.store).digests, revoke_earlier=False)
     monkeypatch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
     monkeypatch.setenv("FMNIST_SIGNING_KEY", pem)
@@ -40,121 +45,130 @@ def signed_pipeline(finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
     return finished_pipeline
 
 
-def open_again(pipeline: Pipeline) -> Store:
+def open_with_keys(pipeline: Pipeline) -> Store:
     return open_store(pipeline.environment["FMNIST_STORE"])
 
 
 def test_runs_and_rollbacks_are_signed_and_verified_from_the_first_key_on(
     signed_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = open_again(signed_pipeline)
-    first = service.in_service(store).version
+    store = open_with_keys(signed_pipeline)
+    first = service.require_champion(store).version
     signed_pipeline.run_until("promote", SECOND)
-    second = service.in_service(store).version
+    second = service.require_champion(store).version
     assert second != first
-    service.rollback(store, first, "the second is bad", actor="ann")
-    signatures = [store.keys.describe(entry.signed_by).split()[0] for entry in champion.history(store)]
+    service.roll_back(store, first, "the second is worse", actor="ann")
+    signatures = [store.keys.describe(entry.signed_by).split()[0] for entry in champion.list_entries(store)]
     assert signatures == ["unsigned", "signed", "signed"]
     assert service.verify(store, first)["signature"] == "unsigned"
     assert service.verify(store, second)["signature"].startswith("signed by key ")
     assert audit(store)["signed_entries"] == 2
 
-    # Whoever may write, but has no key, changes the champion's classes and gives the manifest a seal that is right.
+    # A writer without a key changes the champion's classes and gives the manifest a correct seal.
     key = f"releases/{second}/manifest.json"
-    service.rollback(store, second, "it was good after all", actor="ann")
+    service.roll_back(store, second, "it was good after all", actor="ann")
     manifest = releases.read_manifest(store, second)
-    store.put(key, Keys().encode(key, "manifest", {**manifest, "classes": manifest["classes"][::-1]}))
-    before = champion.history(store)
-    for use in (
+    changed = {**manifest.to_json(), "classes": manifest.classes[::-1]}
+    store.put(key, Keys().encode(key, "manifest", changed))
+    before, arrays = champion.list_entries(store), load_splits(store, manifest.dataset)
+    for operation in (
         lambda: service.open_release(store, second),
-        lambda: Oracle(store).samples(),
-        lambda: service.rollback(store, first, "r", actor="ann"),
-        lambda: run_again("detect_change", SECOND),
-        lambda: run_again("evaluate_tuned", replace(SECOND, id="third")),
+        lambda: ChampionPredictor(store).predict_samples(),
+        lambda: service.roll_back(store, first, "r", actor="ann"),
+        lambda: run_step("detect_change", SECOND),
+        lambda: compare_with_champion(store, manifest.classes, arrays, np.empty(0), 1.0),  # as evaluate_tuned does
         lambda: audit(store),
     ):
         with pytest.raises(FmnistError):
-            use()
-    assert champion.history(store) == before
+            operation()
+    assert champion.list_entries(store) == before
 
 
 @pytest.mark.parametrize(("last", "following"), [("publish", "verify_release"), ("verify_release", "promote")])
 def test_a_manifest_that_is_replaced_before_promotion_is_not_promoted(
     signed_pipeline: Pipeline, last: str, following: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even without keys."""
+    """This holds without keys too."""
     for name in ("FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY"):
         monkeypatch.delenv(name)
     signed_pipeline.run_until(last, SECOND)
-    store = open_again(signed_pipeline)
-    version = read_record(store, SECOND.id, "publish")["result"]["version"]
-    manifest = releases.read_manifest(store, version)
-    store.put(
-        f"releases/{version}/manifest.json", Keys().encode("", "manifest", {**manifest, "novelty_threshold": -1e9})
-    )
-    before = champion.history(store)
+    store = open_with_keys(signed_pipeline)
+    version = signed_pipeline.read_result("publish", SECOND).version
+    changed = {**releases.read_manifest(store, version).to_json(), "ood_threshold": 1e9}
+    store.put(f"releases/{version}/manifest.json", Keys().encode("", "manifest", changed))
+    before = champion.list_entries(store)
     with pytest.raises(IntegrityError, match=rf"the manifest of release {version} is not the one that was published"):
-        run_again(following, SECOND)
-    assert champion.history(store) == before
+        run_step(following, SECOND)
+    assert champion.list_entries(store) == before
 
 
-@pytest.mark.parametrize("kept", ["FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "neither"])
+@pytest.mark.parametrize("remaining", ["FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "neither"])
 def test_a_lost_key_stops_a_run_before_training_and_the_champion_stays(
-    signed_pipeline: Pipeline, kept: str, monkeypatch: pytest.MonkeyPatch
+    signed_pipeline: Pipeline, remaining: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signed_pipeline.run_until("promote", SECOND)
-    before = champion.history(open_again(signed_pipeline))
-    for name in {"FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY"} - {kept}:
+    before = champion.list_entries(open_with_keys(signed_pipeline))
+    for name in {"FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY"} - {remaining}:
         monkeypatch.delenv(name)
     third = replace(SECOND, id="third-week")
     with pytest.raises(SettingsError, match=r"FMNIST_SIGNING_KEY"):
         signed_pipeline.run_until("train", third)
     monkeypatch.delenv("FMNIST_SIGNING_KEY", raising=False)
-    store = open_again(signed_pipeline)
+    store = open_with_keys(signed_pipeline)
     assert store.stat("runs/third-week/train-0.json") is None
-    assert [entry.as_document() for entry in champion.history(store)] == [entry.as_document() for entry in before]
+    assert [entry.to_json() for entry in champion.list_entries(store)] == [entry.to_json() for entry in before]
 
 
 def test_records_and_checkpoints_that_the_publisher_planted_are_not_used(
     signed_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both could be made with the rights to write the store alone, and decide what is signed."""
+    """Anyone with write access to the store can forge them, and they determine what is signed."""
     signed_pipeline.run_until("promotion_gate", SECOND)
-    store = open_again(signed_pipeline)
+    store = open_with_keys(signed_pipeline)
     verdict = read_record(store, SECOND.id, "promotion_gate")
-    before = champion.history(store)
-    planted = {name: value for name, value in verdict.items() if name not in {"run_id", "step"}}
-    write_record(replace_keys(store, Keys()), SECOND.id, "promotion_gate", planted)
+    before = champion.list_entries(store)
+    write_record(replace_keys(store, Keys()), verdict)
     with pytest.raises(IntegrityError, match=r"promotion_gate.json: is unsigned, so nothing shows that a step"):
-        run_again("publish", SECOND)
-    write_record(store, SECOND.id, "promotion_gate", planted)
+        run_step("publish", SECOND)
+    write_record(store, verdict)
     pem, trusted = make_keys(store.keys.trusted, champion.read_log(store).digests, revoke_earlier=True)
-    with monkeypatch.context() as rotated:
-        rotated.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
-        rotated.setenv("FMNIST_SIGNING_KEY", pem)
+    with monkeypatch.context() as patch:
+        patch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
+        patch.setenv("FMNIST_SIGNING_KEY", pem)
         with pytest.raises(IntegrityError, match=r"\.json: is signed by a revoked key, so nothing shows that a step"):
-            run_again("publish", SECOND)
-    assert champion.history(store) == before
+            run_step("publish", SECOND)
+    assert champion.list_entries(store) == before
 
     identity = {"data": "d"}
-    theirs = Checkpoints(replace_keys(store, Keys()), "third", "base-0", identity)
-    theirs.save(4, b"planted")
-    ours = Checkpoints(store, "third", "base-0", identity)
-    assert (theirs.latest(), ours.latest()) == (b"planted", None)
-    ours.save(5, b"state")
-    assert ours.latest() == b"state"
-    theirs.save(6, b"planted")
-    assert ours.latest() == b"state"
+    planted_checkpoints = Checkpoints(replace_keys(store, Keys()), "third", "base-0", identity)
+    planted_checkpoints.save(4, b"planted")
+    own_checkpoints = Checkpoints(store, "third", "base-0", identity)
+    assert (planted_checkpoints.load_latest(), own_checkpoints.load_latest()) == (b"planted", None)
+    own_checkpoints.save(5, b"state")
+    assert own_checkpoints.load_latest() == b"state"
+    planted_checkpoints.save(6, b"planted")
+    assert own_checkpoints.load_latest() == b"state"
 
 
-def test_a_record_that_somebody_planted_costs_the_report_and_no_step(
-    signed_pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (3, "runs/second-week/planted-0.json: is unsigned"),
+        (8, r"runs/second-week/\*.json: has 33,.* so it was not read"),
+    ],
+)
+def test_planted_records_prevent_the_report_but_fail_no_step(
+    signed_pipeline: Pipeline, count: int, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = open_again(signed_pipeline)
+    store = open_with_keys(signed_pipeline)
     before = memory.read_peak_memory()
-    for number in range(8):
+    for number in range(count):
         store.put(f"runs/{SECOND.id}/planted-{number}.json", b"[" + b"{}," * (MAX_BYTES // 3 - 9) + b"{}]")
     signed_pipeline.run_until("ingest", SECOND)
-    assert read_record(store, SECOND.id, "ingest")["status"] == "done"
-    assert "ingest: the report could not be written: runs/second-week/planted-0.json: is unsigned" in caplog.text
+    assert read_record(store, SECOND.id, "ingest").status == "done"
+    (signed_pipeline.data / "test_labels.gz").unlink()
+    with pytest.raises(DataError):  # ends the run, so that its report is written
+        run_step("ingest", SECOND)
+    assert read_record(store, SECOND.id, "ingest").status == "failed"
+    assert re.search(f"the report of run {SECOND.id} could not be written: {message}", caplog.text)
     assert memory.read_peak_memory() - before < 200

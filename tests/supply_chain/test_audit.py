@@ -1,4 +1,4 @@
-"""`make audit-deps`: ends of support, the dates of databases, and that what people wrote down is complete."""
+"""`make audit-deps`: ends of support, dates of databases, and completeness of the lists maintained by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy.supply_chain.audit import CONFIG, Component, describe_support, read_
 from deploy.supply_chain.images import find_references, list_files
 from deploy.supply_chain.sbom import LOCK
 from fmnist_tasks.settings import PROJECT
-from tests.support.advisories import describe, write_database
+from tests.support.advisories import build_advisory, write_database
 from tests.support.lock import read_lock
 
 HASH = f"--hash=sha256:{'0' * 64}"
@@ -22,7 +22,7 @@ TODAY = date(2026, 11, 30)
 
 
 @pytest.mark.parametrize(
-    ("until", "accepted_until", "words"),
+    ("until", "accepted_until", "statuses"),
     [
         (date(2026, 11, 29), None, ["FAILED"]),
         (date(2026, 11, 29), date(2026, 11, 29), ["FAILED"]),
@@ -33,22 +33,24 @@ TODAY = date(2026, 11, 30)
         (None, None, []),
     ],
 )
-def test_the_end_of_support_is_announced_and_then_fails_unless_accepted(
-    until: date | None, accepted_until: date | None, words: list[str]
+def test_an_end_of_support_warns_in_advance_then_fails_unless_accepted(
+    until: date | None, accepted_until: date | None, statuses: list[str]
 ) -> None:
-    till = Component(
+    component = Component(
         name="Till", version="7", use="", source="https://till.example", until=until, accepted_until=accepted_until
     )
-    assert [line.split()[0] for line in describe_support([till], TODAY)] == words
+    assert [line.split()[0] for line in describe_support([component], TODAY)] == statuses
 
 
 def test_a_database_is_dated_by_its_newest_advisory(tmp_path: Path) -> None:
-    path = write_database(tmp_path, describe(), describe(id="TEST-2026-2", modified="2026-11-21T00:00:00.25Z"))
+    path = write_database(
+        tmp_path, build_advisory(), build_advisory(id="TEST-2026-2", modified="2026-11-21T00:00:00.25Z")
+    )
     assert f"{read_date(path):%Y-%m-%d}" == "2026-11-21"
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x05\x06" + bytes(18)])
-def test_what_is_no_database_has_no_date(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused(content: bytes, tmp_path: Path) -> None:
     path = write_database(tmp_path)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"all\.zip .*delete it"):
@@ -60,47 +62,55 @@ def test_every_acceptance_has_a_reason_and_a_last_day() -> None:
         assert set(entry) == {"id", "ignoreUntil", "reason"}
         assert isinstance(entry["ignoreUntil"], date)
         assert entry["reason"]
-    for one in read_components():
-        assert bool(one.accepted_until) is bool(one.reason)
+    for component in read_components():
+        assert bool(component.accepted_until) is bool(component.reason)
 
 
 @pytest.mark.parametrize("line", [f"shop>=1.3 {HASH}", "shop==1.3", "shop==1.3 --hash=md5:00", f"shop==1.3 {HASH}0"])
-def test_a_line_that_locks_nothing_is_refused(line: str, tmp_path: Path) -> None:
+def test_a_line_without_an_exact_version_and_hashes_is_refused(line: str, tmp_path: Path) -> None:
     (tmp_path / "lock.txt").write_text(f"{line}\n")
     with pytest.raises(ValueError, match=r"lock\.txt: .*make lock"):
         read_lock(tmp_path / "lock.txt")
 
 
-def test_every_line_of_the_lock_has_hashes() -> None:
+def test_every_line_of_the_lock_file_has_hashes() -> None:
     lock = LOCK.read_text()
     assert len(read_lock()) == len(re.findall(r"^[a-z0-9]", lock, re.MULTILINE)) > 200
     assert sum(len(package.hashes) for package in read_lock()) == lock.count("--hash=sha256:")
 
 
 def test_every_base_image_and_its_version_has_an_end_of_support() -> None:
-    known = [component.image for component in read_components() if component.image]
-    used = [reference for path in list_files() for reference in find_references(path) if "/minio:" not in reference]
-    assert len(used) >= 5
-    assert [one for one in used if not any(re.match(rf"{re.escape(image)}(?!\d)", one) for image in known)] == []
+    images = [component.image for component in read_components() if component.image]
+    references = [
+        reference for path in list_files() for reference in find_references(path) if "/minio:" not in reference
+    ]
+    assert len(references) >= 5
+    patterns = [rf"{re.escape(image)}(?!\d)" for image in images]
+    assert [
+        reference for reference in references if not any(re.match(pattern, reference) for pattern in patterns)
+    ] == []
 
 
-def test_the_versions_with_an_end_of_support_are_those_in_the_lock() -> None:
+def test_the_versions_with_an_end_of_support_are_those_in_use() -> None:
     components = [component for component in read_components() if component.package]
     locked = {package.name: package.version for package in read_lock()}
     assert components
-    assert [one for one in components if not locked[one.package].startswith(f"{one.version}.")] == []
+    outdated = [
+        component for component in components if not locked[component.package].startswith(f"{component.version}.")
+    ]
+    assert outdated == []
     pythons = {component.version for component in read_components() if component.name == "Python"}
-    declared = re.search(r'^requires-python = "(.*)"', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert declared
-    allowed = Requirement(f"python{declared[1]}").specifier
-    assert pythons == {version for minor in range(30) if (version := f"3.{minor}") in allowed}
+    match = re.search(r'^requires-python = "(.*)"', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert match
+    supported = Requirement(f"python{match[1]}").specifier
+    assert pythons == {version for minor in range(30) if (version := f"3.{minor}") in supported}
 
 
 def test_the_documented_ends_of_support_are_those_of_the_audit() -> None:
     document = (PROJECT / "docs" / "supply-chain.md").read_text()
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| \[[^]]+\]\((\S+)\) \|$", document, re.MULTILINE)
     expected = []
-    for one in read_components():
-        end = "; ".join(filter(None, (str(one.until or ""), one.note)))
-        expected.append((str(one), one.use, end, one.source))
+    for component in read_components():
+        end = "; ".join(filter(None, (str(component.until or ""), component.note)))
+        expected.append((str(component), component.use, end, component.source))
     assert rows == expected

@@ -1,4 +1,4 @@
-"""What CI and Dependabot do by themselves."""
+"""The scheduled jobs of CI, and the files that Dependabot updates."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MANIFESTS = {
 }
 
 
-def read(path: str) -> Any:
+def read_yaml(path: str) -> Any:
     return yaml.safe_load((PROJECT / path).read_text())
 
 
 def test_ci_checks_dependencies_every_night() -> None:
-    jobs = read(".github/workflows/ci.yml")["jobs"]
+    jobs = read_yaml(".github/workflows/ci.yml")["jobs"]
     nightly = {name: job for name, job in jobs.items() if "schedule" in str(job.get("if"))}
     commands = [step.get("run") for step in nightly["dependencies"]["steps"]]
     assert commands.index("include/minio find_server") < commands.index("make audit-deps")
@@ -34,14 +34,14 @@ def test_ci_checks_dependencies_every_night() -> None:
     assert set(jobs["required"]["needs"]) == set(jobs) - set(nightly) - {"required"}
 
 
-def test_dependabot_knows_every_file_that_names_versions() -> None:
-    updates = read(".github/dependabot.yml")["updates"]
-    known = {(update["package-ecosystem"], update["directory"].strip("/")) for update in updates}
-    present = {
+def test_dependabot_covers_every_file_that_names_versions() -> None:
+    updates = read_yaml(".github/dependabot.yml")["updates"]
+    configured = {(update["package-ecosystem"], update["directory"].strip("/")) for update in updates}
+    expected = {
         (ecosystem, "" if ecosystem == "github-actions" else str(path.parent.relative_to(PROJECT)).removeprefix("."))
         for ecosystem, patterns in MANIFESTS.items()
         for pattern in patterns
         for folder in (PROJECT, PROJECT / "deploy", PROJECT / "include", PROJECT / "tests")
         for path in (folder.glob(pattern) if folder == PROJECT else folder.rglob(pattern))
     }
-    assert present == known
+    assert configured == expected

@@ -1,4 +1,4 @@
-"""`make pin-images`: which references it finds, what it writes, and that it asks a registry."""
+"""`make pin-images`: it finds references, fetches digests from a registry, and writes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.supply_chain.images import CRANE, ask_registry, find_references, list_files, pin
+from deploy.supply_chain.images import CRANE, fetch_digest, find_references, list_files, pin_images
 from tests.support.airflow_home import wait_until
 from tests.support.ports import accepts_connections, reserve_port
 from tests.support.requirements import GO_TOOLS, require
@@ -53,51 +53,51 @@ docker run "$image"
 @pytest.mark.parametrize(
     ("name", "text"), [("a.Dockerfile", DOCKERFILE), ("docker-compose.yaml", COMPOSE), ("minio", SCRIPT)]
 )
-def test_a_tag_gets_the_digest_of_now_and_nothing_else_changes(
+def test_a_tag_gets_its_current_digest_and_nothing_else_changes(
     name: str, text: str, digest: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
     path.write_text(text.format(digest=digest))
-    asked: list[str] = []
+    resolved: list[str] = []
 
     def resolve(reference: str) -> str:
-        asked.append(reference)
+        resolved.append(reference)
         return NEW
 
-    assert pin(path, resolve) == []
+    assert pin_images(path, resolve) == []
     assert path.read_text() == text.format(digest=f"@{NEW}")
-    assert len(asked) == text.count("{digest}")
-    assert all("@" not in reference for reference in asked)
+    assert len(resolved) == text.count("{digest}")
+    assert all("@" not in reference for reference in resolved)
 
 
-def test_what_cannot_be_pinned_is_named_and_stays(tmp_path: Path) -> None:
+def test_a_reference_that_cannot_be_pinned_is_reported_and_stays(tmp_path: Path) -> None:
     def resolve(reference: str) -> str:
         if reference == "gone:1":
             raise ValueError(f"{reference}: unknown")
         return NEW
 
     path = tmp_path / "a.Dockerfile"
-    path.write_text(f"FROM gone:1@{OLD}\nFROM alpine\nFROM alpine@{OLD}\nFROM kept:1\n")
-    assert sorted(pin(path, resolve)) == [
-        "a.Dockerfile: alpine has no tag: which version?",
+    path.write_text(f"FROM gone:1@{OLD}\nFROM alpine\nFROM alpine@{OLD}\nFROM known:1\n")
+    assert sorted(pin_images(path, resolve)) == [
+        "a.Dockerfile: alpine has no tag; add the version to use",
         "a.Dockerfile: gone:1: unknown",
     ]
-    assert path.read_text() == f"FROM gone:1@{OLD}\nFROM alpine\nFROM alpine@{OLD}\nFROM kept:1@{NEW}\n"
+    assert path.read_text() == f"FROM gone:1@{OLD}\nFROM alpine\nFROM alpine@{OLD}\nFROM known:1@{NEW}\n"
 
 
 def test_the_images_of_this_project_are_found() -> None:
-    found = {path.name: find_references(path) for path in list_files()}
-    names = {re.split("[:@]", reference)[0] for references in found.values() for reference in references}
+    references = [reference for path in list_files() for reference in find_references(path)]
+    names = {re.split("[:@]", reference)[0] for reference in references}
     assert {"apache/airflow", "golang", "alpine", "postgres", "redis", "debian"} <= names
     assert not any(name.startswith("fmnist") for name in names)
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    """Address of a registry that has the image `app:1`."""
+    """Address of an image registry on this machine."""
     require(GO_TOOLS)
     address = f"127.0.0.1:{reserve_port()}"
-    # `go run` starts the program as a child, which would outlive it; this is the program itself
+    # Not by `go run`, whose child process would outlive it.
     environment = os.environ | {"GOBIN": str(tmp_path / "bin")}
     subprocess.run(["go", "install", CRANE[-1]], env=environment, check=True, capture_output=True)
     server = subprocess.Popen(
@@ -120,20 +120,20 @@ def push(reference: str, folder: Path, content: str) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_registry_gives_the_digest_and_a_new_one_when_the_tag_moves(registry: str, tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_registry_and_follows_a_moved_tag(registry: str, tmp_path: Path) -> None:
     push(f"{registry}/app:1", tmp_path, "first")
     path = tmp_path / "docker-compose.yaml"
     path.write_text(f"services: {{app: {{image: {registry}/app:1}}}}\n")
-    assert pin(path, ask_registry) == []
+    assert pin_images(path, fetch_digest) == []
     (first,) = find_references(path)
     assert re.fullmatch(rf"{registry}/app:1@sha256:[0-9a-f]{{64}}", first)
     subprocess.run([*CRANE, "validate", "--remote", first], check=True, capture_output=True)
 
     push(f"{registry}/app:1", tmp_path, "second")
-    assert pin(path, ask_registry) == []
+    assert pin_images(path, fetch_digest) == []
     (second,) = find_references(path)
     assert second != first
     path.write_text(f"services: {{app: {{image: {registry}/app:2}}}}\n")
-    (problem,) = pin(path, ask_registry)
+    (problem,) = pin_images(path, fetch_digest)
     assert "app:2" in problem
     assert "MANIFEST_UNKNOWN" in problem

@@ -1,4 +1,4 @@
-"""`make sbom`: the bills of materials say what the lock and the MinIO that was built say, and are valid CycloneDX."""
+"""`make sbom`: the bills of materials agree with the lock file and with the built MinIO, and are valid CycloneDX."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.requirements import GO_TOOLS, MINIO, require
 
 
 def read_components(path: Path) -> list[dict[str, Any]]:
-    """The components of a bill of materials that its schema allows."""
+    """The components of a bill of materials, which must be valid according to its schema."""
     text = path.read_text()
     version = SchemaVersion.from_version(json.loads(text)["specVersion"])
     assert JsonStrictValidator(version).validate_str(text) is None
@@ -31,46 +31,46 @@ def read_components(path: Path) -> list[dict[str, Any]]:
 
 
 def to_package(component: dict[str, Any]) -> Package:
-    files = [one for one in component["externalReferences"] if one["type"] == "distribution"]
-    digests = [digest for one in files for digest in one["hashes"]]
+    files = [reference for reference in component["externalReferences"] if reference["type"] == "distribution"]
+    digests = [digest for file in files for digest in file["hashes"]]
     assert {digest["alg"] for digest in digests} == {"SHA-256"}
     name, version = canonicalize_name(component["name"]), component["version"]
     return Package(name, version, frozenset(digest["content"] for digest in digests))
 
 
-def write_part(path: Path, count: int | None) -> Path:
-    """A lock of that many of our packages, or of all; one of them has another version for an older Python."""
+def write_lock_extract(path: Path, count: int | None) -> Path:
+    """Write a lock file with `count` locked packages, or all if None. One has two versions, for different Pythons."""
     packages = re.findall(r"^\w.*(?:\n .*)*", LOCK.read_text(), re.MULTILINE)
-    several = [text for text in packages if text.startswith("soupsieve==")]
-    assert len(several) > 1
-    path.write_text("\n".join(dict.fromkeys([*several, *packages][:count])))
+    two_versions = [text for text in packages if text.startswith("soupsieve==")]
+    assert len(two_versions) > 1
+    path.write_text("\n".join(dict.fromkeys([*two_versions, *packages][:count])))
     return path
 
 
 @pytest.mark.parametrize("count", [12, pytest.param(None, marks=pytest.mark.exhaustive)])
-def test_it_has_the_names_versions_and_hashes_of_the_lock(count: int | None, tmp_path: Path) -> None:
-    lock = write_part(tmp_path / "requirements.txt", count)
-    described = tmp_path / "lock.cdx.json"
-    describe_lock(described, lock)
-    assert sorted(map(to_package, read_components(described))) == sorted(read_lock(lock))
+def test_the_sbom_has_the_names_versions_and_hashes_of_the_lock(count: int | None, tmp_path: Path) -> None:
+    lock = write_lock_extract(tmp_path / "requirements.txt", count)
+    sbom = tmp_path / "lock.cdx.json"
+    describe_lock(sbom, lock)
+    assert sorted(map(to_package, read_components(sbom))) == sorted(read_lock(lock))
 
 
 @pytest.mark.exhaustive
 def test_the_same_lock_gives_the_same_bytes(tmp_path: Path) -> None:
-    lock = write_part(tmp_path / "requirements.txt", 12)
+    lock = write_lock_extract(tmp_path / "requirements.txt", 12)
     for name in ("first", "second"):
         describe_lock(tmp_path / name, lock)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
 def read_modules(program: Path) -> list[tuple[str, str, str]]:
-    """Name, version and SHA-256 of the modules of a Go program, as itself tells."""
-    told = subprocess.run(["go", "version", "-m", program], capture_output=True, text=True, check=True).stdout
+    """Name, version and SHA-256 of the modules of a Go program, from its own build information."""
+    output = subprocess.run(["go", "version", "-m", program], capture_output=True, text=True, check=True).stdout
     modules: list[tuple[str, str, str]] = []
-    for kind, *values in filter(None, map(str.split, told.splitlines())):
-        if kind not in {"dep", "=>"} or len(values) < 3:  # the program's own module, which is a folder
+    for kind, *values in filter(None, map(str.split, output.splitlines())):
+        if kind not in {"dep", "=>"} or len(values) < 3:  # the main module, which is a folder and has no digest
             continue
-        if kind == "=>":  # in the place of the one before
+        if kind == "=>":  # replaces the module before it
             modules.pop()
         name, version, digest = values
         modules.append((name, version, base64.b64decode(digest.removeprefix("h1:")).hex()))
@@ -78,11 +78,14 @@ def read_modules(program: Path) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.exhaustive
-def test_it_has_the_modules_that_minio_was_built_from(tmp_path: Path) -> None:
+def test_the_sbom_of_minio_has_the_modules_of_its_binary(tmp_path: Path) -> None:
     require(MINIO, GO_TOOLS)
     program = Path(os.environ.get("MINIO") or next((PROJECT / "var" / "cache").glob("minio-*/minio")))
-    described = tmp_path / "minio.cdx.json"
-    describe_go_program(described, program)
-    found = [(one["name"], one["version"], one["hashes"][0]["content"]) for one in read_components(described)]
-    assert sorted(found) == sorted(read_modules(program))
-    assert len(found) > 100
+    sbom = tmp_path / "minio.cdx.json"
+    describe_go_program(sbom, program)
+    modules = [
+        (component["name"], component["version"], component["hashes"][0]["content"])
+        for component in read_components(sbom)
+    ]
+    assert sorted(modules) == sorted(read_modules(program))
+    assert len(modules) > 100

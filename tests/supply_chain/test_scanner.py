@@ -1,4 +1,4 @@
-"""`make audit-deps` with the real osv-scanner: what fails, what passes, and that it reads all of the lock."""
+"""`make audit-deps` with the real osv-scanner: failing and accepted findings, and a scan of the whole lock file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest
 from deploy.supply_chain.audit import audit, build_scanner, scan
 from deploy.supply_chain.sbom import LOCK
 from fmnist_tasks.settings import PROJECT
-from tests.support.advisories import describe, write_database
+from tests.support.advisories import build_advisory, write_database
 from tests.support.lock import read_lock
 from tests.support.requirements import OSV_SCANNER, require
 
 pytestmark = pytest.mark.exhaustive
 
 TODAY = date(2026, 11, 30)
-MODULE = "github.com/BurntSushi/toml"  # 1.6.0 is in osv-scanner
+MODULE = "github.com/BurntSushi/toml"  # osv-scanner contains 1.6.0
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with osv-scanner and without databases, on a machine without a network."""
+    """A cache with osv-scanner and without databases; the network is unreachable."""
     require(OSV_SCANNER)
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     folder = build_scanner(PROJECT / "var" / "cache").parent
@@ -48,14 +48,14 @@ def write_config(cache: Path, name: str, until: str) -> Path:
 
 
 def add_go_program(cache: Path) -> None:
-    """A Go program in MinIO's place: osv-scanner itself."""
+    """Put a Go program, osv-scanner itself, in place of MinIO."""
     (cache / "minio-1").mkdir()
     (cache / "minio-1" / "minio").write_bytes(build_scanner(cache).read_bytes())
     (cache / "minio-1" / "minio").chmod(0o755)
 
 
 def test_a_vulnerable_lock_fails_and_a_fixed_one_passes(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write_database(cache, describe())
+    write_database(cache, build_advisory())
     assert audit(cache, [], TODAY, write_lock(cache)) == 1
     printed = capfd.readouterr().out
     assert "TEST-2026-1" in printed
@@ -65,10 +65,10 @@ def test_a_vulnerable_lock_fails_and_a_fixed_one_passes(cache: Path, capfd: pyte
 
 
 @pytest.mark.parametrize("name", ["TEST-2026-1", "CVE-2026-1"])
-def test_an_accepted_finding_passes_with_its_reason_until_its_day(
+def test_an_accepted_finding_passes_with_its_reason_until_its_last_day(
     name: str, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_database(cache, describe(aliases=["CVE-2026-1"]))
+    write_database(cache, build_advisory(aliases=["CVE-2026-1"]))
     lock = write_lock(cache)
     assert audit(cache, [], TODAY, lock, write_config(cache, name, "2999-01-01")) == 0
     assert "the door is locked" in capfd.readouterr().out
@@ -80,8 +80,8 @@ def test_an_accepted_finding_passes_with_its_reason_until_its_day(
 def test_the_modules_of_minio_are_checked(
     fixed: str, code: int, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_database(cache, describe())
-    write_database(cache, describe(MODULE, "Go", fixed), ecosystem="Go")
+    write_database(cache, build_advisory())
+    write_database(cache, build_advisory(MODULE, "Go", fixed), ecosystem="Go")
     add_go_program(cache)
     assert audit(cache, [], TODAY, write_lock(cache, "1.4")) == code
     printed = capfd.readouterr().out
@@ -91,37 +91,38 @@ def test_the_modules_of_minio_are_checked(
 
 def test_every_package_of_the_lock_is_checked(cache: Path) -> None:
     write_database(cache)
-    found = cache / "found.json"
-    assert scan(cache, LOCK, [], "--format=json", "--all-packages", f"--output-file={found}").returncode == 0
-    packages = [one["package"] for source in json.loads(found.read_text())["results"] for one in source["packages"]]
+    output = cache / "packages.json"
+    assert scan(cache, LOCK, [], "--format=json", "--all-packages", f"--output-file={output}").returncode == 0
+    results = json.loads(output.read_text())["results"]
+    packages = [result["package"] for source in results for result in source["packages"]]
     locked = {(package.name, package.version) for package in read_lock()}
-    assert {(one["name"], one["version"]) for one in packages} == locked
+    assert {(package["name"], package["version"]) for package in packages} == locked
 
 
 @pytest.mark.parametrize(("today", "code"), [(date(2026, 12, 20), 0), (date(2026, 12, 21), 1)])
 def test_a_database_that_is_older_than_30_days_fails(
     today: date, code: int, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_database(cache, describe())
+    write_database(cache, build_advisory())
     assert audit(cache, [], today, write_lock(cache, "1.4")) == code
     assert ("FAILED    PyPI: newest advisory of 2026-11-20" in capfd.readouterr().out) is bool(code)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"<html>"])
-def test_without_a_database_nothing_passes(
+def test_the_audit_fails_without_a_database(
     content: bytes | None, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
         write_database(cache).write_bytes(content)
     command = [sys.executable, "-m", "deploy.supply_chain.audit"]
-    ended = subprocess.run(
+    result = subprocess.run(
         command, cwd=PROJECT, env=os.environ | {"FMNIST_HOME": str(cache.parent)}, capture_output=True, text=True
     )
-    assert ended.returncode == 2
-    assert "vulnerabilities were not checked: " in ended.stderr
+    assert result.returncode == 2
+    assert "vulnerabilities were not checked: " in result.stderr
 
 
-def test_without_the_database_of_go_a_program_does_not_pass(cache: Path) -> None:
-    write_database(cache, describe())
+def test_a_go_program_does_not_pass_without_the_database_of_go(cache: Path) -> None:
+    write_database(cache, build_advisory())
     add_go_program(cache)
     assert audit(cache, [], TODAY, write_lock(cache, "1.4")) == 2

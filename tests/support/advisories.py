@@ -1,4 +1,4 @@
-"""Advisories as OSV describes them, and databases of them as osv-scanner keeps them."""
+"""Advisories in the format of OSV, and databases in the format of osv-scanner's cache."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Entry = dict[str, Any]
 MODIFIED = "2026-11-20T10:00:00Z"
 
 
-def describe(name: str = "shop", ecosystem: str = "PyPI", fixed: str = "1.4.0", **changes: Any) -> Entry:
-    """An advisory: versions from 1.0 on are affected until the fixed one."""
+def build_advisory(name: str = "shop", ecosystem: str = "PyPI", fixed: str = "1.4.0", **changes: Any) -> Entry:
+    """An advisory that affects versions from 1.0.0 up to the fixed version, exclusive."""
     kind = "SEMVER" if ecosystem == "Go" else "ECOSYSTEM"
     ranges = [{"type": kind, "events": [{"introduced": "1.0.0"}, {"fixed": fixed}]}]
     affected = [{"package": {"name": name, "ecosystem": ecosystem}, "ranges": ranges}]
@@ -21,7 +21,7 @@ def describe(name: str = "shop", ecosystem: str = "PyPI", fixed: str = "1.4.0", 
 
 
 def write_database(cache: Path, *entries: Entry, ecosystem: str = "PyPI") -> Path:
-    """A database like those that OSV exports, where osv-scanner looks for it."""
+    """Write a database like OSV's exports where osv-scanner looks for it, and return its path."""
     path = cache / "osv-scanner" / ecosystem / "all.zip"
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:

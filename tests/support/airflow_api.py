@@ -1,4 +1,4 @@
-"""Airflow's API as an administrator of a cluster uses it."""
+"""A client for Airflow's REST API."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from urllib.request import Request, urlopen
 
 
 class AirflowApi:
-    """The API server at an address, for one user."""
+    """The API at an address, signed in as one user."""
 
     def __init__(self, address: str, user: str, password: str) -> None:
         self.address, self.token = address, ""
         self.token = self.send_request("POST", "/auth/token", username=user, password=password)["access_token"]
 
     def send_request(self, method: str, path: str, **content: Any) -> dict[str, Any]:
-        """The answer to one request; raises `urllib.error.HTTPError` where it is no success."""
+        """Send a request and return the JSON of the response; raises `urllib.error.HTTPError` for an error status."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
         body = json.dumps(content).encode() if content else None
         request = Request(f"{self.address}{path}", body, headers, method=method)  # noqa: S310 - http only, see callers
@@ -27,7 +27,7 @@ class AirflowApi:
             return dict(json.load(response))
 
     def wait_for_dag(self, dag_id: str, seconds: float = 300) -> None:
-        """Wait until the dag-processor has read a DAG; before that, Airflow does not know it."""
+        """Wait until the dag-processor has read a DAG; raises `urllib.error.HTTPError` if that takes too long."""
         end = time.monotonic() + seconds
         while True:
             try:
@@ -40,36 +40,36 @@ class AirflowApi:
                 return
 
     def unpause_dag(self, dag_id: str) -> None:
-        """Let the runs of a DAG go on, and those of its schedule begin."""
+        """Unpause a DAG: its queued and scheduled runs start."""
         self.send_request("PATCH", f"/api/v2/dags/{dag_id}?update_mask=is_paused", is_paused=False)
 
     def trigger_run(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> str:
-        """Begin a run; its id, which Airflow chooses unless one is given."""
+        """Trigger a run and return its ID, which Airflow generates by default."""
         run = self.send_request(
             "POST", f"/api/v2/dags/{dag_id}/dagRuns", logical_date=None, conf=conf, dag_run_id=run_id
         )
         return str(run["dag_run_id"])
 
     def read_run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        """A run as it stands: among others its `state`, `start_date` and `end_date`."""
+        """The fields of a run, such as `state`, `start_date` and `end_date`."""
         return self.send_request("GET", self.build_run_path(dag_id, run_id))
 
     def read_run_state(self, dag_id: str, run_id: str) -> str:
-        """How a run stands."""
+        """The state of a run."""
         return str(self.read_run(dag_id, run_id)["state"])
 
     def list_active_runs(self, dag_id: str) -> list[str]:
-        """The runs of a DAG that are under way."""
+        """The IDs of the running runs of a DAG."""
         runs = self.send_request("GET", f"/api/v2/dags/{dag_id}/dagRuns?state=running")["dag_runs"]
         return [str(run["dag_run_id"]) for run in runs]
 
     def list_tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The run's tasks as they stand, each with the worker it is on."""
+        """The tasks of a run with their fields, such as `state`, `try_number` and `hostname`, the worker."""
         return list(
             self.send_request("GET", f"{self.build_run_path(dag_id, run_id)}/taskInstances?limit=100")["task_instances"]
         )
 
     @staticmethod
     def build_run_path(dag_id: str, run_id: str) -> str:
-        """Where the API has a run."""
+        """The path of a run in the API."""
         return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"

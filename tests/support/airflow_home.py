@@ -1,4 +1,4 @@
-"""A real Airflow with a home of its own, for the tests that run the DAG."""
+"""Airflow processes in a separate home, for tests that need a scheduler, the UI or the command line."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from tests.support.pipeline import Pipeline
 from tests.support.ports import accepts_connections, reserve_port
 
 QUICK = {"profile": "quick"}
-FAST_POLLING = {  # what Airflow waits for between two looks, in seconds
+FAST_POLLING = {  # intervals and limits, in seconds
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
-    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # which a worker may spend idle after a task
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a worker may stay idle that long after a task
     "AIRFLOW__CORE__PARALLELISM": "2",
-    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",  # on a slow machine that does other things as well
-    # No test changes a DAG file; to read them again and again takes seconds of a core in every run.
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",  # for slow or busy machines
+    # No test changes a DAG file. Parsing them again takes CPU seconds in every run.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "36000",
 }
 
-# No run begins by a schedule or an asset, which would come between the runs of a test.
+# Neither the schedule nor an asset event starts a run, which would interfere with the runs of a test.
 UNSCHEDULED = {"AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False"}
 
 T = TypeVar("T")
 
 
 def copy_migrated_home(home: Path) -> Path:
-    """A new Airflow home with an empty database."""
+    """Create an Airflow home with an empty database."""
     shutil.copytree(provide_migrated_database(), home)
     return home
 
 
 @dataclass(frozen=True)
 class AirflowInstallation:
-    """An Airflow home of its own, and the pipeline that its DAG works on."""
+    """An Airflow home, and the pipeline on which its DAG runs. A call runs a command."""
 
     home: Path
     pipeline: Pipeline
-    overrides: dict[str, str] = field(default_factory=dict)  # in the pipeline's environment
+    overrides: dict[str, str] = field(default_factory=dict)  # of the pipeline's environment
 
     @property
     def environment(self) -> dict[str, str]:
-        # Coverage costs Airflow's services half as much time again, and what they run is measured elsewhere.
+        # Coverage slows Airflow's services by half, and other tests measure the code that they run.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         return (
             inherited
@@ -76,6 +76,7 @@ class AirflowInstallation:
         )
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
+        """Run a command, and return its exit code and its output, standard error included."""
         process = self.start_program(*arguments)
         output, _ = process.communicate(timeout=1200)
         return process.returncode, output
@@ -88,19 +89,19 @@ class AirflowInstallation:
             return database.execute(sql).fetchall()
 
     def read_run_state(self, run_id: str) -> str | None:
-        """How the run stands."""
+        """The state of a run, or None if it does not exist."""
         rows = self.query_database(f"select state from dag_run where run_id = '{run_id}'")  # noqa: S608
         return rows[0][0] if rows else None
 
     def read_task_states(self, run_id: str) -> dict[str, str]:
-        """How its tasks stand, by their last part of the name."""
+        """The state of each task of a run, by the last part of the task ID."""
         rows = self.query_database(f"select task_id, state from task_instance where run_id = '{run_id}'")  # noqa: S608
         return {task_id.rpartition(".")[2]: state for task_id, state in rows}
 
     def unpause_dag(self, dag_id: str) -> None:
-        """Let the scheduler begin the runs of one of the DAGs.
+        """Unpause a DAG once the dag-processor has read it.
 
-        The command finds nothing, and ends well, before the dag-processor has read that DAG.
+        Before that, `airflow dags unpause` does nothing and still succeeds.
         """
         wait_until(lambda: self.query_database(f"select dag_id from serialized_dag where dag_id = '{dag_id}'"))  # noqa: S608
         code, output = self("airflow", "dags", "unpause", dag_id)
@@ -108,33 +109,33 @@ class AirflowInstallation:
         assert self.query_database(f"select is_paused from dag where dag_id = '{dag_id}'") == [(0,)], output  # noqa: S608
 
     def is_waiting_for_approval(self, run_id: str, dag_id: str = DAG_ID, task_id: str = "tuned_model.approval") -> bool:
-        """Whether the run waits for a person, and the scheduler has seen that it does.
+        """Whether a run waits for an approval, and the scheduler has noticed it.
 
-        An answer before that is lost: the scheduler takes the task that goes on for one that died, and asks again.
+        A response before that is lost: the scheduler believes that the resumed task has died, and starts it again.
         """
-        seen = f"TaskInstance Finished: dag_id={dag_id}, task_id={task_id}, run_id={run_id},"
-        waits = self.read_task_states(run_id).get("approval") == "awaiting_input"
-        return waits and seen in (self.home / "standalone.log").read_text()
+        message = f"TaskInstance Finished: dag_id={dag_id}, task_id={task_id}, run_id={run_id},"
+        is_waiting = self.read_task_states(run_id).get("approval") == "awaiting_input"
+        return is_waiting and message in (self.home / "standalone.log").read_text()
 
     def decide_approval(self, url: str, run_id: str, option: str) -> None:
-        """Decide on the run's candidate, with a reason, as a person does in the UI at that address."""
+        """Approve or reject the candidate of a run, with a reason, through the API at this address."""
         task = f"{AirflowApi.build_run_path(DAG_ID, run_id)}/taskInstances/tuned_model.approval/-1/hitlDetails"
         self.open_api(url).send_request(
             "PATCH", task, chosen_options=[option], params_input={"approval_reason": "tests"}
         )
 
     def read_password(self, user: str) -> str:
-        """The password that the API server has generated for a user."""
+        """The password that the API server generated for a user."""
         passwords = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
         return str(passwords[user])
 
     def open_api(self, url: str) -> AirflowApi:
-        """The API of what `standalone` started, for its administrator."""
+        """The API at this address, as the user admin."""
         return AirflowApi(url, "admin", self.read_password("admin"))
 
     @contextmanager
     def run_standalone(self) -> Iterator[str]:
-        """Scheduler, dag-processor, triggerer and API server, until the end; the latter's address."""
+        """Run scheduler, dag-processor, triggerer and API server; yields the address of the API server."""
         port = reserve_port()
         changes = {
             "AIRFLOW__API__PORT": str(port),
@@ -151,7 +152,7 @@ class AirflowInstallation:
             )
         try:
             wait_until(lambda: process.poll() is not None or accepts_connections(port))
-            assert process.poll() is None, "Airflow ended before its API server was there"
+            assert process.poll() is None, "Airflow ended before its API server was ready"
             yield f"http://127.0.0.1:{port}"
         except Exception as error:
             error.add_note("\n".join((self.home / "standalone.log").read_text().splitlines()[-200:]))
@@ -159,12 +160,15 @@ class AirflowInstallation:
         finally:
             process.terminate()
             process.wait()
-            with suppress(ProcessLookupError):  # whatever it left behind
+            with suppress(ProcessLookupError):  # kill what remains of its process group
                 os.killpg(process.pid, signal.SIGKILL)
 
     @contextmanager
     def run_ui(self) -> Iterator[str]:
-        """The same by `make ui`, until Ctrl-C; what it prints once all is ready. Nothing of it may be left."""
+        """Run the same services by `make ui`; yields what it prints when it is ready.
+
+        At the end, stops it by Ctrl-C and checks that none of its processes remains.
+        """
         process = subprocess.Popen(
             [PROJECT / "include" / "ui"],
             env=self._service_environment | {"PORT": str(reserve_port())},
@@ -172,23 +176,23 @@ class AirflowInstallation:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background processes ignore SIGINT
         )
         assert process.stdout is not None
-        with process.stdout as said:
-            told = ""
-            while "Ctrl-C stops" not in told:
-                line = said.readline()
-                assert line, told
-                told += line
+        with process.stdout as stdout:
+            output = ""
+            while "Ctrl-C stops" not in output:
+                line = stdout.readline()
+                assert line, output
+                output += line
             try:
-                yield told
+                yield output
             finally:
-                started = psutil.Process(process.pid).children(recursive=True)
+                children = psutil.Process(process.pid).children(recursive=True)
                 os.killpg(process.pid, signal.SIGINT)
-                ended = process.wait()
-        _, left = psutil.wait_procs(started, timeout=10)
-        assert (ended, left) == (0, [])
+                code = process.wait()
+        _, survivors = psutil.wait_procs(children, timeout=10)
+        assert (code, survivors) == (0, [])
 
     @property
     def _service_environment(self) -> dict[str, str]:
@@ -200,9 +204,9 @@ class AirflowInstallation:
 
 
 def wait_until(condition: Callable[[], T | None], seconds: float = 900, every: float = 0.2) -> T:
-    """Wait for something true, looked for every so many seconds; fails when the time is over."""
+    """Evaluate a condition every `every` seconds until it is true, and return its value; fails after `seconds`."""
     end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"nothing after {seconds} seconds"
+    while not (value := condition()):
+        assert time.monotonic() < end, f"condition not met after {seconds} seconds"
         time.sleep(every)
-    return found
+    return value

@@ -1,6 +1,6 @@
-"""Airflow's command line in the process of the tests: imported once, so that a run takes seconds.
+"""Airflow's command line inside the test process. Airflow is imported only once, so a run takes seconds.
 
-Its home and database are those of this process; tests/conftest.py provides them.
+tests/conftest.py provides its home and its database.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fmnist_tasks.settings import DAG_ID
 
 @dataclass(frozen=True)
 class AirflowInProcess:
-    """`airflow` commands, with what they print."""
+    """Airflow's command line. A call runs a command."""
 
     output: pytest.CaptureFixture[str]
     patch: pytest.MonkeyPatch
 
     @property
     def home(self) -> Path:
-        """The folder of database and logs."""
+        """Folder of the database and the logs."""
         return Path(os.environ["AIRFLOW_HOME"])
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
-        """Run one command; its exit code, and all that it printed."""
+        """Run one command, and return its exit code and its output, standard error included."""
         from airflow.__main__ import main
         from airflow.logging_config import configure_logging
 
@@ -42,25 +42,25 @@ class AirflowInProcess:
         handlers, level = root.handlers[:], root.level
         code: int | str | None = 0
         with self.patch.context() as patch, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Airflow's own do not fail its command line either
+            warnings.simplefilter("ignore")  # warnings of Airflow itself, which pytest would turn into errors
             patch.setattr(sys, "argv", ["airflow", *arguments])
-            # Again: the test before this one has closed what it printed to. Airflow's own functions are untyped.
+            # For each command, since the streams of the previous test are closed. Airflow's functions are untyped.
             configure_logging()  # type: ignore[no-untyped-call]
             try:
                 main()  # type: ignore[no-untyped-call]
-            except SystemExit as ended:
-                code = ended.code
+            except SystemExit as error:
+                code = error.code
             finally:
                 root.handlers[:] = handlers
                 root.setLevel(level)
-        printed = "".join(self.output.readouterr())
-        return (code, printed) if isinstance(code, int) else (int(bool(code)), f"{printed}{code or ''}")
+        output = "".join(self.output.readouterr())
+        return (code, output) if isinstance(code, int) else (int(bool(code)), f"{output}{code or ''}")
 
     def test_dag(self, dag_id: str = DAG_ID, **conf: Any) -> tuple[int, str]:
-        """Run a DAG by `airflow dags test`."""
+        """Run a DAG with these parameters by `airflow dags test`."""
         return self("dags", "test", dag_id, "--conf", json.dumps(conf))
 
     def query_database(self, sql: str) -> list[tuple[Any, ...]]:
-        """Rows of Airflow's database."""
+        """Execute a query on Airflow's database and return its rows."""
         with sqlite3.connect(self.home / "airflow.db") as database:
             return database.execute(sql).fetchall()

@@ -1,6 +1,6 @@
-"""A cluster policy for fault injection: each task of the pipeline goes into the other queue than the one before it.
+"""Airflow cluster policy for fault injection: consecutive tasks of the pipeline go to alternating queues.
 
-Airflow reads this file where it lies in `$AIRFLOW_HOME/config`.
+Airflow reads this file from `$AIRFLOW_HOME/config`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ QUEUES = ("even", "odd")
 
 def dag_policy(dag: Any) -> None:
     if dag.dag_id == "fmnist_retrain":
-        order = [task for task in dag.topological_sort() if task.task_id != "tuned_model.approval"]  # nobody is asked
-        for number, task in enumerate(order):
+        # Without the approval, which is skipped in these runs.
+        tasks = [task for task in dag.topological_sort() if task.task_id != "tuned_model.approval"]
+        for number, task in enumerate(tasks):
             task.queue = QUEUES[number % 2]

@@ -1,7 +1,7 @@
-"""Processes that send alerts and may be killed (SIGKILL) at any point: forks of one that has imported everything.
+"""Processes that send alerts and may be killed (SIGKILL) at any point.
 
-`python -m tests.support.alert_process` reads one call a line from standard input, makes it in a fork, and answers with
-how that ended: 0, or -9 if it was killed.
+`python -m tests.support.alert_process` imports everything once. It reads one call per line from standard input, runs it
+in a fork, and writes the exit code of the fork: 0, or -9 if it was killed.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _REQUESTS = ("open", "put", "put_if_absent", "list", "stat", "delete")
 
 @dataclass(frozen=True)
 class Call:
-    """What a process does: report failed steps as their tasks would, flush as a later step does, or watch."""
+    """The action of one process: report failed steps like their tasks, flush like a later step, or watch."""
 
     action: str  # fail, flush or watch
-    seconds: float  # the store's clock is ahead by so many
+    seconds: float  # by which the store's clock is advanced
     steps: tuple[tuple[str, str], ...] = ()  # of `fail`: names of steps of run `run-1`, and their reasons
-    fatal: int = 0  # the point at which the process is killed: odd ones before a request or delivery, even ones after
+    kill_point: int = 0  # where the process is killed: odd ones before a request or delivery, even ones after
     seed: int = 0
-    lost_answers: float = 0  # the share of creates in a folder that succeed although the writer is told otherwise
-    failing_writes: float = 0  # the share of writes to a folder that succeed, and raise an error all the same
+    lost_responses: float = 0  # share of creates in a folder that succeed, but report that the key is taken
+    failing_writes: float = 0  # share of writes to a folder that succeed, but raise an error
 
 
 class AlertProcesses:
-    """The process that forks, for as long as this is entered."""
+    """A context manager that runs the forking process."""
 
     def __enter__(self) -> AlertProcesses:
         command = [sys.executable, "-m", "tests.support.alert_process"]
@@ -60,23 +60,23 @@ class AlertProcesses:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def make(self, call: Call, environment: dict[str, str]) -> bool:
-        """Make the call in a process of its own; False if it was killed. Raises if it failed otherwise."""
+    def run(self, call: Call, environment: dict[str, str]) -> bool:
+        """Run the call in a new process; return False if it was killed. Raises RuntimeError if it failed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"call": asdict(call), "environment": environment}) + "\n")
         self._process.stdin.flush()
         status = int(self._process.stdout.readline())
         if status not in {0, -signal.SIGKILL}:
-            raise RuntimeError(f"{call} ended with {status}")
+            raise RuntimeError(f"{call} failed with exit code {status}")
         return status == 0
 
 
 def serve() -> None:
-    """Answer calls until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a call prints is no answer
-    # Once, for all forks: libraries and plugins are imported, and the classes of Airflow's database are mapped.
+    """Run calls until the input ends."""
+    responses = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the output of calls goes to standard error
+    # Before the first fork: import libraries and plugins, and map the classes of Airflow's database.
     import airflow.providers.smtp.hooks.smtp  # noqa: F401
 
     os.environ["AIRFLOW_CONN_FMNIST_APPRISE"] = WebhookServer().connection
@@ -84,49 +84,52 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if not (child := os.fork()):
-            os._exit(_run(Call(**request["call"]), request["environment"]))
+            os._exit(_run_and_report(Call(**request["call"]), request["environment"]))
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+        print(os.waitstatus_to_exitcode(status), file=responses, flush=True)
 
 
-def _run(call: Call, environment: dict[str, str]) -> int:
+def _run_and_report(call: Call, environment: dict[str, str]) -> int:
+    """Run the call and return the exit code."""
     os.environ.update(environment)
     random.seed(call.seed)
     try:
-        _make(call)
-    except BaseException:  # noqa: BLE001 - nothing may return into the loop of the process that forks
+        _run(call)
+    except BaseException:  # noqa: BLE001 - an exception must not reach the loop of the parent process
         traceback.print_exc()
         return 1
     return 0
 
 
-def _make(call: Call) -> None:
+def _run(call: Call) -> None:
     points = itertools.count(1)
 
-    def make_mortal(function: Callable[..., R]) -> Callable[..., R]:
-        def call_or_die(*args: Any, **kwargs: Any) -> R:
-            for moment in ("before", "after"):
-                if moment == "after":
-                    result = function(*args, **kwargs)
-                if next(points) == call.fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
+    def add_kill_points(function: Callable[..., R]) -> Callable[..., R]:
+        def call_with_kill_points(*args: Any, **kwargs: Any) -> R:
+            kill_if_due()
+            result = function(*args, **kwargs)
+            kill_if_due()
             return result
 
-        return call_or_die
+        return call_with_kill_points
 
-    def read_later_time(store: Store) -> datetime:
+    def kill_if_due() -> None:
+        if next(points) == call.kill_point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def read_advanced_clock(store: Store) -> datetime:
         return read_clock(store) + timedelta(seconds=call.seconds)
 
     with (
-        patch.object(outbox, "read_clock", read_later_time),
-        patch.object(outbox, "deliver", make_mortal(channels.deliver)),
+        patch.object(outbox, "read_clock", read_advanced_clock),
+        patch.object(outbox, "deliver", add_kill_points(channels.deliver)),
     ):
-        create = _lose(FolderStore.put_if_absent, call.lost_answers)
-        patch.object(FolderStore, "put_if_absent", _fail(create, call.failing_writes)).start()
-        patch.object(FolderStore, "put", _fail(FolderStore.put, call.failing_writes)).start()
+        create = _lose_responses(FolderStore.put_if_absent, call.lost_responses)
+        patch.object(FolderStore, "put_if_absent", _fail_after_writing(create, call.failing_writes)).start()
+        patch.object(FolderStore, "put", _fail_after_writing(FolderStore.put, call.failing_writes)).start()
         for kind in (FolderStore, S3Store):
             for name in _REQUESTS:
-                patch.object(kind, name, make_mortal(getattr(kind, name))).start()
+                patch.object(kind, name, add_kill_points(getattr(kind, name))).start()
         if call.action == "fail":
             for index, (step, reason) in enumerate(call.steps):
                 task_failed(_make_context(step, reason, index))
@@ -137,20 +140,22 @@ def _make(call: Call) -> None:
                 watch()
 
 
-def _lose(create: Callable[..., bool], share: float) -> Callable[..., bool]:
-    """A create whose answer is lost now and then: the second try, of NFS itself, finds that the name is taken."""
+def _lose_responses(create: Callable[..., bool], share: float) -> Callable[..., bool]:
+    """Lose a share of the responses: NFS then repeats the request, which reports that the name is taken."""
 
-    def create_and_forget(*args: Any) -> bool:
-        return create(*args) and random.random() >= share  # noqa: S311 - a seeded trial
+    def create_and_lose_response(*args: Any) -> bool:
+        return create(*args) and random.random() >= share  # noqa: S311 - seeded
 
-    return create_and_forget
+    return create_and_lose_response
 
 
-def _fail(write: Callable[..., R], share: float) -> Callable[..., R]:
+def _fail_after_writing(write: Callable[..., R], share: float) -> Callable[..., R]:
+    """Raise an error after a share of the writes."""
+
     def write_and_fail(*args: Any) -> R:
         result = write(*args)
-        if random.random() < share:  # noqa: S311 - a seeded trial
-            raise StoreError("the store says that the write failed")
+        if random.random() < share:  # noqa: S311 - seeded
+            raise StoreError("the store reports that the write failed")
         return result
 
     return write_and_fail

@@ -1,4 +1,4 @@
-"""A certificate for this machine that no authority has signed."""
+"""A self-signed certificate for this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.requirements import OPENSSL, require
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Certificate and private key, by the names under which MinIO looks for them in a folder."""
+    """Create a certificate and a private key under the names that MinIO expects, and return their paths."""
     require(OPENSSL)
     certificate, key = folder / "public.crt", folder / "private.key"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]

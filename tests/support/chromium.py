@@ -1,4 +1,4 @@
-"""The machine's own Chromium for the tests."""
+"""The Chromium of this machine, for browser tests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _QUIET_OPTIONS = ("--disable-quic", "--disable-background-networking", "--disabl
 
 @contextmanager
 def launch_chromium() -> Iterator[Browser]:
-    """The browser, without a window, until the end; ask for it with `require(CHROMIUM)` before."""
-    sandbox = os.geteuid() != 0  # Chromium refuses to start one as root
+    """Run Chromium without a window. Call `require(CHROMIUM)` before."""
+    sandbox = os.geteuid() != 0  # Chromium has no sandbox as root
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=find_chromium(), chromium_sandbox=sandbox, args=_QUIET_OPTIONS

@@ -1,4 +1,4 @@
-"""A plugin of pytest: a table of what the fault-injection tests showed, at the end of the run."""
+"""A pytest plugin that prints a table of the fault-injection tests at the end of a test run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _rows: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keep what a fault-injection test showed."""
+    """Collect outcome, duration and summary of a fault-injection test."""
     if report.when == "call" and "/faults/" in report.nodeid:
-        name, shown = report.nodeid.rpartition("::")[2], dict(report.user_properties).get("shown", "")
-        _rows.append(f"{report.outcome:<7} {report.duration:4.0f} s  {name}: {shown}")
+        name, summary = report.nodeid.rpartition("::")[2], dict(report.user_properties).get("summary", "")
+        _rows.append(f"{report.outcome:<7} {report.duration:4.0f} s  {name}: {summary}")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

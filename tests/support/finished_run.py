@@ -1,4 +1,4 @@
-"""One finished run on the synthetic images, made once and copied by every test that starts from one."""
+"""A finished run on synthetic images, created once; each test that needs it gets a copy."""
 
 from __future__ import annotations
 
@@ -14,37 +14,41 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fmnist_tasks.provenance import machine_facts
+from fmnist_tasks.machine_lock import hold_machine_lock
+from fmnist_tasks.provenance import describe_machine
 from fmnist_tasks.settings import INCLUDE, PROJECT
-from fmnist_tasks.turns import one_at_a_time
 from tests.support import synthetic
-from tests.support.outbox import close_alerts
+from tests.support.outbox import mark_alerts_delivered
 from tests.support.pipeline import Pipeline
 
 CACHE = PROJECT / "var" / "cache" / "tests"
 _SUPPORT = Path(__file__).parent
-_KEPT_SECONDS = 24 * 3600  # since the last use
+_MAX_AGE_SECONDS = 24 * 3600  # since the last use
 _FILES = "files.json"  # beside a home: the digest of each of its files
-_NUMERIC_VARIABLES = ("OMP_NUM_THREADS", "TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS")  # change TensorFlow's sums
+_NUMERIC_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_NUM_INTRAOP_THREADS",
+)  # affect TensorFlow's rounding
 
-Maker = Callable[[Path], None]  # makes the home at a path where nothing is
+Maker = Callable[[Path], None]  # creates a home at a path that does not exist
 
 log = logging.getLogger(__name__)
 
 
 class ChangedSourcesError(Exception):
-    """The sources changed while something was made from them, so that nobody knows which ones it follows from."""
+    """The sources changed while a home was created from them, so its origin is unknown."""
 
 
 def read_finished_key() -> str:
-    """Digest of all that a finished run follows from. Another processor gives other weights."""
+    """The digest of everything that a finished run depends on; weights depend on the processor too."""
     sources = [*(PROJECT / "fmnist_tasks").rglob("*.py"), *(path for path in INCLUDE.rglob("*") if path.is_file())]
     sources += [_SUPPORT / name for name in ("finished_run.py", "synthetic.py", "pipeline.py")]
-    return _digest(sources, str(machine_facts()["processor"]), *map(os.environ.get, _NUMERIC_VARIABLES))
+    return _digest(sources, describe_machine().processor, *map(os.environ.get, _NUMERIC_VARIABLES))
 
 
 def read_database_key() -> str:
-    """Digest of all that Airflow's empty database follows from."""
+    """The digest of everything that Airflow's empty database depends on."""
     return _digest([])
 
 
@@ -58,78 +62,80 @@ def _digest_file(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-# Read with the code: a module that is edited later is not the one that this process runs.
+# Computed on import: if a module is edited later, this process does not run the edited one.
 FINISHED_KEY = read_finished_key()
 DATABASE_KEY = read_database_key()
 
 
 def provide_finished_run() -> Path:
-    """Find or make a pipeline's home in which one run has gone all the way to a champion. Copy it, do not change it."""
-    return provide_home(CACHE, "finished", FINISHED_KEY, read_finished_key, _make_finished_run)
+    """Find or create a home in which a run has promoted a champion. Copy it, do not change it."""
+    return provide_home(CACHE, "finished", FINISHED_KEY, read_finished_key, _create_finished_run)
 
 
 def provide_migrated_database() -> Path:
-    """Find or make an Airflow home with an empty database. Copy it, do not change it."""
+    """Find or create an Airflow home with an empty database. Copy it, do not change it."""
     return provide_home(CACHE, "airflow", DATABASE_KEY, read_database_key, _migrate_database)
 
 
-def _make_finished_run(home: Path) -> None:
-    """In a process of its own: the alerts of a run import Airflow, whose logging would hold on to pytest's streams."""
+def _create_finished_run(home: Path) -> None:
+    """Create it in another process: alerts import Airflow, whose logging would keep pytest's streams open."""
     pipeline = Pipeline(home)
     synthetic.write_dataset(pipeline.data)
     program = f"from tests.support.pipeline import Pipeline; Pipeline(Path({str(home)!r})).run_until('promote')"
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", f"from pathlib import Path; {program}"],
         cwd=PROJECT,
         env=os.environ | pipeline.environment,
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    close_alerts(pipeline.store)  # or its alert would wait in every copy, and tests count their own
+    assert result.returncode == 0, result.stdout + result.stderr
+    mark_alerts_delivered(pipeline.store)  # a pending alert would be in each copy, where tests count alerts
 
 
 def _migrate_database(home: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    ended = subprocess.run(
+    result = subprocess.run(
         ["airflow", "db", "migrate"], env=environment | {"AIRFLOW_HOME": str(home)}, capture_output=True, text=True
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    for generated in home.glob("*.cfg"):  # would name this folder
-        generated.unlink()
+    assert result.returncode == 0, result.stdout + result.stderr
+    for configuration in home.glob("*.cfg"):  # contains the path of this folder
+        configuration.unlink()
 
 
 def provide_home(cache: Path, kind: str, key: str, read_key: Callable[[], str], make: Maker) -> Path:
-    """Find the home of this kind and key in the cache if all its files are as they were made, or else make it anew.
+    """Find the home of this kind and key in the cache, or create it if it is missing or damaged.
 
-    Raises :class:`ChangedSourcesError`, and keeps nothing, if the key has become another one.
+    Raises :class:`ChangedSourcesError`, and caches nothing, if the key changes meanwhile.
     """
-    entry, making = cache / f"{kind}-{key}", cache / f"{kind}.making"
-    with one_at_a_time(cache / f"{kind}.lock"):
-        shutil.rmtree(making, ignore_errors=True)  # left by a process that was killed
-        if not _is_whole(entry):
+    entry, temporary = cache / f"{kind}-{key}", cache / f"{kind}.making"
+    with hold_machine_lock(cache / f"{kind}.lock"):
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+        if not _is_intact(entry):
             if entry.exists():
-                log.warning("%s is damaged and made anew", entry)
+                log.warning("%s is damaged, creating it again", entry)
                 shutil.rmtree(entry)
             for outdated in cache.glob(f"{kind}-*"):
-                if time.time() - outdated.stat().st_mtime > _KEPT_SECONDS:  # a younger one may be in use
+                if time.time() - outdated.stat().st_mtime > _MAX_AGE_SECONDS:  # a younger one may be in use
                     shutil.rmtree(outdated)
-            making.mkdir()
-            make(making / "home")
+            temporary.mkdir()
+            make(temporary / "home")
             if read_key() != key:
-                raise ChangedSourcesError(f"files changed while tests made {entry.name} from them; run the tests again")
-            (making / _FILES).write_text(json.dumps(_digest_files(making / "home")))
-            making.rename(entry)
+                raise ChangedSourcesError(
+                    f"files changed while the tests created {entry.name} from them; run the tests again"
+                )
+            (temporary / _FILES).write_text(json.dumps(_digest_files(temporary / "home")))
+            temporary.rename(entry)
         os.utime(entry)  # its last use
     return entry / "home"
 
 
-def _is_whole(entry: Path) -> bool:
+def _is_intact(entry: Path) -> bool:
     try:
-        made: dict[str, str] = json.loads((entry / _FILES).read_text())
+        digests: dict[str, str] = json.loads((entry / _FILES).read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return made.items() <= _digest_files(entry / "home").items()
+    return digests.items() <= _digest_files(entry / "home").items()
 
 
 def _digest_files(folder: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Hosts of their own on one machine: network namespaces on a bridge, each with its own home, tmp, name and processes.
+"""Simulated hosts on one machine: network namespaces on a bridge, each with its own home, /tmp, name and processes.
 
-Nothing of it is seen from outside: the bridge lies in a namespace as well, which this process enters. Needs root.
+The bridge is in a namespace too, which this process enters, so the machine's network does not change. Needs root.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def run_ip(*words: str) -> None:
 
 
 def can_make_hosts() -> bool:
-    """Whether this process may make namespaces."""
+    """Whether this process can create hosts: it is root and may create namespaces."""
     return (
         os.getuid() == 0
         and subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True).returncode == 0
@@ -37,26 +37,26 @@ def can_make_hosts() -> bool:
 
 @contextmanager
 def create_hub(name: str) -> Iterator[str]:
-    """A network of its own, which this thread and all that it starts from now on are in; its bridge's address."""
+    """Create a network and enter it with this thread and all that it starts; yields the address of the bridge."""
     run_ip("netns", "add", name)
     try:
         run_ip("-n", name, "link", "set", "lo", "up")
         run_ip("-n", name, "link", "add", "bridge", "type", "bridge")
         run_ip("-n", name, "address", "add", f"{HUB_ADDRESS}/24", "dev", "bridge")
         run_ip("-n", name, "link", "set", "bridge", "up")
-        with Path("/proc/thread-self/ns/net").open() as before:
-            with Path(f"/run/netns/{name}").open() as inside:
-                _enter_namespace(inside.fileno())
+        with Path("/proc/thread-self/ns/net").open() as original:
+            with Path(f"/run/netns/{name}").open() as hub:
+                _enter_namespace(hub.fileno())
             try:
                 yield HUB_ADDRESS
             finally:
-                _enter_namespace(before.fileno())
+                _enter_namespace(original.fileno())
     finally:
         run_ip("netns", "delete", name)
 
 
 def _enter_namespace(namespace: int) -> None:
-    """`os.setns`, which Python has from 3.12 on."""
+    """Enter a namespace like `os.setns`, which Python has since 3.12."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(namespace, _CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
@@ -64,13 +64,13 @@ def _enter_namespace(namespace: int) -> None:
 
 @dataclass
 class Host:
-    """A host on the hub's bridge that runs one program."""
+    """A simulated host on the hub's bridge that runs one program."""
 
     hub: str  # name of the hub's namespace
     number: int
-    folder: Path  # outside; becomes /tmp inside
-    disk: str = ""  # size of a file system of its own for /tmp: "64m"
-    wrapper: str = ""  # a command before the program's: "faketime +10m"
+    folder: Path  # path on this machine; mounted as /tmp on the host
+    disk: str = ""  # size of a separate file system for /tmp, such as "64m"
+    wrapper: str = ""  # a command that runs the program, such as "faketime +10m"
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -82,7 +82,7 @@ class Host:
         return HUB_ADDRESS.rpartition(".")[0] + f".{10 + self.number}"
 
     def plug_in(self) -> None:
-        """Make the namespace and its cable to the bridge."""
+        """Create the namespace and connect it to the bridge."""
         self.folder.mkdir(parents=True, exist_ok=True)
         run_ip("netns", "add", self.name)
         run_ip("-n", self.name, "link", "set", "lo", "up")
@@ -96,14 +96,14 @@ class Host:
         return f"host{self.number}"
 
     def set_connected(self, connected: bool) -> None:
-        """Cut the cable, or mend it."""
+        """Connect or disconnect the network."""
         run_ip("link", "set", self._cable, "up" if connected else "down")
 
     def start_program(self, script: str, log: Path) -> None:
-        """Run a script of /tmp, which is this host's folder there. Its home is below, its name is the host's."""
-        inside = [
+        """Run a script, whose path is below the host's /tmp, and append its output to the log."""
+        commands = [
             f"hostname {self.name}",
-            # The project may lie below the /tmp that is hidden next; this folder still leads there then.
+            # The project may be below /tmp, which the next mount hides. The working folder still refers to it.
             f"cd {shlex.quote(str(PROJECT))}",
             f"mount --bind {shlex.quote(str(self.folder))} /mnt",
             f"mount -t tmpfs -o size={self.disk} tmpfs /tmp && cp -r /mnt/. /tmp"
@@ -111,48 +111,48 @@ class Host:
             else "mount --bind /mnt /tmp",
             f"mkdir -p {shlex.quote(str(PROJECT))}",
             f"mount --no-canonicalize --bind . {shlex.quote(str(PROJECT))}",
-            "mount -t tmpfs tmpfs /dev/shm",  # names of shared memory are its own, like process numbers
+            "mount -t tmpfs tmpfs /dev/shm",  # or hosts would share names of shared memory
             "mkdir -p /tmp/home",
             f"exec {self.wrapper} {script}",
         ]
         command = ["ip", "netns", "exec", self.name, "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child"]
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*command, "--mount-proc", "bash", "-ec", "\n".join(inside)],
+                [*command, "--mount-proc", "bash", "-ec", "\n".join(commands)],
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
 
     def is_alive(self) -> bool:
-        """Whether its program runs."""
+        """Whether the program is running."""
         return self.process is not None and self.process.poll() is None
 
     def _list_processes(self) -> list[psutil.Process]:
         assert self.process is not None
         with suppress(psutil.NoSuchProcess):
-            family: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
-            return family
+            processes: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+            return processes
         return []
 
     def list_tasks(self) -> list[psutil.Process]:
-        """The tasks of Airflow that run here."""
-        found = []
+        """The processes of Airflow's tasks on this host."""
+        tasks = []
         for process in self._list_processes():
             with suppress(psutil.NoSuchProcess):
                 if process.cmdline()[:1] and process.cmdline()[0].startswith("airflow worker"):
-                    found.append(process)
-        return found
+                    tasks.append(process)
+        return tasks
 
     def fill_disk(self) -> None:
-        """Leave no room on its disk."""
+        """Fill the disk of the host completely."""
         pid = str(self._list_processes()[0].pid)
         command = ["nsenter", "--target", pid, "--mount", "dd", "if=/dev/zero", "of=/tmp/filled", "bs=1M"]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        assert "No space left" in ended.stderr
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert "No space left" in result.stderr
 
     def kill(self) -> None:
-        """Pull the plug: every process of the host dies by SIGKILL."""
+        """Kill every process of the host with SIGKILL."""
         assert self.process is not None
         for process in self._list_processes():
             with suppress(psutil.NoSuchProcess):
@@ -161,7 +161,7 @@ class Host:
         self.process.wait()
 
     def unplug(self) -> None:
-        """Kill what runs, and take the host away."""
+        """Kill all processes of the host and remove its namespace."""
         if self.is_alive():
             self.kill()
         run_ip("netns", "delete", self.name)

@@ -1,4 +1,4 @@
-"""Real servers that alerts are delivered to: one for mail, one for web hooks. Both listen on loopback."""
+"""Real receivers of alerts on loopback: a mail server and a web hook."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tests.support.ports import reserve_port
 
 @dataclass
 class MailServer:
-    """Keeps what a mail server is given."""
+    """A mail server that records its mails."""
 
     mails: list[EmailMessage] = field(default_factory=list)
     recipients: list[str] = field(default_factory=list)  # of each mail
     port: int = field(default_factory=reserve_port)
     password: str = ""  # with one, only `pipeline` may send
-    to: str = "team@example.com"  # whom alerts are sent to
-    refused: tuple[str, ...] = ()  # recipients that it does not know
-    answer: str = "250 kept"  # to a mail; empty: the connection is closed instead
+    to: str = "team@example.com"  # recipients of alerts
+    refused: tuple[str, ...] = ()  # unknown recipients
+    reply: str = "250 OK"  # to a mail; empty: the mail is recorded, and the connection closed without a reply
 
-    async def handle_RCPT(  # noqa: N802 - its name
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, server: object, session: object, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         if address in self.refused:
@@ -41,31 +41,33 @@ class MailServer:
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
         if self.password and not session.authenticated:
             return "530 authentication required"
-        assert isinstance(envelope.content, bytes)  # a text only if the server is told to decode
-        if not self.answer.startswith(("4", "5")):
+        assert isinstance(envelope.content, bytes)  # str only if the server decodes it
+        if not self.reply.startswith(("4", "5")):
             self.mails.append(message_from_bytes(envelope.content, policy=policy.default))
             self.recipients += [str(recipient) for recipient in envelope.rcpt_tos]
-        if not self.answer:
+        if not self.reply:
             assert isinstance(server.transport, Transport)
             server.transport.abort()
-        return self.answer or "250 nobody hears this"
+        return self.reply or "250 OK"
 
     @contextmanager
     def serve(self) -> Iterator[MailServer]:
         def authenticate(
-            server: object, session: object, envelope: object, mechanism: str, given: LoginPassword
+            server: object, session: object, envelope: object, mechanism: str, credentials: LoginPassword
         ) -> AuthResult:
-            return AuthResult(success=(given.login, given.password) == (b"pipeline", self.password.encode()))
+            return AuthResult(
+                success=(credentials.login, credentials.password) == (b"pipeline", self.password.encode())
+            )
 
         controller = Controller(
             self,
             hostname="127.0.0.1",
             port=self.port,
             authenticator=authenticate,
-            auth_require_tls=False,  # both are on this machine
+            auth_require_tls=False,  # loopback only
         )
         controller.start()
         try:
@@ -75,7 +77,7 @@ class MailServer:
 
     @property
     def connection(self) -> str:
-        """What an Airflow connection of type SMTP says to send mail here."""
+        """The Airflow connection, of type SMTP, that sends mail to this server."""
         extra = {"disable_tls": True, "disable_ssl": True, "from_email": "pipeline@example.com", "to": self.to}
         credentials = {"login": "pipeline", "password": self.password} if self.password else {}
         return json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": self.port, "extra": extra, **credentials})
@@ -83,11 +85,11 @@ class MailServer:
 
 @dataclass
 class WebhookServer:
-    """Keeps what is posted to a web address."""
+    """A web hook that records its posts."""
 
     posts: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
-    status: int = 200  # 0: the post is kept, and the connection closed instead of an answer
+    status: int = 200  # 0: the post is recorded, and the connection closed without a response
     password: str = ""  # with one, only `pipeline` may post
 
     @contextmanager
@@ -97,17 +99,17 @@ class WebhookServer:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 post = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                known = not webhook.password or self.headers["Authorization"] == f"Basic {webhook.credentials}"
-                if known and webhook.status < 300:
+                is_authorized = not webhook.password or self.headers["Authorization"] == f"Basic {webhook.credentials}"
+                if is_authorized and webhook.status < 300:
                     webhook.posts.append(post)
                 if not webhook.status:
                     self.connection.shutdown(SHUT_RDWR)
                     return
-                self.send_response(webhook.status if known else 401)
+                self.send_response(webhook.status if is_authorized else 401)
                 self.end_headers()
 
             def log_message(self, *arguments: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self.port = server.server_port
@@ -122,11 +124,11 @@ class WebhookServer:
 
     @property
     def credentials(self) -> str:
-        """Name and password, as HTTP has them."""
+        """User and password, encoded for HTTP basic authentication."""
         return b64encode(f"pipeline:{self.password}".encode()).decode()
 
     @property
     def connection(self) -> str:
-        """What an Airflow connection of type Apprise says to post here."""
+        """The Airflow connection, of type Apprise, that posts to this server."""
         path = f"json://{f'pipeline:{self.password}@' if self.password else ''}127.0.0.1:{self.port}/"
         return json.dumps({"conn_type": "apprise", "extra": {"config": {"path": path, "tag": "all"}}})

@@ -1,4 +1,4 @@
-"""The lock file as data."""
+"""Read requirements.txt, the lock file."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _LINE = re.compile(rf"(?P<name>[\w.-]+)==(?P<version>[^\s;,]+)(?:\s*;.*?)?{_HASH
 
 @dataclass(frozen=True, order=True)
 class Package:
-    """One locked package; a universal lock may have several versions of it, for several versions of Python."""
+    """One locked version of a package. The lock file may have several, for different versions of Python."""
 
     name: str
     version: str
-    hashes: frozenset[str]  # SHA-256 in hexadecimal, one of each file that may be installed
+    hashes: frozenset[str]  # SHA-256 in hexadecimal of each file that may be installed
 
 
 def read_lock(path: Path = LOCK) -> list[Package]:
-    """All packages of a lock file.
+    """Read all packages of a lock file.
 
-    Raises ValueError if a line is not one version of a package with its hashes, since nothing else can be checked.
+    Raises ValueError if a line is not one version of a package with its hashes.
     """
     lines = (line.strip() for line in path.read_text().replace("\\\n", " ").splitlines())
     return [_parse(line, path.name) for line in lines if line and not line.startswith("#")]
 
 
 def _parse(line: str, file: str) -> Package:
-    found = _LINE.fullmatch(line)
-    if not found:
-        raise ValueError(f"{file}: not one version with its SHA-256: {line[:80]}; run: make lock")
-    hashes = re.findall("sha256:([0-9a-f]+)", found["hashes"])
-    return Package(canonicalize_name(found["name"]), found["version"], frozenset(hashes))
+    match = _LINE.fullmatch(line)
+    if not match:
+        raise ValueError(f"{file}: a line is not NAME==VERSION with SHA-256 hashes: {line[:80]}; run: make lock")
+    hashes = re.findall("sha256:([0-9a-f]+)", match["hashes"])
+    return Package(canonicalize_name(match["name"]), match["version"], frozenset(hashes))

@@ -1,4 +1,4 @@
-"""A process that waits for a lock and uses it: `python -m tests.support.lock_user LOCK LOG NUMBER`."""
+"""A process that acquires a machine lock and releases it: `python -m tests.support.lock_user LOCK LOG NUMBER`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 import time
 from pathlib import Path
 
-from fmnist_tasks.turns import one_at_a_time
+from fmnist_tasks.machine_lock import hold_machine_lock
 
 
 def use_lock(lock: Path, log: Path, number: str) -> None:
-    """Note in the log when this process comes in, and when it goes out."""
-    with one_at_a_time(lock), log.open("a") as file:
+    """Hold the lock for a moment, and log when this process acquires and releases it."""
+    with hold_machine_lock(lock), log.open("a") as file:
         file.write(f"{number} in\n")
         file.flush()
-        time.sleep(0.05)  # long enough for another to come in, if it could
+        time.sleep(0.05)  # long enough for another process to acquire the lock, if it could
         file.write(f"{number} out\n")
 
 

@@ -1,4 +1,4 @@
-"""Real S3 servers for the tests: own processes on free loopback ports, with users of the documented policies."""
+"""Real S3 servers for the tests: processes on free loopback ports, with users of the documented policies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import urllib3
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 
-from fmnist_tasks.registry.access import reach
+from fmnist_tasks.registry.access import open_bucket
 from fmnist_tasks.registry.provision import User, add_user
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.settings import INCLUDE, PROJECT
@@ -23,17 +23,17 @@ from tests.support.ports import accepts_connections, reserve_port
 
 @dataclass
 class MinioServer:
-    """The server, its folder, and how to reach it."""
+    """A MinIO server on a folder, or one that is already running."""
 
     kind: ClassVar[str] = "minio"
-    health: ClassVar[str] = "/minio/health/cluster"  # that of the process comes before it serves
+    health: ClassVar[str] = "/minio/health/cluster"  # /minio/health/live succeeds before the server is ready
 
     folder: Path
     root: str = field(default_factory=lambda: uuid4().hex[:20])
     secret: str = field(default_factory=lambda: uuid4().hex)
     port: int = field(default_factory=reserve_port)
-    certificate: Path | None = None  # beside it its key; with these the server speaks TLS
-    external_endpoint: str = ""  # of a server that runs already, with the credentials of the environment
+    certificate: Path | None = None  # with its key beside it; turns on TLS
+    external_endpoint: str = ""  # of a server that is already running; credentials come from the environment
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -58,11 +58,8 @@ class MinioServer:
 
     def start(self) -> None:
         log = self.folder.with_suffix(".log")
-        environment = {
-            **os.environ,
-            **self.settings,
-            "FMNIST_HOME": str(PROJECT / "var"),
-        }  # where built servers are kept
+        # Built servers are stored below FMNIST_HOME.
+        environment = {**os.environ, **self.settings, "FMNIST_HOME": str(PROJECT / "var")}
         with log.open("ab") as output:
             self.process = subprocess.Popen(self.command, env=environment, stdout=output, stderr=output)
         while not self.is_healthy():
@@ -86,10 +83,10 @@ class MinioServer:
         return f"s3://{bucket}?endpoint={endpoint or self.endpoint}"
 
     def open_store(self, bucket: str) -> S3Store:
-        return S3Store(reach(self.build_uri(bucket)))
+        return S3Store(open_bucket(self.build_uri(bucket)))
 
     def create_user(self, role: str, bucket: str) -> dict[str, str]:
-        """A new user with one of the policies of include/policies; the environment that names it."""
+        """Create a user with a policy of include/policies; return its credentials as environment variables."""
         root = StaticProvider(self.root, self.secret)
         user = User(role, bucket, access_key=uuid4().hex[:20], secret=uuid4().hex)
         add_user(
@@ -100,7 +97,7 @@ class MinioServer:
 
 @dataclass
 class VersityServer(MinioServer):
-    """The Versity S3 Gateway on a folder."""
+    """A Versity S3 Gateway on a folder."""
 
     kind: ClassVar[str] = "versity"
     health: ClassVar[str] = "/health"

@@ -1,4 +1,4 @@
-"""`.h5` files with any configuration and any weights, as somebody could write them, and random ones."""
+"""`.h5` files with any configuration and weights, as an attacker could write them, and random ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KERNEL = {
     "bias_constraint": None,
 }
 _POOLING = {"pool_size": [2, 2], "strides": [2, 2], "padding": "valid", **_IMAGE}
-DEFAULTS: dict[str, dict[str, Any]] = {  # of each class that may stand in a file
+DEFAULTS: dict[str, dict[str, Any]] = {  # of each class that a file may have
     "Add": {},
     "Average": {},
     "AveragePooling2D": _POOLING,
@@ -62,26 +62,23 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of each class that may stand in a fil
     },
     "Dense": {**_KERNEL, "units": 16},
     "Dropout": {"rate": 0.1, "seed": None, "noise_shape": None},
-    "GlobalAveragePooling2D": {"keepdims": False, **_IMAGE},
-    "GlobalMaxPooling1D": {"keepdims": False, **_IMAGE},
     "GlobalMaxPooling2D": {"keepdims": False, **_IMAGE},
     "MaxPooling2D": _POOLING,
     "ReLU": {"max_value": None, "negative_slope": 0.0, "threshold": 0.0},
     "Rescaling": {"scale": 1 / 255, "offset": 0.0},
     "Reshape": {"target_shape": [-1]},
     "Softmax": {"axis": -1},
-    "UnitNormalization": {"axis": -1},
 }
 
 
 def make_input(*shape: int) -> Layer:
-    """The layer `image`."""
+    """The input layer `image` of this shape, (H, W, C)."""
     config = {"batch_shape": [None, *shape], "dtype": "float32", "sparse": False, "name": "image"}
     return {"class_name": "InputLayer", "config": config, "name": "image", "inbound_nodes": []}
 
 
 def make_layer(kind: str, name: str, *calls: str | list[str], **config: Any) -> Layer:
-    """A layer with the given calls, each on the first output of a layer, or of a list of them."""
+    """A layer with these calls, each on the first output of a layer, or of several layers."""
     return {
         "class_name": kind,
         "config": {"name": name, "trainable": True, "dtype": _POLICY, **DEFAULTS.get(kind, {}), **config},
@@ -94,40 +91,45 @@ def make_layer(kind: str, name: str, *calls: str | list[str], **config: Any) -> 
 
 
 def _tensor(name: str) -> dict[str, Any]:
-    """A call's input: `name` is that of a layer, with `:1` for the output of its second call."""
+    """An input of a call; `name` is that of a layer, with `:1` for the output of its second call."""
     layer, _, number = name.partition(":")
     history = [layer, int(number or 0), 0]
     return {"class_name": "__keras_tensor__", "config": {"shape": [None], "dtype": "float32", "keras_history": history}}
 
 
 def make_configuration(layers: list[Layer], *outputs: str) -> str:
-    """A model of these layers; the last one gives its output, unless outputs are named."""
-    ends = [[name, 0, 0] for name in outputs or (layers[-1]["name"],)]
-    graph = {"name": "m", "trainable": True, "layers": layers, "input_layers": [["image", 0, 0]], "output_layers": ends}
+    """The configuration (JSON) of a model with these layers; the output is the last one unless outputs are named."""
+    references = [[name, 0, 0] for name in outputs or (layers[-1]["name"],)]
+    graph = {
+        "name": "m",
+        "trainable": True,
+        "layers": layers,
+        "input_layers": [["image", 0, 0]],
+        "output_layers": references,
+    }
     return json.dumps({"class_name": "Functional", "config": graph})
 
 
 def make_file(configuration: str, weights: Weights) -> bytes:
-    """The bytes of an `.h5` with these."""
+    """The bytes of an `.h5` file with this configuration and these weights."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.attrs["model_config"] = configuration
         group = file.create_group("model_weights")
         group.attrs["layer_names"] = [*weights] or np.zeros(0)
         for layer, arrays in weights.items():
-            inside = group.create_group(layer)
-            inside.attrs["weight_names"] = [str(number) for number in range(len(arrays))]
+            subgroup = group.create_group(layer)
+            subgroup.attrs["weight_names"] = [str(number) for number in range(len(arrays))]
             for number, array in enumerate(arrays):
-                inside[str(number)] = array.astype("float32")
+                subgroup[str(number)] = array.astype("float32")
     return buffer.getvalue()
 
 
-_RANKS = {"Conv2D": 3, "MaxPooling2D": 3, "AveragePooling2D": 3, "GlobalMaxPooling2D": 3, "GlobalAveragePooling2D": 3}
-_RANKS |= {"GlobalMaxPooling1D": 2}
+_RANKS = {"Conv2D": 3, "MaxPooling2D": 3, "AveragePooling2D": 3, "GlobalMaxPooling2D": 3}
 
 
 def generate_configuration(seed: int) -> str:
-    """A random graph of allowed layers, of sizes that make sense or none; about every second one can be built."""
+    """A random graph of allowed layers, of valid and invalid sizes; about half of them can be built."""
     random = Random(seed)  # noqa: S311 - not for cryptography
     layers = [make_input(*random.choice([(28, 28, 1)] * 30 + [(1024, 1024, 1), (16_384, 16_384, 1), (0, 1, 1)]))]
     ranks = {"image": 3}
@@ -142,16 +144,16 @@ def generate_configuration(seed: int) -> str:
             calls: list[str | list[str]] = [name, "layer9", "nowhere", [source, "image"]]
             call = random.choice(calls)
         changes: dict[str, Any] = {}
-        for key, (sensible, absurd) in _VALUES.items():
+        for key, (valid, invalid) in _VALUES.items():
             if key in DEFAULTS[kind] and (kind, key) != ("BatchNormalization", "scale"):
-                changes[key] = random.choice(sensible if random.random() < 0.99 else absurd)
+                changes[key] = random.choice(valid if random.random() < 0.99 else invalid)
         layers.append(make_layer(kind, name, *[call] * random.choice([1, 1, 1, 2]), **changes))
         shape = changes.get("target_shape")
         ranks[name] = 1 if kind.startswith("Global") else len(shape) if isinstance(shape, list) else ranks[source]
     return make_configuration(layers, *[name for name in ranks if name != "image"])
 
 
-_VALUES: dict[str, tuple[list[Any], list[Any]]] = {  # of a key: values that make sense, and others
+_VALUES: dict[str, tuple[list[Any], list[Any]]] = {  # of a key: valid values, and invalid ones
     "units": ([1, 10, 64, 1024, 4096], [0, -1, 2**31, 2**63, 1e9, True, "10", None]),
     "filters": ([1, 8, 64], [0, -3, 16_384, 2**40, [8]]),
     "kernel_size": ([[1, 1], [3, 3], [1, 3]], [[0, 0], [2048, 2048], [3], 3, [-1, -1]]),

@@ -28,20 +28,20 @@ _REASONS = Path("docs/mutants.md")
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one function, and what became of it."""
+    """One change of one function, and its outcome."""
 
     path: str  # of the module
     name: str  # what `mutmut show` takes
-    outcome: str  # "killed", "timeout" (it never ends), "survived", "no tests", …
+    outcome: str  # "killed", "timeout" (the tests do not end), "survived", "no tests", …
 
     @property
     def is_killed(self) -> bool:
-        """Whether the tests noticed the change."""
+        """Whether the tests detected the change."""
         return self.outcome in {"killed", "timeout"}
 
     @property
     def row(self) -> str:
-        """The start of its row in docs/mutants.md; does not depend on mutmut's numbering."""
+        """The start of its row in docs/mutants.md, which does not depend on mutmut's numbering."""
         function = self.name.rpartition(".")[2].partition("__mutmut_")[0]
         function = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
         before, after = _find_changed_words(get_diff_for_mutant(self.name, path=self.path))
@@ -54,11 +54,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     processes: int = parser.parse_args().processes
 
-    began = time.monotonic()
-    shutil.rmtree(_COPY, ignore_errors=True)  # mutmut keeps results, of former tests too
+    start = time.monotonic()
+    shutil.rmtree(_COPY, ignore_errors=True)  # mutmut would reuse results of earlier tests
     subprocess.run([sys.executable, "-m", "mutmut", "run", "--max-children", str(processes)], check=True)
     mutants = read_mutants()
-    minutes = (time.monotonic() - began) / 60
+    minutes = (time.monotonic() - start) / 60
     print_score(mutants)
     killed = sum(mutant.is_killed for mutant in mutants)
     print(f"{killed} of {len(mutants)} mutants killed, {killed / len(mutants):.1%}, in {minutes:.1f} min")
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def read_mutants() -> list[Mutant]:
-    """All mutants of the last run, module by module."""
+    """All mutants of the last run, by module."""
     mutants = []
     for path in sorted(_COPY.rglob("*.py.meta")):
         results = json.loads(path.read_text())["exit_code_by_key"]
@@ -84,7 +84,7 @@ def read_mutants() -> list[Mutant]:
 
 
 def print_score(mutants: list[Mutant]) -> None:
-    """A table with a row for each module."""
+    """Print a table with a row for each module."""
     columns = ["mutants", "killed", "timeout", "survived"]
     print("\n" + "module".ljust(40), *(column.rjust(9) for column in columns))
     for path in sorted({mutant.path for mutant in mutants}):
@@ -95,16 +95,16 @@ def print_score(mutants: list[Mutant]) -> None:
 
 
 def _find_changed_words(diff: str) -> tuple[str, str]:
-    """What a unified diff removes and adds, from the word before the first difference to the one after the last."""
+    """The removed and the added words of a unified diff, with one unchanged word before and after."""
     lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++"))]
     before, after = (" ".join(line[1:] for line in lines if line[0] == sign).split() for sign in "-+")
-    first = max(0, _count_shared(before, after) - 1)
-    behind = max(0, _count_shared(before[::-1], after[::-1]) - 1)
-    return " ".join(before[first : len(before) - behind]), " ".join(after[first : len(after) - behind])
+    first = max(0, _count_common_start(before, after) - 1)
+    unchanged = max(0, _count_common_start(before[::-1], after[::-1]) - 1)
+    return " ".join(before[first : len(before) - unchanged]), " ".join(after[first : len(after) - unchanged])
 
 
-def _count_shared(words: list[str], others: list[str]) -> int:
-    """With how many equal words both begin."""
+def _count_common_start(words: list[str], others: list[str]) -> int:
+    """The number of equal words with which both begin."""
     pairs = zip(words, others, strict=False)
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 

@@ -1,6 +1,6 @@
-"""The registry page in a server process of its own, for whoever sends the header `x-user`: python -m … PORT SECONDS.
+"""A server process with the registry page: `python -m tests.support.page_server PORT UPLOAD_SECONDS`.
 
-An upload may take that many seconds.
+The header `x-user` is the user. An upload may take UPLOAD_SECONDS.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Annotated
 import uvicorn
 from fastapi import Header, HTTPException
 
-from fmnist_tasks.page import app
+from fmnist_tasks.page import activity, app
 
 
 def require_user(x_user: Annotated[str, Header()] = "") -> str:
-    """The user; 401 for a stranger."""
+    """Return the user in the header; status 401 without one."""
     if not x_user:
         raise HTTPException(401)
     return x_user
@@ -24,5 +24,8 @@ def require_user(x_user: Annotated[str, Header()] = "") -> str:
 if __name__ == "__main__":
     app._UPLOAD_SECONDS = float(sys.argv[2])
     uvicorn.run(
-        app.create_app(require_user, require_user), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning"
+        app.create_app(require_user, require_user, activity.Schedule),
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        log_level="warning",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,16 @@ from typing import Any
 from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.local import FolderStore
-from fmnist_tasks.steps import STEPS, Run, run_again
+from fmnist_tasks.registry.runs import read_record, read_records, write_record
+from fmnist_tasks.schemas.runs import RESULTS, parse_result
+from fmnist_tasks.steps import STEPS, Run, run_step
+from tests.support.documents import copy_facts
 from tests.support.synthetic import RUN
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A retraining pipeline of its own in a temporary folder, on synthetic images."""
+    """A retraining pipeline in a temporary folder, on synthetic images."""
 
     home: Path
 
@@ -34,42 +36,44 @@ class Pipeline:
         return {
             "FMNIST_HOME": str(self.home),
             "FMNIST_STORE": (self.home / "store").as_uri(),
-            "FMNIST_DATASET": str(self.data / "made.toml"),
+            "FMNIST_DATASET": str(self.data / "dataset.toml"),
             "FMNIST_DATA_DIR": str(self.data),
             "FMNIST_SETTLE_SECONDS": "0",
         }
 
+    def read_result(self, step: str, run: Run = RUN) -> Any:
+        """The recorded result of a step."""
+        record = read_record(self.store, run.id, step)
+        return parse_result(RESULTS[step.partition("-")[0]], record, step)
+
+    def change_result(self, step: str, run: Run = RUN, **values: object) -> None:
+        """Change fields of the recorded result of a step."""
+        record = read_record(self.store, run.id, step)
+        assert record.result
+        write_record(self.store, record.model_copy(update={"result": record.result | values}))
+
+    def copy_records(self, source: Run, target: Run) -> None:
+        """Copy the records of a run to another run, as if it had the same results."""
+        changes = {"run_id": target.id, "parameters": target.parameters.to_json()}
+        for record in read_records(self.store, source.id).values():
+            write_record(self.store, record.model_copy(update=changes))
+
     def run_until(self, last: str, run: Run = RUN) -> None:
-        """Run the steps of a run, in their order, up to one of them."""
+        """Run the steps in order, up to and including `last`."""
         for name in STEPS:
-            run_again(name, run)
+            run_step(name, run)
             if name == last:
                 return
 
-    def forget_champions(self) -> None:
-        """Empty the champion log, receipts included."""
+    def clear_champion_log(self) -> None:
+        """Delete the champion log and its receipts."""
         for folder in ("champion", "champion-receipts"):
             shutil.rmtree(self.store.root / folder)
 
-    def promote_second_release(self, **changed: Any) -> str:
-        """The version of another release, with the champion's files, that has taken the champion's place."""
-        release = service.open_release(self.store, service.in_service(self.store).version)
-        facts = {name: value for name, value in release.manifest.items() if name not in {"files", "version"}}
-        releases.publish(self.store, "second", release.files, facts | changed)
-        current = service.in_service(self.store).sequence
-        champion.append(self.store, version="second", action="promote", reason="r", write_id="w", after=current)
+    def promote_second_release(self, **changes: Any) -> str:
+        """Publish and promote another release with the champion's files, and return its version."""
+        release = service.open_release(self.store, service.require_champion(self.store).version)
+        releases.publish_release(self.store, "second", release.files, copy_facts(release.manifest, **changes))
+        current = service.require_champion(self.store).sequence
+        champion.append_entry(self.store, version="second", action="promote", reason="r", write_id="w", after=current)
         return "second"
-
-    def promote_earlier_release(self) -> str:
-        """The version of a release from when the FPR was measured at 95 % TPR, which has taken the champion's place."""
-        manifest = releases.read_manifest(self.store, service.in_service(self.store).version)
-        facts = {name: manifest[name] for name in ("figures", "policy", "verdict")}
-        return self.promote_second_release(**write_as_before(facts), novelty_threshold=1_000.0)
-
-
-def write_as_before(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts of a run as they were written when the FPR was measured at 95 % TPR."""
-    text = json.dumps(facts).replace("fpr99", "fpr95").replace("FPR at 99 % TPR", "FPR95")
-    earlier: dict[str, Any] = json.loads(text)
-    assert "fpr95" in text
-    return earlier

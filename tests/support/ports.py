@@ -11,16 +11,18 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# Below the range from which Linux takes the ports of outgoing connections, so that none of these is in the way.
+# Below the range from which Linux takes the ports of outgoing connections, which could occupy one of these.
 _RANGE = range(20_000, 32_000)
-_RESERVED: list[int] = []  # descriptors of the lock files: open, and so locked, as long as this process lives
+_RESERVED: list[int] = []  # descriptors of the lock files, which stay open and locked while this process lives
 
 
 def reserve_port() -> int:
-    """Reserve a loopback port on which nothing listens, for as long as this process lives.
+    """Reserve a free loopback port for as long as this process lives, and return it.
 
-    A lock file for each port keeps the test processes of one user apart, those of other checkouts included; a port
-    that is only probed could be given to two of them.
+    A lock file for each port prevents conflicts between the test processes of a user, in other clones too. Two
+    processes that only probed could both choose the same port.
+
+    Raises RuntimeError if no port is free or the folder of the lock files is not private.
     """
     folder = _provide_folder()
     for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):
@@ -34,7 +36,7 @@ def reserve_port() -> int:
         else:
             _RESERVED.append(descriptor)
             return port
-    raise RuntimeError(f"no free port from {_RANGE.start} to {_RANGE.stop - 1}")
+    raise RuntimeError(f"no free port from {_RANGE.start} to {_RANGE.stop - 1}; stop other tests or services there")
 
 
 def accepts_connections(port: int) -> bool:
@@ -44,13 +46,13 @@ def accepts_connections(port: int) -> bool:
 
 
 def _provide_folder() -> Path:
-    """The folder of the lock files. Its name is no secret, so another user may have made it, full of links."""
+    """The folder of the lock files. Its name is predictable, so another user may have created it with links in it."""
     folder = Path(tempfile.gettempdir()) / f"fmnist-ports-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise RuntimeError(
-            f"{folder} is not a folder that this user alone can write to; remove it, or set TMPDIR to another folder"
+            f"{folder} is not a folder that only you can write to; remove it, or set TMPDIR to another folder"
         )
     return folder

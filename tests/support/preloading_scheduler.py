@@ -1,6 +1,6 @@
-"""A setting of Airflow: the scheduler imports the libraries once for the tasks that it forks, as Celery's workers do.
+"""Airflow local settings: like a Celery worker, the scheduler imports the libraries once for the tasks that it forks.
 
-Airflow reads this file where it lies in `$AIRFLOW_HOME/config/airflow_local_settings.py`.
+Airflow reads this file as `$AIRFLOW_HOME/config/airflow_local_settings.py`.
 """
 
 import sys

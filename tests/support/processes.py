@@ -1,4 +1,4 @@
-"""Processes of their own for the tests: each forks from one that has imported the libraries and the project."""
+"""Child processes for tests. Each is a fork of a server process that has imported the libraries and the project."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+from fmnist_tasks import steps
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.store import open_store
+from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.settings import Settings
-from fmnist_tasks.steps import run_again
 from tests.support.synthetic import RUN
 
 PROCESS_CONTEXT = multiprocessing.get_context("forkserver")
-# No module of the tests: the server does not find them, says nothing, and each process would import everything itself.
+# Do not name a module of the tests: the server cannot find it and silently preloads nothing. Each process would then
+# import everything itself.
 PROCESS_CONTEXT.set_forkserver_preload(
     ["fmnist_tasks.preload", "fmnist_tasks.steps", "fmnist_tasks.registry.s3", "fmnist_tasks.evaluation.report"]
 )
-# Bytes. A socket's path has at most 107; the server's is /pymp-abcdefgh/listener-abcdefgh below the temporary folder.
-_LONGEST_FOLDER = 107 - 32
+# In bytes. The path of a socket has at most 107, and the server appends /pymp-abcdefgh/listener-abcdefgh to the folder.
+_MAX_FOLDER_BYTES = 107 - 32
 
 
 def start_process(output: Path, function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
-    """Call a function of a module in a process of its own; what it prints, and its errors, are added to a file."""
-    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+    """Call a module-level function in a new process, and append what it prints to a file.
+
+    Raises RuntimeError if the path of the temporary folder is too long for a socket.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) > _MAX_FOLDER_BYTES:
         raise RuntimeError(
-            f"the path of {tempfile.gettempdir()} is too long for a socket in it: "
-            f"set TMPDIR to one of at most {_LONGEST_FOLDER} bytes"
+            f"the path of {tempfile.gettempdir()} is too long for a socket in it; "
+            f"set TMPDIR to a path of at most {_MAX_FOLDER_BYTES} bytes"
         )
-    # A daemon, so that one that hangs does not outlive the tests.
+    # A daemon does not outlive the tests, even if it hangs.
     process = PROCESS_CONTEXT.Process(
         target=_call_function, args=(dict(os.environ), output, function, arguments), daemon=True
     )
@@ -45,7 +49,7 @@ def start_process(output: Path, function: Callable[..., None], *arguments: Any) 
 
 
 def wait_for_exit(process: ForkServerProcess, output: Path) -> bool:
-    """How it ended, once it has: well, or killed. Anything else is an error, with its output."""
+    """Wait for a process; return True if it succeeded, False if it was killed. Any other exit fails with its output."""
     process.join(900)
     assert process.exitcode in {0, -signal.SIGKILL}, output.read_text()
     return process.exitcode == 0
@@ -62,20 +66,23 @@ def _call_function(
     function(*arguments)
 
 
-def run_step(name: str) -> None:
-    """Run one step of the run again."""
-    run_again(name, RUN)
+def run_one_step(name: str) -> None:
+    """Run one step of the finished run again."""
+    steps.run_step(name, RUN)
 
 
 def promote_releases(writer: int, promotions: int, queue: Queue[Any]) -> None:
-    """Promote different releases; report what each call said: its sequence, or 0 for a conflict."""
+    """Promote a number of new releases, retrying conflicts.
+
+    Puts the outcome of each call into the queue: its sequence, or 0 for a conflict, and the version.
+    """
     store, outcomes = open_store(Settings.from_environment().store), []
     for number in range(promotions):
         version, sequence = f"writer-{writer}-release-{number}", 0
         while not sequence:
-            current = champion.champion(store)
+            current = champion.find_champion(store)
             try:
-                sequence = champion.append(
+                sequence = champion.append_entry(
                     store,
                     version=version,
                     action="promote",

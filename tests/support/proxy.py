@@ -1,4 +1,4 @@
-"""A proxy between client and server that injects faults: into the n-th or any request, before, during or after it."""
+"""A proxy between client and server that injects faults before, during or after a request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked: its number from 1 on, and what the server said, 0 if it was not asked."""
+    """A request of a client, and the status of the server's response (0: the server did not get the request)."""
 
-    number: int
+    number: int  # from 1
     method: str
     path: str
     headers: dict[str, str]
@@ -29,19 +29,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a request. Without any of these it passes unharmed."""
+    """The fault of one request. By default there is none, and the proxy forwards the request."""
 
-    status: int = 0  # answered by the proxy; the server never sees the request
-    close_connection: bool = False  # the connection is closed before the server sees the request
-    drop_response: bool = False  # the server did it; the connection is closed instead of an answer
-    truncate_body: bool = False  # half of the answer's body, then the connection is closed
-    delay: float = 0  # seconds before the request goes on
-    kill: int = 0  # this process is killed (SIGKILL) before, `halfway` into, or after the request
-    moment: str = "before"
+    status: int = 0  # of a response by the proxy; the server does not get the request
+    close_connection: bool = False  # closes the connection; the server does not get the request
+    drop_response: bool = False  # forwards the request, and closes the connection instead of sending a response
+    truncate_body: bool = False  # sends half of the response's body, then closes the connection
+    delay: float = 0  # seconds before the request is forwarded
+    kill: int = 0  # kills this process (SIGKILL) at `moment`
+    moment: str = "before"  # or "halfway", "after" the request
 
 
 class Proxy:
-    """Listens on a free port; `choose_fault` decides for each request."""
+    """Listens on a free port; `choose_fault` returns the fault of each request."""
 
     def __init__(self, target: str, address: str = "127.0.0.1") -> None:
         self.target = urlsplit(target).netloc
@@ -64,7 +64,7 @@ class Proxy:
             self._server.server_close()
 
     def reset(self, choose_fault: Callable[[Request], Fault | None] = lambda _: None) -> None:
-        """Forget earlier requests, and let this choose the faults from now on."""
+        """Clear the recorded requests, and set the function that chooses faults."""
         with self._lock:
             self.requests, self.choose_fault = [], choose_fault
 
@@ -83,7 +83,7 @@ class Proxy:
     def _make_handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # or every answer waits for the client's acknowledgement of its headers
+            disable_nagle_algorithm = True  # otherwise each response waits until the client acknowledges its headers
             wbufsize = 1 << 16
 
             def log_message(self, *_: Any) -> None:
@@ -92,7 +92,7 @@ class Proxy:
             def handle_one_request(self) -> None:
                 try:
                     super().handle_one_request()
-                except OSError:  # the client is gone, as it may well be here
+                except OSError:  # the client has closed the connection, or was killed
                     self.close_connection = True
 
             def forward(self) -> None:
@@ -101,8 +101,10 @@ class Proxy:
                 time.sleep(fault.delay)
                 if fault.status:
                     code = {409: "ConditionalRequestConflict", 429: "TooManyRequests"}.get(fault.status, "SlowDown")
-                    text = f"<Error><Code>{code}</Code><Message>the proxy says no</Message></Error>"
-                    return self.send_answer(fault.status, {"Content-Type": "application/xml"}, text.encode())
+                    text = f"<Error><Code>{code}</Code><Message>fault of the test proxy</Message></Error>"
+                    return self.send_response_with_body(
+                        fault.status, {"Content-Type": "application/xml"}, text.encode()
+                    )
                 if fault.close_connection:
                     return self.hang_up()
                 if fault.kill and fault.moment == "before":
@@ -125,11 +127,15 @@ class Proxy:
                     return self.kill(fault.kill)
                 if fault.drop_response:
                     return self.hang_up()
-                return self.send_answer(response.status, dict(response.getheaders()), data, cut=fault.truncate_body)
+                return self.send_response_with_body(
+                    response.status, dict(response.getheaders()), data, truncate=fault.truncate_body
+                )
 
-            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815 - the names that http.server asks for
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815 - names of http.server
 
-            def send_answer(self, status: int, headers: dict[str, str], data: bytes, cut: bool = False) -> None:
+            def send_response_with_body(
+                self, status: int, headers: dict[str, str], data: bytes, truncate: bool = False
+            ) -> None:
                 self.send_response_only(status)
                 length = headers.pop("Content-Length", len(data)) if self.command == "HEAD" else len(data)
                 for name, value in headers.items():
@@ -139,8 +145,8 @@ class Proxy:
                     self.send_header("Content-Length", str(length))
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(data[: len(data) // 2] if cut else data)
-                if cut:
+                    self.wfile.write(data[: len(data) // 2] if truncate else data)
+                if truncate:
                     self.hang_up()
 
             def hang_up(self) -> None:

@@ -1,4 +1,4 @@
-"""What a person does on the registry page, in a browser."""
+"""The registry page in a browser: the steps of a user, and errors that the browser reports."""
 
 from __future__ import annotations
 
@@ -6,41 +6,46 @@ import io
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import FrameLocator, Page, expect
+from playwright.sync_api import FrameLocator, Locator, Page, expect
 
 
-def watch_faults(page: Page) -> list[str]:
-    """The faults that the browser finds from now on in the registry page, such as what its policy blocks."""
-    faults: list[str] = []
+def collect_errors(page: Page) -> list[str]:
+    """Return a list that collects all later errors of the registry page, such as violations of its content policy."""
+    errors: list[str] = []
 
-    def note(kind: str, text: str, address: str) -> None:
-        if kind == "error" and "/fmnist/" in address + text:
-            faults.append(text)
+    def collect(kind: str, text: str, url: str) -> None:
+        if kind == "error" and "/fmnist/" in url + text:
+            errors.append(text)
 
-    page.on("console", lambda message: note(message.type, message.text, message.location["url"]))
-    page.on("pageerror", lambda error: note("error", f"{error} {error.stack}", ""))
-    return faults
+    page.on("console", lambda message: collect(message.type, message.text, message.location["url"]))
+    page.on("pageerror", lambda error: collect("error", f"{error} {error.stack}", ""))
+    return errors
 
 
 def make_noise() -> bytes:
-    """A PNG that is not of a garment."""
-    noise = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(noise, "png")
-    return noise.getvalue()
+    """A PNG of uniform noise, which is out of distribution."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
 
 
-def use_page(shelf: Page | FrameLocator, current: str, earlier: str) -> None:
-    """From the overview, which has its style: upload an image, then roll back to an earlier release."""
-    expect(shelf.get_by_role("heading", level=1)).to_contain_text(current)
-    assert shelf.locator("nav").evaluate("one => getComputedStyle(one).display") == "flex"
-    shelf.get_by_role("link", name="Try it").click()
-    expect(shelf.locator("#upload")).to_be_enabled()  # by the script
-    shelf.locator("#upload").set_input_files({"name": "noise.png", "mimeType": "image/png", "buffer": make_noise()})
-    expect(shelf.get_by_role("heading", name="not clothing")).to_be_visible()
-    shelf.get_by_role("link", name="Releases").click()
-    shelf.locator("tbody").get_by_role("link", name=earlier).first.click()
-    shelf.get_by_label("Reason for rolling back").fill("the other one was better")
-    shelf.get_by_role("button", name="Make it the champion").click()
-    expect(shelf.get_by_role("heading", level=1)).to_contain_text(f"Champion {earlier}")
-    badges = (shelf.locator(".badge", has_text=text).first for text in ("champion", "withdrawn"))
-    assert len({badge.evaluate("one => getComputedStyle(one).backgroundColor") for badge in badges}) == 2
+def find_champion_card(registry: Page | FrameLocator) -> Locator:
+    """The card on the Releases page that shows the champion."""
+    return registry.get_by_role("region", name="Champion", exact=True)
+
+
+def use_page(registry: Page | FrameLocator, current: str, earlier: str) -> None:
+    """Start on the Releases page and check its style, upload an image, then roll back to an earlier release."""
+    expect(find_champion_card(registry)).to_contain_text(current)
+    assert registry.locator("nav").evaluate("element => getComputedStyle(element).display") == "flex"
+    registry.get_by_role("link", name="Try it").click()
+    expect(registry.locator("#upload")).to_be_enabled()  # by the page's script
+    registry.locator("#upload").set_input_files({"name": "noise.png", "mimeType": "image/png", "buffer": make_noise()})
+    expect(registry.get_by_role("heading", name="not clothing")).to_be_visible()
+    registry.get_by_role("link", name="Releases").click()
+    registry.locator(f"tbody a[href$='/releases/{earlier}']").first.click()
+    registry.get_by_label("Reason for the rollback").fill("the other one was better")
+    registry.get_by_role("button", name="Roll back to this release").click()
+    expect(find_champion_card(registry)).to_contain_text(earlier)
+    badges = (registry.locator(".badge", has_text=text).first for text in ("champion", "withdrawn"))
+    assert len({badge.evaluate("element => getComputedStyle(element).backgroundColor") for badge in badges}) == 2

@@ -1,4 +1,4 @@
-"""What tests need and a machine may lack. Without it a test is skipped, or fails in CI, and names the remedy."""
+"""Programs and permissions that some tests need. A test without them is skipped, or fails in CI, with the remedy."""
 
 from __future__ import annotations
 
@@ -16,46 +16,49 @@ import pytest
 from deploy.supply_chain.audit import build_scanner
 from deploy.supply_chain.images import CRANE
 from deploy.supply_chain.sbom import CYCLONEDX_GOMOD
+from fmnist_tasks.machine_lock import hold_machine_lock
 from fmnist_tasks.settings import INCLUDE, PROJECT
-from fmnist_tasks.turns import one_at_a_time
 from tests.support.hosts import can_make_hosts
 
-_BY_MAKE = "sudo make test-deps"
-_BY_ROOT = "run the tests as root"
+_TEST_DEPS_REMEDY = "sudo make test-deps"
+_ROOT_REMEDY = "run the tests as root"
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """Something that a machine may lack."""
+    """Something that a test needs and a machine may lack."""
 
     name: str
-    how: str | Callable[[], str]  # what gets it, or what finds that out: a command where there is one
+    remedy_source: str | Callable[[], str]  # the remedy, or a function that finds the one for this machine
     is_met: Callable[[], bool]
 
     @property
     def remedy(self) -> str:
-        """What gets it on this machine."""
-        return self.how if isinstance(self.how, str) else self.how()
+        """How to meet the requirement on this machine, as a command if possible."""
+        return self.remedy_source if isinstance(self.remedy_source, str) else self.remedy_source()
 
     def __str__(self) -> str:
         return f"missing: {self.name} ({self.remedy})"
 
 
 def find_program(*names: str) -> str | None:
-    """Path of the first of these programs that the machine has."""
+    """Path of the first of these programs that is installed, or None."""
     return next(filter(None, map(shutil.which, names)), None)
 
 
 def find_chromium() -> str | None:
-    """Path of the browser."""
+    """Path of Chromium or Chrome, or None."""
     return find_program("chromium", "chromium-browser", "google-chrome")
 
 
 def find_python(version: str) -> str | None:
-    """A command that runs this Python: on the PATH, or among those of pyenv, whose commands there may lead nowhere."""
+    """A command for this version of Python, from the PATH or from pyenv, or None.
+
+    Runs each candidate, since a command of pyenv on the PATH may not work.
+    """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    candidates = [f"python{version}", *map(str, sorted(pyenv.glob(f"{version}*/bin/python{version}")))]
-    return next((one for one in candidates if _succeeds(one, "--version")), None)
+    commands = [f"python{version}", *map(str, sorted(pyenv.glob(f"{version}*/bin/python{version}")))]
+    return next((command for command in commands if _succeeds(command, "--version")), None)
 
 
 def _has_python(version: str) -> bool:
@@ -77,9 +80,9 @@ def _has_postgres() -> bool:
 
 @functools.cache
 def _has_server(kind: str) -> bool:
-    """Whether there is a server, MinIO or Versity; with Go it is built, by one process while the others wait."""
-    environment = {**os.environ, "FMNIST_HOME": str(PROJECT / "var")}  # where built servers are kept
-    with one_at_a_time(PROJECT / "var" / "cache" / f"{kind}.lock"):
+    """Whether a server, `minio` or `versity`, exists or can be built. One process builds it while the others wait."""
+    environment = {**os.environ, "FMNIST_HOME": str(PROJECT / "var")}  # where built servers are cached
+    with hold_machine_lock(PROJECT / "var" / "cache" / f"{kind}.lock"):
         return subprocess.run([INCLUDE / kind, "find_server"], env=environment).returncode == 0
 
 
@@ -94,16 +97,16 @@ def _can_run_go_tools() -> bool:
 
 @functools.cache
 def _has_osv_scanner() -> bool:
-    """Whether there is osv-scanner; Go builds it, for one process while the others wait."""
-    with one_at_a_time(PROJECT / "var" / "cache" / "osv-scanner.lock"):
+    """Whether osv-scanner exists or can be built. One process builds it while the others wait."""
+    with hold_machine_lock(PROJECT / "var" / "cache" / "osv-scanner.lock"):
         try:
             return build_scanner(PROJECT / "var" / "cache").exists()
         except (OSError, subprocess.CalledProcessError):
             return False
 
 
-def _find_remedy_by_go() -> str:
-    """Go is missing, or what it would fetch and build."""
+def _find_go_remedy() -> str:
+    """The remedy for a missing program that Go fetches or builds."""
     if shutil.which("go"):
         return "connect the machine, or set GOPROXY"
     return "install Go 1.24 or newer, https://go.dev/dl"
@@ -117,20 +120,22 @@ def _has_network() -> bool:
     return _succeeds(sys.executable, "-m", "pip", "index", "versions", "--retries", "1", "uv")
 
 
-POSTGRES = Requirement("Postgres", _BY_MAKE, _has_postgres)
-REDIS = Requirement("Redis", _BY_MAKE, _make_program_check("redis-server"))
-CHROMIUM = Requirement("Chromium", _BY_MAKE, lambda: find_chromium() is not None)
-FAKETIME = Requirement("faketime", _BY_MAKE, _make_program_check("faketime"))
-HOST_PROGRAMS = Requirement("ip, unshare and nsenter", _BY_MAKE, _make_program_check("ip", "unshare", "nsenter"))
-NGINX = Requirement("nginx", _BY_MAKE, _make_program_check("nginx"))
-OPENSSL = Requirement("openssl", _BY_MAKE, _make_program_check("openssl"))
-MINIO = Requirement("MinIO", _find_remedy_by_go, functools.partial(_has_server, "minio"))
-VERSITY = Requirement("the Versity S3 Gateway", _find_remedy_by_go, functools.partial(_has_server, "versity"))
-COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _find_remedy_by_go, _can_parse_compose_files)
-GO_TOOLS = Requirement("Go, or the modules of its tools", _find_remedy_by_go, _can_run_go_tools)
-OSV_SCANNER = Requirement("osv-scanner", _find_remedy_by_go, _has_osv_scanner)
-HOSTS = Requirement("root with permission to create network namespaces", _BY_ROOT, can_make_hosts)
-NAMESPACES = Requirement("permission to create namespaces", _BY_ROOT, _can_make_namespaces)
+POSTGRES = Requirement("Postgres", _TEST_DEPS_REMEDY, _has_postgres)
+REDIS = Requirement("Redis", _TEST_DEPS_REMEDY, _make_program_check("redis-server"))
+CHROMIUM = Requirement("Chromium", _TEST_DEPS_REMEDY, lambda: find_chromium() is not None)
+FAKETIME = Requirement("faketime", _TEST_DEPS_REMEDY, _make_program_check("faketime"))
+HOST_PROGRAMS = Requirement(
+    "ip, unshare and nsenter", _TEST_DEPS_REMEDY, _make_program_check("ip", "unshare", "nsenter")
+)
+NGINX = Requirement("nginx", _TEST_DEPS_REMEDY, _make_program_check("nginx"))
+OPENSSL = Requirement("openssl", _TEST_DEPS_REMEDY, _make_program_check("openssl"))
+MINIO = Requirement("MinIO", _find_go_remedy, functools.partial(_has_server, "minio"))
+VERSITY = Requirement("the Versity S3 Gateway", _find_go_remedy, functools.partial(_has_server, "versity"))
+COMPOSE_PARSER = Requirement("Docker Compose or Go to build its parser", _find_go_remedy, _can_parse_compose_files)
+GO_TOOLS = Requirement("Go, or the modules of its tools", _find_go_remedy, _can_run_go_tools)
+OSV_SCANNER = Requirement("osv-scanner", _find_go_remedy, _has_osv_scanner)
+HOSTS = Requirement("root with permission to create network namespaces", _ROOT_REMEDY, can_make_hosts)
+NAMESPACES = Requirement("permission to create namespaces", _ROOT_REMEDY, _can_make_namespaces)
 NETWORK = Requirement("access to a package index", "connect the machine, or set PIP_INDEX_URL", _has_network)
 APT = Requirement("apt", "run the tests on Debian", _make_program_check("apt-get", "dpkg-deb"))
 PYTHONS = {
@@ -161,17 +166,17 @@ REQUIREMENTS = (
 
 
 def is_ci() -> bool:
-    """Whether this is a CI, where no test may be left out."""
+    """Whether this is CI, where no test may be skipped."""
     return os.environ.get("CI", "") not in {"", "false", "0"}
 
 
 def find_missing(*needed: Requirement) -> str:
-    """Which of these this machine lacks and how to get them; empty if it has all."""
+    """The requirements that this machine does not meet, with their remedies; empty if it meets all."""
     return "; ".join(str(requirement) for requirement in needed if not requirement.is_met())
 
 
 def require(*needed: Requirement) -> None:
-    """Skip the calling test, or fail it in CI, if this machine lacks any of these."""
+    """Skip the calling test, or fail it in CI, if this machine does not meet all of these."""
     __tracebackhide__ = True
     if missing := find_missing(*needed):
         if is_ci():

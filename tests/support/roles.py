@@ -1,4 +1,4 @@
-"""What a user of Airflow may do with the champion, found out by asking for what would fail later anyway."""
+"""Find the rights of an Airflow user by requests that change nothing: they are either forbidden or invalid."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from uuid import uuid4
 from fmnist_tasks.settings import DAG_ID, ROLLBACK_ID, WITHDRAW_ID
 from tests.support.airflow_api import AirflowApi
 
-_FORM = "application/x-www-form-urlencoded"
-_DECISION = urlencode({"version": "gone", "reason": "why"}).encode()
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_FORM_DATA = urlencode({"version": "gone", "reason": "why"}).encode()
 
 
 def create_user(admin: AirflowApi, role: str) -> AirflowApi:
-    """The API for a new user of FAB's with that role."""
+    """Create a FAB user with this role, and return the API signed in as that user."""
     name, password = f"{role.lower()}-user", uuid4().hex
     names = {"username": name, "email": f"{name}@example.com", "first_name": role, "last_name": "User"}
     admin.send_request("POST", "/auth/fab/v1/users", **names, roles=[{"name": role}], password=password)
@@ -25,34 +25,34 @@ def create_user(admin: AirflowApi, role: str) -> AirflowApi:
 
 
 def find_rights(api: AirflowApi) -> set[str]:
-    """Everything that is not refused with 403."""
+    """The names of all actions that are not refused with status 403."""
     approval = f"{api.build_run_path(ROLLBACK_ID, 'gone')}/taskInstances/approval/-1/hitlDetails"
     attempts: dict[str, tuple[str, str, bytes | None]] = {
         "look": ("GET", "/fmnist/", None),
-        "try": ("POST", "/fmnist/try/image", b"no image"),
+        "try": ("POST", "/fmnist/try/image", b"not an image"),
         "approve": ("PATCH", approval, _encode(chosen_options=["Approve"], params_input={})),
-        "train": ("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", _encode(logical_date=None, conf={"profile": "no"})),
-        "roll back by the page": ("POST", "/fmnist/rollback", _DECISION),
-        "withdraw by the page": ("POST", "/fmnist/withdrawals/withdraw", _DECISION),
+        "train": ("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", _encode(logical_date=None, conf={"profile": "unknown"})),
+        "roll back by the page": ("POST", "/fmnist/rollback", _FORM_DATA),
+        "withdraw by the page": ("POST", "/fmnist/withdrawals/withdraw", _FORM_DATA),
         "roll back by the DAG": ("POST", f"/api/v2/dags/{ROLLBACK_ID}/dagRuns", _encode(logical_date=None, conf={})),
         "withdraw by the DAG": ("POST", f"/api/v2/dags/{WITHDRAW_ID}/dagRuns", _encode(logical_date=None, conf={})),
-        "write a result": (
+        "edit a task result": (
             "POST",
             f"{api.build_run_path(DAG_ID, 'gone')}/taskInstances/release.promote/xcomEntries",
             _encode(key="return_value", value="{}"),
         ),
-        "roll back once more": ("POST", f"{api.build_run_path(ROLLBACK_ID, 'gone')}/clear", _encode(dry_run=True)),
+        "clear a rollback": ("POST", f"{api.build_run_path(ROLLBACK_ID, 'gone')}/clear", _encode(dry_run=True)),
     }
     return {name for name, attempt in attempts.items() if _find_status(api, *attempt) != 403}
 
 
 def count_switchable_dags(api: AirflowApi) -> int:
-    """How many of the DAGs that change the champion the user could pause or unpause, with all others at once."""
-    answers = [
+    """The number of DAGs that change the champion and that the user may pause by a request for several DAGs."""
+    responses = [
         api.send_request("PATCH", f"/api/v2/dags?dag_id_pattern={dag_id}&update_mask=is_paused", is_paused=True)
         for dag_id in (ROLLBACK_ID, WITHDRAW_ID)
     ]
-    return sum(int(answer["total_entries"]) for answer in answers)
+    return sum(int(response["total_entries"]) for response in responses)
 
 
 def _encode(**content: Any) -> bytes:
@@ -60,11 +60,12 @@ def _encode(**content: Any) -> bytes:
 
 
 def _find_status(api: AirflowApi, method: str, path: str, body: bytes | None) -> int:
-    kind = _FORM if path.startswith("/fmnist/") else "application/json"
-    headers = {"Content-Type": kind, "Authorization": f"Bearer {api.token}"}
+    content_type = _FORM_TYPE if path.startswith("/fmnist/") else "application/json"
+    headers = {"Content-Type": content_type, "Authorization": f"Bearer {api.token}"}
+    request = Request(f"{api.address}{path}", body, headers, method=method)  # noqa: S310
     try:
-        with urlopen(Request(f"{api.address}{path}", body, headers, method=method), timeout=60) as answer:  # noqa: S310
-            return int(answer.status)
+        with urlopen(request, timeout=60) as response:  # noqa: S310
+            return int(response.status)
     except HTTPError as error:
         with error:
             return error.code

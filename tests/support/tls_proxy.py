@@ -1,4 +1,4 @@
-"""nginx with the project's own configuration, deploy/proxy/nginx.conf, in front of a server of this machine."""
+"""nginx with the project's configuration, deploy/proxy/nginx.conf, in front of a server on this machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CONFIGURATION = PROJECT / "deploy" / "proxy" / "nginx.conf"
 
 @contextmanager
 def run_tls_proxy(folder: Path, server_port: int) -> Iterator[str]:
-    """The address of the proxy, which has a certificate that no authority has signed, until the end."""
+    """Run the proxy with a self-signed certificate; yields its address."""
     require(NGINX)
     certificate, key = make_certificate(folder)
     port = reserve_port()
-    places: Mapping[str, str] = {
-        "/tmp/": f"{folder}/",  # noqa: S108 - of the configuration
+    replacements: Mapping[str, str] = {
+        "/tmp/": f"{folder}/",  # noqa: S108 - a path in the configuration
         "listen 8443 ": f"listen 127.0.0.1:{port} ",
         "listen 8080;": f"listen 127.0.0.1:{reserve_port()};",
         "//api-server:8080": f"//127.0.0.1:{server_port}",
@@ -32,11 +32,12 @@ def run_tls_proxy(folder: Path, server_port: int) -> Iterator[str]:
         "/etc/nginx/certificates/privkey.pem": str(key),
     }
     text = CONFIGURATION.read_text()
-    for shipped, here in places.items():
-        assert shipped in text, shipped
-        text = text.replace(shipped, here)
+    for original, replacement in replacements.items():
+        assert original in text, original
+        text = text.replace(original, replacement)
     (folder / "nginx.conf").write_text(text)
-    options = "daemon off;" if os.geteuid() else "daemon off; user root;"  # or root's workers could not use the folder
+    # Workers that root starts would run as another user, which cannot use the folder.
+    options = "daemon off;" if os.geteuid() else "daemon off; user root;"
     command = ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf"), "-g", options]
     with (folder / "nginx.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -1,7 +1,7 @@
-"""Makes the usual attempts at what the unit lane leaves out fail: training, an Airflow process, the network.
+"""Refuse training, Airflow processes and network access in unit tests.
 
-An audit hook sees what this process asks of the system, whichever way it asks; TensorFlow's gradients are what every
-training needs. What a program that a test starts does by itself is not seen.
+An audit hook sees the system calls of this process, whatever library makes them. Every training needs TensorFlow's
+gradients, which are refused too. Programs that a test starts are not checked.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from typing import Any, NoReturn
 
 import pytest
 
-_AIRFLOW_PROGRAMS = {"airflow", "run", "ui", "setup"}  # and our scripts that start it
+_AIRFLOW_PROGRAMS = {"airflow", "run", "ui", "setup"}  # Airflow, and scripts in include/ that start it
 _SHELLS = {"sh", "bash", "dash", "zsh"}
-_COMMAND = re.compile(  # what a line for a shell starts: at its beginning, and after what begins or precedes a command
-    r"""(?:^|[;&|(`\n])\s*(?:["']?(?:\w+=\S*|!|if|then|do|exec|env|nohup|time|(?:\S*/)?(?:ba|da|z)?sh"""
-    r"""|[^"';&|(`\n]*python[\d.]*["']?|-\w+)\s+)*["']?([^\s;&|()`"']+)"""
+_COMMAND = (
+    re.compile(  # programs in a shell command: at its start, or after an operator, assignment, keyword or wrapper
+        r"""(?:^|[;&|(`\n])\s*(?:["']?(?:\w+=\S*|!|if|then|do|exec|env|nohup|time|(?:\S*/)?(?:ba|da|z)?sh"""
+        r"""|[^"';&|(`\n]*python[\d.]*["']?|-\w+)\s+)*["']?([^\s;&|()`"']+)"""
+    )
 )
-_attempts: list[str] = []  # since the current test began
-_current_patch: pytest.MonkeyPatch | None = None  # of the current test, if it is one of the unit lane
+_attempts: list[str] = []  # since the current test started
+_current_patch: pytest.MonkeyPatch | None = None  # of the current test, if it is a unit test
 
 
 class LaneError(Exception):
-    """A unit test does what its lane excludes. CONTRIBUTING.md says which marker it needs."""
+    """A unit test attempted something that its lane excludes. CONTRIBUTING.md describes the markers."""
 
 
 def enforce_unit_lane(patch: pytest.MonkeyPatch) -> None:
-    """Let each attempt raise :class:`LaneError` from now on, until `patch` is undone."""
+    """Make each attempt raise :class:`LaneError` until `patch` is undone."""
     _attempts.clear()
     patch.setattr(sys.modules[__name__], "_current_patch", patch)
     if tensorflow := sys.modules.get("tensorflow"):
@@ -43,20 +45,21 @@ def enforce_unit_lane(patch: pytest.MonkeyPatch) -> None:
 
 
 def raise_attempts() -> None:
-    """Raise :class:`LaneError` if there were attempts since the test began, even if it has swallowed their errors."""
+    """Raise :class:`LaneError` if there were attempts since the test started, even if it caught their errors."""
     attempts = list(dict.fromkeys(_attempts))
     _attempts.clear()
     if attempts:
         raise LaneError("; ".join(attempts))
 
 
-def _refuse(what: str) -> NoReturn:
-    _attempts.append(f"unit tests must not {what}; mark this test `integration`")
+def _refuse(action: str) -> NoReturn:
+    _attempts.append(f"unit tests must not {action}; mark this test `integration`")
     raise LaneError(_attempts[-1])
 
 
 def _refuse_network(connection: socket.socket, address: Any) -> None:
-    if connection.family != socket.AF_UNIX and address is not None:  # a message without one has had its `connect`
+    # A message without an address uses an earlier `connect`, which has been checked.
+    if connection.family != socket.AF_UNIX and address is not None:
         _refuse(f"use the network ({address})")
 
 
@@ -71,11 +74,11 @@ def _refuse_airflow_in_shell(line: str | bytes) -> None:
 
 
 def _find_programs(words: Sequence[str]) -> Iterable[str]:
-    """Names of the programs and of Python's modules that a command starts, itself or by a shell."""
+    """The names of programs and Python modules that a command starts, directly or through a shell."""
     yield Path(words[0]).name
     if Path(words[0]).name in _SHELLS:
         for word in words[1:]:
-            yield from (Path(found).name for found in _COMMAND.findall(word))
+            yield from (Path(program).name for program in _COMMAND.findall(word))
     elif "-m" in words[1:-1]:
         yield words[words.index("-m", 1) + 1]
 
@@ -97,9 +100,9 @@ def _check_event(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _refuse_gradients(tensorflow: ModuleType) -> None:
-    """Let every training fail, Keras's own included: it takes its gradients from this one method."""
+    """Make every training fail, those of Keras included: all take their gradients from this method."""
 
-    @functools.wraps(tensorflow.GradientTape.gradient)  # TensorFlow does not rewrite what looks like its own
+    @functools.wraps(tensorflow.GradientTape.gradient)  # AutoGraph does not convert functions of TensorFlow
     def refuse_training(*_: Any, **__: Any) -> NoReturn:
         _refuse("train")
 
@@ -108,7 +111,7 @@ def _refuse_gradients(tensorflow: ModuleType) -> None:
 
 
 class _TensorFlowFinder(MetaPathFinder):
-    """Lets gradients be refused as soon as a test has imported TensorFlow, which is not imported for that."""
+    """Refuses gradients as soon as a test imports TensorFlow, without importing it itself."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "tensorflow" or _current_patch is None:
@@ -125,5 +128,5 @@ class _TensorFlowFinder(MetaPathFinder):
         return spec
 
 
-sys.addaudithook(_check_event)  # for good, as all audit hooks; without a current patch it does nothing
+sys.addaudithook(_check_event)  # audit hooks cannot be removed; outside unit tests this one does nothing
 sys.meta_path.insert(0, _TensorFlowFinder())

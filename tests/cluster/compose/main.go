@@ -1,4 +1,4 @@
-// Prints what the files in COMPOSE_FILE declare, as JSON, by the parser that `docker compose` has: schema, variables,
+// Prints the project in COMPOSE_FILE as JSON. Uses the parser of `docker compose`, which checks schema, variables and
 // consistency.
 package main
 
@@ -11,15 +11,15 @@ import (
 )
 
 func main() {
-	declared, err := declaration()
+	project, err := loadProject()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(string(declared))
+	fmt.Println(string(project))
 }
 
-func declaration() ([]byte, error) {
+func loadProject() ([]byte, error) {
 	options, err := cli.NewProjectOptions(nil, cli.WithOsEnv, cli.WithConfigFileEnv, cli.WithDefaultProfiles())
 	if err != nil {
 		return nil, err

@@ -1,7 +1,7 @@
 """`make cluster`, `make run-cluster`, `make cluster-down`: the services of docker-compose.yaml without containers.
 
-Everything lies below `$FMNIST_HOME/cluster` and listens on loopback. Postgres and Redis are those of the machine,
-MinIO is the one that `include/minio` finds.
+All files are below `$FMNIST_HOME/cluster`, and all services listen on loopback. Postgres and Redis must be installed;
+`include/minio` finds or builds MinIO.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from tests.support.cluster.supervision import ClusterError
 
 
 def main() -> None:
-    """Read the command line and do what it says."""
+    """Run the command on the command line; exits with an error message if it fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(os.environ["FMNIST_HOME"]).resolve() / "cluster")
     commands = parser.add_subparsers(required=True)
-    starting = commands.add_parser("up")
-    starting.add_argument("--workers", type=int, default=2)
-    starting.add_argument("--port", type=int, default=8080)
-    starting.set_defaults(does=lambda given: start_cluster(given.folder, given.workers, given.port))
-    commands.add_parser("down").set_defaults(does=lambda given: stop_cluster(given.folder))
-    running = commands.add_parser("run")
-    running.add_argument("parameters")
-    running.set_defaults(does=lambda given: run_on_cluster(given.folder, given.parameters))
-    given = parser.parse_args()
+    up = commands.add_parser("up", help="start the cluster")
+    up.add_argument("--workers", type=int, default=2)
+    up.add_argument("--port", type=int, default=8080)
+    up.set_defaults(run=lambda options: start_cluster(options.folder, options.workers, options.port))
+    down = commands.add_parser("down", help="stop the cluster; data stays")
+    down.set_defaults(run=lambda options: stop_cluster(options.folder))
+    run = commands.add_parser("run", help="run the pipeline on the cluster")
+    run.add_argument("parameters", help="parameters of the run, as JSON")
+    run.set_defaults(run=lambda options: run_on_cluster(options.folder, options.parameters))
+    options = parser.parse_args()
     with suppress(KeyboardInterrupt):
         try:
-            given.does(given)
+            options.run(options)
         except (ClusterError, DeclarationError) as error:
             sys.exit(f"cluster: {error}")
 

@@ -1,4 +1,4 @@
-"""The services of docker-compose.yaml as processes of this machine."""
+"""A cluster on this machine: the services of docker-compose.yaml without containers."""
 
 from __future__ import annotations
 
@@ -36,51 +36,54 @@ PORTS = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster below a folder."""
+    """A cluster whose files are in a folder."""
 
     folder: Path
 
     def provide_settings(self) -> dict[str, str]:
-        """What .env holds, which has all lines of this version's .env.example, with secrets."""
+        """Return the settings in .env; creates the file, and adds missing lines and secrets to it."""
         file = self.folder / ".env"
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.folder.chmod(0o711)  # Postgres, another user, has to pass
+            self.folder.chmod(0o711)  # Postgres runs as another user and has to traverse it
             shutil.copy(PROJECT / ".env.example", file)
         subprocess.run([PROJECT / "include" / "cluster" / "secrets", file], check=True, stdout=subprocess.DEVNULL)
         return read_settings(file)
 
     def read_declared_services(self, location: Location) -> dict[str, Service]:
-        """What docker-compose.yaml declares, with this cluster's settings; those of the environment go before."""
+        """The services of docker-compose.yaml with the cluster's settings; environment variables take precedence."""
         settings = self.provide_settings()
-        given = {name: os.environ[name] for name in settings if os.environ.get(name)}
+        overrides = {name: os.environ[name] for name in settings if os.environ.get(name)}
         url = f"http://{location.address}:{location.find_port('api-server', 8080)}"
-        return read_services(PROJECT / "docker-compose.yaml", {**settings, **given, "AIRFLOW_URL": url})
+        return read_services(PROJECT / "docker-compose.yaml", {**settings, **overrides, "AIRFLOW_URL": url})
 
     def write_programs(self, location: Location, changes: Mapping[str, str]) -> list[Program]:
-        """The programs of all services but the workers, each after those that it needs."""
+        """Write the programs of all services except workers; each comes after those that it needs.
+
+        `changes` apply to the environment of Airflow's services.
+        """
         services = self.read_declared_services(location)
         return [
             write_program(service, location, changes=changes) for name, service in services.items() if name != "worker"
         ]
 
     def write_worker(self, location: Location, name: str, changes: Mapping[str, str]) -> Program:
-        """The program of one worker."""
+        """Write the program of one worker, with these changes to its environment."""
         return write_program(self.read_declared_services(location)["worker"], location, name, changes)
 
     def open_store(self, location: Location) -> S3Store:
-        """The object store, for its administrator."""
+        """The object store, with the rights of its administrator."""
         settings = self.provide_settings()
         root = StaticProvider(settings["MINIO_ROOT_USER"], settings["MINIO_ROOT_PASSWORD"])
         authority = f"{location.address}:{location.find_port(settings['STORE'], 9000)}"
         return S3Store(Bucket("fmnist", f"http://{authority}", Minio(authority, secure=False, credentials=root)))
 
     def open_api(self, address: str) -> AirflowApi:
-        """Airflow's API for the administrator."""
+        """Airflow's API, as the user admin."""
         return AirflowApi(address, "admin", self.provide_settings()["ADMIN_PASSWORD"])
 
 
 def require_stores() -> None:
-    """Check that Postgres, Redis and MinIO are on this machine; raises :class:`ClusterError` with what to do."""
+    """Raise :class:`ClusterError` with the remedy if this machine lacks Postgres, Redis or MinIO."""
     if missing := find_missing(POSTGRES, REDIS, MINIO):
         raise ClusterError(missing)

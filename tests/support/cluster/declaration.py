@@ -1,4 +1,4 @@
-"""What docker-compose.yaml declares, as far as it can be done without containers."""
+"""Read docker-compose.yaml: everything about a service that also applies without containers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-# What stands for the command of an image that is not ours.
+# Commands that replace those of the stores' images. Airflow's services use the commands in the Compose file.
 STORE_COMMANDS = {
     "postgres": ["tests/support/cluster/postgres", "postgres:5432"],
     "redis": ["tests/support/cluster/redis", "redis:6379"],
@@ -22,27 +22,30 @@ _VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?::([-?])([^}]*))?\})")
 
 
 class DeclarationError(ValueError):
-    """The declaration asks for a variable that is not set."""
+    """The Compose file requires a variable that is not set."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """One service. Addresses in it are still `service:port`."""
+    """One service. Its addresses have the form `service:port`."""
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    health: tuple[str, ...]  # ends with 0 once the service is of use; empty for a job, which ends by itself
-    needs: tuple[str, ...]  # what has to be healthy, or done, before
+    health: tuple[str, ...]  # command that exits with 0 if the service is healthy; empty for a job, which ends
+    needs: tuple[str, ...]  # services that must be healthy, and jobs that must have ended, before it starts
     stop_signal: str
     runs_airflow: bool  # whether it runs Airflow with this project
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
-    """`${NAME}`, `${NAME:-default}`, `${NAME:?why}` and `$$` replaced, as Compose does; :class:`DeclarationError`."""
+    """Replace `${NAME}`, `${NAME:-default}`, `${NAME:?error}` and `$$`, as Compose does.
 
-    def find_value(found: re.Match[str]) -> str:
-        name, kind, text = found.groups()
+    Raises :class:`DeclarationError` if a required variable is not set.
+    """
+
+    def find_value(match: re.Match[str]) -> str:
+        name, kind, text = match.groups()
         if name is None:
             return "$"
         if variables.get(name):
@@ -55,7 +58,7 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
 
 
 def read_settings(file: Path) -> dict[str, str]:
-    """The lines `NAME=value` of a file, without comments; a value may name those before it."""
+    """Read the lines `NAME=value` of a file. A value may refer to earlier ones."""
     settings: dict[str, str] = {}
     for line in file.read_text().splitlines():
         if line and not line.startswith("#"):
@@ -65,7 +68,7 @@ def read_settings(file: Path) -> dict[str, str]:
 
 
 def read_services(file: Path, variables: Mapping[str, str]) -> dict[str, Service]:
-    """The services of a compose file that are to run, each after those that it needs."""
+    """Read the services of a Compose file that the profiles in `variables` select, each after those that it needs."""
     profiles = set(variables.get("COMPOSE_PROFILES", "").split(","))
     declared = {
         name: content

@@ -1,4 +1,4 @@
-"""Programs held up by supervisord: started in the order of their needs, started again when they die."""
+"""Run programs under supervisord, in the order of their dependencies; it restarts those that exit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from tests.support.cluster.programs import Program, select_environment
 
-# Paths are relative to supervisord's working folder: that one's own may have spaces, or percent signs to be expanded.
+# Paths are relative to supervisord's working folder, since its path may contain spaces and percent signs.
 _CONFIGURATION = """\
 [unix_http_server]
 file={socket}
@@ -38,52 +38,52 @@ autorestart=true
 startsecs=10
 startretries=1000
 stopsignal={signal}
-stopwaitsecs={patience}
+stopwaitsecs={stop_seconds}
 killasgroup=true
 redirect_stderr=true
 stdout_logfile=logs/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=4
 """
-STOP_SECONDS = 20  # seconds to stop in, before a program is killed
-READY_SECONDS = 180  # seconds in which a program has to become healthy
+STOP_SECONDS = 20  # after which a program that does not stop is killed
+READY_SECONDS = 180  # within which a program must become healthy
 
 
 class ClusterError(Exception):
-    """The cluster cannot be used as asked; the message says why."""
+    """The cluster cannot be started or used; the message gives the reason."""
 
 
 class Supervisor:
-    """The supervisord of a folder."""
+    """The supervisord whose files are in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def _call(self, what: str, *words: str | bool) -> Any:
+    def _call(self, method: str, *arguments: str | bool) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self._find_socket()}")
         with ServerProxy("http://unix", transport=transport) as server:
-            return getattr(server.supervisor, what)(*words)
+            return getattr(server.supervisor, method)(*arguments)
 
     def _find_socket(self) -> Path:
         return (self.folder / "socket").readlink() / "supervisor.sock"
 
     def _make_socket_folder(self) -> None:
-        """Let `socket` lead to a private folder: the path of a socket has at most 107 bytes, or 103 on macOS."""
+        """Link `socket` to a private folder with a short path: that of a socket has at most 107 bytes (macOS: 103)."""
         self._remove_socket_folder()
-        made = tempfile.mkdtemp(prefix="fmnist-", dir="/tmp")  # $TMPDIR may be long itself
-        (Path(made) / "owner").write_text(str(self.folder.resolve()))
-        (self.folder / "socket").symlink_to(made)
+        target = tempfile.mkdtemp(prefix="fmnist-", dir="/tmp")  # the path of $TMPDIR may be too long
+        (Path(target) / "owner").write_text(str(self.folder.resolve()))
+        (self.folder / "socket").symlink_to(target)
 
     def _remove_socket_folder(self) -> None:
         link = self.folder / "socket"
         if link.is_symlink():
-            owner = link / "owner"  # another cluster if this folder is a copy of that one's
+            owner = link / "owner"  # if this folder is a copy, the link leads to the socket folder of the original
             if owner.exists() and owner.read_text() == str(self.folder.resolve()):
                 shutil.rmtree(link.readlink(), ignore_errors=True)
             link.unlink()
 
     def find_daemon(self) -> psutil.Process | None:
-        """The running supervisord of this folder; not the one of a folder that this is a copy of."""
+        """The running supervisord of this folder, or None. If this folder is a copy, ignores that of the original."""
         file = self.folder / "supervisord.pid"
         try:
             process = psutil.Process(int(file.read_text()))
@@ -95,7 +95,7 @@ class Supervisor:
             return None
 
     def start_daemon(self, programs: Sequence[Program]) -> None:
-        """Start supervisord with these programs, none of which it starts yet."""
+        """Start supervisord with these programs, without starting the programs."""
         (self.folder / "logs").mkdir(exist_ok=True)
         self._make_socket_folder()
         sections = [
@@ -103,7 +103,7 @@ class Supervisor:
                 name=program.name,
                 script=program.script.relative_to(self.folder),
                 signal=program.stop_signal,
-                patience=STOP_SECONDS,
+                stop_seconds=STOP_SECONDS,
             )
             for program in programs
             if program.health
@@ -114,25 +114,28 @@ class Supervisor:
         subprocess.run(command, cwd=self.folder, env=select_environment(), check=True)
 
     def start_all(self, programs: Sequence[Program]) -> None:
-        """Start each program once what it needs is healthy or done, and wait until all are."""
-        known = {program.name: program for program in programs}
-        well: set[str] = set()
+        """Start each program after those that it needs, and wait until all services are healthy and all jobs done.
+
+        Raises :class:`ClusterError` if a service does not become healthy or a job fails.
+        """
+        by_name = {program.name: program for program in programs}
+        ready: set[str] = set()  # names of healthy services and finished jobs
         for program in programs:
             for name in program.needs:
-                if name not in well:
-                    self.wait_until_healthy(known[name])
-                    well.add(name)
+                if name not in ready:
+                    self.wait_until_healthy(by_name[name])
+                    ready.add(name)
             if program.health:
                 self._call("startProcess", program.name, False)
             else:
                 self._run_job(program)
-                well.add(program.name)
+                ready.add(program.name)
         for program in programs:
-            if program.name not in well:
+            if program.name not in ready:
                 self.wait_until_healthy(program)
 
     def wait_until_healthy(self, program: Program) -> None:
-        """Wait until a program is healthy; raises :class:`ClusterError`."""
+        """Wait until a program is healthy; raises :class:`ClusterError` if that takes too long."""
         end = time.monotonic() + READY_SECONDS
         while subprocess.run([str(program.health)], env=select_environment(), capture_output=True).returncode:
             if time.monotonic() > end:
@@ -140,44 +143,44 @@ class Supervisor:
             time.sleep(0.5)
 
     def stop_program(self, name: str) -> None:
-        """Stop a program, which stays so until it is started."""
+        """Stop a program. supervisord does not restart it."""
         self._call("stopProcess", name)
 
     def start_program(self, name: str) -> None:
-        """Start a program that was stopped."""
+        """Start a stopped program."""
         self._call("startProcess", name, False)
 
     def find_pid(self, name: str) -> int:
-        """The process that a program is at present; 0 if it is none."""
+        """The process ID of a program, or 0 if it is not running."""
         return int(self._call("getProcessInfo", name)["pid"])
 
     def shut_down(self) -> bool:
-        """Stop everything; False if nothing ran."""
-        if (process := self.find_daemon()) is None:
+        """Stop supervisord and everything that it started; return False if it was not running."""
+        if (daemon := self.find_daemon()) is None:
             return False
-        everything = {process}
-        process.terminate()
+        processes = {daemon}
+        daemon.terminate()
         end = time.monotonic() + 2 * STOP_SECONDS
-        # A worker that stops may still begin a task, in a process that outlives it.
-        while process.is_running() and time.monotonic() < end:
-            with suppress(psutil.NoSuchProcess):  # it may end as it is asked
-                everything.update(process.children(recursive=True))
-            psutil.wait_procs([process], timeout=0.2)
-        for survivor in psutil.wait_procs(everything, timeout=0)[1]:
+        # A worker that stops may still start a task, in a process that outlives it.
+        while daemon.is_running() and time.monotonic() < end:
+            with suppress(psutil.NoSuchProcess):  # it may have just ended
+                processes.update(daemon.children(recursive=True))
+            psutil.wait_procs([daemon], timeout=0.2)
+        for survivor in psutil.wait_procs(processes, timeout=0)[1]:
             with suppress(psutil.NoSuchProcess):
                 survivor.kill()
-        psutil.wait_procs(everything)
+        psutil.wait_procs(processes)
         self._remove_socket_folder()
         return True
 
     def _run_job(self, job: Program) -> None:
         log = self.folder / "logs" / f"{job.name}.log"
         with log.open("wb") as output:
-            ended = subprocess.run([job.script], env=select_environment(), stdout=output, stderr=output).returncode
-        if ended:
-            raise self._make_error(job, f"ended with {ended}")
+            code = subprocess.run([job.script], env=select_environment(), stdout=output, stderr=output).returncode
+        if code:
+            raise self._make_error(job, f"failed with exit code {code}")
 
-    def _make_error(self, program: Program, what: str) -> ClusterError:
+    def _make_error(self, program: Program, fault: str) -> ClusterError:
         log = self.folder / "logs" / f"{program.name}.log"
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
-        return ClusterError(f"{program.name} {what}; the end of {log}:\n{tail}")
+        return ClusterError(f"{program.name} {fault}; the end of {log}:\n{tail}")

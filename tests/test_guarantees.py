@@ -1,4 +1,4 @@
-"""docs/testing.md is right: each row names an existing heading, existing tests, and the lanes that run them."""
+"""Each row of docs/testing.md names an existing heading, existing tests, and the lanes that run them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import NamedTuple
 from fmnist_tasks.settings import PROJECT
 
 LANES = ("unit", "integration", "exhaustive")
-HEADER = ["promise", "where", "test", "lane"]
-MIN_ROWS = 150  # rows: a table that was cut off must not pass
+HEADER = ["guarantee", "where", "test", "lane"]
+MIN_ROWS = 300  # a truncated table must not pass
 
 
 class Row(NamedTuple):
-    """One promise: where it is made, what tests it, and the lanes of these tests."""
+    """A guarantee: where it is documented, the tests that prove it, and their lanes."""
 
-    promise: str
+    guarantee: str
     where: str
     tests: str
     lanes: str
 
 
 def read_rows() -> list[Row]:
-    """All rows of the tables that have promises."""
-    found, in_table = [], False
+    """All rows of the tables of guarantees."""
+    rows, in_table = [], False
     for line in (PROJECT / "docs" / "testing.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
         if cells == HEADER:
@@ -36,13 +36,13 @@ def read_rows() -> list[Row]:
             in_table = False
         elif in_table and not set(line) <= set("|-: "):
             assert len(cells) == len(HEADER), line
-            found.append(Row(*cells))
-    return found
+            rows.append(Row(*cells))
+    return rows
 
 
 @cache
 def read_lanes(path: str) -> dict[str, str]:
-    """By name of each test in a file: the first lane that runs it."""
+    """The first lane that runs each test of a file, by the test's name."""
     module = ast.parse((PROJECT / path).read_text())
     marks = [node.value for node in module.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)]
     functions = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
@@ -50,7 +50,7 @@ def read_lanes(path: str) -> dict[str, str]:
 
 
 def find_lane(mark: ast.expr) -> int:
-    """Lane that a mark puts a test into; one that parametrizes, the first lane of any of its cases."""
+    """Index of the lane that a mark assigns; for `parametrize`, of the first lane that runs any case."""
     if isinstance(mark, ast.List | ast.Tuple):
         return max(map(find_lane, mark.elts), default=0)
     if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.parametrize":
@@ -61,20 +61,20 @@ def find_lane(mark: ast.expr) -> int:
 
 
 def find_lane_of_case(case: ast.expr) -> int:
-    """Lane of one case of a test that is parametrized."""
+    """Index of the lane of one case of a parametrized test."""
     keywords = case.keywords if isinstance(case, ast.Call) and ast.unparse(case.func) == "pytest.param" else []
     return max((find_lane(keyword.value) for keyword in keywords if keyword.arg == "marks"), default=0)
 
 
-def find_mistakes(row: Row) -> Iterator[str]:
-    """What is wrong with a row."""
-    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.tests)
-    if not named or re.sub(r"`tests/[\w/]+\.py::test_\w+`(, )?", "", row.tests):
-        yield f"no test, or more than tests: {row.tests!r}"
+def find_errors(row: Row) -> Iterator[str]:
+    """The errors in a row."""
+    tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.tests)
+    if not tests or re.sub(r"`tests/[\w/]+\.py::test_\w+`(, )?", "", row.tests):
+        yield f"the cell must have test names and nothing else: {row.tests!r}"
     lanes = []
-    for path, name in named:
+    for path, name in tests:
         if not (PROJECT / path).exists() or name not in read_lanes(path):
-            yield f"there is no {path}::{name}"
+            yield f"{path}::{name} does not exist"
         else:
             lanes.append(read_lanes(path)[name])
     if lanes and row.lanes != (expected := ", ".join(dict.fromkeys(lanes))):
@@ -82,15 +82,15 @@ def find_mistakes(row: Row) -> Iterator[str]:
     file, _, heading = row.where.partition(', "')
     documents: list[Path] = [path for path in (PROJECT / file, PROJECT / "docs" / file) if path.is_file()]
     if not documents:
-        yield f"there is no {file}"
+        yield f"{file} does not exist"
     elif heading and not re.search(rf"^#+ {re.escape(heading[:-1])}$", documents[0].read_text(), re.MULTILINE):
         yield f"{file} has no heading {heading[:-1]}"
 
 
-def test_every_promise_stands_where_it_says_and_has_a_test_in_its_lane() -> None:
+def test_every_guarantee_has_a_heading_and_tests_in_its_lanes() -> None:
     table = read_rows()
     assert len(table) >= MIN_ROWS
-    assert {row.promise: wrong for row in table if (wrong := list(find_mistakes(row)))} == {}
+    assert {row.guarantee: errors for row in table if (errors := list(find_errors(row)))} == {}
 
 
 def test_a_lane_follows_from_the_markers(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What large and hostile requests cost the registry page, in the memory of a real server process."""
+"""Large and hostile requests to the registry page, and the memory that they take in a real server process."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ UPLOAD_SECONDS = 2
 
 @dataclass(frozen=True)
 class Server:
-    """The page in a process of its own, on an empty store."""
+    """The registry page in a separate process, with an empty store."""
 
     port: int
     process: psutil.Process
     temporary: Path
 
     def read_peak_memory(self) -> int:
-        """Bytes of memory that the process has had at most since the last reset."""
+        """The peak memory of the process since the last reset, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
@@ -52,40 +52,40 @@ class Server:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def count_temporary_bytes(self) -> int:
-        """Bytes of the process's temporary files, which have no name any more."""
-        found = 0
+        """Count the bytes in the temporary files of the process, which no longer have a name."""
+        count = 0
         for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # one that has just been closed
-                found += descriptor.stat().st_size if descriptor.readlink().is_relative_to(self.temporary) else 0
-        return found
+            with suppress(FileNotFoundError):  # it has just been closed
+                count += descriptor.stat().st_size if descriptor.readlink().is_relative_to(self.temporary) else 0
+        return count
 
-    def send_endlessly(self, path: str, headers: dict[str, str], beginning: bytes, most: int) -> tuple[bytes, int, int]:
-        """Send up to that many bytes of a body; the answer, the bytes that were taken, and those in temporary files."""
+    def send_body(self, path: str, headers: dict[str, str], beginning: bytes, max_bytes: int) -> tuple[bytes, int, int]:
+        """Send a body of up to `max_bytes`; return the response, the bytes sent, and those in temporary files."""
         lines = [f"POST {path} HTTP/1.1", "Host: page", *(f"{name}: {value}" for name, value in headers.items())]
         chunked = "Transfer-Encoding" in headers
-        sent = kept = 0
-        answer = b""
+        sent = stored = 0
+        response = b""
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             connection.sendall("\r\n".join([*lines, "", ""]).encode())
-            piece = beginning
+            chunk = beginning
             with suppress(ConnectionError):
-                while sent < most:
-                    connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
-                    sent += len(piece)
-                    kept = max(kept, self.count_temporary_bytes())
-                    piece = b"a" * 65536
+                while sent < max_bytes:
+                    connection.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk) if chunked else chunk)
+                    sent += len(chunk)
+                    stored = max(stored, self.count_temporary_bytes())
+                    chunk = b"a" * 65536
             with suppress(ConnectionError):
-                while part := connection.recv(65536):
-                    answer += part
-                    if b"\r\n\r\n" in answer:
+                while received := connection.recv(65536):
+                    response += received
+                    if b"\r\n\r\n" in response:
                         break
-        return answer, sent, kept
+        return response, sent, stored
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if sys.platform != "linux":
-        pytest.skip("the memory of a process is read from Linux's /proc")
+        pytest.skip("reads the memory of a process from Linux's /proc")
     pipeline, port = Pipeline(tmp_path_factory.mktemp("page")), reserve_port()
     temporary = pipeline.home / "temporary"
     temporary.mkdir()
@@ -102,52 +102,50 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize("kind", [FORM, MULTIPART])
 @pytest.mark.parametrize(
-    "length",
-    [{"Content-Length": str(200 << 20)}, {"Transfer-Encoding": "chunked"}],
-    ids=["with its length", "in chunks"],
+    "length", [{"Content-Length": str(200 << 20)}, {"Transfer-Encoding": "chunked"}], ids=["with length", "chunked"]
 )
 @pytest.mark.parametrize("path", ["/rollback", "/withdrawals/withdraw", "/try/image", "/", "/gone"])
-def test_a_large_body_of_a_stranger_is_refused_without_being_read(
+def test_a_large_unauthenticated_body_is_refused_unread(
     server: Server, path: str, length: dict[str, str], kind: str
 ) -> None:
     server.reset_peak_memory()
     before = server.read_peak_memory()
     headers = {"Content-Type": kind, "Sec-Fetch-Site": "same-origin"} | length
-    answer, sent, kept = server.send_endlessly(path, headers, BEGINNING[kind], 200 << 20)
-    # Routes that read no body refuse the stranger, the method or the address first.
-    assert answer.split()[1] in {b"413", b"401", b"404", b"405"}, answer
-    assert b"connection: close" in answer.lower()
-    assert sent < 20 << 20  # what the system's buffers hold
+    response, sent, stored = server.send_body(path, headers, BEGINNING[kind], 200 << 20)
+    # Routes that do not read the body respond earlier, with 401, 404 or 405.
+    assert response.split()[1] in {b"413", b"401", b"404", b"405"}, response
+    assert b"connection: close" in response.lower()
+    assert sent < 20 << 20  # the size of the system's buffers
     assert server.read_peak_memory() - before < 20 << 20
-    assert kept == 0
+    assert stored == 0
 
 
-def test_an_upload_is_cut_off_at_its_bound(server: Server) -> None:
+def test_an_upload_is_cut_off_at_its_limit(server: Server) -> None:
     headers = {"Transfer-Encoding": "chunked", "X-User": "ann", "Sec-Fetch-Site": "same-origin"}
-    answer, sent, _ = server.send_endlessly("/try/image", headers, b"a", 200 << 20)
-    assert answer.split()[1] == b"413"
+    response, sent, _ = server.send_body("/try/image", headers, b"a", 200 << 20)
+    assert response.split()[1] == b"413"
     assert sent < 25 << 20
 
 
-def test_uploads_that_stand_still_make_room_for_others(server: Server) -> None:
+def test_stalled_uploads_time_out_and_let_others_in(server: Server) -> None:
     lines = ["POST /try/image HTTP/1.1", "Host: page", "X-User: ann", "Sec-Fetch-Site: same-origin"]
     head = "\r\n".join([*lines, "Content-Length: 1000", "", ""]).encode()
     with ExitStack() as connections:
-        waiting = [
+        uploads = [
             connections.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
             for _ in range(8)
         ]
-        for connection in waiting:
+        for connection in uploads:
             connection.sendall(head + b"a")
-        answers = [connection.recv(65536) for connection in waiting]
-    assert {answer.split()[1] for answer in answers} == {b"408"}
-    assert all(b"connection: close" in answer.lower() and b"not received within 2" in answer for answer in answers)
-    answer, *_ = server.send_endlessly("/try/image", {"X-User": "ann", "Content-Length": "1"}, b"a", 1)
-    assert answer.split()[1] in {b"404", b"422"}  # there is no champion
+        responses = [connection.makefile("rb").read() for connection in uploads]  # the server closes the connection
+    assert {response.split()[1] for response in responses} == {b"408"}
+    assert all(b"connection: close" in text.lower() and b"not received within 2" in text for text in responses)
+    response, *_ = server.send_body("/try/image", {"X-User": "ann", "Content-Length": "1"}, b"a", 1)
+    assert response.split()[1] in {b"404", b"422"}  # there is no champion
 
 
-def test_hostile_images_at_once_take_bounded_memory(server: Server) -> None:
-    """A small file of 4096 x 4096 pixels takes 82 MiB; there is no champion, so that decoding is all that it costs."""
+def test_many_hostile_images_at_once_take_limited_memory(server: Server) -> None:
+    """A small file of 4096 x 4096 pixels takes 82 MiB to decode. Without a champion, there is no other cost."""
     packed = io.BytesIO()
     Image.new("RGBA", (4096, 4096)).save(packed, "png")
     assert len(packed.getvalue()) < 100_000
@@ -158,13 +156,13 @@ def test_hostile_images_at_once_take_bounded_memory(server: Server) -> None:
         connection = HTTPConnection("127.0.0.1", server.port, timeout=120)
         headers = {"X-User": "ann", "Sec-Fetch-Site": "same-origin"}
         connection.request("POST", "/try/image", packed.getvalue(), headers)
-        with connection.getresponse() as answer:
-            answer.read()
-            found = answer.status, answer.headers["Retry-After"]
+        with connection.getresponse() as response:
+            response.read()
+            outcome = response.status, response.headers["Retry-After"]
         connection.close()
-        return found
+        return outcome
 
     with ThreadPoolExecutor(24) as senders:
-        answers = set(senders.map(upload, range(24)))
-    assert answers == {(404, None), (503, "5")}
+        outcomes = set(senders.map(upload, range(24)))
+    assert outcomes == {(404, None), (503, "5")}
     assert server.read_peak_memory() - before < 250 << 20

@@ -1,4 +1,4 @@
-"""What every answer and every request of the page must keep to, whoever is signed in."""
+"""Security headers, limits on request bodies, and the same-origin check, for every request of every user."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_MAX_UPLOAD_BYTES = 5 << 20  # bytes of an image
-_MAX_FORM_BYTES = 16 << 10  # bytes of any other body: a reason of 500 characters, each encoded as up to twelve
+_MAX_UPLOAD_BYTES = 5 << 20  # of an image
+_MAX_FORM_BYTES = 16 << 10  # of any other body: a reason of 500 characters takes up to 12 bytes for each
 
-# Nothing is fetched from elsewhere, nothing runs that is not our one script, nobody else frames the page.
+# All content comes from the page's own origin, scripts and styles only from files; only the same origin may frame it.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'",
@@ -21,66 +21,66 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-# A run's report has its pictures and its style inside, and is an answer of its own: it may do no more than show them.
+# The report of a run contains its images and styles; it may load nothing and run no script.
 _REPORT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
 
 
-class Guard:
-    """ASGI middleware: bounds what a browser does with each answer, and how much of each request's body is read.
+class SecurityMiddleware:
+    """ASGI middleware: sets security headers on each response, and limits the body of each request.
 
-    It comes before anything that parses or keeps a body, and so before it is known who sent it.
+    It runs before anything parses or stores a body, and therefore before authentication.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 instead of reading on, whatever the request's Content-Length says, and set the headers."""
+        """Set the headers. Respond with 413 once a body is too long, whatever its Content-Length says."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        most = _MAX_UPLOAD_BYTES if scope["path"].endswith("/try/image") else _MAX_FORM_BYTES
+        limit = _MAX_UPLOAD_BYTES if scope["path"].endswith("/try/image") else _MAX_FORM_BYTES
         length = headers.get("content-length", "0")
         has_body = length != "0" or "transfer-encoding" in headers
-        too_large = HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"the request body exceeds {most:,} bytes")
+        too_large = HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"the request body exceeds {limit:,} bytes")
         received = 0
 
-        async def receive_within_bounds() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received, has_body
             message = await receive()
             received += len(message.get("body", b""))
-            if received > most:
+            if received > limit:
                 raise too_large
             has_body = message.get("more_body", False)
             return message
 
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
+                response_headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
-                    answer.setdefault(name, value)
-                if has_body:  # that was not read: the server would go on to receive it
-                    answer["Connection"] = "close"
+                    response_headers.setdefault(name, value)
+                if has_body:  # the body was not read completely: without this, the server would receive the rest
+                    response_headers["Connection"] = "close"
             await send(message)
 
-        if length.isdecimal() and int(length) <= most:
-            await self._app(scope, receive_within_bounds, send_guarded)
+        if length.isdecimal() and int(length) <= limit:
+            await self._app(scope, receive_limited, send_with_headers)
         else:
             response = JSONResponse({"detail": too_large.detail}, too_large.status_code)
-            await response(scope, receive, send_guarded)
+            await response(scope, receive, send_with_headers)
 
 
-def as_report(page: bytes) -> Response:
-    """A run's report, which brings a style of its own."""
+def respond_with_report(page: bytes) -> Response:
+    """Respond with the report of a run, which has inline styles."""
     return Response(page, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _REPORT})
 
 
-def from_here(request: Request) -> None:
-    """Refuse, with 403, a request that another site made a browser send.
+def require_same_origin(request: Request) -> None:
+    """Refuse, with 403, a request that a browser sends on behalf of another site.
 
-    Browsers say where a request comes from (Fetch Metadata, and Origin before that); programs that say nothing bring a
-    token of their own and no cookie.
+    Browsers send the origin of a request (Fetch Metadata, or the header Origin). Programs do not, but they use a token
+    and no cookie.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     same = urlsplit(origin).netloc == request.headers.get("host") if origin else "cookie" not in request.headers

@@ -1,0 +1,24 @@
+"""Untrusted files: only regular files are read, and only up to a size limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from fmnist_tasks.errors import DataError
+
+
+def read_file(file: Path | BinaryIO, name: str, max_bytes: int) -> bytes:
+    """Return the content of a file; `name` is for messages.
+
+    Raises :class:`DataError` if it has more than `max_bytes`, or if a path is not a regular file: a pipe would block.
+    """
+    if isinstance(file, Path):
+        if file.exists() and not file.is_file():
+            raise DataError(f"{name}: is not a regular file")
+        with file.open("rb") as stream:
+            return read_file(stream, name, max_bytes)
+    content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise DataError(f"{name}: has more than {max_bytes:,} bytes, the limit")
+    return content

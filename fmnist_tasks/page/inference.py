@@ -1,0 +1,61 @@
+"""Predictions of the champion for "Try it"."""
+
+from __future__ import annotations
+
+import base64
+import io
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from fmnist_tasks import service
+from fmnist_tasks.registry.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class ChampionPredictor:
+    """Keeps the champion's model in memory, so that only the first prediction after a promotion loads it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._release: service.Release | None = None
+        self._lock = Lock()
+
+    def predict(self, images: np.ndarray) -> list[dict[str, Any]]:
+        """Predictions for images, uint8 (N, 28, 28), each with the image as a data URI and the OOD threshold."""
+        release = self._load_champion()
+        threshold = release.manifest.ood_threshold
+        return [
+            {**row, "threshold": threshold, "picture": encode_picture(image)}
+            for row, image in zip(service.classify_images(release, images), images, strict=True)
+        ]
+
+    def predict_samples(self) -> list[dict[str, Any]]:
+        """Predictions for one random test image of each class, with the true class."""
+        import numpy as np
+
+        from fmnist_tasks.data.dataset import load_test_split
+
+        manifest = self._load_champion().manifest
+        images, labels = load_test_split(self._store, manifest.dataset)
+        random = np.random.default_rng()
+        indices = [random.choice(np.flatnonzero(labels == label)) for label in range(len(manifest.classes))]
+        rows = self.predict(images[indices])
+        return [{"truth": name, **row} for name, row in zip(manifest.classes, rows, strict=True)]
+
+    def _load_champion(self) -> service.Release:
+        with self._lock:
+            version = service.require_champion(self._store).version
+            if self._release is None or self._release.manifest.version != version:
+                self._release = service.open_release(self._store, version)
+            return self._release
+
+
+def encode_picture(image: np.ndarray) -> str:
+    """An image, uint8 (28, 28), as a PNG in a data URI."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

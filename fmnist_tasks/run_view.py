@@ -1,0 +1,115 @@
+"""The output of `make run`: python -m fmnist_tasks.run_view FILE.
+
+Reads the log of `airflow dags test` from standard input and writes it to the file. Shows a line when a step begins and
+ends, some epochs of each training, and alerts; with VERBOSE=1, the whole log. At the end it shows the metrics of the
+run. Exit code 0 if the run promoted a champion or found nothing new.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.settings import read_store_uri
+from fmnist_tasks.tables import has_succeeded, show_metrics
+from fmnist_tasks.text import make_printable
+
+_WIDTH = 150  # characters per line
+_MAX_EPOCHS_SHOWN = 5  # per training, if the output is not a terminal
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_SOURCE = re.compile(r"\s+\[fmnist_tasks[\w.]*\]( loc=\S+)?\s*$")  # of a log line
+_BEGIN = re.compile(r"(?P<step>[a-z_]+(-\d+)?) begins: run (?P<run>\S+) with ")
+_END = re.compile(
+    r"(?P<step>[a-z_]+(-\d+)?) (?P<status>done|failed|rejected) after (?P<seconds>[\d.]+) s: (?P<outcome>.*)"
+)
+_EPOCH = re.compile(r"epoch (?P<epoch>\d+)/(?P<epochs>\d+) .* validation accuracy (?P<accuracy>[\d.]+)")
+_ALERT = re.compile(r"ALERT .*")
+
+
+class RunView:
+    """Selects the lines of a run's log to show."""
+
+    def __init__(self, *, replaces_lines: bool) -> None:
+        self.run_id: str | None = None
+        self._replaces_lines = replaces_lines  # whether an epoch may replace the line of the one before
+
+    def select(self, line: str) -> str | None:
+        """The text to show for a log line, or None. It begins with a carriage return if the next may replace it."""
+        text = make_printable(_SOURCE.sub("", _COLOUR.sub("", line)))
+        if match := _BEGIN.search(text):
+            self.run_id = self.run_id or match["run"]
+            return self._mark_replaceable(f"{match['step']:15} begins")
+        if match := _END.search(text):
+            return f"{match['step']:15} {match['status']:8} {float(match['seconds']):7.1f} s  {match['outcome']}"
+        if match := _EPOCH.search(text):
+            if not self._replaces_lines and not _is_shown(int(match["epoch"]), int(match["epochs"])):
+                return None
+            accuracy = float(match["accuracy"])
+            return self._mark_replaceable(
+                f"{'':15} epoch {match['epoch']} of {match['epochs']}, validation accuracy {accuracy:.2%}"
+            )
+        if match := _ALERT.search(text):
+            return match[0]
+        return None
+
+    def _mark_replaceable(self, text: str) -> str:
+        return f"\r{text}" if self._replaces_lines else text
+
+
+def _is_shown(epoch: int, epochs: int) -> bool:
+    """Whether to show an epoch: the last one, and others at equal distances before it."""
+    return (epochs - epoch) % -(-epochs // _MAX_EPOCHS_SHOWN) == 0
+
+
+def follow_log(lines: Iterable[str], log: TextIO, view: RunView) -> Iterator[str]:
+    """Write all lines to the log, and yield the texts to show."""
+    for line in lines:
+        log.write(line)
+        log.flush()
+        if text := view.select(line):
+            yield text
+
+
+def show_texts(texts: Iterable[str]) -> None:
+    """Print the texts with the local time; the next text replaces one that begins with a carriage return."""
+    is_replaceable = False
+    for text in texts:
+        end = "" if text.startswith("\r") else "\n"
+        text = text.removeprefix("\r")
+        line = f"{datetime.now():%H:%M:%S}  {text}"  # noqa: DTZ005 - local time
+        line = line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…"
+        print("\r\x1b[K" if is_replaceable else "", line, sep="", end=end, flush=True)
+        is_replaceable = not end
+
+
+def main(file: Path) -> int:
+    """Follow a run, then show its metrics; return the exit code."""
+    view = RunView(replaces_lines=sys.stdout.isatty())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as log:
+        print(f"Log: {file}", flush=True)
+        if os.environ.get("VERBOSE") == "1":
+            for line in sys.stdin:
+                print(line, end="", flush=True)
+                deque(follow_log([line], log, view))
+        else:
+            show_texts(follow_log(sys.stdin, log, view))
+    if view.run_id is None:
+        print("no step began; end of the log:", *file.read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
+        return 1
+    store = open_store(read_store_uri())
+    records = read_records(store, view.run_id)
+    show_metrics(store, view.run_id, records)
+    return 0 if has_succeeded(records) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

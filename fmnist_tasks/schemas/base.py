@@ -1,0 +1,74 @@
+"""The base of all stored documents, and their validation.
+
+A document has the version of its schema. A document with another version, or with a missing, unknown or mistyped field,
+is refused; the message names the document and says what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fmnist_tasks.errors import IntegrityError
+
+SCHEMA_VERSION = 2  # of all documents, since 0.2
+
+_FAULTS = {"missing": "missing", "extra_forbidden": "unknown"}  # by pydantic's error type; shorter than its messages
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Model(BaseModel):
+    """A document or a part of one: immutable, with exactly these fields of exactly these types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return self.model_dump(mode="json")
+
+
+class Reference(Model):
+    """A reference to stored bytes: key, SHA-256 (hex) and size."""
+
+    uri: str  # the key
+    sha256: Sha256
+    bytes: Count
+
+
+class Document(Model):
+    """A document that is stored as one object."""
+
+    schema_version: Literal[2] = 2
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], key: str) -> Self:
+        """Validate the content of the object at a key; raises :class:`IntegrityError` with its faults."""
+        version = content.get("schema_version", 1)
+        if version != SCHEMA_VERSION:
+            is_newer = isinstance(version, int) and version > SCHEMA_VERSION
+            remedy = (
+                "install the version of this project that wrote it"
+                if is_newer
+                else "version 0.1 of this project wrote it; start with an empty store, or install 0.1 to read it"
+            )
+            raise IntegrityError(f"{key}: has schema version {version!r:.20}, not {SCHEMA_VERSION}: {remedy}")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise IntegrityError(
+                f"{key}: {describe_faults(error)}; it was probably edited by hand, and is not used. Restore it from a "
+                "backup"
+            ) from error
+
+
+def describe_faults(error: ValidationError) -> str:
+    """Return the first three faults of a document, each with the name of its field."""
+    faults = [
+        f"{'.'.join(map(str, fault['loc'])) or 'document'}: {_FAULTS.get(fault['type'], fault['msg'])}"
+        for fault in error.errors()
+    ]
+    more = f"; and {len(faults) - 3} more faults" if len(faults) > 3 else ""
+    return "; ".join(faults[:3]) + more

@@ -1,0 +1,210 @@
+"""Manifests of releases, entries of the champion log, and the policy of the gates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PrivateAttr
+
+from fmnist_tasks.schemas.base import Document, Model, Reference, Sha256
+from fmnist_tasks.schemas.data import Dataset
+from fmnist_tasks.schemas.evaluation import (
+    Calibration,
+    ChampionComparison,
+    Check,
+    Classification,
+    Decision,
+    OnFailure,
+    OodDetection,
+    OtherClasses,
+    SelectivePrediction,
+    Serving,
+    Share,
+)
+
+Action = Literal["promote", "rollback", "withdraw", "restore"]
+Positive = Annotated[float, Field(gt=0)]
+Significance = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Code(Model):
+    """The code that trained and evaluated a model."""
+
+    digest: Sha256
+    versions: dict[str, str]  # of the libraries that affect a model, by name
+
+
+class Machine(Model):
+    """The machine on which a run started."""
+
+    host: str
+    system: str
+    processor: str
+    cores: int | None
+    python: str
+
+
+class AccuracyPolicy(Model):
+    """Limit of the test accuracy."""
+
+    min: Share
+    on_failure: OnFailure
+
+
+class ChampionPolicy(Model):
+    """Comparison of the candidate with the champion on the same test images."""
+
+    significance: Significance
+    on_significantly_worse: OnFailure
+    on_inconclusive: OnFailure
+
+
+class ClassPolicy(Model):
+    """Limit of each class's recall, and its comparison with the champion's."""
+
+    min_recall: Share
+    significance: Significance
+    on_failure: OnFailure
+
+
+class CalibrationPolicy(Model):
+    """Limit of the expected calibration error."""
+
+    max_error: Share
+    on_failure: OnFailure
+
+
+class OodFamilyPolicy(Model):
+    """Limits of one family of out-of-distribution images."""
+
+    min_auroc: Share
+    max_fpr99: Share  # false positive rate at 99 % true positive rate
+
+
+class OodPolicy(Model):
+    """The families with limits; others are only reported."""
+
+    families: dict[str, OodFamilyPolicy] = Field(min_length=1)
+    on_failure: OnFailure
+
+
+class ServingPolicy(Model):
+    """Limits of latency and size."""
+
+    max_single_image_ms: Positive
+    max_load_seconds: Positive
+    max_bytes: Annotated[int, Field(gt=0)]
+    on_failure: OnFailure
+
+
+class Policy(Model):
+    """All thresholds of the model checks, and what a failed check does."""
+
+    accuracy: AccuracyPolicy
+    champion: ChampionPolicy
+    classes: ClassPolicy
+    calibration: CalibrationPolicy
+    ood: OodPolicy
+    serving: ServingPolicy
+
+
+class Approval(Model):
+    """The approval of a candidate on hold: by whom, when and why."""
+
+    by: str
+    at: str  # UTC, ISO 8601
+    reason: str
+
+
+class ReleaseVerdict(Model):
+    """The verdict of the promotion gate, and the approval if there was one."""
+
+    decision: Decision
+    checks: list[Check]
+    approval: Approval | None
+
+
+class ValidationAccuracy(Model):
+    """Validation accuracy of the base model and of the tuned model."""
+
+    base: Share
+    tuned: Share
+
+
+class ReleaseMetrics(Model):
+    """All metrics of a release."""
+
+    validation_accuracy: ValidationAccuracy
+    base_test_accuracy: Share
+    test: Classification
+    ood: OodDetection
+    calibration: Calibration
+    selective_prediction: SelectivePrediction
+    champion: ChampionComparison | OtherClasses | None
+    serving: Serving
+
+
+class ReleaseFacts(Model):
+    """Everything in a manifest but version and files."""
+
+    title: str
+    classes: list[str]
+    run_id: str
+    created: str  # UTC, ISO 8601: when the run was requested
+    model_sha256: Sha256
+    parameters: dict[str, Any]  # in the form of the version that wrote them
+    dataset: Dataset
+    source: str
+    drift: dict[str, float | None]
+    code: Code
+    machine: Machine
+    chosen: Literal["base", "tuned"]
+    ood_threshold: float
+    temperature: float
+    metrics: ReleaseMetrics
+    policy: Policy
+    policy_digest: Sha256
+    verdict: ReleaseVerdict
+
+
+class Manifest(ReleaseFacts, Document):
+    """`releases/VERSION/manifest.json`."""
+
+    version: str
+    files: dict[str, Reference]
+
+
+class Entry(Document):
+    """`champion/SEQUENCE.json`: one decision about a release."""
+
+    sequence: Annotated[int, Field(ge=1)]
+    version: str
+    action: Action
+    reason: str
+    time: str  # UTC, ISO 8601, by the store's clock
+    write_id: str  # identifies a write whose response was lost
+    actor: str
+    replaces: str | None = None  # the champion before a promotion or a rollback
+    # Digests of the release that this entry promotes or withdraws.
+    model_sha256: str | None = None
+    inputs: str | None = None
+    # SHA-256 of the stored bytes of the release's manifest, and of the previous entry.
+    manifest_sha256: str | None = None
+    previous_sha256: str | None = None
+    _signed_by: str | None = PrivateAttr(default=None)  # ID of the key; not part of the document
+
+    @property
+    def signed_by(self) -> str | None:
+        """The ID of the key that signed the entry; None if it is unsigned."""
+        return self._signed_by
+
+    def copy_signed_by(self, key_id: str | None) -> Self:
+        """Return a copy of the entry with the ID of the key that signed it."""
+        entry = self.model_copy()
+        entry._signed_by = key_id
+        return entry
+
+    @property
+    def changes_champion(self) -> bool:
+        """Whether this entry makes its release the champion."""
+        return self.action in {"promote", "rollback"}
