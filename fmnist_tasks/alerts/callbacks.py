@@ -110,8 +110,7 @@ def _find_record(run_id: str, task: Any, outcome: str) -> StepRecord | None:
     step, index = task.task_id.rpartition(".")[2], getattr(task, "map_index", -1)
     store = open_store(read_store_uri())
     for name, record in read_records(store, run_id).items():
-        seed = record.parameters.get("seed")
-        is_mapped = index is not None and index >= 0 and isinstance(seed, int) and name == f"{step}-{seed + index}"
+        is_mapped = index is not None and index >= 0 and name == f"{step}-{record.parameters['seed'] + index}"
         if (name == step or is_mapped) and record.status != "done" and record.outcome == outcome:
             return record
     return None

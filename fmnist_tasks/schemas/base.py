@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
 
 from fmnist_tasks.errors import IntegrityError
 
@@ -36,6 +37,17 @@ class Reference(Model):
     uri: str  # the key
     sha256: Sha256
     bytes: Count
+
+
+class RunParameters(TypedDict):
+    """The parameters of a run in a document. Other versions of this project may have more of them."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+    profile: str
+    seed: int
+    accuracy_threshold: float | None
+    policy: dict[str, Any]
 
 
 class Document(Model):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr
 
-from fmnist_tasks.schemas.base import Document, Model, Reference, Sha256
+from fmnist_tasks.schemas.base import Document, Model, Reference, RunParameters, Sha256
 from fmnist_tasks.schemas.data import Dataset
 from fmnist_tasks.schemas.evaluation import (
     Calibration,
@@ -152,7 +152,7 @@ class ReleaseFacts(Model):
     run_id: str
     created: str  # UTC, ISO 8601: when the run was requested
     model_sha256: Sha256
-    parameters: dict[str, Any]  # in the form of the version that wrote them
+    parameters: RunParameters
     dataset: Dataset
     source: str
     drift: dict[str, float | None]

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from fmnist_tasks.errors import IntegrityError
-from fmnist_tasks.schemas.base import Count, Document, Model, Reference, Sha256, describe_faults
+from fmnist_tasks.schemas.base import Count, Document, Model, Reference, RunParameters, Sha256, describe_faults
 from fmnist_tasks.schemas.data import (
     Dataset,
     IncomingFile,
@@ -193,7 +193,7 @@ class StepRecord(Document):
     created: str  # UTC, ISO 8601: when the run was requested
     started: str
     actor: str
-    parameters: dict[str, Any]  # in the form of the version that wrote them
+    parameters: RunParameters
     ignored: list[str] = Field(default_factory=list)  # keys of the request that are not parameters
     status: Status
     outcome: str  # one sentence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from fmnist_tasks.alerts import Alert, send
 from fmnist_tasks.errors import ConflictError, IntegrityError, ModelError, RejectedError
@@ -12,6 +12,7 @@ from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.reports import parse_results, read_figures, render_run
+from fmnist_tasks.schemas.base import RunParameters
 from fmnist_tasks.schemas.releases import Approval, ReleaseFacts, ReleaseMetrics, ReleaseVerdict, ValidationAccuracy
 from fmnist_tasks.schemas.runs import (
     BaseModelResult,
@@ -66,7 +67,7 @@ def publish(
         run_id=run.id,
         created=run.created,
         model_sha256=candidate.model.sha256,
-        parameters=run.parameters.to_json(),
+        parameters=cast(RunParameters, run.parameters.to_json()),
         dataset=validated.dataset,
         source=ingested.source,
         drift=validated.drift,

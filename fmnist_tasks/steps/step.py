@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fmnist_tasks.alerts import flush
 from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError, RejectedError, StoreError
@@ -26,6 +26,7 @@ from fmnist_tasks.registry.runs import make_run_key, read_record, write_record
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.reports import save_report
+from fmnist_tasks.schemas.base import RunParameters
 from fmnist_tasks.schemas.runs import RESULTS, Result, Status, StepRecord, parse_result
 from fmnist_tasks.settings import Parameters, read_store_uri
 
@@ -109,7 +110,7 @@ class _Recorder:
             created=run.created,
             started=datetime.now(UTC).isoformat(),
             actor=run.actor,
-            parameters=run.parameters.to_json(),
+            parameters=cast(RunParameters, run.parameters.to_json()),
             ignored=list(run.ignored),
             status="running",
             outcome="has not ended",

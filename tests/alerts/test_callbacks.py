@@ -17,7 +17,7 @@ from fmnist_tasks.errors import RejectedError, StoreError, TrainingError
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.schemas.evaluation import Check, Identity
 from fmnist_tasks.schemas.runs import GateResult, ValidationResult
-from fmnist_tasks.settings import DAG_ID, PROJECT
+from fmnist_tasks.settings import DAG_ID, PROJECT, Parameters
 from tests.support.documents import make_dataset, save_record
 from tests.support.outbox import read_alerts
 from tests.support.pipeline import Pipeline
@@ -73,7 +73,7 @@ def test_a_cleared_task_that_fails_again_sends_another_alert(pipeline: Pipeline)
 def test_mapped_tasks_send_separate_alerts(pipeline: Pipeline) -> None:
     for index in (0, 1):
         started = f"2026-11-23T02:00:0{index}+00:00"
-        fields = {"started": started, "parameters": {"seed": 3}, "status": "failed", "outcome": "no"}
+        fields = {"started": started, "parameters": Parameters(seed=3).to_json(), "status": "failed", "outcome": "no"}
         save_record(pipeline.store, "run-1", f"train-{3 + index}", **fields)
     for index in (0, 0, 1):  # the first one again, in another attempt: the record identifies it
         task = {"map_index": index, "try_number": 1 + len(read_alerts(pipeline.store))}

@@ -12,6 +12,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.schemas.releases import Action, Entry, Manifest
+from fmnist_tasks.settings import Parameters
 from tests.support.documents import digest, make_facts
 
 ORIGIN = champion.Origin("ab" * 32, "cd" * 32)
@@ -381,7 +382,9 @@ def test_the_log_has_the_origin_of_promoted_releases(store: FolderStore) -> None
 
 
 def test_the_origin_of_a_release_with_parameters_of_another_version_is_its_model() -> None:
-    manifest = Manifest(**dict(make_facts("model", parameters={"colour": "red"})), version="v1", files={})
+    manifest = Manifest(
+        **dict(make_facts("model", parameters=Parameters().to_json() | {"colour": "red"})), version="v1", files={}
+    )
     assert releases.make_manifest_origin(manifest) == champion.Origin(digest("model"))
     current = manifest.model_copy(update={"parameters": make_facts().parameters})
     origin = releases.make_manifest_origin(current)

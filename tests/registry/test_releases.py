@@ -86,6 +86,7 @@ def test_a_missing_release_is_reported(store: FolderStore) -> None:
         ({"schema_version": 3}, r"has schema version 3, not 2: install the version of this project that wrote it"),
         ({"files": None}, r"files: missing; it was probably edited by hand, and is not used"),
         ({"temperature": "1"}, r"temperature: Input should be a valid number; it was probably edited by hand"),
+        ({"parameters": {"profile": "quick"}}, r"parameters\.seed: missing"),
         ({"colour": "red"}, r"colour: unknown; it was probably edited by hand"),
         ({"model_sha256": "A" * 64}, r"model_sha256: String should match pattern"),
     ],

@@ -65,6 +65,10 @@ def test_a_record_is_read_back_unchanged(tmp_path: Path) -> None:
         ({"started": None}, "started: missing; it was probably edited by hand, and is not used"),
         ({"status": "ended"}, "status: Input should be 'running', 'done', 'rejected' or 'failed'; it was probably"),
         ({"seconds": "1.0"}, "seconds: Input should be a valid number; it was probably edited by hand"),
+        (
+            {"parameters": {"seed": "0"}},
+            "parameters.profile: missing; parameters.seed: Input should be a valid integer",
+        ),
         ({"colour": "red"}, "colour: unknown; it was probably edited by hand"),
     ],
 )

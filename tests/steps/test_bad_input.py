@@ -284,7 +284,7 @@ def test_a_change_of_data_code_or_parameters_starts_a_training(finished_pipeline
     assert find_reasons(replace(same, parameters=replace(RUN.parameters, force=True))) == ["training is forced"]
     finished_pipeline.change_result("ingest", same, code={"digest": "0" * 64, "versions": {}})
     assert run_step("detect_change", same).reasons == ["code differs from the champion's"]
-    finished_pipeline.promote_second_release(parameters={"colour": "red"})
+    finished_pipeline.promote_second_release(parameters=RUN.parameters.to_json() | {"colour": "red"})
     assert find_reasons(same) == ["the champion's parameters are those of another version of this project"]
     finished_pipeline.clear_champion_log()
     assert find_reasons(same) == ["there is no champion yet"]

@@ -109,7 +109,7 @@ def make_record(run_id: str, step: str, **changes: Any) -> StepRecord:
         "created": "2026-11-23T02:00:00+00:00",
         "started": "2026-11-23T02:00:01+00:00",
         "actor": "schedule",
-        "parameters": {"seed": 0},
+        "parameters": Parameters().to_json(),
         "status": "done",
         "outcome": "as expected",
         "seconds": 1.0,
