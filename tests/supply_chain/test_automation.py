@@ -14,6 +14,7 @@ MANIFESTS = {
     "docker": ["*Dockerfile", "*.dockerfile"],
     "docker-compose": ["docker-compose*.yaml", "compose*.yaml"],
     "gomod": ["go.mod"],
+    "npm": ["package.json"],
 }
 
 
