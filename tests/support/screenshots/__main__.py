@@ -23,7 +23,8 @@ from tests.support.pipeline import Pipeline
 from tests.support.requirements import CHROMIUM, FAKETIME, require
 from tests.support.screenshots.history import REJECTED_THRESHOLD, read_images, write_history
 
-HELD = {"profile": "quick", "seed": 99, "approval": True, "force": True, "policy": {"classes": {"min_recall": 0.9}}}
+_HOLD = {"champion": {"on_significantly_worse": "hold"}, "classes": {"min_recall": 0.9, "on_failure": "hold"}}
+HELD = {"profile": "quick", "seed": 99, "approval": True, "force": True, "policy": _HOLD}
 WAIT = 60_000  # ms
 
 
@@ -68,7 +69,7 @@ class Photographer:
         self._store = airflow.pipeline.store
 
     def take_all(self, rejection: str) -> None:
-        """All pictures; the registry page before anything is triggered."""
+        """All pictures; the Releases page before anything is triggered."""
         for scheme, suffix in (("light", ""), ("dark", "-dark")):
             with self._open("/fmnist/", color_scheme=scheme, viewport={"width": 1080, "height": 1080}) as page:
                 self._take(page, f"releases{suffix}")
@@ -89,7 +90,7 @@ class Photographer:
             entry.reason.split()[1] for entry in reversed(list_entries(self._store)) if entry.action == "promote"
         )
         with self._open(f"/fmnist/runs/{run_id}") as page:
-            page.get_by_role("heading", name="Candidate: evaluate").scroll_into_view_if_needed()
+            page.get_by_role("heading", name="Candidate: evaluate").evaluate("heading => heading.scrollIntoView()")
             self._take(page, "report")
         with self._open("about:blank", viewport={"width": 720, "height": 420}) as page:
             page.set_content(rejection)
@@ -99,11 +100,13 @@ class Photographer:
         self._take_approval()
 
     def _take_graph(self, run_id: str) -> None:
-        with self._open(f"/dags/{DAG_ID}/runs/{run_id}", viewport={"width": 1500, "height": 620}) as page:
-            for button in ("Show Graph", "Expand all task groups", "Collapse Details Panel"):
+        with self._open(f"/dags/{DAG_ID}/runs/{run_id}", viewport={"width": 1300, "height": 420}) as page:
+            for button in ("Show Graph", "Collapse Details Panel"):
                 page.get_by_role("button", name=button).click()
+            page.locator(".react-flow__node", has_text="tuned_model").get_by_role("button").first.click()
+            page.get_by_role("button", name="fit view").click()
             page.mouse.move(700, 30)  # away from the button and its hint
-            expect(page.get_by_text("verify_release")).to_be_visible()
+            expect(page.get_by_text("evaluate_tuned")).to_be_visible()
             self._take(page, "graph")
 
     def _take_form(self) -> None:

@@ -18,6 +18,7 @@ from airflow.serialization.definitions.dag import SerializedDAG
 from airflow.utils.types import DagRunType
 
 from fmnist_tasks import cli
+from fmnist_tasks.alerts import outbox
 from fmnist_tasks.registry import champion
 from fmnist_tasks.settings import DAG_ID
 
@@ -40,7 +41,10 @@ def run_week(time: str, conf: str) -> None:
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    with patch.object(champion, "read_clock", lambda _: datetime.now(UTC)):
+    with (
+        patch.object(champion, "read_clock", lambda _: datetime.now(UTC)),
+        patch.object(outbox, "read_clock", lambda _: datetime.now(UTC)),
+    ):
         if command == "run":
             run_week(*arguments)
         else:
