@@ -100,7 +100,7 @@ screenshots: setup ## retake the pictures in docs/images: twelve weeks of runs o
 docs: setup ## generate the command reference docs/cli.md
 	@source include/activate && typer fmnist_tasks.cli utils docs --name fmnist --title 'Command line' --output docs/cli.md
 
-vendor: ## copy the registry page's libraries from npm, in the versions of include/page/vendor/package-lock.json
+vendor: ## copy the Releases page's libraries from npm, in the versions of include/page/vendor/package-lock.json
 	@cd include/page/vendor && npm ci --ignore-scripts --no-audit --no-fund && \
 		cp node_modules/uplot/dist/uPlot.iife.min.js node_modules/uplot/dist/uPlot.min.css node_modules/uplot/LICENSE . && \
 		rm -rf node_modules
@@ -118,7 +118,7 @@ lock: ## update requirements.txt, the lock file of pyproject.toml
 	@source include/activate && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --group dev --custom-compile-command 'make lock' pyproject.toml -o requirements.txt
 
-audit-deps: setup ## check the lock file and MinIO for known vulnerabilities and ends of support; needs Go
+audit-deps: setup ## check the lock file and MinIO for known vulnerabilities, and end-of-support dates; needs Go
 	@source include/activate && python -m deploy.supply_chain.audit
 
 sbom: setup ## write bills of materials of the lock file, and of MinIO if it was built here, to var/sbom

@@ -1,1 +1,1 @@
-"""Third-party components: known vulnerabilities, ends of support, bills of materials, and image digests."""
+"""Third-party components: known vulnerabilities, end-of-support dates, bills of materials, and image digests."""

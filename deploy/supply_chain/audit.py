@@ -1,4 +1,4 @@
-"""`make audit-deps`: known vulnerabilities of the lock file and of the servers built here, and ends of support.
+"""`make audit-deps`: known vulnerabilities of the lock file and of the servers built here, and end-of-support dates.
 
 osv-scanner finds the vulnerabilities. It downloads their databases; without a network, it uses those of an earlier run.
 Exit code 1: neither osv-scanner.toml nor support.toml accepts a finding, or a database is too old. Exit code 2: a
