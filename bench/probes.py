@@ -58,8 +58,8 @@ def release_candidate(run_id: str) -> dict[str, float]:
     from fmnist_tasks.steps import Run, run_step
 
     store = open_store(Settings.from_environment().store)
-    ingested, tuned = (read_record(store, run_id, name) for name in ("ingest", "fine_tune"))
-    run = Run(run_id, ingested.created, Parameters.from_mapping(ingested.parameters))
+    ingestion, tuned = (read_record(store, run_id, name) for name in ("ingest", "fine_tune"))
+    run = Run(run_id, ingestion.created, Parameters.from_mapping(ingestion.parameters))
     model = get_verified(store, parse_result(TunedModelResult, tuned, "fine_tune").candidate.model)
     seconds = {"model load": _measure_seconds(lambda: h5.load_model(model, "candidate"))[0]}
     h5_process.read_model.cache_clear()  # a task runs in a new process, without cached models

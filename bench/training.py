@@ -52,7 +52,7 @@ def digest_recipe(recipe: str) -> str:
 
 
 def read_code(path: Path) -> str:
-    """The code of a Python file without comments, docstrings and layout, which do not change a training."""
+    """The code of a Python file without comments, docstrings and layout, which do not change training."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -172,7 +172,7 @@ def main(
     ] = "",
     out: Annotated[Path, typer.Option(help="Folder for training.json and training.png.")] = PROJECT / "var" / "bench",
 ) -> None:
-    """Run the missing trainings, and print the table."""
+    """Train the missing models, and print the table."""
     selected = [BASELINE, *(recipes.split() if recipes else PROFILES)]
     path, console = out / "training.json", Console(width=120)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One training for `make bench-training`, in a separate process: `python -m bench.training_run RECIPE SEED`.
+"""Train one model for `make bench-training`, in a separate process: `python -m bench.training_run RECIPE SEED`.
 
 Prints JSON. RECIPE is a profile, or `reference`: the baseline, a plain Keras CNN. The training time covers training,
 validation and all work between epochs, but not the evaluation on test images.
@@ -48,7 +48,7 @@ class Recorder:
         self.started = time.monotonic() - self.seconds[-1]
 
     def load_latest(self) -> None:
-        """None: each training starts from the beginning."""
+        """None: training always starts from the beginning."""
 
 
 def load_arrays() -> Arrays:

@@ -15,7 +15,7 @@ from airflow.sdk import Asset, BaseNotifier, CronTriggerTimetable, Param, XComAr
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
-from fmnist_tasks.alerts import approval_requested, task_failed
+from fmnist_tasks.alerts import alert_approval_request, alert_task_failure, find_airflow_address
 from fmnist_tasks.errors import SettingsError, StoreError
 from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, MAX_REASON_LENGTH, TASK_LIMIT, Settings
 
@@ -60,7 +60,7 @@ TASKS: dict[str, Any] = {
     "retries": 2,
     "retry_exponential_backoff": True,
     "retry_policy": RETRIES,
-    "on_failure_callback": task_failed,
+    "on_failure_callback": alert_task_failure,
     "on_execute_callback": report_ignored_keys,
     "execution_timeout": TASK_LIMIT,
 }
@@ -82,7 +82,7 @@ class ApprovalNotifier(BaseNotifier):
 
     def notify(self, context: Any) -> None:
         """Send the alert for the waiting task."""
-        approval_requested(context)
+        alert_approval_request(context)
 
 
 class Approval(ApprovalOperator):
@@ -137,6 +137,11 @@ def make_schedule(expression: str | None, timezone: str) -> CronTriggerTimetable
     return CronTriggerTimetable(expression, timezone=timezone, run_immediately=_FIRST_RUN_DELAY)
 
 
+def link_pages(doc: str | None) -> str:
+    """The documentation of a DAG, with the address of Airflow in links to the Releases page."""
+    return (doc or "").replace("](/fmnist/", f"]({find_airflow_address()}/fmnist/")
+
+
 def make_reason(description: str, section: str) -> Param:
     """The required field "Reason" of a form."""
     return Param(
@@ -173,14 +178,14 @@ class StepTask(Protocol[P, R]):
 
 
 @overload
-def step(function: Callable[P, R], /) -> StepTask[P, R]: ...
+def declare_task(function: Callable[P, R], /) -> StepTask[P, R]: ...
 
 
 @overload
-def step(**options: Any) -> Callable[[Callable[P, R]], StepTask[P, R]]: ...
+def declare_task(**options: Any) -> Callable[[Callable[P, R]], StepTask[P, R]]: ...
 
 
-def step(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
+def declare_task(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     """Declare a task, with options of its operator, whose result is one row of XCom.
 
     By default TaskFlow also stores each key of a dict, with a separate request.

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Asset, Param, dag, get_current_context, task
-from fmnist_defaults import TAGS, TASKS, get_operator, step
+from fmnist_defaults import TAGS, TASKS, declare_task, get_operator
 
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_store
@@ -24,7 +24,7 @@ from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, Settings, read_sto
 PREFIX = Settings.from_environment().predict_prefix
 
 
-def store() -> Store:
+def open_default_store() -> Store:
     """The store with the images and predictions."""
     return open_store(read_store_uri())
 
@@ -35,32 +35,34 @@ def has_prefix() -> bool:
     return bool(get_current_context()["params"]["prefix"])
 
 
-@step
+@declare_task
 def plan_shards() -> list[dict[str, Any]]:
     """Divide the files into shards, all for the same champion."""
     from airflow.configuration import conf
 
-    from fmnist_tasks import batch
+    from fmnist_tasks import batch_prediction
 
     parameters = get_current_context()["params"]
     max_shards = conf.getint("core", "max_map_length")
-    return batch.plan_shards(store(), parameters["prefix"], parameters["files"], max_shards)
+    return batch_prediction.plan_shards(open_default_store(), parameters["prefix"], parameters["files"], max_shards)
 
 
-@step(doc_md="Classify the images of a shard.", map_index_template="shard {{ task.op_kwargs['shard']['number'] }}")
+@declare_task(
+    doc_md="Classify the images of a shard.", map_index_template="shard {{ task.op_kwargs['shard']['number'] }}"
+)
 def predict_shard(shard: dict[str, Any]) -> dict[str, Any]:
     """Classify the images of one shard."""
-    from fmnist_tasks import batch
+    from fmnist_tasks import batch_prediction
 
-    return batch.predict_shard(store(), get_current_context()["run_id"], shard)
+    return batch_prediction.predict_shard(open_default_store(), get_current_context()["run_id"], shard)
 
 
-@step
+@declare_task
 def write_summary(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
     """Write `summary.json`."""
-    from fmnist_tasks import batch
+    from fmnist_tasks import batch_prediction
 
-    return batch.write_summary(store(), get_current_context()["run_id"], shards, list(results))
+    return batch_prediction.write_summary(open_default_store(), get_current_context()["run_id"], shards, list(results))
 
 
 @dag(
@@ -85,8 +87,8 @@ def write_summary(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -
         "files": Param(
             500,
             title="Files per shard",
-            description="Shards run in parallel on all workers. They get more files if there are more shards than "
-            "Airflow can map (core.max_map_length).",
+            description="Shards run in parallel on all workers. If there would be more shards than Airflow can map "
+            "over (core.max_map_length), each shard gets more files.",
             type="integer",
             minimum=1,
             maximum=100_000,

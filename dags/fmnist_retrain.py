@@ -5,7 +5,7 @@ and only then makes it the champion. If a task fails or rejects, the champion st
 
 * **Schedule**: Mondays at 02:00 UTC (`FMNIST_SCHEDULE`), and on request with parameters. Backfills are of no use: a run
   always takes the data that is in the store now.
-* **Nothing new**: if data, code and parameters are the champion's, the run ends green without training.
+* **Nothing changed**: if data, code and parameters are the champion's, the run ends green without training.
 * **Duration** on two cores: `quick` 3 minutes, `standard` 5, `thorough` 25.
 * **Results**: the [Releases page](/fmnist/), and the tab "Report" of a run.
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from airflow.sdk import TaskGroup, chain, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
-from fmnist_defaults import CHAMPION, SETTINGS, TAGS, TASKS, Approval, get_operator, make_schedule
+from fmnist_defaults import CHAMPION, SETTINGS, TAGS, TASKS, Approval, get_operator, link_pages, make_schedule
 from fmnist_forms import build_retrain_form
 from fmnist_retrain_run import (
     ReleaseLink,
@@ -40,19 +40,19 @@ from fmnist_retrain_run import (
     save_report,
 )
 
-from fmnist_tasks.alerts import run_timed_out, task_failed
+from fmnist_tasks.alerts import alert_run_timeout, alert_task_failure
 from fmnist_tasks.settings import DAG_ID, RUN_LIMIT
 
 
 @task.short_circuit
 def detect_change() -> list[int]:
-    """Return the seeds to train with. If nothing has changed since the champion, skip all later tasks."""
+    """Return the seeds to train with. If nothing has changed since the champion was trained, skip all later tasks."""
     seeds: list[int] = run_step("detect_change").seeds
     return seeds
 
 
 @task(
-    doc_md="Train a base model from scratch. Early stopping restores the best weights; a killed training resumes.",
+    doc_md="Train a base model from scratch. Early stopping restores the best weights; a killed task resumes.",
     map_index_template="seed {{ task.op_kwargs['seed'] }}",
 )
 def train(seed: int) -> None:
@@ -74,25 +74,25 @@ def publish() -> str:
 
 @task(outlets=[CHAMPION])
 def promote() -> None:
-    """Append the release to the champion log, and emit its asset event; skipped if the champion changed since."""
-    promoted = run_step("promote")
-    if not promoted.is_current:
-        raise AirflowSkipException(promoted.summary)
-    extra = promoted.model_dump(include={"version", "sequence", "accuracy"})
+    """Append the release to the champion log, and emit its event; skipped if the champion has changed meanwhile."""
+    promotion = run_step("promote")
+    if not promotion.is_current:
+        raise AirflowSkipException(promotion.summary)
+    extra = promotion.model_dump(include={"version", "sequence", "accuracy"})
     get_current_context()["outlet_events"][CHAMPION].extra.update(extra)
 
 
 @dag(
     dag_id=DAG_ID,
     dag_display_name="Retrain",
-    doc_md=__doc__,
+    doc_md=link_pages(__doc__),
     description="Retrain the classifier, and promote it if it passes every gate",
     schedule=make_schedule(SETTINGS.schedule, SETTINGS.timezone),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=RUN_LIMIT,
     tags=TAGS,
-    on_failure_callback=run_timed_out,
+    on_failure_callback=alert_run_timeout,
     default_args=TASKS,
     params=build_retrain_form(),
     user_defined_macros={"read_outcome": read_outcome},
@@ -132,16 +132,16 @@ def fmnist_retrain() -> None:
             subject="Promote the candidate of run {{ run_id }}?",
             body="{{ read_outcome(run_id, 'promotion_gate') }}\n\n"
             f"[Verdict and metrics]({build_report_url()}#promotion_gate)",
-            on_failure_callback=[task_failed, save_report],
+            on_failure_callback=[alert_task_failure, save_report],
         )
         chain(accuracy_gate, fine_tune, evaluate_tuned, gate, approval)
 
     with TaskGroup("release", tooltip="Publish, verify, promote"):
-        published = publish()
-        get_operator(published).operator_extra_links = (ReleaseLink(),)
+        release = publish()
+        get_operator(release).operator_extra_links = (ReleaseLink(),)
         chain(
             [gate, approval],
-            published,
+            release,
             make_task("verify_release", "Read the release back; check that its predictions are bit-identical."),
             promote(),
         )

@@ -1,4 +1,4 @@
-"""Run the steps of `fmnist_retrain` as tasks, and link tasks to the registry page."""
+"""Run the steps of `fmnist_retrain` as tasks, and link tasks to the Releases page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 from airflow.sdk import BaseOperatorLink, get_current_context, task
 from fmnist_defaults import get_actor
 
-from fmnist_tasks.alerts import airflow_address
+from fmnist_tasks.alerts import find_airflow_address
 from fmnist_tasks.settings import Parameters, read_store_uri
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def find_approval() -> dict[str, Any] | None:
 
 def save_report(context: Mapping[str, Any]) -> None:
     """Failure callback of `approval`, which is not a step: save the report of the run, which ends here."""
-    from fmnist_tasks import reports
+    from fmnist_tasks import run_report
     from fmnist_tasks.registry.stores import open_store
 
-    reports.save_report(open_store(read_store_uri()), context["run_id"])
+    run_report.save_report(open_store(read_store_uri()), context["run_id"])
 
 
 def read_outcome(run_id: str, step: str) -> str:
@@ -75,8 +75,8 @@ def read_outcome(run_id: str, step: str) -> str:
 
 
 def build_report_url(run_id: str = "{{ run_id | urlencode }}") -> str:
-    """URL of the report of a run on the registry page; by default a template for the run of a task."""
-    return f"{airflow_address()}/fmnist/runs/{run_id}"
+    """URL of the report of a run on the Releases page; by default a template for the run of a task."""
+    return f"{find_airflow_address()}/fmnist/runs/{run_id}"
 
 
 class VerdictLink(BaseOperatorLink):
@@ -85,15 +85,15 @@ class VerdictLink(BaseOperatorLink):
     name = "Verdict"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """URL on the registry page."""
+        """URL on the Releases page."""
         return f"{build_report_url(quote(ti_key.run_id))}#{ti_key.task_id.rpartition('.')[2]}"
 
 
 class ReleaseLink(BaseOperatorLink):
-    """The button "Release" of `publish`, which opens the release on the registry page."""
+    """The button "Release" of `publish`, which opens the release on the Releases page."""
 
     name = "Release"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """URL on the registry page."""
-        return f"{airflow_address()}/fmnist/releases/{ti_key.xcom_pull(task_ids=ti_key.task_id)}"
+        """URL on the Releases page."""
+        return f"{find_airflow_address()}/fmnist/releases/{ti_key.xcom_pull(task_ids=ti_key.task_id)}"

@@ -15,24 +15,24 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
-from fmnist_defaults import CHAMPION, ON_REQUEST, Approval, get_actor, get_operator, make_reason, step
+from fmnist_defaults import CHAMPION, ON_REQUEST, Approval, declare_task, get_actor, get_operator, make_reason
 
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.settings import ROLLBACK_ID, read_store_uri
 
 
-def store() -> Store:
+def open_default_store() -> Store:
     """The store with the releases and the champion log."""
     return open_store(read_store_uri())
 
 
-@step
+@declare_task
 def find_champion() -> dict[str, Any]:
     """Find the champion to replace. If the champion changes before the rollback, the rollback fails."""
     from fmnist_tasks import service
 
-    current = service.require_champion(store(), get_current_context()["params"]["replaces"])
+    current = service.require_champion(open_default_store(), get_current_context()["params"]["replaces"])
     return current.model_dump(include={"version", "sequence"})
 
 
@@ -42,7 +42,7 @@ def check_approval() -> str:
     return "approval" if get_current_context()["params"]["approval"] else "rollback"
 
 
-@step(trigger_rule="none_failed_min_one_success", outlets=[CHAMPION])
+@declare_task(trigger_rule="none_failed_min_one_success", outlets=[CHAMPION])
 def rollback(current: dict[str, Any]) -> dict[str, Any]:
     """Verify the release, append it to the champion log, and emit the champion's asset event."""
     from fmnist_tasks import service
@@ -50,7 +50,7 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
     context = get_current_context()
     parameters = context["params"]
     entry = service.roll_back(
-        store(),
+        open_default_store(),
         parameters["version"],
         parameters["reason"],
         actor=get_actor(),

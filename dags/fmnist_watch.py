@@ -11,7 +11,8 @@ This DAG is active from the start. Every hour, `check_pipeline`
 `announce_champion` emits the champion's asset event for a change that nothing else announced, for example because a
 task was killed.
 
-If a task is red, it runs again in the next hour; a failure is reported once a day. See the [runbook](/fmnist/runbook).
+If a task is red, it runs again in the next hour; a failure is reported once a day. See the
+[runbook](/fmnist/runbook).
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
-from fmnist_defaults import CHAMPION, TAGS, TASKS, step
+from fmnist_defaults import CHAMPION, TAGS, TASKS, declare_task, link_pages
 
 from fmnist_tasks.settings import WATCH_ID, read_store_uri
 
 
-@step
+@declare_task
 def check_pipeline() -> str:
     """Deliver waiting alerts, and send one if no run has succeeded for too long."""
-    from fmnist_tasks.alerts.watch import watch
+    from fmnist_tasks.alerts import watch
 
-    return watch()
+    return watch.check_pipeline()
 
 
-@step(inlets=[CHAMPION], outlets=[CHAMPION])
+@declare_task(inlets=[CHAMPION], outlets=[CHAMPION])
 def announce_champion() -> dict[str, Any]:
     """Emit the champion's asset event, unless the last event names this release."""
     from fmnist_tasks.announcement import find_unannounced_champion
@@ -54,7 +55,7 @@ def announce_champion() -> dict[str, Any]:
 @dag(
     dag_id=WATCH_ID,
     dag_display_name="Watch",
-    doc_md=__doc__,
+    doc_md=link_pages(__doc__),
     description="Deliver waiting alerts, and alert if no run succeeds",
     schedule=CronTriggerTimetable("0 * * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),

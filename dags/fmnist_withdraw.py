@@ -2,7 +2,8 @@
 
 * A **withdrawn release** is not promoted again, not even with an approval. Neither is a candidate that is the same
   model, or comes from the same data, code and parameters. To withdraw the champion, roll back to another release.
-* A **withdrawn batch** leaves the dataset from the next run on. Its images stay in the store, with the reason.
+* A **withdrawn batch** is excluded from the dataset from the next run on. Its images stay in the store, with the
+  reason.
 
 **Restore** lifts a withdrawal. If the task is red, nothing has changed; its log gives the reason.
 """
@@ -12,13 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context
-from fmnist_defaults import ON_REQUEST, get_actor, make_reason, step
+from fmnist_defaults import ON_REQUEST, declare_task, get_actor, make_reason
 
 from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.settings import WITHDRAW_ID, read_store_uri
 
 
-@step
+@declare_task
 def withdraw_or_restore() -> dict[str, Any]:
     """Withdraw or restore a release or batch."""
     from fmnist_tasks import withdrawal

@@ -1,4 +1,4 @@
-"""Announce champion changes that no task announces: those made by the registry page, a shell or a killed task."""
+"""Announce champion changes that no task announces: those made by the Releases page, a shell or a killed task."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Run the steps of the pipeline, and inspect and change the registry.
 
 Every command prints a table, or one JSON document with --json. Exit codes: 0 success, 1 failed or refused (the reason
-is on standard error), 2 wrong usage.
+is on standard error), 2 usage error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +24,9 @@ from rich.text import Text
 from fmnist_tasks import service, withdrawal
 from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.errors import DataError, FmnistError, IntegrityError, MissingError, RejectedError, SettingsError
-from fmnist_tasks.registry import champion as champion_log
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as release_store
+from fmnist_tasks.registry.champion import find_champion_at, list_entries, read_log
 from fmnist_tasks.registry.runs import make_run_key, read_record, read_records
 from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store, read_clock
@@ -35,9 +36,16 @@ from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, read_store
 from fmnist_tasks.tables import has_succeeded, print_json, show_metrics, show_rows, show_steps
 from fmnist_tasks.text import make_printable
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-keys_app = typer.Typer(no_args_is_help=True, help="Manage the keys that sign releases and the champion log.")
-app.add_typer(keys_app, name="keys")
+
+def join_lines(doc: str | None) -> str:
+    """A docstring with each paragraph on one line, since Typer does not join the lines of all paragraphs."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(doc or "").split("\n\n"))
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=join_lines(__doc__))
+keys_app = typer.Typer(no_args_is_help=True)
+_KEYS_HELP = "Manage the keys that sign releases and the champion log."
+app.add_typer(keys_app, name="keys", help=_KEYS_HELP, short_help=_KEYS_HELP)
 standard_error = Console(stderr=True)
 
 _HISTORY_COLUMNS = ("sequence", "time", "action", "version", "replaces", "actor", "reason", "signature")
@@ -61,9 +69,15 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
     return run_and_report_errors
 
 
+def add_command(group: typer.Typer, name: str | None, function: Callable[..., None]) -> None:
+    """Add a function to a group of commands. Without `short_help`, Typer would truncate the summary in docs/cli.md."""
+    text = join_lines(function.__doc__)
+    group.command(name, help=text, short_help=text.partition("\n\n")[0])(report_errors(function))
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Decorate a function to register it as a command of its name."""
-    app.command()(report_errors(function))
+    add_command(app, None, function)
     return function
 
 
@@ -151,7 +165,7 @@ def publish(run: RunId = None, as_json: AsJson = False) -> None:
 
 @command
 def summary(run: RunId = None, as_json: AsJson = False) -> None:
-    """Summarise a run; exit code 1 unless it promoted a champion or found nothing new."""
+    """Summarise a run; exit code 1 unless it promoted a champion or nothing had changed."""
     store = _open_store()
     run_id = _find_run(store, run).id
     records = read_records(store, run_id)
@@ -174,12 +188,12 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
 def releases(as_json: AsJson = False) -> None:
     """List all releases, oldest first; exit code 1 if a manifest is damaged."""
     store = _open_store()
-    log = champion_log.read_log(store)
+    champion_log = read_log(store)
     rows = []
     faults = []
     for version in release_store.list_versions(store):
         try:
-            manifest = release_store.read_manifest(store, version, log)
+            manifest = release_store.read_manifest(store, version, champion_log)
         except IntegrityError as error:
             faults.append(str(error))
             continue
@@ -190,8 +204,8 @@ def releases(as_json: AsJson = False) -> None:
                 "profile": manifest.parameters["profile"],
                 "seed": manifest.parameters["seed"],
                 "run_id": manifest.run_id,
-                "champion": log.champion is not None and log.champion.version == version,
-                "withdrawn": version in log.withdrawn,
+                "champion": champion_log.champion is not None and champion_log.champion.version == version,
+                "withdrawn": version in champion_log.withdrawn,
             }
         )
     show_rows(rows, as_json, "no releases yet; create one with `make run`")
@@ -209,7 +223,7 @@ def champion(as_json: AsJson = False) -> None:
 
 
 def _parse_moment(text: str) -> datetime:
-    """A date means the end of that day, a time without a zone is UTC. Typer reports a ValueError as wrong usage."""
+    """A date means the end of that day, a time without a zone is UTC. Typer reports a ValueError as a usage error."""
     moment = datetime.fromisoformat(text)
     if len(text) == len("2026-11-23"):
         moment += timedelta(days=1, microseconds=-1)
@@ -231,11 +245,11 @@ def history(
     """Show the champion log, oldest first: promotions, rollbacks, withdrawals and restorations."""
     store = _open_store()
     if at is None:
-        rows = [_describe(store, entry) for entry in champion_log.list_entries(store)]
+        rows = [_describe(store, entry) for entry in list_entries(store)]
         if not as_json:
             rows = [{name: row[name] or "" for name in _HISTORY_COLUMNS} for row in rows]
         show_rows(rows, as_json, "no champion yet")
-    elif entry := champion_log.find_champion_at(store, at):
+    elif entry := find_champion_at(store, at):
         show_rows(_describe(store, entry), as_json)
     else:
         raise MissingError(f"there was no champion yet at {at.isoformat()}")
@@ -252,13 +266,11 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Verify the champion log, every manifest and every file; stop at the first fault with exit code 1."""
-    from fmnist_tasks.registry.audit import audit as audit_store
+    from fmnist_tasks.registry.audit import audit_store
 
     show_rows(audit_store(_open_store(), expect), as_json)
 
 
-@keys_app.command("new")
-@report_errors
 def make_keys(
     folder: Annotated[Path, typer.Argument(help="Folder for the two files; created if missing.")],
     revoke_earlier: Annotated[
@@ -271,9 +283,9 @@ def make_keys(
 ) -> None:
     """Create a signing key: the first one, or a replacement.
 
-    Writes signing-key-ID.pem (secret) and trusted-keys.json (public, for every reader; it keeps the earlier keys).
-    Reads the champion log of FMNIST_STORE. Continues from FMNIST_TRUSTED_KEYS_FILE, or from trusted-keys.json in the
-    folder.
+    The command writes signing-key-ID.pem (secret) and trusted-keys.json (public, for every reader), which keeps the
+    earlier keys. It reads the champion log of FMNIST_STORE, and starts from FMNIST_TRUSTED_KEYS_FILE, or from
+    trusted-keys.json in the folder.
     """
     from fmnist_tasks.registry import keys
 
@@ -288,25 +300,26 @@ def make_keys(
             )
         trusted = keys_in_folder
     store.keys = Keys(trusted)
-    log = champion_log.read_log(store)
+    champion_log = read_log(store)
     manifests = {}
     if trusted is None:
-        if log.newest_key:
+        if champion_log.newest_key:
             raise SettingsError(f"the champion log is already signed; set {keys.TRUSTED_KEYS}_FILE to its trusted keys")
         manifests = {
-            name: release_store.open_manifest(store, name, log).sha256 for name in release_store.list_versions(store)
+            name: release_store.open_manifest(store, name, champion_log).sha256
+            for name in release_store.list_versions(store)
         }
-    elif revoke_earlier and not log.newest_key:
+    elif revoke_earlier and not champion_log.newest_key:
         raise SettingsError(
             f"no entry of the champion log in {read_store_uri()} is signed with these keys: FMNIST_STORE may name "
             "another store. Nothing was changed. If the keys were never used, delete their files and create new ones"
         )
-    pem, trusted = keys.make_keys(trusted, log.digests, manifests, revoke_earlier=revoke_earlier)
+    pem, trusted = keys.make_keys(trusted, champion_log.digests, manifests, revoke_earlier=revoke_earlier)
     signing, public = keys.write_keys(folder, pem, trusted)
     show_rows(
         {
             "store": read_store_uri(),
-            "entries": len(log.entries),
+            "entries": len(champion_log.entries),
             "key": trusted.keys[-1].id,
             "FMNIST_SIGNING_KEY_FILE": str(signing),
             "FMNIST_TRUSTED_KEYS_FILE": str(public),
@@ -315,10 +328,13 @@ def make_keys(
     )
 
 
+add_command(keys_app, "new", make_keys)
+
+
 @command
 def verify(version: Annotated[str, typer.Argument(help="The release to verify.")], as_json: AsJson = False) -> None:
     """Verify every file of a release against its manifest, and evaluate its model again."""
-    show_rows(service.verify(_open_store(), version), as_json)
+    show_rows(service.verify_release(_open_store(), version), as_json)
 
 
 @command
@@ -395,7 +411,7 @@ def predict(
 ) -> None:
     """Classify images, or report them as out of distribution; exit code 1 if an image cannot be read.
 
-    The model expects light garments on a black background.
+    Images should be like those of the dataset. Those of Fashion-MNIST show light garments on a black background.
     """
     import numpy as np
 
@@ -426,7 +442,7 @@ def predict(
 @command
 def batches(as_json: AsJson = False) -> None:
     """List the accepted batches, and the reasons for withdrawals."""
-    from fmnist_tasks.data.batches import list_accepted
+    from fmnist_tasks.data.accepted_batches import list_accepted
 
     rows = [batch.to_json() for batch in sorted(list_accepted(_open_store()), key=lambda batch: batch.accepted)]
     if not as_json:

@@ -26,7 +26,7 @@ class DataError(PermanentError):
 
 
 class TrainingError(PermanentError):
-    """A training has diverged, for instance to a loss that is not a number."""
+    """Training has diverged, for instance to a loss that is not a number."""
 
 
 class ModelError(PermanentError):

@@ -1,4 +1,4 @@
-"""A lock of this machine: trainings run one after the other, since each uses all cores."""
+"""A lock of this machine: training tasks run one after the other, since each uses all cores."""
 
 from __future__ import annotations
 

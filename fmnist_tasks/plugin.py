@@ -1,4 +1,4 @@
-"""The registry page in Airflow's navigation, and the report on a tab of each run.
+"""The Releases page in Airflow's navigation, and the report on a tab of each run.
 
 Every Airflow process imports the plugins, but only the API server needs the app, so the app is imported on demand.
 """

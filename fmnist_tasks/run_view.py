@@ -1,8 +1,8 @@
 """The output of `make run`: python -m fmnist_tasks.run_view FILE.
 
 Reads the log of `airflow dags test` from standard input and writes it to the file. Shows a line when a step begins and
-ends, some epochs of each training, and alerts; with VERBOSE=1, the whole log. At the end it shows the metrics of the
-run. Exit code 0 if the run promoted a champion or found nothing new.
+ends, some epochs of training, and alerts; with VERBOSE=1, the whole log. At the end it shows the metrics of the
+run. Exit code 0 if the run promoted a champion or nothing had changed.
 """
 
 from __future__ import annotations

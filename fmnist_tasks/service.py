@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from fmnist_tasks.alerts import Alert, send
+from fmnist_tasks.alerts import Alert, send_alert
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, ModelError, RejectedError, SettingsError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Log
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Allowed difference to the accuracy in the manifest: on another processor, rounding can change single predictions.
+# Allowed difference from the accuracy in the manifest: on another processor, rounding can change single predictions.
 _ACCURACY_TOLERANCE = 0.001
 
 
@@ -70,7 +70,7 @@ def open_release(store: Store, version: str) -> Release:
     )
 
 
-def verify(store: Store, version: str) -> dict[str, Any]:
+def verify_release(store: Store, version: str) -> dict[str, Any]:
     """Open a release and evaluate it on its test images again.
 
     Raises :class:`ModelError` if a prediction is not finite, or if the accuracy differs from the manifest's.
@@ -110,26 +110,26 @@ def roll_back(
     """Make an earlier release the champion again, and withdraw the release that it replaces.
 
     `after` is the sequence number of the log entry that the user wants to replace; by default, that of the current
-    champion. The release must pass :func:`verify`. It must also have been the champion before and have the champion's
-    classes, unless `force` waives both.
+    champion. The release must pass :func:`verify_release`. It must also have been the champion before and have the
+    champion's classes, unless `force` waives both.
 
     Raises :class:`SettingsError` if the reason is invalid or the release is already the champion,
     :class:`ConflictError` if the champion changed after `after`, :class:`RejectedError` if a requirement is not met,
-    and whatever `verify` raises.
+    and whatever `verify_release` raises.
     """
     reason = require_reason(reason)
-    log_entries = champion.read_log(store)
-    current = log_entries.champion
+    champion_log = champion.read_log(store)
+    current = champion_log.champion
     if current is None:
         raise MissingError("there is no champion yet, so there is nothing to roll back; create one with `make run`")
     if current.version == version:
         raise SettingsError(f"{version} is already the champion")
     log.info("rolling back from %s to %s, requested by %s: %s", current.version, version, actor, reason)
-    champion.require_signing(store.keys, log_entries)
+    champion.require_signing(store.keys, champion_log)
     if not force:
-        _require_former_champion(store, log_entries, current.version, version)
+        _require_former_champion(store, champion_log, current.version, version)
     with forbid_pruning(store, f"rollback to {version}"):
-        verified = verify(store, version)
+        verified = verify_release(store, version)
         entry = champion.append_entry(
             store,
             version=version,
@@ -138,13 +138,13 @@ def roll_back(
             write_id=str(uuid4()),
             actor=actor,
             after=current.sequence if after is None else after,
-            origin=find_origin(store, log_entries, current.version),
+            origin=find_origin(store, champion_log, current.version),
             manifest_sha256=verified["manifest_sha256"],
         )
-    lifted = ", whose withdrawal is lifted" if version in log_entries.withdrawn else ""
+    lifted = ", whose withdrawal is lifted" if version in champion_log.withdrawn else ""
     message = f"{entry.actor} rolled back from {current.version}, now withdrawn, to {version}{lifted}: {reason}"
     log.info("entry %d of the champion log: %s", entry.sequence, message)
-    send(Alert("champion changed", None, message, identity=f"entry {entry.sequence}"))
+    send_alert(Alert("champion changed", None, message, identity=f"entry {entry.sequence}"))
     return entry
 
 
@@ -158,16 +158,16 @@ def require_reason(reason: str) -> str:
     return reason
 
 
-def _require_former_champion(store: Store, log_entries: Log, current: str, version: str) -> None:
+def _require_former_champion(store: Store, champion_log: Log, current: str, version: str) -> None:
     faults = []
-    if not log_entries.has_been_champion(version):
+    if not champion_log.has_been_champion(version):
         faults.append("it has never been the champion")
     try:
-        champion_classes = releases.read_manifest(store, current, log_entries).classes
+        champion_classes = releases.read_manifest(store, current, champion_log).classes
     except (MissingError, IntegrityError) as error:
         faults.append(f"its classes cannot be compared with the champion's ({error})")
     else:
-        if releases.read_manifest(store, version, log_entries).classes != champion_classes:
+        if releases.read_manifest(store, version, champion_log).classes != champion_classes:
             faults.append(f"its classes differ from those of the champion {current}")
     if faults:
         raise RejectedError(
@@ -176,13 +176,13 @@ def _require_former_champion(store: Store, log_entries: Log, current: str, versi
         )
 
 
-def find_origin(store: Store, log_entries: Log, version: str) -> champion.Origin:
+def find_origin(store: Store, champion_log: Log, version: str) -> champion.Origin:
     """The origin of a release, from its manifest or, if that is missing or damaged, from the champion log."""
     try:
-        return releases.make_manifest_origin(releases.read_manifest(store, version, log_entries))
+        return releases.make_manifest_origin(releases.read_manifest(store, version, champion_log))
     except (MissingError, IntegrityError) as error:
         log.warning("using the champion log for the origin of %s: %s", version, error)
-        return log_entries.find_origin(version)
+        return champion_log.find_origin(version)
 
 
 def classify_images(release: Release, images: np.ndarray) -> list[dict[str, Any]]:

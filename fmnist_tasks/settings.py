@@ -45,8 +45,8 @@ class Settings:
     store: str  # URI of the object store: file:///folder or s3://bucket?endpoint=https://host:port
     dataset: Path  # declaration (TOML) of the dataset
     data_dir: Path | None  # folder with the dataset's files, searched after the cache
-    overdue: timedelta  # FMNIST_OVERDUE_DAYS: alert if no run has succeeded for this long
-    settle: timedelta  # FMNIST_SETTLE_SECONDS: ignore files in incoming/ of a folder that changed more recently
+    overdue_after: timedelta  # FMNIST_OVERDUE_DAYS: alert if no run has succeeded for this long
+    settle_time: timedelta  # FMNIST_SETTLE_SECONDS: ignore files in incoming/ of a folder that changed more recently
     predict_prefix: str  # folder of the store whose images each new champion classifies; empty: none
     instance: str  # name of this installation, for the subjects of alerts; empty: no name
     gates: Path  # policy (TOML) of the gates
@@ -63,7 +63,7 @@ class Settings:
 
     @property
     def training_lock(self) -> Path:
-        """Lock file that allows one training at a time on a machine."""
+        """Lock file that allows one training task at a time on a machine."""
         return self.home / "training.lock"
 
     @classmethod
@@ -84,8 +84,8 @@ class Settings:
             store=read_store_uri(environment),
             dataset=_read_path(environment, "FMNIST_DATASET", INCLUDE / "datasets" / "fashion_mnist.toml"),
             data_dir=_read_path(environment, "FMNIST_DATA_DIR", home) if environment.get("FMNIST_DATA_DIR") else None,
-            overdue=timedelta(days=int(days)),
-            settle=timedelta(seconds=int(seconds)),
+            overdue_after=timedelta(days=int(days)),
+            settle_time=timedelta(seconds=int(seconds)),
             predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
             instance=read_instance(environment),
             gates=_read_path(environment, "FMNIST_GATES", INCLUDE / "gates.toml"),
@@ -108,7 +108,7 @@ def read_instance(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _read_schedule(environment: Mapping[str, str]) -> str | None:
-    """The cron expression, not validated: that needs Airflow, and happens when the timetable is created."""
+    """The cron expression. It is validated when the timetable is created, since that needs Airflow."""
     schedule = environment.get("FMNIST_SCHEDULE") or "0 2 * * 1"
     return None if schedule == "none" else schedule
 
@@ -163,7 +163,7 @@ class Stage:
     cutmix: float = 0.0  # share of training images that get a square of another image (arXiv:1905.04899)
     label_smoothing: float = 0.0  # share of each label spread over all classes (Szegedy 2016, arXiv:1512.00567)
     l2: float = 0.0  # factor of the L2 penalty on every kernel
-    batch_size: int = 256  # maximum; see `model/batches.py` for small datasets
+    batch_size: int = 256  # maximum; see `model/mini_batches.py` for small datasets
     patience: int = 5  # epochs without a lower validation loss before early stopping
 
 

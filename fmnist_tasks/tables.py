@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fmnist_tasks.registry.runs import make_run_key
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.reports import parse_results
+from fmnist_tasks.run_report import parse_results
 from fmnist_tasks.schemas.runs import (
     BaseModelResult,
     CandidateEvaluationResult,
@@ -48,7 +48,7 @@ def show_steps(records: dict[str, StepRecord]) -> None:
     rows = [
         [step, record.status, f"{record.seconds:.1f}", _format_cell(record.outcome)] for step, record in records.items()
     ]
-    _print_table(["step", "ended", "seconds", "outcome"], rows)
+    _print_table(["step", "status", "seconds", "outcome"], rows)
 
 
 def show_metrics(store: Store, run_id: str, records: dict[str, StepRecord]) -> None:

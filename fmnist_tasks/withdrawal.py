@@ -1,6 +1,7 @@
 """Withdraw a release or an accepted batch, and restore it.
 
-A candidate that repeats a withdrawn release is not promoted. A withdrawn batch leaves the dataset from the next run on.
+A candidate that repeats a withdrawn release is not promoted. A withdrawn batch is excluded from the dataset from the
+next run on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fmnist_tasks.schemas.releases import Action
 from fmnist_tasks.service import find_origin, require_reason
 
 if TYPE_CHECKING:
-    from fmnist_tasks.data.batches import AcceptedBatch
+    from fmnist_tasks.data.accepted_batches import AcceptedBatch
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +29,17 @@ def withdraw(store: Store, name: str, reason: str, *, actor: str) -> dict[str, A
     Raises :class:`MissingError` if there is neither, and :class:`RejectedError` if it is the champion, is already
     withdrawn, or if the name matches several batches.
     """
-    from fmnist_tasks.data import batches
+    from fmnist_tasks.data import accepted_batches
 
     reason = require_reason(reason)
     if name in releases.list_versions(store):
-        entries = champion.read_log(store)
-        return _append_entry(store, entries, name, "withdraw", reason, actor, find_origin(store, entries, name))
-    return _log_decision("withdraw", _decide_batch(batches.withdraw_batch, store, name, actor, reason), actor, reason)
+        champion_log = champion.read_log(store)
+        return _append_entry(
+            store, champion_log, name, "withdraw", reason, actor, find_origin(store, champion_log, name)
+        )
+    return _log_decision(
+        "withdraw", _decide_batch(accepted_batches.withdraw_batch, store, name, actor, reason), actor, reason
+    )
 
 
 def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, Any]:
@@ -42,13 +47,15 @@ def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, An
 
     Raises :class:`MissingError` if there is neither, and :class:`RejectedError` if it is not withdrawn.
     """
-    from fmnist_tasks.data import batches
+    from fmnist_tasks.data import accepted_batches
 
     reason = require_reason(reason)
-    entries = champion.read_log(store)
-    if name in entries.withdrawn or name in releases.list_versions(store):
-        return _append_entry(store, entries, name, "restore", reason, actor, champion.Origin())
-    return _log_decision("restore", _decide_batch(batches.restore_batch, store, name, actor, reason), actor, reason)
+    champion_log = champion.read_log(store)
+    if name in champion_log.withdrawn or name in releases.list_versions(store):
+        return _append_entry(store, champion_log, name, "restore", reason, actor, champion.Origin())
+    return _log_decision(
+        "restore", _decide_batch(accepted_batches.restore_batch, store, name, actor, reason), actor, reason
+    )
 
 
 def _decide_batch(
@@ -63,7 +70,13 @@ def _decide_batch(
 
 
 def _append_entry(
-    store: Store, entries: champion.Log, version: str, action: Action, reason: str, actor: str, origin: champion.Origin
+    store: Store,
+    champion_log: champion.Log,
+    version: str,
+    action: Action,
+    reason: str,
+    actor: str,
+    origin: champion.Origin,
 ) -> dict[str, Any]:
     entry = champion.append_entry(
         store,
@@ -73,15 +86,15 @@ def _append_entry(
         write_id=str(uuid4()),
         actor=actor,
         origin=origin,
-        manifest_sha256=_find_manifest_sha256(store, entries, version),
+        manifest_sha256=_find_manifest_sha256(store, champion_log, version),
     )
     return _log_decision(action, entry.to_json(), actor, reason)
 
 
-def _find_manifest_sha256(store: Store, entries: champion.Log, version: str) -> str | None:
+def _find_manifest_sha256(store: Store, champion_log: champion.Log, version: str) -> str | None:
     """The digest of a release's manifest; None if the release was pruned or its manifest is damaged."""
     try:
-        return releases.open_manifest(store, version, entries).sha256
+        return releases.open_manifest(store, version, champion_log).sha256
     except (MissingError, IntegrityError) as error:
         log.warning("the log entry has no manifest digest for %s: %s", version, error)
         return None

@@ -1,4 +1,4 @@
-"""Mount the registry page if Airflow uses this folder and `fmnist_tasks` is on the path but not installed.
+"""Mount the Releases page if Airflow uses this folder and `fmnist_tasks` is on the path but not installed.
 
 An installed package mounts it by its entry point, and Airflow reports a second registration as an import error.
 """

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from fmnist_tasks import service
 from fmnist_tasks.cli import app
-from fmnist_tasks.data import batches
+from fmnist_tasks.data import accepted_batches
 from fmnist_tasks.data.dataset import store_images
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
@@ -110,7 +110,7 @@ def test_damaged_documents_are_reported_and_do_not_hide_others(finished_pipeline
     assert "skipped: runs/damaged/ingest.json" in summary.stderr
 
 
-def test_a_run_that_found_nothing_new_gives_exit_code_0(pipeline: Pipeline) -> None:
+def test_a_run_in_which_nothing_changed_gives_exit_code_0(pipeline: Pipeline) -> None:
     parameters = RUN.parameters.to_json()
     unchanged = ChangeResult(changed=False, seeds=[], reasons=[], champion="v1", summary="nothing changed")
     save_record(pipeline.store, RUN.id, "ingest", parameters=parameters)
@@ -337,8 +337,8 @@ def test_batches_are_listed_with_withdrawals(pipeline: Pipeline) -> None:
     assert "no accepted batches yet" in run_fmnist("batches").stdout
     images, labels = synthetic.make_images(20, 5)
     batch = store_images(pipeline.store, "train", "incoming/week 1.npz", images, labels, keys=["incoming/week 1.npz"])
-    batches.accept_batch(pipeline.store, batch)
-    batches.withdraw_batch(pipeline.store, "week 1.npz", by="ada", reason="labels are shifted")
+    accepted_batches.accept_batch(pipeline.store, batch)
+    accepted_batches.withdraw_batch(pipeline.store, "week 1.npz", by="ada", reason="labels are shifted")
     (row,) = run_json("batches")
     assert (row["batch"], row["images"], row["sha256"]) == ("week 1.npz", 20, batch.blob.sha256)
     assert row["withdrawn"].endswith("by ada: labels are shifted")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks.provenance import describe_code, describe_machine, find_processor
-from fmnist_tasks.settings import INCLUDE
+from fmnist_tasks.provenance import _NOT_HASHED, describe_code, describe_machine, find_processor
+from fmnist_tasks.settings import INCLUDE, PROJECT
 
 CPUINFO = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: A processor: fast\n\nprocessor\t: 1\n"
 
@@ -34,6 +34,11 @@ def test_the_code_has_a_digest_and_the_versions_that_shape_a_model() -> None:
     facts = describe_code()
     assert len(facts.digest) == 64
     assert set(facts.versions) == {"h5py", "keras", "numpy", "scikit-learn", "scipy", "tensorflow"}
+
+
+def test_every_module_that_the_digest_omits_exists() -> None:
+    package = PROJECT / "fmnist_tasks"
+    assert {part for path in package.rglob("*.py") for part in path.relative_to(package).parts} >= _NOT_HASHED
 
 
 def test_the_gates_in_use_are_part_of_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

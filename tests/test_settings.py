@@ -30,7 +30,7 @@ def test_the_environment_overrides_the_defaults(tmp_path: Path) -> None:
     assert loaded.data_dir == Path.home() / "x"
     environment = {"FMNIST_DATASET": str(tmp_path), "FMNIST_OVERDUE_DAYS": "3", "FMNIST_PREDICT_PREFIX": "inbox/"}
     loaded = Settings.from_environment(environment)
-    assert (loaded.dataset, loaded.overdue, loaded.predict_prefix) == (tmp_path, timedelta(days=3), "inbox/")
+    assert (loaded.dataset, loaded.overdue_after, loaded.predict_prefix) == (tmp_path, timedelta(days=3), "inbox/")
 
 
 def test_without_a_checkout_everything_is_below_airflow_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,8 +4,16 @@
 stores them until they are delivered, and `channels` delivers them.
 """
 
-from fmnist_tasks.alerts.callbacks import approval_requested, run_timed_out, task_failed
+from fmnist_tasks.alerts.callbacks import alert_approval_request, alert_run_timeout, alert_task_failure
 from fmnist_tasks.alerts.events import Alert
-from fmnist_tasks.alerts.sending import airflow_address, flush, send
+from fmnist_tasks.alerts.sending import deliver_due_alerts, find_airflow_address, send_alert
 
-__all__ = ["Alert", "airflow_address", "approval_requested", "flush", "run_timed_out", "send", "task_failed"]
+__all__ = [
+    "Alert",
+    "alert_approval_request",
+    "alert_run_timeout",
+    "alert_task_failure",
+    "deliver_due_alerts",
+    "find_airflow_address",
+    "send_alert",
+]

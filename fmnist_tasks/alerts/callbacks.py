@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fmnist_tasks.alerts.events import Alert
-from fmnist_tasks.alerts.sending import send
+from fmnist_tasks.alerts.sending import send_alert
 from fmnist_tasks.errors import FmnistError, IntegrityError, RejectedError
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.stores import open_store
@@ -24,15 +24,15 @@ from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, WATCH_ID, read_store_u
 log = logging.getLogger(__name__)
 
 
-def task_failed(context: Mapping[str, Any]) -> None:
+def alert_task_failure(context: Mapping[str, Any]) -> None:
     """Failure callback of every Airflow task; runs in the task's process, after its last attempt."""
-    send(_describe_failure(context))
+    send_alert(_describe_failure(context))
 
 
-def approval_requested(context: Mapping[str, Any]) -> None:
+def alert_approval_request(context: Mapping[str, Any]) -> None:
     """Notifier of a task that waits for an approval; runs with each request."""
     task, operator = context["task_instance"], context["task"]
-    send(
+    send_alert(
         Alert(
             "approval needed",
             context["run_id"],
@@ -45,12 +45,14 @@ def approval_requested(context: Mapping[str, Any]) -> None:
     )
 
 
-def run_timed_out(context: Mapping[str, Any]) -> None:
+def alert_run_timeout(context: Mapping[str, Any]) -> None:
     """Failure callback of a run; only reports an exceeded time limit, since failed tasks report themselves."""
     if context.get("reason") == "timed_out":
         text = "The run exceeded its time limit and was stopped"
         started = getattr(context.get("dag_run"), "start_date", None)  # changes when the run is cleared
-        send(Alert("run failed", context["run_id"], text, context["dag"].dag_id, identity=f"time limit {started}"))
+        send_alert(
+            Alert("run failed", context["run_id"], text, context["dag"].dag_id, identity=f"time limit {started}")
+        )
 
 
 def describe_record(record: StepRecord, dag_id: str = DAG_ID, task_id: str = "") -> Alert:
@@ -63,7 +65,7 @@ def describe_record(record: StepRecord, dag_id: str = DAG_ID, task_id: str = "")
         record.run_id,
         f"Task {task_id or record.step}: {outcome}",
         dag_id,
-        headline=_find_headline(record) if rejected else "",
+        headline=_write_headline(record) if rejected else "",
         # A step that seems to be running may still fail, which is another alert.
         identity=f"{record.step} {record.started}{' running' if record.status == 'running' else ''}",
     )
@@ -116,7 +118,7 @@ def _find_record(run_id: str, task: Any, outcome: str) -> StepRecord | None:
     return None
 
 
-def _find_headline(record: StepRecord) -> str:
+def _write_headline(record: StepRecord) -> str:
     """Return the message of the first failed check, and the number of others; empty without checks."""
     failed = list(_find_failed_checks(record))
     if not failed:
@@ -127,7 +129,7 @@ def _find_headline(record: StepRecord) -> str:
 
 
 def _find_failed_checks(record: StepRecord) -> Iterator[Check]:
-    """Yield the checks that reject, then those that hold; none if they cannot be read, since the alert must go out."""
+    """Yield the failed checks, rejecting ones first; none if they cannot be read, since the alert must go out."""
     kind = RESULTS.get(record.step.partition("-")[0])
     if kind is None or record.result is None:
         return

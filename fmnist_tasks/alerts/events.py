@@ -59,7 +59,8 @@ EVENTS = {
     "batch quarantined": Event(
         "Batch quarantined",
         "warning",
-        "The run continues without the batch. Read the reason beside its files, correct them, and submit them again.",
+        "The run continues without the batch. Read the reason in the quarantine folder, correct the files, and submit "
+        "them again.",
     ),
     "batch waiting": Event(
         "Batch waiting",

@@ -46,7 +46,7 @@ def render_message(alert_id: str, document: dict[str, Any], *, instance: str, ad
         "color": {"failure": "#b3261e", "warning": "#a06000", "success": "#17794a"}[event.kind],
         "instance": instance,
         "created": f"{datetime.fromisoformat(document['created']):%Y-%m-%d %H:%M} UTC",
-        "expires": _find_expiry(document),
+        "expires": _compute_expiry(document),
         "links": _build_links(document, address),
         "repeated": repeated,
     }
@@ -80,7 +80,7 @@ def _build_links(document: dict[str, Any], address: str) -> dict[str, str]:
     return links
 
 
-def _find_expiry(document: dict[str, Any]) -> str:
+def _compute_expiry(document: dict[str, Any]) -> str:
     """Return when a request for approval expires; empty for other events."""
     if document["event"] != "approval needed":
         return ""

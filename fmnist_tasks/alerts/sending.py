@@ -1,6 +1,6 @@
 """Send alerts: log them, save them in the outbox, and deliver them from there.
 
-`send` and `flush` never raise: a failed alert must not change the result of a task.
+`send_alert` and `deliver_due_alerts` never raise: a failed alert must not change the result of a task.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MAX_TEXT_LENGTH = 10_000  # characters; mail servers and chats refuse much long
 _LEVELS = {"success": logging.INFO, "warning": logging.WARNING, "failure": logging.ERROR}
 
 
-def send(alert: Alert) -> None:
+def send_alert(alert: Alert) -> None:
     """Log the alert and send it through all channels, unless it was sent before or is waiting; never raises."""
     document = _describe(alert)
     origin = f"{document['dag_id'] or 'no DAG'}{f', run {alert.run_id}' if alert.run_id else ''}"
     level = _LEVELS[find_event(alert.event).kind]
     log.log(level, "ALERT %s in %s: %s. %s", alert.event, origin, alert.text, document["champion"])
-    alert_id = find_id(alert)
+    alert_id = compute_alert_id(alert)
     try:
         store = open_store(read_store_uri())
         is_new = outbox.enqueue(store, alert_id, {**document, "created": outbox.read_time(store).isoformat()})
@@ -45,10 +45,10 @@ def send(alert: Alert) -> None:
         return
     if not is_new:
         log.info("this alert was sent before, or is waiting in the store")
-    flush()
+    deliver_due_alerts()
 
 
-def flush(max_seconds: float = 60) -> None:
+def deliver_due_alerts(max_seconds: float = 60) -> None:
     """Deliver the pending alerts that are due; never raises: `fmnist_watch` fails instead, at its next run."""
     try:
         deliver_pending(max_seconds)
@@ -71,13 +71,13 @@ def deliver_pending(max_seconds: float) -> None:
         outbox.Flush(store, channels, faults, _render, partial(_save_report, store), max_seconds).run(pending)
 
 
-def find_id(alert: Alert) -> str:
+def compute_alert_id(alert: Alert) -> str:
     """Return the alert's ID in the outbox; the same event of the same run has the same ID in every process."""
     identity = alert.identity or (alert.text if alert.run_id else uuid4().hex)
     return compute_digest([alert.event, alert.run_id and [_find_dag(alert), alert.run_id], identity])[:24]
 
 
-def airflow_address() -> str:
+def find_airflow_address() -> str:
     """Return the URL of Airflow's UI from its configuration; empty if not set."""
     from airflow.configuration import conf
 
@@ -120,7 +120,9 @@ def _describe_champion() -> str:
 
 
 def _render(alert_id: str, document: dict[str, Any], repeated: bool) -> Message:
-    return render_message(alert_id, document, instance=read_instance(), address=airflow_address(), repeated=repeated)
+    return render_message(
+        alert_id, document, instance=read_instance(), address=find_airflow_address(), repeated=repeated
+    )
 
 
 def _send_unsaved(alert_id: str, document: dict[str, Any]) -> None:
@@ -138,6 +140,6 @@ def _send_unsaved(alert_id: str, document: dict[str, Any]) -> None:
 
 def _save_report(store: Store, alert: Alert) -> str:
     """Save an alert about an undeliverable one; return its ID."""
-    alert_id = find_id(alert)
+    alert_id = compute_alert_id(alert)
     outbox.enqueue(store, alert_id, {**_describe(alert), "created": outbox.read_time(store).isoformat()})
     return alert_id

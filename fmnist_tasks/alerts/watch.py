@@ -16,7 +16,7 @@ from urllib.request import urlopen
 from fmnist_tasks.alerts import outbox
 from fmnist_tasks.alerts.callbacks import describe_record
 from fmnist_tasks.alerts.events import Alert, find_event
-from fmnist_tasks.alerts.sending import deliver_pending, find_id, send
+from fmnist_tasks.alerts.sending import compute_alert_id, deliver_pending, send_alert
 from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry import champion
@@ -37,7 +37,7 @@ _MAX_NAMED_RECORDS = 5  # damaged ones in an error
 _FLUSH_SECONDS = 600  # after which no delivery starts
 
 
-def watch() -> str:
+def check_pipeline() -> str:
     """Alert if no run has succeeded, report failures without an alert, deliver pending alerts; return a summary.
 
     Raises a :class:`FmnistError` if the store cannot be read or, after everything else, if a record is damaged. Pings
@@ -48,7 +48,7 @@ def watch() -> str:
     now = outbox.read_time(store)
     damaged: list[str] = []
     try:
-        summary = _check_success(store, settings.overdue, now, damaged)
+        summary = _check_success(store, settings.overdue_after, now, damaged)
     finally:
         try:
             _report_changes(store, now)
@@ -56,7 +56,7 @@ def watch() -> str:
         finally:
             deliver_pending(_FLUSH_SECONDS)
     if damaged:
-        raise IntegrityError(f"{'; '.join(sorted(set(damaged))[:_MAX_NAMED_RECORDS])}. Restore or delete them")
+        raise IntegrityError(f"{'; '.join(sorted(set(damaged))[:_MAX_NAMED_RECORDS])}. Restore or delete these records")
     if heartbeat_url:
         _ping(heartbeat_url)
     return summary
@@ -130,8 +130,8 @@ def _report_changes(store: Store, now: datetime) -> None:
             DAG_ID if is_promotion else "",
             identity=f"entry {entry.sequence}",
         )
-        if not outbox.is_known(store, find_id(alert)):
-            send(alert)
+        if not outbox.is_known(store, compute_alert_id(alert)):
+            send_alert(alert)
 
 
 def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
@@ -145,9 +145,9 @@ def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
             if is_recent and (is_running or record.retryable):
                 continue
             alert = describe_record(record)
-            if outbox.is_known(store, find_id(alert)) or (is_running and _has_failure(store, run_id, written)):
+            if outbox.is_known(store, compute_alert_id(alert)) or (is_running and _has_failure(store, run_id, written)):
                 continue
-            send(alert)
+            send_alert(alert)
         last = max((written for written, _ in records), default=now)
         is_from_shell = any(record.step == "ingest" and _is_by_shell(record) for _, record in records)
         if (
@@ -160,7 +160,7 @@ def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
                 "The run has neither ended nor failed, and has saved no record since "
                 f"{last:%Y-%m-%d %H:%M} UTC: it exceeded its time limit, or was stopped or rejected manually"
             )
-            send(Alert("run failed", run_id, text, DAG_ID, identity="no end"))
+            send_alert(Alert("run failed", run_id, text, DAG_ID, identity="no end"))
 
 
 def _is_by_shell(record: StepRecord) -> bool:
@@ -188,7 +188,7 @@ def _has_failure(store: Store, run_id: str, since: datetime) -> bool:
     return False
 
 
-def _check_success(store: Store, overdue: timedelta, now: datetime, damaged: list[str]) -> str:
+def _check_success(store: Store, overdue_after: timedelta, now: datetime, damaged: list[str]) -> str:
     """Alert, once a week, if the last success is too long ago; return a sentence about it."""
     start, last = _find_start(store, now), _find_last_success(store, now, damaged)
     since = last or start
@@ -197,11 +197,11 @@ def _check_success(store: Store, overdue: timedelta, now: datetime, damaged: lis
         if last
         else f"No run has succeeded since fmnist_watch first ran, at {since:%Y-%m-%d %H:%M} UTC"
     )
-    if now - since <= overdue:
+    if now - since <= overdue_after:
         return text
-    days = f"{(now - since) / timedelta(days=1):.0f} days, more than the {overdue / timedelta(days=1):g} allowed"
-    week = (now - since - overdue) // _WEEK + 1
-    send(
+    days = f"{(now - since) / timedelta(days=1):.0f} days, more than the {overdue_after / timedelta(days=1):g} allowed"
+    week = (now - since - overdue_after) // _WEEK + 1
+    send_alert(
         Alert(
             "no successful run",
             None,
@@ -215,7 +215,10 @@ def _check_success(store: Store, overdue: timedelta, now: datetime, damaged: lis
 
 
 def _find_last_success(store: Store, now: datetime, damaged: list[str]) -> datetime | None:
-    """Return when a run last promoted a champion or found nothing new, or None; future times are ignored."""
+    """Return when a run last promoted a champion or ended because nothing had changed, or None.
+
+    Times in the future are ignored.
+    """
     promotions = (
         datetime.fromisoformat(entry.time)
         for entry in reversed(champion.list_entries(store))

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,13 +225,13 @@ def _make_check(outcome: Any, frame: pd.DataFrame) -> Check:
     elif "observed_value" in result:
         observation = f"observed {result['observed_value']}"
     elif outcome.success:
-        observation = f"holds for {result['element_count']:,} rows"
+        observation = f"passed for {result['element_count']:,} rows"
     else:
         failures = result["unexpected_count"] + result.get("missing_count", 0)
         examples = ", ".join(str(value) for value in result["partial_unexpected_list"][:3]) or "missing values"
         if columns := config.meta.get("example_columns"):  # which explain a row better than the checked value does
-            rows = frame.loc[frame[config.kwargs["column"]].astype(bool), columns].head(3)
-            examples = "; ".join(rows.to_string(header=False, index=False, float_format="%.3g").splitlines())
+            rows = frame.loc[frame[config.kwargs["column"]].astype(bool), columns].head(3).to_dict("records")
+            examples = "; ".join(map(_describe_row, rows))
         observation = f"failed for {failures:,} of {result['element_count']:,} rows, for example {examples}"
     value = result.get("observed_value", result.get("unexpected_count"))
     return make_check(
@@ -241,6 +241,12 @@ def _make_check(outcome: Any, frame: pd.DataFrame) -> Check:
         bool(outcome.success),
         f"{requirement}: {observation}",
     )
+
+
+def _describe_row(row: dict[Hashable, Any]) -> str:
+    """A row of a table as text, such as "label 4, looks like 6, share 0.38"."""
+    cells = {name: f"{value:.2g}" if isinstance(value, float) else str(value) for name, value in row.items()}
+    return ", ".join(f"{str(name).replace('_', ' ')} {value}" for name, value in cells.items())
 
 
 def _build_data_docs(context: Any) -> dict[str, bytes]:

@@ -51,8 +51,8 @@ def read_declaration(path: Path) -> Declaration:
         raise SettingsError(f"dataset declaration {path}: needs the files {', '.join(ROLES)}")
     if declaration.url and not declaration.url.startswith("https://"):
         raise SettingsError(f"dataset declaration {path}: url must begin with https://")
-    if not set(declaration.images) <= {"train", "test"}:
-        raise SettingsError(f"dataset declaration {path}: images has {', '.join(declaration.images)}; use train, test")
+    if unknown := sorted(set(declaration.images) - {"train", "test"}):
+        raise SettingsError(f"dataset declaration {path}: images: unknown key {', '.join(unknown)}; use train and test")
     if not 2 <= len(declaration.classes) <= 256:
         raise SettingsError(f"dataset declaration {path}: has {len(declaration.classes)} classes; use 2 to 256")
     return declaration

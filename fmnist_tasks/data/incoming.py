@@ -85,12 +85,12 @@ def make_display_name(key: str) -> str:
 
 
 def find_batches(
-    stats: Iterable[Stat], now: datetime, settle: timedelta
+    stats: Iterable[Stat], now: datetime, settle_time: timedelta
 ) -> tuple[list[IncomingBatch], list[WaitingFile]]:
     """Return the batches to read and the files that wait, from a listing of `incoming/`.
 
-    `now` is the time by the store's clock. A file in a folder must be unchanged for `settle`, since it may still be
-    written. Objects of an S3 server are always complete.
+    `now` is the time by the store's clock. A file in a folder must be unchanged for `settle_time`, since it may still
+    be written. Objects of an S3 server are always complete.
     """
     waiting, groups, halves = [], [], defaultdict[str, dict[str, list[Stat]]](lambda: {"images": [], "labels": []})
     for stat in stats:
@@ -104,8 +104,10 @@ def find_batches(
             waiting.append(
                 make_waiting_file(stat.key, reason, needs_attention=is_ahead(stat.changed or stat.modified, now))
             )
-        elif stat.changed and abs(age) < settle:  # a time far ahead comes from a clock that has been set back since
-            reason = f"it changed in the last {settle.total_seconds():g} seconds and may be incomplete"
+        elif (
+            stat.changed and abs(age) < settle_time
+        ):  # a time far ahead comes from a clock that has been set back since
+            reason = f"it changed in the last {settle_time.total_seconds():g} seconds and may be incomplete"
             waiting.append(make_waiting_file(stat.key, reason))
         elif not is_incomplete and stat.kind == FILE and (match := _IDX.fullmatch(name)):
             halves[match["name"]][match["kind"][:6]].append(stat)
@@ -242,7 +244,7 @@ def _decode(contents: dict[str, BinaryIO]) -> tuple[np.ndarray, np.ndarray]:
     key, *others = contents
     if others:
         images, labels = (read_idx(content, key, MAX_BYTES) for key, content in contents.items())
-        _check_structure(key, *(Header(array.dtype, array.shape, False, 0) for array in (images, labels)))
+        _require_structure(key, *(Header(array.dtype, array.shape, False, 0) for array in (images, labels)))
         return images, labels
     if not key.lower().endswith(".npz"):
         raise DataError(
@@ -250,12 +252,12 @@ def _decode(contents: dict[str, BinaryIO]) -> tuple[np.ndarray, np.ndarray]:
             "NAME-labels-idx1-ubyte, plain or .gz)"
         )
     images, labels = read_npz(
-        contents[key], key, "images", "labels", max_bytes=MAX_BYTES, check=partial(_check_structure, key)
+        contents[key], key, "images", "labels", max_bytes=MAX_BYTES, check=partial(_require_structure, key)
     )
     return images, labels
 
 
-def _check_structure(name: str, images: Header, labels: Header) -> None:
+def _require_structure(name: str, images: Header, labels: Header) -> None:
     """Raise :class:`DataError` unless these are images of the right size with one integer label each."""
     problems = []
     if images.dtype != np.uint8 or images.shape[1:] not in {(SIDE, SIDE), (SIDE, SIDE, 1), (SIDE * SIDE,)}:

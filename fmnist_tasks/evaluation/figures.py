@@ -14,18 +14,18 @@ from matplotlib.ticker import MaxNLocator
 from fmnist_tasks.schemas.evaluation import Calibration, SelectivePrediction
 from fmnist_tasks.schemas.runs import Curves
 
-_SAMPLES = 8  # images of each class
+_EXAMPLES = 8  # images of each class
 _COLUMNS = 10  # images in a row of predictions
 _CAPTION = 0.3  # height of two lines of text above an image, as a share of its height
 _BLUE, _ORANGE, _GREY = "#3465a4", "#ce5c00", "#888a85"
 
 
-def draw_class_samples(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> bytes:
+def draw_class_examples(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> bytes:
     """The first images of each class, from images (N, H, W), uint8, and labels (N,), uint8; one row per class."""
-    rows = [images[np.flatnonzero(labels == label)[:_SAMPLES]] for label in range(len(classes))]
+    rows = [images[np.flatnonzero(labels == label)[:_EXAMPLES]] for label in range(len(classes))]
     figure = Figure(figsize=(5.8, 0.6 * len(classes)), layout="constrained")
     axes = figure.subplots()
-    _draw_sheet(axes, rows, _SAMPLES)
+    _draw_sheet(axes, rows, _EXAMPLES)
     axes.set_yticks(np.arange(len(classes)) + 0.5, classes, fontsize=9)
     return _encode_png(figure)
 

@@ -12,8 +12,11 @@ from typing import Any
 from fmnist_tasks.schemas.evaluation import Check, Decision, Identity, OnFailure, Verdict, make_check
 
 
-def decide(identity: Identity, checks: list[Check]) -> Verdict:
-    """The verdict: promote if all checks passed; hold if the others all hold; otherwise, or without checks, reject."""
+def decide_verdict(identity: Identity, checks: list[Check]) -> Verdict:
+    """The verdict: `promote` if all checks passed, `hold` if at least one has the outcome `hold` and none rejects.
+
+    Otherwise, or without checks, it is `reject`.
+    """
     outcomes = {check.outcome for check in checks} or {"reject"}
     decision: Decision = "reject" if "reject" in outcomes else "hold" if "hold" in outcomes else "promote"
     return Verdict(**dict(identity), decision=decision, checks=checks)
@@ -39,22 +42,22 @@ def check_minimum(
     name: str, value: Any, threshold: float, what: str, on_failure: OnFailure = "reject", form: str = ".2%"
 ) -> Check:
     """The metric is a finite number and at least the threshold, which must be finite too."""
-    return _compare(name, value, threshold, what, on_failure, form, is_minimum=True)
+    return _check_threshold(name, value, threshold, what, on_failure, form, is_minimum=True)
 
 
 def check_maximum(
     name: str, value: Any, threshold: float, what: str, on_failure: OnFailure = "reject", form: str = ".2%"
 ) -> Check:
     """The metric is a finite number and at most the threshold, which must be finite too."""
-    return _compare(name, value, threshold, what, on_failure, form, is_minimum=False)
+    return _check_threshold(name, value, threshold, what, on_failure, form, is_minimum=False)
 
 
-def _compare(
+def _check_threshold(
     name: str, value: Any, threshold: float, what: str, on_failure: OnFailure, form: str, *, is_minimum: bool
 ) -> Check:
     required = f"{'≥' if is_minimum else '≤'} {threshold:{form}}"
     if not is_finite(value):
-        # Rejects even if the policy holds: a user cannot decide on a metric that was not measured.
+        # Rejects even if the policy says `hold`: a user cannot decide on a metric that was not measured.
         return make_check(
             name, None, required, False, f"{what} is missing or not a number ({value!r}); required: {required}"
         )

@@ -20,7 +20,7 @@ def measure_classification(labels: np.ndarray, probabilities: np.ndarray, classe
     """The metrics of probabilities (N, classes), float32, for labels (N,), uint8.
 
     They are accuracy with its 95 % interval, confusion matrix (rows: true class), and precision, recall, F1 and
-    accuracy of each class and their means. The accuracy of one class is (true positives + true negatives) / N.
+    one-vs-rest accuracy, (true positives + true negatives) / N, of each class and their means.
     """
     predicted = probabilities.argmax(axis=1)
     numbers = np.arange(len(classes))

@@ -30,9 +30,9 @@ def check_candidate(policy: Policy, metrics: CandidateEvaluation) -> list[Check]
     """All checks of a candidate."""
     return [
         check_accuracy(policy.accuracy, metrics.test),
-        compare_with_champion(policy.champion, metrics.champion),
+        check_against_champion(policy.champion, metrics.champion),
         check_recall(policy.classes, metrics.test),
-        compare_classes_with_champion(policy.classes, metrics.champion),
+        check_classes_against_champion(policy.classes, metrics.champion),
         check_calibration(policy.calibration, metrics),
         *check_ood_detection(policy.ood, metrics),
         *check_serving(policy.serving, metrics),
@@ -46,7 +46,7 @@ def check_accuracy(policy: AccuracyPolicy, test: Classification) -> Check:
     return _replace_message(check, f"{check.message} (95 % interval {low:.2%} to {high:.2%})")
 
 
-def compare_with_champion(policy: ChampionPolicy, champion: Champion) -> Check:
+def check_against_champion(policy: ChampionPolicy, champion: Champion) -> Check:
     """The candidate is not significantly worse than the champion; if inconclusive, not less accurate on validation."""
     name, threshold = "champion", f"not worse (exact McNemar test, p < {policy.significance})"
     if not isinstance(champion, ChampionComparison):
@@ -73,7 +73,7 @@ def check_recall(policy: ClassPolicy, test: Classification) -> Check:
     return check_minimum("class recall", worst.recall, policy.min_recall, what, policy.on_failure)
 
 
-def compare_classes_with_champion(policy: ClassPolicy, champion: Champion) -> Check:
+def check_classes_against_champion(policy: ClassPolicy, champion: Champion) -> Check:
     """No class has a significantly lower recall than with the champion."""
     name, threshold = (
         "class recall against champion",

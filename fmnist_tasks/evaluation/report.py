@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from itertools import combinations
 from typing import Any
 
+from fmnist_tasks.schemas.evaluation import Classification
 from fmnist_tasks.schemas.releases import ReleaseFacts
 from fmnist_tasks.schemas.runs import Result, StepRecord
 from fmnist_tasks.settings import INCLUDE
@@ -21,7 +23,18 @@ def render_report(
 
 def render_card(version: str, facts: ReleaseFacts) -> bytes:
     """The model card of a release as UTF-8 Markdown."""
-    return _render("model_card.md", version=version, **dict(facts))
+    most_confused = _find_most_confused_classes(facts.metrics.test)
+    return _render("model_card.md", version=version, most_confused=most_confused, **dict(facts))
+
+
+def _find_most_confused_classes(test: Classification) -> tuple[str, str]:
+    """The two classes of which the most images are classified as the other one."""
+    counts = test.confusion
+    pair = max(
+        combinations(range(len(counts)), 2), key=lambda pair: counts[pair[0]][pair[1]] + counts[pair[1]][pair[0]]
+    )
+    first, second = (test.classes[index].name for index in pair)
+    return first, second
 
 
 def _render(template: str, **context: Any) -> bytes:

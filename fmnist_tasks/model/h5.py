@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 
 from fmnist_tasks.errors import ModelError
-from fmnist_tasks.model.batches import make_prediction_batches
 from fmnist_tasks.model.cnn import PROBABILITIES
 from fmnist_tasks.model.graph_shapes import Shape, infer_weight_shapes
 from fmnist_tasks.model.h5_process import Weights, read_model
 from fmnist_tasks.model.libraries import keras
+from fmnist_tasks.model.mini_batches import make_prediction_batches
 from fmnist_tasks.text import make_printable
 
 # Keys of a configuration that Keras 3.8 does not know or may refuse, each with the value that has no effect.
@@ -114,7 +114,7 @@ def _require_shapes(required: dict[str, list[Shape]], weights: Weights) -> None:
         shapes = [array.shape for array in weights.get(layer, [])]
         if shapes != required.get(layer, []):
             raise ModelError(
-                f"{layer:.100} has weights of shapes {shapes}, its configuration needs {required.get(layer, [])}"
+                f"{layer:.100} has weights of shapes {shapes}, but its configuration needs {required.get(layer, [])}"
             )
 
 

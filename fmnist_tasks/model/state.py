@@ -1,4 +1,4 @@
-"""The state of a training between two epochs, to and from bytes.
+"""The state of training between two epochs, to and from bytes.
 
 It has everything that the next epochs depend on: weights, the optimizer's variables (with the position in the
 schedule), dropout's random state, the learning curves and the best weights so far. The order and augmentation of images
@@ -20,7 +20,7 @@ from fmnist_tasks.model.libraries import keras
 
 
 class Checkpoints(Protocol):
-    """The stored states of one training."""
+    """The stored states of the training of one model."""
 
     def save(self, number: int, state: bytes) -> None:
         """Save the state after `number` epochs."""
@@ -31,7 +31,7 @@ class Checkpoints(Protocol):
 
 @dataclass
 class Progress:
-    """The progress of a training: its learning curves and best weights so far."""
+    """The progress of training: its learning curves and best weights so far."""
 
     curves: dict[str, list[float]] = field(default_factory=dict)  # one value per epoch; `val_loss` decides
     best_weights: list[np.ndarray] = field(default_factory=list)  # of the epoch with the lowest `val_loss`
@@ -55,7 +55,7 @@ class Progress:
 
 
 def pack(model: keras.Model, optimizer: keras.Optimizer, progress: Progress) -> bytes:
-    """The state of a training as bytes; the same state gives the same bytes."""
+    """The state of training as bytes; the same state gives the same bytes."""
     arrays = {f"model/{number}": variable.numpy() for number, variable in enumerate(model.variables)}
     arrays |= {f"optimizer/{number}": variable.numpy() for number, variable in enumerate(optimizer.variables)}
     arrays |= {f"best/{number}": weight for number, weight in enumerate(progress.best_weights)}

@@ -13,10 +13,10 @@ import numpy as np
 
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.errors import TrainingError
-from fmnist_tasks.model.batches import count_batches, make_training_batches
 from fmnist_tasks.model.cnn import build_network, find_first_convolution
 from fmnist_tasks.model.h5 import predict_outputs
 from fmnist_tasks.model.libraries import keras, tf
+from fmnist_tasks.model.mini_batches import count_batches, make_training_batches
 from fmnist_tasks.model.muon import Muon
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.state import Checkpoints, Progress, pack, unpack

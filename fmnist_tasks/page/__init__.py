@@ -1,1 +1,1 @@
-"""The registry page, a FastAPI app: the champion, all releases, runs, and predictions for single images."""
+"""The Releases page, a FastAPI app: the champion, all releases, runs, and predictions for single images."""

@@ -88,7 +88,7 @@ def _summarise(records: list[StepRecord], state: str | None) -> tuple[str, str]:
     if stopped := next((record for record in records if record.status in {"rejected", "failed"}), None):
         return stopped.status, f"{stopped.step}: {stopped.outcome}"
     if last.found_no_change:
-        return "nothing new", last.outcome
+        return "unchanged", last.outcome
     if last.step == "promote" and last.status == "done":
         return "promoted", last.outcome
     if state == "running":

@@ -1,4 +1,4 @@
-"""The registry page as a FastAPI app: routes, and the HTTP status of each error.
+"""The Releases page as a FastAPI app: routes, and the HTTP status of each error.
 
 A mounted app inherits no authentication, so whoever mounts it supplies two dependencies: `signed_in` for every route,
 and `may_edit` for routes that change something.
@@ -35,7 +35,7 @@ from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.releases import SignedManifest
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.stores import open_store
-from fmnist_tasks.reports import render_run
+from fmnist_tasks.run_report import render_run
 from fmnist_tasks.settings import DAG_ID, INCLUDE, MAX_REASON_LENGTH, read_store_uri
 from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
@@ -56,7 +56,12 @@ _MAX_UPLOADS = 8  # images being received, waiting or being classified at once, 
 _UPLOAD_SECONDS = 60.0  # time limit for receiving an image
 _MAX_RENDERS = 2  # images being decoded, or reports being rendered, at once; each takes up to 82 MiB
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.~:+-]{1,250}")  # of a release or run
-_MEDIA_TYPES = {"png": "image/png", "md": "text/plain; charset=utf-8", "h5": "application/x-hdf5"}
+_MEDIA_TYPES = {
+    "png": "image/png",
+    "md": "text/plain; charset=utf-8",
+    "h5": "application/x-hdf5",
+    "json": "application/json",
+}
 _STATUS = {
     errors.MissingError: 404,
     errors.SettingsError: 400,
@@ -128,14 +133,14 @@ def create_app(
 
     @app.get("/")
     def overview(request: Request) -> Response:
-        (rows, faults), entries = registry().read_releases(), registry().read_log()
-        champion = entries.champion
+        (rows, faults), champion_log = registry().read_releases(), registry().read_log()
+        champion = champion_log.champion
         schedule = read_schedule()
         content = {
             "rows": rows[::-1],
             "faults": faults,
-            "log": entries.entries[::-1],
-            "withdrawn": entries.withdrawn,
+            "entries": champion_log.entries[::-1],
+            "withdrawn": champion_log.withdrawn,
             "champion": champion,
             "champion_row": next((row for row in rows if champion and row.version == champion.version), None),
             "dag_id": DAG_ID,
@@ -150,13 +155,13 @@ def create_app(
     def release(request: Request, version: str) -> Response:
         signed = open_manifest(version)
         manifest = signed.manifest
-        entries = registry().read_log()
+        champion_log = registry().read_log()
         content = {
             "manifest": manifest,
             "signed_by": signed.signed_by,
-            "champion": entries.champion,
-            "withdrawn": entries.withdrawn.get(version),
-            "entries": [entry for entry in entries.entries if version in {entry.version, entry.replaces}],
+            "champion": champion_log.champion,
+            "withdrawn": champion_log.withdrawn.get(version),
+            "entries": [entry for entry in champion_log.entries if version in {entry.version, entry.replaces}],
             "others": [row for row in registry().read_releases()[0] if row.version != version][::-1],
             "pictures": {
                 name.removeprefix("figures/").removesuffix(".png"): name
@@ -168,14 +173,15 @@ def create_app(
 
     @app.get("/releases/{version}/{name:path}")
     def file(request: Request, version: str, name: str) -> Response:
-        manifest = open_manifest(version).manifest
-        if name not in manifest.files:
+        signed = open_manifest(version)
+        reference = signed.manifest.files.get(name)
+        if reference is None and name != "manifest.json":
             raise errors.MissingError(f"release {version} has no file {name}")
-        reference = manifest.files[name]
-        headers = {"ETag": f'"{reference.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
+        sha256 = reference.sha256 if reference else signed.sha256
+        headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        content = get_verified(registry().store, reference)
+        content = get_verified(registry().store, reference) if reference else signed.data
         if name.endswith(".html"):
             return respond_with_report(content)
         return Response(content, media_type=_MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
@@ -225,9 +231,9 @@ def create_app(
     def try_it(request: Request) -> Response:
         return render.TemplateResponse(request, "try.html", {"champion": registry().read_log().champion})
 
-    @app.get("/try/samples")
-    async def classify_samples() -> list[dict[str, Any]]:
-        return await run_limited(lambda: predictor().predict_samples())
+    @app.get("/try/examples")
+    async def classify_examples() -> list[dict[str, Any]]:
+        return await run_limited(lambda: predictor().predict_examples())
 
     @app.post("/try/image", dependencies=[Depends(require_same_origin)])
     async def classify_upload(request: Request) -> dict[str, Any]:
@@ -262,7 +268,7 @@ def create_app(
 
 
 def build_charts(rows: list[ReleaseRow]) -> list[dict[str, Any]]:
-    """The charts for charts.js: times (s since 1970), values and labels of releases, oldest first, and a threshold."""
+    """The charts for charts.js: times (s since 1970), values, labels and thresholds of releases, oldest first."""
     rows_with_drift = [row for row in rows if row.drift is not None]
     charts = [
         _build_chart(
@@ -270,10 +276,10 @@ def build_charts(rows: list[ReleaseRow]) -> list[dict[str, Any]]:
             "test accuracy, %",
             rows,
             [100 * row.accuracy for row in rows],
-            100 * rows[-1].min_accuracy if rows else None,
+            [100 * row.min_accuracy for row in rows],
         ),
         _build_chart(
-            "Data drift of each release (0: identical distributions, 1: nothing in common)",
+            "Data drift of each release (0: same distribution, 1: no overlap)",
             "largest KS distance",
             rows_with_drift,
             [row.drift for row in rows_with_drift],
@@ -283,11 +289,11 @@ def build_charts(rows: list[ReleaseRow]) -> list[dict[str, Any]]:
 
 
 def _build_chart(
-    title: str, axis: str, rows: list[ReleaseRow], values: Sequence[float | None], threshold: float | None = None
+    title: str, axis: str, rows: list[ReleaseRow], values: Sequence[float | None], thresholds: list[float] | None = None
 ) -> dict[str, Any]:
     times = [int(datetime.fromisoformat(row.created).timestamp()) for row in rows]
     labels = [row.version for row in rows]
-    return {"title": title, "axis": axis, "times": times, "values": values, "labels": labels, "threshold": threshold}
+    return {"title": title, "axis": axis, "times": times, "values": values, "labels": labels, "thresholds": thresholds}
 
 
 def require_name(kind: str, name: str) -> str:

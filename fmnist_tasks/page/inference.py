@@ -31,7 +31,7 @@ class ChampionPredictor:
             for row, image in zip(service.classify_images(release, images), images, strict=True)
         ]
 
-    def predict_samples(self) -> list[dict[str, Any]]:
+    def predict_examples(self) -> list[dict[str, Any]]:
         """Predictions for one random test image of each class, with the true class."""
         import numpy as np
 

@@ -41,11 +41,11 @@ class ReleaseCache:
 
     def read_releases(self) -> tuple[list[ReleaseRow], list[str]]:
         """The rows of all intact releases, oldest first, and the faults of the others."""
-        log = self.read_log()
+        champion_log = self.read_log()
         with self._lock:
             versions = releases.list_versions(self.store)
             new = [version for version in versions if version not in self._rows]
-            results = map_parallel(partial(self._read_row, log), new)
+            results = map_parallel(partial(self._read_row, champion_log), new)
             self._rows |= {row.version: row for row in results if isinstance(row, ReleaseRow)}
             faults = [fault for fault in results if isinstance(fault, str)]
             return [self._rows[version] for version in versions if version in self._rows], faults
@@ -56,10 +56,10 @@ class ReleaseCache:
             self._log = champion.read_log(self.store, self._log)
             return self._log
 
-    def _read_row(self, log: Log, version: str) -> ReleaseRow | str:
+    def _read_row(self, champion_log: Log, version: str) -> ReleaseRow | str:
         """The row of a release, or its fault."""
         try:
-            manifest = releases.read_manifest(self.store, version, log)
+            manifest = releases.read_manifest(self.store, version, champion_log)
         except (IntegrityError, MissingError) as error:
             return str(error)
         metrics, families = manifest.metrics, manifest.policy.ood.families

@@ -1,8 +1,8 @@
-"""Address and credentials of an S3 server: `s3://bucket?endpoint=https://host:9000`, without the credentials.
+"""The address of an S3 server, `s3://bucket?endpoint=…`, and its credentials, which are never part of the address.
 
-Credentials are the secrets `MINIO_ACCESS_KEY` and `MINIO_SECRET_KEY`, or AWS's variables, or those of the Airflow
-connection that `&connection=ID` names. A connection supplies login and password; its extra may have
-`aws_session_token`, and `endpoint_url` and `region_name`, which the URI overrides.
+They come from `MINIO_ACCESS_KEY` and `MINIO_SECRET_KEY`, from the AWS variables, or from the Airflow connection that
+`&connection=ID` names. A connection supplies login and password; its extra may have `aws_session_token`, and
+`endpoint_url` and `region_name`, over which the URI takes precedence.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def open_bucket(uri: str) -> Bucket:
         parts = urlsplit(uri)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
     except ValueError as error:
-        raise SettingsError("FMNIST_STORE is not a valid URI; are its brackets closed?") from error
+        raise SettingsError("FMNIST_STORE is not a valid URI; check the brackets around an IPv6 address") from error
     if not _is_bucket_name(parts.netloc) or parts.path.strip("/") or parts.fragment:
         raise SettingsError(
             "FMNIST_STORE: after s3://, name a bucket (3 to 63 lower-case letters, digits, single dots and hyphens; "

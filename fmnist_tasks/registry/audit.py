@@ -19,7 +19,7 @@ from fmnist_tasks.schemas.runs import PromotionResult, parse_result
 _HEAD = re.compile(r"([0-9]{1,8}):([0-9a-f]{64})")
 
 
-def audit(store: Store, expected_head: str | None = None) -> dict[str, Any]:
+def audit_store(store: Store, expected_head: str | None = None) -> dict[str, Any]:
     """Check every log entry, then every manifest with its files; return a summary as JSON values.
 
     `head` in the summary is the number and digest of the newest entry. Keep it outside the store: a later audit that
@@ -28,49 +28,50 @@ def audit(store: Store, expected_head: str | None = None) -> dict[str, Any]:
     Raises at the first fault: :class:`IntegrityError`, or :class:`MissingError` for a missing file; and
     :class:`SettingsError` for an expected head that is not valid.
     """
-    log = read_log(store)
+    champion_log = read_log(store)
     if expected_head is not None:
-        _check_head(log, expected_head)
+        _require_head(champion_log, expected_head)
     files = signed_releases = 0
     versions = releases.list_versions(store)
     for version in versions:
-        document = releases.open_manifest(store, version, log)
+        document = releases.open_manifest(store, version, champion_log)
         map_parallel(partial(get_verified, store), document.manifest.files.values())
         files += len(document.manifest.files)
         signed_releases += document.signed_by is not None
-    if log.champion and log.champion.version not in versions:
+    current = champion_log.champion
+    if current and current.version not in versions:
         raise IntegrityError(
-            f"releases/{log.champion.version}/manifest.json is missing, although log entry {log.champion.sequence} "
-            "made this release the champion; restore it from a backup or an earlier version of the object"
+            f"releases/{current.version}/manifest.json is missing, although log entry {current.sequence} made this "
+            "release the champion; restore it from a backup or an earlier version of the object"
         )
-    _check_promotions(store, log)
+    _require_recorded_promotions(store, champion_log)
     return {
-        "entries": len(log.entries),
-        "signed_entries": sum(entry.signed_by is not None for entry in log.entries),
+        "entries": len(champion_log.entries),
+        "signed_entries": sum(entry.signed_by is not None for entry in champion_log.entries),
         "releases": len(versions),
         "signed_releases": signed_releases,
         "files": files,
         "signatures": "verified" if store.keys.trusted else "not verified: FMNIST_TRUSTED_KEYS is not set",
-        "champion": log.champion.version if log.champion else None,
-        "head": f"{len(log.entries)}:{log.digests[-1]}" if log.digests else None,
+        "champion": current.version if current else None,
+        "head": f"{len(champion_log.entries)}:{champion_log.digests[-1]}" if champion_log.digests else None,
     }
 
 
-def _check_head(log: Log, expected: str) -> None:
+def _require_head(champion_log: Log, expected: str) -> None:
     if not (match := _HEAD.fullmatch(expected)):
         raise SettingsError(
             f"{expected!r} is not the head of a champion log; pass the `head` that an earlier audit printed"
         )
     number, digest = int(match[1]), match[2]
-    if len(log.digests) < number or number == 0 or log.digests[number - 1] != digest:
+    if len(champion_log.digests) < number or number == 0 or champion_log.digests[number - 1] != digest:
         raise IntegrityError(
             f"champion/: entry {number} is missing or differs from the one that the earlier audit printed (the log has "
-            f"{len(log.entries)} entries), so the log was truncated or replaced; restore it from a backup or earlier "
-            "versions of its objects"
+            f"{len(champion_log.entries)} entries), so the log was truncated or replaced; restore it from a backup or "
+            "earlier versions of its objects"
         )
 
 
-def _check_promotions(store: Store, log: Log) -> None:
+def _require_recorded_promotions(store: Store, champion_log: Log) -> None:
     """Compare the records of promotions with the log, which shows entries that were lost together with their receipts.
 
     An unsigned record in a signed store is not evidence: it is forged, or older than the trusted keys, which hold the
@@ -86,7 +87,7 @@ def _check_promotions(store: Store, log: Log) -> None:
             continue
         promoted = parse_result(PromotionResult, record, stat.key)
         number, version = promoted.sequence, promoted.version
-        entry = log.entries[number - 1] if 1 <= number <= len(log.entries) else None
+        entry = champion_log.entries[number - 1] if 1 <= number <= len(champion_log.entries) else None
         if entry is None or entry.version != version:
             fault = f"is about {entry.version}" if entry else "is missing"
             raise IntegrityError(

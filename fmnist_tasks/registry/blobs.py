@@ -33,7 +33,7 @@ def put_blob(store: Store, data: bytes | BinaryIO) -> Reference:
 def get_verified(store: Store, reference: Reference) -> bytes:
     """Return the bytes of a reference; raises :class:`IntegrityError` if they are not those that were written."""
     data = store.get(reference.uri, reference.bytes)
-    _compare(reference, describe(reference.uri, data))
+    _require_same_digest(reference, describe(reference.uri, data))
     return data
 
 
@@ -41,7 +41,7 @@ def open_verified(store: Store, reference: Reference) -> BinaryIO:
     """Return the bytes of a reference as a file, which the caller closes; raises like :func:`get_verified`."""
     file = store.open(reference.uri, reference.bytes)
     try:
-        _compare(reference, describe(reference.uri, file))
+        _require_same_digest(reference, describe(reference.uri, file))
     except IntegrityError:
         file.close()
         raise
@@ -49,7 +49,7 @@ def open_verified(store: Store, reference: Reference) -> BinaryIO:
     return file
 
 
-def _compare(expected: Reference, actual: Reference) -> None:
+def _require_same_digest(expected: Reference, actual: Reference) -> None:
     if actual != expected:
         raise IntegrityError(
             f"{expected.uri}: found {actual.bytes} bytes with SHA-256 {actual.sha256}, expected "

@@ -26,7 +26,7 @@ from fmnist_tasks.registry.store import Stat, Store, map_parallel, read_clock
 from fmnist_tasks.schemas.releases import Action, Entry
 from fmnist_tasks.text import make_printable
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _CHAMPION_ACTIONS = {"promote", "rollback"}  # they make a release the champion
 _ENTRY_PREFIX, _RECEIPT_PREFIX = "champion/", "champion-receipts/"
@@ -122,11 +122,11 @@ def read_log(store: Store, known: Log = Log()) -> Log:
     keys = [stat.key for stat in _list_entries(store, after)]
     entries, digests = list(known.entries), list(known.digests)
     for key, (entry, digest) in zip(keys, map_parallel(partial(_read_entry, store), keys), strict=True):
-        _check_link(key, entry, digests[-1] if digests else None)
-        _check_signer(store.keys, key, entry, entries[-1] if entries else None)
+        _require_link(key, entry, digests[-1] if digests else None)
+        _require_valid_signer(store.keys, key, entry, entries[-1] if entries else None)
         entries.append(entry)
         digests.append(digest)
-    _check_sealed_entries(store.keys, digests)
+    _require_sealed_entries(store.keys, digests)
     return Log(tuple(entries), tuple(digests))
 
 
@@ -146,10 +146,10 @@ def find_champion(store: Store) -> Entry | None:
         entry, digest = _read_entry(store, stat.key)
         if store.keys.trusted and entry.signed_by != store.keys.trusted.keys[-1].id:
             return read_log(store).champion
-        _check_signer(store.keys, stat.key, entry, None)
+        _require_valid_signer(store.keys, stat.key, entry, None)
         if following:
-            _check_link(_make_entry_key(following.sequence), following, digest)
-            _check_signer(store.keys, _make_entry_key(following.sequence), following, entry)
+            _require_link(_make_entry_key(following.sequence), following, digest)
+            _require_valid_signer(store.keys, _make_entry_key(following.sequence), following, entry)
         if entry.changes_champion:
             return entry
         following = entry
@@ -196,23 +196,23 @@ def append_entry(
     withdrawn release, or if the release cannot be withdrawn or restored, and :class:`SettingsError` if this process
     cannot sign the entry.
     """
-    origin, log = origin or Origin(), Log()
+    origin, champion_log = origin or Origin(), Log()
     for _ in range(_MAX_ATTEMPTS):
-        log = read_log(store, log)
-        for entry in log.entries:
+        champion_log = read_log(store, champion_log)
+        for entry in champion_log.entries:
             if (entry.write_id, entry.action, entry.version) == (write_id, action, version):
-                _write_receipt(store, log.entries[-1].sequence)
+                _write_receipt(store, champion_log.entries[-1].sequence)
                 return entry
-        current = log.champion
+        current = champion_log.champion
         if action in _CHAMPION_ACTIONS:
-            _require_unchanged_champion(log, version, action, after or 0)
-        if action == "promote" and (repeated := log.find_withdrawal(origin)):
+            _require_unchanged_champion(champion_log, version, action, after or 0)
+        if action == "promote" and (repeated := champion_log.find_withdrawal(origin)):
             raise RejectedError(describe_withdrawal(version, *repeated))
         if action in {"withdraw", "restore"}:
-            _check_withdrawal_state(log, version, action)
-        require_signing(store.keys, log)
+            _require_withdrawal_state(champion_log, version, action)
+        require_signing(store.keys, champion_log)
         new = Entry(
-            sequence=len(log.entries) + 1,
+            sequence=len(champion_log.entries) + 1,
             version=version,
             action=action,
             reason=make_printable(reason),
@@ -223,7 +223,7 @@ def append_entry(
             model_sha256=origin.model_sha256,
             inputs=origin.inputs,
             manifest_sha256=manifest_sha256,
-            previous_sha256=log.digests[-1] if log.digests else None,
+            previous_sha256=champion_log.digests[-1] if champion_log.digests else None,
         )
         key = _make_entry_key(new.sequence)
         if store.put_if_absent(key, store.keys.encode(key, "champion-entry", new.to_json())):
@@ -235,15 +235,16 @@ def append_entry(
     )
 
 
-def require_signing(keys: Keys, log: Log) -> None:
+def require_signing(keys: Keys, champion_log: Log) -> None:
     """Raise :class:`SettingsError` if this process cannot sign an entry that readers of the log would accept."""
-    if log.newest_key is None and keys.trusted is None:
+    if champion_log.newest_key is None and keys.trusted is None:
         return
     signing = compute_key_id(keys.require_signing_key().public_key())
-    if not keys.is_valid_signer(signing, len(log.entries) + 1, log.newest_key):
+    if not keys.is_valid_signer(signing, len(champion_log.entries) + 1, champion_log.newest_key):
         raise SettingsError(
             f"FMNIST_SIGNING_KEY is key {signing[:16]}, which was replaced and may not sign entry "
-            f"{len(log.entries) + 1} of the champion log, so nothing was changed; give this process the newest key"
+            f"{len(champion_log.entries) + 1} of the champion log, so nothing was changed; give this process the "
+            "newest key"
         )
 
 
@@ -261,22 +262,22 @@ def describe_withdrawal(candidate: str, version: str, entry: Entry) -> str:
     )
 
 
-def _require_unchanged_champion(log: Log, version: str, action: Action, after: int) -> None:
-    current = log.champion
+def _require_unchanged_champion(champion_log: Log, version: str, action: Action, after: int) -> None:
+    current = champion_log.champion
     if (current.sequence if current else 0) == after:
         return
-    expected = next((entry.version for entry in log.entries if entry.sequence == after), "none")
+    expected = next((entry.version for entry in champion_log.entries if entry.sequence == after), "none")
     actual = f"and is now {current.version} (log entry {current.sequence})" if current else "and there is none now"
     consequence = (
         f"{version} is not promoted. Clear evaluate_tuned and the tasks after it to compare it with the new champion"
         if action == "promote"
         else f"nothing was rolled back. Look at the new champion, then roll back to {version} again if necessary"
     )
-    raise ConflictError(f"the champion has changed since: it was {expected}, {actual}; {consequence}")
+    raise ConflictError(f"the champion has changed in the meantime: it was {expected} {actual}; {consequence}")
 
 
-def _check_withdrawal_state(log: Log, version: str, action: Action) -> None:
-    current, withdrawn = log.champion, log.withdrawn
+def _require_withdrawal_state(champion_log: Log, version: str, action: Action) -> None:
+    current, withdrawn = champion_log.champion, champion_log.withdrawn
     if action == "restore" and version not in withdrawn:
         raise RejectedError(f"release {version} is not withdrawn; `fmnist history` shows which releases were")
     if action == "withdraw" and version in withdrawn:
@@ -302,8 +303,8 @@ def _list_entries(store: Store, after: int = 0) -> list[Stat]:
     for expected, stat in enumerate(entries, after + 1):
         if stat.key != _make_entry_key(expected):
             raise IntegrityError(
-                f"{stat.key}: entry {expected} of the champion log, before it, is missing; restore it from a backup or "
-                "an earlier version of the object"
+                f"{stat.key}: the preceding entry {expected} of the champion log is missing; restore it from a backup "
+                "or an earlier version of the object"
             )
     newest = after + len(entries)
     if receipts and receipts[-1] > _make_receipt_key(newest):
@@ -320,7 +321,7 @@ def _write_receipt(store: Store, sequence: int) -> None:
     try:
         store.put(_make_receipt_key(sequence), f"{_make_entry_key(sequence)} was written.\n".encode())
     except FmnistError as error:
-        logger.error("entry %d is in the champion log, but its receipt cannot be written: %s", sequence, error)
+        log.error("entry %d is in the champion log, but its receipt cannot be written: %s", sequence, error)
 
 
 def _make_receipt_key(sequence: int) -> str:
@@ -343,7 +344,7 @@ def _read_entry(store: Store, key: str) -> tuple[Entry, str]:
     return entry, document.sha256
 
 
-def _check_signer(keys: Keys, key: str, entry: Entry, previous: Entry | None) -> None:
+def _require_valid_signer(keys: Keys, key: str, entry: Entry, previous: Entry | None) -> None:
     """Raise :class:`IntegrityError` if the entry has to be signed and is not, or if its key was replaced by then.
 
     `previous` is None for the first entry.
@@ -364,24 +365,24 @@ def _check_signer(keys: Keys, key: str, entry: Entry, previous: Entry | None) ->
         )
 
 
-def _check_link(key: str, entry: Entry, digest: str | None) -> None:
+def _require_link(key: str, entry: Entry, digest: str | None) -> None:
     """Raise :class:`IntegrityError` unless `digest` is that of the predecessor that the entry names.
 
     Unsigned entries of earlier versions name none.
     """
     if entry.previous_sha256 != digest and (entry.previous_sha256 or entry.signed_by):
         raise IntegrityError(
-            f"{key}: names another predecessor than {_make_entry_key(entry.sequence - 1)}, so one of the two was "
+            f"{key}: names a predecessor other than {_make_entry_key(entry.sequence - 1)}, so one of the two was "
             "replaced; restore the original from a backup or an earlier version of the object"
         )
 
 
-def _check_sealed_entries(keys: Keys, digests: Sequence[str]) -> None:
+def _require_sealed_entries(keys: Keys, digests: Sequence[str]) -> None:
     """Raise :class:`IntegrityError` if an entry from before signing began, or from before a revocation, has changed."""
     for sealed in keys.trusted.sealed_entries if keys.trusted else ():
         if digest_entries(digests[: sealed.count]) != sealed.sha256:
             raise IntegrityError(
-                f"{_make_entry_key(1)} to {_make_entry_key(sealed.count)}: are not the entries of the time when "
+                f"{_make_entry_key(1)} to {_make_entry_key(sealed.count)}: differ from the entries that existed when "
                 "signing began or a key was revoked (trusted keys); restore the originals from a backup or earlier "
                 "versions of the objects"
             )

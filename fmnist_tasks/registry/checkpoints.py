@@ -1,4 +1,4 @@
-"""Checkpoints: saved states of a training, from which it resumes after a kill, on any worker.
+"""Checkpoints: saved states of training, from which a killed task resumes, on any worker.
 
 A checkpoint is the SHA-256 of its content, a signature of that digest if there are keys, and the content: a line of
 JSON with the checkpoint's key and the training's identity, then the bytes of the state. With keys, write access to the
@@ -24,7 +24,7 @@ _DIGEST, _SIGNATURE = hashlib.sha256().digest_size, 64  # bytes
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one training of a run: `checkpoints/<run_id>/<training>/<number>`."""
+    """The checkpoints of the training of one model: `checkpoints/<run_id>/<training>/<number>`."""
 
     store: Store
     run_id: str
@@ -34,7 +34,7 @@ class Checkpoints:
     def save(self, number: int, state: bytes) -> None:
         """Store the state as the newest checkpoint, and delete all others but the one before it.
 
-        If the store does not respond, the error is logged and the training continues without this checkpoint.
+        If the store does not respond, the error is logged and training continues without this checkpoint.
         """
         try:
             key = self._make_key(number)
@@ -44,7 +44,7 @@ class Checkpoints:
             for other in set(keys) - {key, *previous}:  # older ones, and those of an earlier training
                 self.store.delete(other)
         except StoreError as error:
-            log.warning("checkpoint %d was not saved, the training continues: %s", number, error)
+            log.warning("checkpoint %d was not saved; training continues: %s", number, error)
 
     def load_latest(self) -> bytes | None:
         """Return the state of the newest checkpoint that is intact and belongs to this training, or None."""
@@ -86,11 +86,14 @@ class Checkpoints:
             raise IntegrityError(f"{key}: this checkpoint was changed or truncated; trying the one before it")
         header, _, state = content.partition(b"\n")
         if header != self._make_header(key):
-            raise IntegrityError(f"{key}: this checkpoint is of another run, data, code or recipe; it is not used")
+            raise IntegrityError(
+                f"{key}: this checkpoint belongs to another run, or to other data, code or hyperparameters; it is not "
+                "used"
+            )
         return state
 
 
 def delete_checkpoints(store: Store, run_id: str) -> None:
-    """Delete all checkpoints of a run whose trainings have ended."""
+    """Delete all checkpoints of a run, whose training tasks have ended."""
     for key in [stat.key for stat in store.list(f"checkpoints/{run_id}/")]:
         store.delete(key)

@@ -39,7 +39,7 @@ def read_keys(environment: Mapping[str, str] = os.environ) -> Keys:
     signing = parse_signing_key(pem)
     if trusted is None:
         raise SettingsError(
-            f"{SIGNING_KEY} is set, but no trusted keys are; set {TRUSTED_KEYS}_FILE to the file that "
+            f"{SIGNING_KEY} is set, but the trusted keys are not; set {TRUSTED_KEYS}_FILE to the file that "
             "`fmnist keys new` wrote"
         )
     if trusted.find_rank(key_id := compute_key_id(signing.public_key())) is None:

@@ -27,11 +27,11 @@ from fmnist_tasks.registry.store import (
     FILE,
     UNREADABLE,
     Stat,
-    check_key,
-    check_size,
     decode_key,
     decode_prefix,
     encode_name,
+    require_max_size,
+    require_valid_key,
 )
 
 _SCRATCH = ".scratch"  # temporary files; those of a killed process are removed after a day
@@ -81,7 +81,7 @@ class FolderStore:
             if kind == FILE:
                 file = os.fdopen(descriptor, "rb")
                 try:
-                    check_size(key, status.st_size, max_bytes)
+                    require_max_size(key, status.st_size, max_bytes)
                 except IntegrityError:
                     file.close()
                     raise
@@ -193,7 +193,7 @@ class FolderStore:
 
     def _resolve_path(self, key: str) -> Path:
         """Return the path of a key; raises :class:`AccessError` if one of its folders is a symbolic link."""
-        path = self._resolve_file(decode_key(check_key(key)))
+        path = self._resolve_file(decode_key(require_valid_key(key)))
         self._refuse_links(path)
         return path
 

@@ -260,9 +260,9 @@ def _find_kept_releases(
 
 def _list_champions(store: Store) -> set[str]:
     """Return the champion and the one before it."""
-    log = champion.read_log(store)
-    current = log.champion.version if log.champion else None
-    return {version for version in (current, log.previous_champion) if version}
+    champion_log = champion.read_log(store)
+    current = champion_log.champion.version if champion_log.champion else None
+    return {version for version in (current, champion_log.previous_champion) if version}
 
 
 def _list_older(groups: dict[str, list[Stat]], cutoff: datetime) -> list[str]:

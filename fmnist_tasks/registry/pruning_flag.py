@@ -1,7 +1,7 @@
 """Mutual exclusion of pruning and of work that relies on stored objects: steps and rollbacks.
 
-A prune writes the flag `pruning.json`, then looks for marks of work. A step or a rollback writes a mark below
-`working/`, then looks for the flag. So whichever comes second sees the other one, and stops. A flag or mark that a
+A prune writes the flag `pruning.json`, then looks for markers of work. A step or a rollback writes a marker below
+`working/`, then looks for the flag. So whichever comes second sees the other one, and stops. A flag or marker that a
 killed process left expires.
 """
 
@@ -25,7 +25,7 @@ KEY = "pruning.json"
 _WORKING = "working/"
 LIFETIME = timedelta(hours=1)  # by the store's clock; an older flag is that of a killed prune
 TIME_LIMIT = timedelta(minutes=45)  # by this machine's clock; then a prune stops
-_WORK_LIFETIME = TASK_LIMIT + timedelta(hours=1)  # an older mark is that of a killed process
+_WORK_LIFETIME = TASK_LIMIT + timedelta(hours=1)  # an older marker is that of a killed process
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def forbid_work(store: Store) -> Iterator[Callable[[], None]]:
     Yields a function to call before each deletion; it raises :class:`ConflictError` if the flag is no longer this
     prune's, or expires soon. Raises :class:`ConflictError` if work or another prune is in progress.
     """
-    if time_left := _find_time_left(store):
+    if time_left := _compute_time_left(store):
         raise ConflictError(
             f"another prune is in progress ({store.location(KEY)}); if it was killed, prune again in "
             f"{_count_minutes(time_left)} minutes"
@@ -66,17 +66,17 @@ def forbid_pruning(store: Store, work: str) -> Iterator[None]:
 
     Raises :class:`StoreError` while a prune is in progress, since it may delete objects that the work relies on.
     """
-    mark = f"{_WORKING}{uuid4().hex}.txt"
-    store.put(mark, work.encode())
+    marker = f"{_WORKING}{uuid4().hex}.txt"
+    store.put(marker, work.encode())
     try:
         _refuse_while_pruning(store)
         yield
     finally:
         try:
-            store.delete(mark)
+            store.delete(marker)
         except FmnistError as error:  # the work itself has succeeded
             log.warning(
-                "%s has ended, but its mark %s stays and blocks pruning until it expires: %s", work, mark, error
+                "%s has ended, but its marker %s stays and blocks pruning until it expires: %s", work, marker, error
             )
 
 
@@ -97,14 +97,14 @@ def _refuse_while_working(store: Store) -> None:
 
 
 def _refuse_while_pruning(store: Store) -> None:
-    if time_left := _find_time_left(store):
+    if time_left := _compute_time_left(store):
         raise StoreError(
             "`fmnist prune` is deleting old objects, and could delete some that this work needs; retry when it has "
             f"ended, or in {_count_minutes(time_left)} minutes, when {store.location(KEY)} expires"
         )
 
 
-def _find_time_left(store: Store) -> timedelta | None:
+def _compute_time_left(store: Store) -> timedelta | None:
     """Return the time until the flag expires; None without a valid flag."""
     stat = store.stat(KEY)
     if stat is None:

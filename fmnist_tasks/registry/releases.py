@@ -27,9 +27,10 @@ def make_file_key(version: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class SignedManifest:
-    """A manifest, the digest of its stored bytes, and the ID of the key that signed it (None: unsigned)."""
+    """A manifest, its stored bytes with their digest, and the ID of the key that signed it (None: unsigned)."""
 
     manifest: Manifest
+    data: bytes
     sha256: str
     signed_by: str | None
 
@@ -54,12 +55,12 @@ def publish_release(store: Store, version: str, files: dict[str, bytes], facts: 
     return manifest
 
 
-def read_manifest(store: Store, version: str, log: Log | None = None) -> Manifest:
+def read_manifest(store: Store, version: str, champion_log: Log | None = None) -> Manifest:
     """Return the manifest of a release; raises like :func:`open_manifest`."""
-    return open_manifest(store, version, log).manifest
+    return open_manifest(store, version, champion_log).manifest
 
 
-def open_manifest(store: Store, version: str, log: Log | None = None) -> SignedManifest:
+def open_manifest(store: Store, version: str, champion_log: Log | None = None) -> SignedManifest:
     """Return the manifest of a release after comparing it with the champion log, which is read if it is None.
 
     Raises :class:`MissingError` if the release does not exist, and :class:`IntegrityError` if this is not the manifest
@@ -68,16 +69,17 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> SignedM
     """
     key = make_file_key(version, "manifest.json")
     try:
-        document = store.keys.decode(key, "manifest", store.get(key, MAX_BYTES))
+        data = store.get(key, MAX_BYTES)
     except MissingError as error:
         raise MissingError(f"there is no release {version}; `fmnist releases` lists all") from error
+    document = store.keys.decode(key, "manifest", data)
     if document.content.get("version") != version:
         raise IntegrityError(
             f"{key}: is the manifest of release {document.content.get('version')!s:.100}, so it was copied or renamed; "
             "it is not used. Restore the original from a backup, or delete it"
         )
-    log = read_log(store) if log is None else log
-    if entry := log.find_manifest_entry(version):
+    champion_log = read_log(store) if champion_log is None else champion_log
+    if entry := champion_log.find_manifest_entry(version):
         if document.sha256 != entry.manifest_sha256:
             raise IntegrityError(
                 f"{key}: is not the manifest that entry {entry.sequence} of the champion log names, so it was "
@@ -85,19 +87,19 @@ def open_manifest(store: Store, version: str, log: Log | None = None) -> SignedM
             )
     elif document.signed_by is None:
         _require_unsigned(store.keys, version, document.sha256, key)
-    elif not store.keys.is_valid_signer(document.signed_by, len(log.entries) + 1, log.newest_key):
+    elif not store.keys.is_valid_signer(document.signed_by, len(champion_log.entries) + 1, champion_log.newest_key):
         raise IntegrityError(
             f"{key}: is signed by key {document.signed_by[:16]}, which was replaced, and no entry of the champion log "
             "names it; it is not used. Delete the release (docs/signing.md, Replace a key)"
         )
-    return SignedManifest(Manifest.parse(document.content, key), document.sha256, document.signed_by)
+    return SignedManifest(Manifest.parse(document.content, key), data, document.sha256, document.signed_by)
 
 
 def _require_unsigned(keys: Keys, version: str, sha256: str, key: str) -> None:
     """Raise :class:`IntegrityError` unless the manifest may be unsigned: without keys, or from before signing began."""
     if keys.trusted and keys.trusted.unsigned_manifests.get(version) != sha256:
         raise IntegrityError(
-            f"{key}: is unsigned, and not among the manifests of the time when signing began (trusted keys), so "
+            f"{key}: is unsigned, and not one of the manifests that existed when signing began (trusted keys), so "
             "nothing shows that this project published it; it is not used. Restore it from a backup, or delete the "
             "release"
         )

@@ -59,7 +59,8 @@ def to_store_error(error: Exception, failure: str, endpoint: str) -> FmnistError
         )
     if isinstance(cause, ssl.SSLError) and not is_transient(error):
         return AccessError(
-            f"{failure}: {endpoint} does not speak TLS ({cause.reason}); is the endpoint http:// instead?"
+            f"{failure}: {endpoint} does not speak TLS ({cause.reason}); if the server has no TLS, use http:// in the "
+            "endpoint"
         )
     return StoreError(
         f"{failure}: {endpoint} {_describe_cause(cause)}; check that the server is running, then clear the task"

@@ -8,7 +8,7 @@ from functools import partial
 from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry.documents import MAX_BYTES
 from fmnist_tasks.registry.signing import is_envelope
-from fmnist_tasks.registry.store import Store, check_size, map_parallel
+from fmnist_tasks.registry.store import Store, map_parallel, require_max_size
 from fmnist_tasks.schemas.runs import StepRecord
 
 _MAX_RUN_BYTES = 16 << 20  # of all records of a run
@@ -64,7 +64,7 @@ def read_records(store: Store, run_id: str, *, require_signature: bool = False) 
     """Return all records of a run by step name, in the order of their starts; raises like :func:`read_record_at`."""
     prefix = make_run_key(run_id, "")
     stats = [stat for stat in store.list(prefix) if re.fullmatch(r"[^/]+\.json", stat.key.removeprefix(prefix))]
-    check_size(f"{prefix}*.json", sum(stat.bytes for stat in stats), _MAX_RUN_BYTES)
+    require_max_size(f"{prefix}*.json", sum(stat.bytes for stat in stats), _MAX_RUN_BYTES)
     records = map_parallel(
         partial(read_record_at, store, require_signature=require_signature), [stat.key for stat in stats]
     )

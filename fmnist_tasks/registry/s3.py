@@ -35,11 +35,11 @@ from fmnist_tasks.registry.signing import NO_KEYS, Keys
 from fmnist_tasks.registry.store import (
     DEFAULT_MAX_BYTES,
     Stat,
-    check_key,
-    check_size,
     decode_key,
     decode_prefix,
     encode_name,
+    require_max_size,
+    require_valid_key,
 )
 
 log = logging.getLogger(__name__)
@@ -167,10 +167,10 @@ class S3Store:
         file = SpooledTemporaryFile(_PART_BYTES)  # noqa: SIM115 - the caller closes it
         try:
             # Absent if a proxy sends the body in chunks.
-            check_size(key, int(response.headers.get("Content-Length") or 0), max_bytes)
+            require_max_size(key, int(response.headers.get("Content-Length") or 0), max_bytes)
             for chunk in response.stream(_CHUNK_BYTES):
                 file.write(chunk)
-                check_size(key, file.tell(), max_bytes)
+                require_max_size(key, file.tell(), max_bytes)
             file.seek(0)
         except BaseException:
             file.close()
@@ -293,7 +293,7 @@ def _make_stat(item: Object) -> Stat:
 def _to_object_name(key: str) -> str:
     """Return the object's name on the server; raises :class:`SettingsError` for an invalid key."""
     try:
-        return _decode_key(check_key(key, _encode_name, _decode_key)).decode()
+        return _decode_key(require_valid_key(key, _encode_name, _decode_key)).decode()
     except UnicodeDecodeError as error:
         raise SettingsError(f"{key!r} is not a valid key: names on an S3 server are UTF-8") from error
 

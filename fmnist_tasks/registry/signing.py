@@ -50,7 +50,7 @@ def load_public_key(pem: str) -> Ed25519PublicKey:
     return key
 
 
-def _check_public_key(pem: str) -> str:
+def _require_public_key(pem: str) -> str:
     load_public_key(pem)
     return pem
 
@@ -69,7 +69,7 @@ class TrustedKey(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    public_key: Annotated[str, AfterValidator(_check_public_key)]  # PEM
+    public_key: Annotated[str, AfterValidator(_require_public_key)]  # PEM
     revoked_after: SealedEntries | None = None  # it may sign these entries, and no later one
 
     @property
@@ -193,7 +193,7 @@ class Keys:
             envelope = _Envelope.model_validate_json(data)
             payload = _decode_base64(envelope.payload)
             if self.trusted:  # before its content is parsed
-                _check_signature(self.trusted, envelope, payload, key)
+                _require_valid_signature(self.trusted, envelope, payload, key)
             content = json.loads(payload)
             signed_key, store = content.pop("key"), content.pop("store")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -258,7 +258,7 @@ def digest_entries(digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _check_signature(trusted: TrustedKeys, envelope: _Envelope, payload: bytes, key: str) -> None:
+def _require_valid_signature(trusted: TrustedKeys, envelope: _Envelope, payload: bytes, key: str) -> None:
     signature = envelope.signatures[0]
     rank = trusted.find_rank(signature.keyid)
     if rank is None:

@@ -111,7 +111,7 @@ def is_ahead(moment: datetime, now: datetime) -> bool:
     return moment - now > _MAX_CLOCK_SKEW
 
 
-def check_size(key: str, size: int, max_bytes: int | None) -> None:
+def require_max_size(key: str, size: int, max_bytes: int | None) -> None:
     """Raise :class:`IntegrityError` for an object of more than `max_bytes`."""
     if max_bytes is not None and size > max_bytes:
         raise IntegrityError(
@@ -144,7 +144,7 @@ def decode_key(key: str) -> bytes:
     return unquote_to_bytes(key)
 
 
-def check_key(
+def require_valid_key(
     key: str, encode: Callable[[bytes], str] = encode_name, decode: Callable[[str], bytes] = decode_key
 ) -> str:
     """Return the key; raises :class:`SettingsError` if it leads out of the store, or is not portable."""

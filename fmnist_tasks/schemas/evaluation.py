@@ -69,7 +69,7 @@ class ClassMetrics(Model):
     precision: Share
     recall: Share
     f1: Share
-    accuracy: Share  # (true positives + true negatives) / images
+    accuracy: Share  # one-vs-rest: (true positives + true negatives) / images
 
 
 class NamedClassMetrics(ClassMetrics):

@@ -54,7 +54,7 @@ class IngestResult(Result):
     machine: Machine
 
 
-class AcceptedBatch(Model):
+class AddedBatch(Model):
     """A batch that this run added to the dataset."""
 
     name: str
@@ -67,14 +67,14 @@ class ValidationResult(Result):
     dataset: Dataset
     checks: dict[str, list[Check]]  # by split or batch
     drift: dict[str, float | None]  # by split or batch: distance from its reference, 0 to 1
-    accepted: list[AcceptedBatch]
+    accepted: list[AddedBatch]
     quarantined: list[QuarantinedBatch]
     waiting: list[WaitingFile]
     data_docs: str
 
 
 class ChangeResult(Result):
-    """Whether data, code or parameters have changed since the champion, and the seeds to train."""
+    """Whether data, code or parameters have changed since the champion was trained, and the seeds to train."""
 
     changed: bool
     seeds: list[int]
@@ -182,7 +182,7 @@ class PromotionResult(Result):
     version: str
     sequence: int
     accuracy: Share
-    is_current: bool  # false if the champion has changed since
+    is_current: bool  # false if the champion has changed in the meantime
 
 
 class StepRecord(Document):

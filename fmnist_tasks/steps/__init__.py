@@ -1,18 +1,12 @@
-"""The steps of a run, in order: one function each, which :func:`run_step` runs.
+"""The steps of a run: one function each, which :func:`run_step` runs.
 
 Steps import heavy libraries (TensorFlow, Great Expectations, matplotlib) only where they need them.
 """
 
+from fmnist_tasks.schemas.runs import RESULTS
 from fmnist_tasks.steps.data import detect_change, ingest, validate_data
-from fmnist_tasks.steps.models import (
-    accuracy_gate,
-    choose_base,
-    evaluate_base,
-    evaluate_tuned,
-    fine_tune,
-    promotion_gate,
-    train,
-)
+from fmnist_tasks.steps.gates import accuracy_gate, promotion_gate
+from fmnist_tasks.steps.models import choose_base, evaluate_base, evaluate_tuned, fine_tune, train
 from fmnist_tasks.steps.release import promote, publish, verify_release
 from fmnist_tasks.steps.step import STEPS, Run, read_result, run_step
 
@@ -35,3 +29,6 @@ __all__ = [
     "validate_data",
     "verify_release",
 ]
+
+for _name in RESULTS:  # the order of a run, which that of the imports is not
+    STEPS[_name] = STEPS.pop(_name)

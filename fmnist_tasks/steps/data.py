@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from fmnist_tasks.alerts import Alert, send
+from fmnist_tasks.alerts import Alert, send_alert
 from fmnist_tasks.errors import AccessError, MissingError, SettingsError, StoreError
 from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.provenance import describe_code, describe_machine
@@ -17,7 +17,7 @@ from fmnist_tasks.registry.runs import make_run_key
 from fmnist_tasks.registry.store import Store, read_clock, require_response
 from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.data import NewBatch, QuarantinedBatch, Split, UnreadableBatch, WaitingFile, WithdrawnBatch
-from fmnist_tasks.schemas.runs import AcceptedBatch, ChangeResult, IngestResult, ValidationResult
+from fmnist_tasks.schemas.runs import AddedBatch, ChangeResult, IngestResult, ValidationResult
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps.step import Run, step
 
@@ -35,7 +35,7 @@ _MAX_NEW_BYTES = 4 << 30  # of pixels and labels that one run adds; compressed f
 @step()
 def ingest(store: Store, run: Run) -> IngestResult:
     """Find the dataset and new batches, and save both as blobs."""
-    from fmnist_tasks.data.batches import list_accepted
+    from fmnist_tasks.data.accepted_batches import list_accepted
     from fmnist_tasks.data.dataset import make_dataset, store_images
     from fmnist_tasks.data.declaration import read_declaration
     from fmnist_tasks.data.sources import load_base
@@ -54,7 +54,7 @@ def ingest(store: Store, run: Run) -> IngestResult:
     ]
     known = list_accepted(store)
     earlier = [batch.image_set for batch in known if not batch.withdrawal]
-    new, unreadable, waiting = _read_batches(store, settings.settle, {batch.sha256 for batch in known})
+    new, unreadable, waiting = _read_batches(store, settings.settle_time, {batch.sha256 for batch in known})
     _alert_waiting(run, waiting)
     return IngestResult(
         title=declaration.title,
@@ -80,7 +80,7 @@ def ingest(store: Store, run: Run) -> IngestResult:
 
 
 @step("ingest")
-def validate_data(store: Store, run: Run, ingested: IngestResult) -> ValidationResult:
+def validate_data(store: Store, run: Run, ingestion: IngestResult) -> ValidationResult:
     """Check the dataset and each new batch; accept good batches, quarantine bad ones, reject a bad dataset.
 
     If the dataset is bad, batches stay where they are, since they are compared with it.
@@ -89,10 +89,10 @@ def validate_data(store: Store, run: Run, ingested: IngestResult) -> ValidationR
     from fmnist_tasks.data.dataset import load_images, make_dataset
     from fmnist_tasks.evaluation import figures
 
-    dataset, declared = ingested.dataset, ingested.declared
+    dataset, declared = ingestion.dataset, ingestion.declared
     training, test = (load_images(store, image_set) for image_set in (dataset.base, dataset.test))
     base = Sample("training", *training, declared["train"]), Sample("test", *test, declared["test"])
-    batches = (Sample(_name_sample(batch), *load_images(store, batch.image_set), None) for batch in ingested.batches)
+    batches = (Sample(_name_sample(batch), *load_images(store, batch.image_set), None) for batch in ingestion.batches)
     findings, pages = check_samples(*base, batches, len(dataset.classes))
     for path, page in pages.items():
         store.put(make_run_key(run.id, f"data_docs/{path}"), page)
@@ -101,18 +101,20 @@ def validate_data(store: Store, run: Run, ingested: IngestResult) -> ValidationR
         name: [check.message for check in finding.checks if not check.has_passed] for name, finding in findings.items()
     }
     rejected = [f"{name}: {message}" for name in ("training", "test") for message in failures[name]]
-    accepted, quarantined, waiting = ([], [], []) if rejected else _accept_or_quarantine(store, run, ingested, failures)
+    accepted, quarantined, waiting = (
+        ([], [], []) if rejected else _accept_or_quarantine(store, run, ingestion, failures)
+    )
     pictures = _draw_label_errors(store, findings.values(), dataset.classes)
     if not rejected:
-        samples = put_blob(store, figures.draw_class_samples(*training, dataset.classes))
-        pictures = {"samples": samples, **pictures}
+        examples = put_blob(store, figures.draw_class_examples(*training, dataset.classes))
+        pictures = {"samples": examples, **pictures}
     new = [batch.image_set for batch in accepted]
     return ValidationResult(
         dataset=make_dataset(dataset.name, dataset.classes, [dataset.base, dataset.test], [*dataset.batches, *new]),
         checks={name: finding.checks for name, finding in findings.items()},
         drift={name: finding.drift for name, finding in findings.items()},
         pictures=pictures,
-        accepted=[AcceptedBatch(name=batch.name, files=batch.files) for batch in accepted],
+        accepted=[AddedBatch(name=batch.name, files=batch.files) for batch in accepted],
         quarantined=quarantined,
         waiting=waiting,
         data_docs=store.location(make_run_key(run.id, "data_docs/index.html")),
@@ -125,20 +127,20 @@ def validate_data(store: Store, run: Run, ingested: IngestResult) -> ValidationR
 
 
 @step("ingest", "validate_data")
-def detect_change(store: Store, run: Run, ingested: IngestResult, validated: ValidationResult) -> ChangeResult:
+def detect_change(store: Store, run: Run, ingestion: IngestResult, validation: ValidationResult) -> ChangeResult:
     """Compare data, code and parameters with the champion's; if any differs, return the seeds to train with."""
-    log = champion.read_log(store)
-    champion.require_signing(store.keys, log)  # now, not after hours of training
-    current = log.champion
+    champion_log = champion.read_log(store)
+    champion.require_signing(store.keys, champion_log)  # now, not after hours of training
+    current = champion_log.champion
     reasons = ["there is no champion yet"]
     if current:
-        manifest = releases.read_manifest(store, current.version, log)
+        manifest = releases.read_manifest(store, current.version, champion_log)
         earlier = releases.read_parameters(manifest)
         parameters = run.parameters.to_json()
         champion_inputs = releases.describe_inputs(
             manifest.dataset.fingerprint, manifest.code.digest, earlier or parameters
         )
-        inputs = releases.describe_inputs(validated.dataset.fingerprint, ingested.code.digest, parameters)
+        inputs = releases.describe_inputs(validation.dataset.fingerprint, ingestion.code.digest, parameters)
         reasons = [f"{name} differs from the champion's" for name in inputs if inputs[name] != champion_inputs[name]]
         if earlier is None:
             reasons.append("the champion's parameters are those of another version of this project")
@@ -176,7 +178,7 @@ def _draw_label_errors(store: Store, findings: Iterable[Findings], classes: list
 
 
 def _read_batches(
-    store: Store, settle: timedelta, known: set[str]
+    store: Store, settle_time: timedelta, known: set[str]
 ) -> tuple[list[NewBatch], list[UnreadableBatch], list[WaitingFile]]:
     """Batches below `incoming/` that were read and saved as blobs, those that cannot be read, and files that wait.
 
@@ -188,7 +190,7 @@ def _read_batches(
 
     now = read_clock(store)
     try:
-        batches, waiting = incoming.find_batches(store.list(incoming.PREFIX), now, settle)
+        batches, waiting = incoming.find_batches(store.list(incoming.PREFIX), now, settle_time)
     except AccessError as error:
         return [], [], [incoming.make_waiting_file(incoming.PREFIX, str(error), needs_attention=True)]
     if store.stat(incoming.PREFIX.rstrip("/")):
@@ -200,8 +202,8 @@ def _read_batches(
     for batch in batches:
         if count >= _MAX_NEW_BATCHES or size > _MAX_NEW_BYTES:
             reason = (
-                "the batches before it are as much as one run takes; the next run takes it. Trigger one, or submit "
-                "fewer and larger batches"
+                f"this run has reached its limit of {_MAX_NEW_BATCHES} new batches or {_MAX_NEW_BYTES >> 30} GiB; the "
+                "next run takes this file. Trigger a run, or submit fewer and larger batches"
             )
             waiting += [incoming.make_waiting_file(file.key, reason, needs_attention=True) for file in batch.files]
             continue
@@ -232,18 +234,18 @@ def _read_batches(
 
 
 def _accept_or_quarantine(
-    store: Store, run: Run, ingested: IngestResult, failures: dict[str, list[str]]
+    store: Store, run: Run, ingestion: IngestResult, failures: dict[str, list[str]]
 ) -> tuple[list[NewBatch], list[QuarantinedBatch], list[WaitingFile]]:
     """Accept good batches and quarantine the others; send alerts about quarantined batches and files that wait."""
     from fmnist_tasks.data import incoming
-    from fmnist_tasks.data.batches import accept_batch, list_accepted
+    from fmnist_tasks.data.accepted_batches import accept_batch, list_accepted
 
     withdrawals = {batch.sha256: batch.withdrawal for batch in list_accepted(store) if batch.withdrawal}
     accepted: list[NewBatch] = []
     quarantined: list[QuarantinedBatch] = []
     waiting: list[WaitingFile] = []
     try:
-        batches: list[UnreadableBatch | NewBatch] = [*ingested.unreadable, *ingested.batches]
+        batches: list[UnreadableBatch | NewBatch] = [*ingestion.unreadable, *ingestion.batches]
         for batch in batches:
             submitted = incoming.IncomingBatch(batch.name, batch.files)
             if isinstance(batch, UnreadableBatch):
@@ -286,7 +288,7 @@ def _alert_quarantined(run: Run, batches: list[QuarantinedBatch]) -> None:
         first, rest = ". ".join(texts[:_MAX_ALERTS]), len(texts) - _MAX_ALERTS
         texts = [f"{len(texts)} batches are not used. {first}. The report of the run lists {rest} more"]
     for text in texts:
-        send(Alert("batch quarantined", run.id, text))
+        send_alert(Alert("batch quarantined", run.id, text))
 
 
 def _alert_waiting(run: Run, waiting: list[WaitingFile]) -> None:
@@ -294,7 +296,9 @@ def _alert_waiting(run: Run, waiting: list[WaitingFile]) -> None:
     texts = [f"{file.key}: {file.reason}" for file in waiting if file.needs_attention]
     if texts:
         more = f"; and {len(texts) - _MAX_ALERTS} more" if len(texts) > _MAX_ALERTS else ""
-        send(Alert("batch waiting", run.id, f"These files need attention: {'; '.join(texts[:_MAX_ALERTS])}{more}"))
+        send_alert(
+            Alert("batch waiting", run.id, f"These files need attention: {'; '.join(texts[:_MAX_ALERTS])}{more}")
+        )
 
 
 def _summarise_waiting(waiting: list[WaitingFile]) -> str:

@@ -1,22 +1,18 @@
-"""Shared functions of the steps that evaluate a model: identities, comparisons, figures and verdicts."""
+"""Shared functions of the steps that evaluate a model: identities, comparisons and figures."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.provenance import describe_code
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.blobs import open_verified, put_blob
-from fmnist_tasks.registry.releases import make_origin
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.base import Reference
-from fmnist_tasks.schemas.evaluation import ChampionComparison, Identity, OtherClasses, Verdict
-from fmnist_tasks.schemas.releases import Policy
+from fmnist_tasks.schemas.evaluation import ChampionComparison, Identity, OtherClasses
 from fmnist_tasks.schemas.runs import ValidationResult
 from fmnist_tasks.service import open_release
-from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps.step import Run
 
 if TYPE_CHECKING:
@@ -30,25 +26,14 @@ log = logging.getLogger(__name__)
 _MAX_ERRORS = 40  # in the figure
 
 
-def read_run_policy(run: Run) -> Policy:
-    """The policy with the overrides of this run."""
-    return read_policy(run.parameters.policy_overrides, Settings.from_environment().gates)
-
-
-def make_identity(run: Run, validated: ValidationResult, model: Reference) -> Identity:
+def make_identity(run: Run, validation: ValidationResult, model: Reference) -> Identity:
     """The run, model, data and code that metrics and verdict of this run must have."""
     return Identity(
         run_id=run.id,
         model_sha256=model.sha256,
-        data_fingerprint=validated.dataset.fingerprint,
+        data_fingerprint=validation.dataset.fingerprint,
         code_digest=describe_code().digest,
     )
-
-
-def find_candidate_origin(run: Run, validated: ValidationResult, model: Reference) -> champion.Origin:
-    """The origin of this run's candidate: its model, and its data, code and parameters."""
-    parameters = run.parameters.to_json()
-    return make_origin(model.sha256, validated.dataset.fingerprint, describe_code().digest, parameters)
 
 
 def count_prediction_mismatches(store: Store, model: keras.Model, images: np.ndarray, predictions: Reference) -> int:
@@ -62,19 +47,6 @@ def count_prediction_mismatches(store: Store, model: keras.Model, images: np.nda
         evaluated = read_npz(file, "predictions", "probabilities", "ood_score")
     # NaN differs from itself, so a prediction that is NaN always counts.
     return sum(int(np.sum(a != b)) for a, b in zip(h5.predict(model, images), evaluated, strict=True))
-
-
-def to_gate_result(verdict: Verdict, subject: str, *, is_approval_on: bool) -> dict[str, Any]:
-    """The fields of a gate's result; the run is rejected unless it promotes, or holds and approval is on."""
-    for check in verdict.checks:
-        log.info("%s, %s: %s, %s", subject, check.name, check.outcome, check.message)
-    if verdict.decision == "promote":
-        accuracy = next(check.message for check in verdict.checks if check.name == "accuracy")
-        return {**dict(verdict), "summary": f"{subject} passes {len(verdict.checks)} checks: {accuracy}"}
-    if verdict.decision == "hold" and is_approval_on:
-        return {**dict(verdict), "summary": f"{subject} on hold, needs approval: {verdict.failures}"}
-    rejection = f"{subject} rejected: {verdict.failures}. Nothing is promoted"
-    return {**dict(verdict), "summary": rejection, "rejection": rejection}
 
 
 def draw_errors(

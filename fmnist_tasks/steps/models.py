@@ -1,4 +1,4 @@
-"""The steps of the task groups `base_model` and `tuned_model`: training, evaluation and gates."""
+"""The steps of the task groups `base_model` and `tuned_model`, except the gates: training and evaluation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist_tasks.errors import ConflictError
-from fmnist_tasks.evaluation import gate, promotion
 from fmnist_tasks.machine_lock import hold_machine_lock
 from fmnist_tasks.provenance import describe_code
-from fmnist_tasks.registry import champion, checkpoints
+from fmnist_tasks.registry import checkpoints
 from fmnist_tasks.registry.blobs import get_verified, put_blob
 from fmnist_tasks.registry.checkpoints import Checkpoints
-from fmnist_tasks.registry.documents import compute_digest
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.evaluation import OodDetection, Serving
 from fmnist_tasks.schemas.runs import (
@@ -24,20 +22,12 @@ from fmnist_tasks.schemas.runs import (
     CandidateModel,
     EvaluationResult,
     GateResult,
-    PromotionGateResult,
     TrainingResult,
     TunedModelResult,
     ValidationResult,
 )
 from fmnist_tasks.settings import Settings
-from fmnist_tasks.steps.evaluation import (
-    compare_with_champion,
-    draw_errors,
-    find_candidate_origin,
-    make_identity,
-    read_run_policy,
-    to_gate_result,
-)
+from fmnist_tasks.steps.evaluation import compare_with_champion, draw_errors, make_identity
 from fmnist_tasks.steps.step import Run, step
 
 if TYPE_CHECKING:
@@ -56,17 +46,17 @@ _SELECTIVE_ACCURACY = 0.99  # of selective prediction; coverage is measured at i
 
 
 @step("validate_data", per_seed=True)
-def train(store: Store, run: Run, validated: ValidationResult, seed: int) -> TrainingResult:
+def train(store: Store, run: Run, validation: ValidationResult, seed: int) -> TrainingResult:
     """Train a base model from scratch, with one seed."""
     from fmnist_tasks.data.dataset import load_splits
     from fmnist_tasks.model import training
 
-    arrays, profile = load_splits(store, validated.dataset), run.parameters.profile_config
+    arrays, profile = load_splits(store, validation.dataset), run.parameters.profile_config
     recipe = {"recipe": asdict(profile), "seed": seed}
-    training_checkpoints = _make_checkpoints(store, run, f"base-{seed}", validated, **recipe)
+    training_checkpoints = _make_checkpoints(store, run, f"base-{seed}", validation, **recipe)
     with hold_machine_lock(Settings.from_environment().training_lock):
-        fit = training.train_model(arrays, len(validated.dataset.classes), profile, seed, training_checkpoints)
-    return TrainingResult(**_save_fit(store, run, "base", fit, arrays, validated), seed=seed)
+        fit = training.train_model(arrays, len(validation.dataset.classes), profile, seed, training_checkpoints)
+    return TrainingResult(**_save_fit(store, run, "base", fit, arrays, validation), seed=seed)
 
 
 @step("train")
@@ -82,56 +72,44 @@ def choose_base(store: Store, run: Run, candidates: list[TrainingResult]) -> Bas
         )
         for candidate in candidates
     ]
-    summary = f"seed {best.seed} of {len(rows)} candidates: {best.summary}"
+    which = f"best of {len(rows)} base models by validation loss:" if len(rows) > 1 else "the only base model,"
+    summary = f"{which} seed {best.seed}; {best.summary.removeprefix('base model: ')}"
     return BaseModelResult(**dict(best) | {"summary": summary}, candidates=rows)
 
 
 @step("validate_data", "choose_base")
-def evaluate_base(store: Store, run: Run, validated: ValidationResult, base: BaseModelResult) -> EvaluationResult:
+def evaluate_base(store: Store, run: Run, validation: ValidationResult, base: BaseModelResult) -> EvaluationResult:
     """Evaluate the base model on the test images."""
     from fmnist_tasks.data.dataset import load_test_split
     from fmnist_tasks.model import h5
 
     checkpoints.delete_checkpoints(store, run.id)
-    images, labels = load_test_split(store, validated.dataset)
+    images, labels = load_test_split(store, validation.dataset)
     model = h5.load_model(get_verified(store, base.model), "base model")
-    return EvaluationResult(**_evaluate(store, run, "base", validated, base.model, labels, h5.classify(model, images)))
-
-
-@step("validate_data", "choose_base", "evaluate_base")
-def accuracy_gate(
-    store: Store, run: Run, validated: ValidationResult, base: BaseModelResult, evaluated: EvaluationResult
-) -> GateResult:
-    """Reject the run unless the base model reaches the minimum test accuracy."""
-    expected = make_identity(run, validated, base.model)
-    checks = [
-        gate.check_identity(expected, evaluated),
-        promotion.check_accuracy(read_run_policy(run).accuracy, evaluated.test),
-    ]
-    return GateResult(**to_gate_result(gate.decide(expected, checks), "base model", is_approval_on=False))
+    return EvaluationResult(**_evaluate(store, run, "base", validation, base.model, labels, h5.classify(model, images)))
 
 
 @step("validate_data", "choose_base", "accuracy_gate")
 def fine_tune(
-    store: Store, run: Run, validated: ValidationResult, base: BaseModelResult, accepted: GateResult
+    store: Store, run: Run, validation: ValidationResult, base: BaseModelResult, verdict: GateResult
 ) -> TunedModelResult:
     """Fine-tune the base model; base or tuned, the one with the lower validation loss becomes the candidate."""
     from fmnist_tasks.data.dataset import load_splits
     from fmnist_tasks.model import cnn, h5, tuning
     from fmnist_tasks.model.ood import detector
 
-    arrays, classes = load_splits(store, validated.dataset), len(validated.dataset.classes)
+    arrays, classes = load_splits(store, validation.dataset), len(validation.dataset.classes)
     profile = run.parameters.profile_config
-    if accepted.model_sha256 != base.model.sha256:
+    if verdict.model_sha256 != base.model.sha256:
         raise ConflictError(
-            "the accuracy gate accepted another base model than this one; clear evaluate_base and the tasks after it"
+            "the accuracy gate accepted a different base model; clear evaluate_base and the tasks after it"
         )
     model = h5.load_model(get_verified(store, base.model), "base model")
     recipe = {"recipe": asdict(profile), "seed": base.seed, "base": base.model.sha256}
-    tuning_checkpoints = _make_checkpoints(store, run, "tuned", validated, **recipe)
+    tuning_checkpoints = _make_checkpoints(store, run, "tuned", validation, **recipe)
     with hold_machine_lock(Settings.from_environment().training_lock):
         fit = tuning.fine_tune_model(model, arrays, classes, profile, base.seed, tuning_checkpoints)
-    tuned = TrainingResult(**_save_fit(store, run, "tuned", fit, arrays, validated), seed=base.seed)
+    tuned = TrainingResult(**_save_fit(store, run, "tuned", fit, arrays, validation), seed=base.seed)
 
     better: TrainingResult = min(base, tuned, key=_validation_loss)
     chosen: Literal["base", "tuned"] = "tuned" if better is tuned else "base"
@@ -158,7 +136,7 @@ def fine_tune(
 
 @step("validate_data", "fine_tune")
 def evaluate_tuned(
-    store: Store, run: Run, validated: ValidationResult, tuned: TunedModelResult
+    store: Store, run: Run, validation: ValidationResult, tuned: TunedModelResult
 ) -> CandidateEvaluationResult:
     """Evaluate the candidate: metrics on test and OOD images, comparison with the champion, latency and size."""
     from fmnist_tasks.data.dataset import load_splits, pack_arrays
@@ -168,8 +146,8 @@ def evaluate_tuned(
     from fmnist_tasks.model.ood.families import FAMILIES, NEAR_FAMILIES, TRAINING_FAMILIES, make_ood_images
 
     checkpoints.delete_checkpoints(store, run.id)
-    candidate, classes = tuned.candidate, validated.dataset.classes
-    arrays = load_splits(store, validated.dataset)
+    candidate, classes = tuned.candidate, validation.dataset.classes
+    arrays = load_splits(store, validation.dataset)
     images, labels = arrays.test_images, arrays.test_labels
     file = get_verified(store, candidate.model)
     clock = time.monotonic()
@@ -184,7 +162,7 @@ def evaluate_tuned(
         )
         families[family] = Predictions.of(model, ood, [family] * len(ood))
     examples, pictured = pick_examples(test, list(families.values()), classes, threshold)
-    fields = _evaluate(store, run, "candidate", validated, candidate.model, labels, test.probabilities)
+    fields = _evaluate(store, run, "candidate", validation, candidate.model, labels, test.probabilities)
     calibrated = calibration.measure_calibration(labels, test.probabilities)
     selective = calibration.measure_selective_prediction(labels, test.probabilities, _SELECTIVE_ACCURACY)
     with pack_arrays(probabilities=test.probabilities, ood_score=test.ood_scores) as packed:
@@ -221,30 +199,9 @@ def evaluate_tuned(
     )
 
 
-@step("validate_data", "fine_tune", "evaluate_tuned")
-def promotion_gate(
-    store: Store, run: Run, validated: ValidationResult, tuned: TunedModelResult, evaluated: CandidateEvaluationResult
-) -> PromotionGateResult:
-    """Decide whether the candidate may become the champion."""
-    policy, model = read_run_policy(run), tuned.candidate.model
-    expected = make_identity(run, validated, model)
-    repeated = champion.read_log(store).find_withdrawal(find_candidate_origin(run, validated, model))
-    checks = [
-        gate.check_identity(expected, evaluated),
-        *promotion.check_candidate(policy, evaluated),
-        promotion.check_not_withdrawn(repeated and champion.describe_withdrawal("the candidate", *repeated)),
-    ]
-    return PromotionGateResult(
-        **to_gate_result(gate.decide(expected, checks), "candidate", is_approval_on=run.parameters.approval),
-        champion=evaluated.champion,
-        policy=policy,
-        policy_digest=compute_digest(policy.to_json()),
-    )
-
-
-def _make_checkpoints(store: Store, run: Run, name: str, validated: ValidationResult, **recipe: Any) -> Checkpoints:
-    """The checkpoints of one training, from which only the same run, data, code and recipe resume."""
-    identity = {"data": validated.dataset.fingerprint, "code": describe_code().digest, **recipe}
+def _make_checkpoints(store: Store, run: Run, name: str, validation: ValidationResult, **recipe: Any) -> Checkpoints:
+    """The checkpoints of the training of one model, from which only the same run, data, code and recipe resume."""
+    identity = {"data": validation.dataset.fingerprint, "code": describe_code().digest, **recipe}
     return Checkpoints(store, run.id, name, identity)
 
 
@@ -252,7 +209,7 @@ def _evaluate(
     store: Store,
     run: Run,
     name: str,
-    validated: ValidationResult,
+    validation: ValidationResult,
     model: Reference,
     labels: np.ndarray,
     probabilities: np.ndarray,
@@ -260,11 +217,11 @@ def _evaluate(
     """The fields of an evaluation, from test labels (N,), uint8, and probabilities (N, classes), float32."""
     from fmnist_tasks.evaluation import figures, metrics
 
-    classes = validated.dataset.classes
+    classes = validation.dataset.classes
     test = metrics.measure_classification(labels, probabilities, classes)
     confusion = put_blob(store, figures.draw_confusion_matrix(test.confusion, classes))
     return {
-        **dict(make_identity(run, validated, model)),
+        **dict(make_identity(run, validation, model)),
         "test": test,
         "pictures": {f"{name}_confusion": confusion},
         "summary": f"{name} model: test accuracy {test.accuracy:.2%}, mean F1 {test.means.f1:.2%}",
@@ -272,7 +229,7 @@ def _evaluate(
 
 
 def _save_fit(
-    store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, validated: ValidationResult
+    store: Store, run: Run, name: str, fit: Fit, arrays: Arrays, validation: ValidationResult
 ) -> dict[str, Any]:
     """Save a trained network as a classifier; return the fields of its result.
 
@@ -283,7 +240,7 @@ def _save_fit(
     from fmnist_tasks.model.cnn import build_classifier
     from fmnist_tasks.model.temperature import fit_temperature
 
-    model = build_classifier(run.parameters.profile_config, len(validated.dataset.classes), fit.model)
+    model = build_classifier(run.parameters.profile_config, len(validation.dataset.classes), fit.model)
     probabilities = h5.classify(model, arrays.validation_images)
     accuracy = metrics.measure_accuracy(arrays.validation_labels, probabilities)
     temperature, loss = fit_temperature(arrays.validation_labels, probabilities)

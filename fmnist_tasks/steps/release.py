@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, cast
 
-from fmnist_tasks.alerts import Alert, send
+from fmnist_tasks.alerts import Alert, send_alert
 from fmnist_tasks.errors import ConflictError, IntegrityError, ModelError, RejectedError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.reports import parse_results, read_figures, render_run
+from fmnist_tasks.run_report import parse_results, read_figures, render_run
 from fmnist_tasks.schemas.base import RunParameters
 from fmnist_tasks.schemas.releases import Approval, ReleaseFacts, ReleaseMetrics, ReleaseVerdict, ValidationAccuracy
 from fmnist_tasks.schemas.runs import (
@@ -27,7 +27,8 @@ from fmnist_tasks.schemas.runs import (
     VerificationResult,
 )
 from fmnist_tasks.service import open_release
-from fmnist_tasks.steps.evaluation import count_prediction_mismatches, find_candidate_origin, make_identity
+from fmnist_tasks.steps.evaluation import count_prediction_mismatches, make_identity
+from fmnist_tasks.steps.gates import make_candidate_origin
 from fmnist_tasks.steps.step import Run, step
 from fmnist_tasks.text import make_printable
 
@@ -38,12 +39,12 @@ _RELEASE_STEPS = {"publish", "verify_release", "promote"}
 def publish(
     store: Store,
     run: Run,
-    ingested: IngestResult,
-    validated: ValidationResult,
+    ingestion: IngestResult,
+    validation: ValidationResult,
     base: BaseModelResult,
-    base_evaluated: EvaluationResult,
+    base_evaluation: EvaluationResult,
     tuned: TunedModelResult,
-    evaluated: CandidateEvaluationResult,
+    evaluation: CandidateEvaluationResult,
     verdict: PromotionGateResult,
     approval: dict[str, Any] | None = None,
 ) -> PublishResult:
@@ -56,35 +57,35 @@ def publish(
     candidate = tuned.candidate
     if verdict.decision != "hold":  # the response is to an earlier verdict, before the gate was cleared
         approval = None
-    _require_verdict(run, ingested, validated, tuned, verdict, approval)
-    repeated = champion.read_log(store).find_withdrawal(find_candidate_origin(run, validated, candidate.model))
+    _require_verdict(run, ingestion, validation, tuned, verdict, approval)
+    repeated = champion.read_log(store).find_withdrawal(make_candidate_origin(run, validation, candidate.model))
     if repeated:
         raise RejectedError(champion.describe_withdrawal("the candidate", *repeated))
     version = f"{datetime.fromisoformat(run.created):%Y%m%dT%H%M%SZ}-{candidate.model.sha256[:8]}"
     facts = ReleaseFacts(
-        title=ingested.title,
-        classes=validated.dataset.classes,
+        title=ingestion.title,
+        classes=validation.dataset.classes,
         run_id=run.id,
         created=run.created,
         model_sha256=candidate.model.sha256,
         parameters=cast(RunParameters, run.parameters.to_json()),
-        dataset=validated.dataset,
-        source=ingested.source,
-        drift=validated.drift,
-        code=ingested.code,
-        machine=ingested.machine,
+        dataset=validation.dataset,
+        source=ingestion.source,
+        drift=validation.drift,
+        code=ingestion.code,
+        machine=ingestion.machine,
         chosen=tuned.chosen,
         ood_threshold=candidate.ood_threshold,
         temperature=candidate.temperature,
         metrics=ReleaseMetrics(
             validation_accuracy=ValidationAccuracy(base=base.validation_accuracy, tuned=tuned.validation_accuracy),
-            base_test_accuracy=base_evaluated.test.accuracy,
-            test=evaluated.test,
-            ood=evaluated.ood,
-            calibration=evaluated.calibration,
-            selective_prediction=evaluated.selective_prediction,
-            champion=evaluated.champion,
-            serving=evaluated.serving,
+            base_test_accuracy=base_evaluation.test.accuracy,
+            test=evaluation.test,
+            ood=evaluation.ood,
+            calibration=evaluation.calibration,
+            selective_prediction=evaluation.selective_prediction,
+            champion=evaluation.champion,
+            serving=evaluation.serving,
         ),
         policy=verdict.policy,
         policy_digest=verdict.policy_digest,
@@ -114,16 +115,16 @@ def publish(
 
 @step("validate_data", "evaluate_tuned", "publish")
 def verify_release(
-    store: Store, run: Run, validated: ValidationResult, evaluated: CandidateEvaluationResult, published: PublishResult
+    store: Store, run: Run, validation: ValidationResult, evaluation: CandidateEvaluationResult, release: PublishResult
 ) -> VerificationResult:
     """Read the release back from the store, and verify that its predictions are bit-identical to the evaluated ones."""
     from fmnist_tasks.data.dataset import load_test_split
 
-    version = published.version
-    release = open_release(store, version)
-    _require_same_manifest(version, release.manifest_sha256, published.manifest_sha256)
-    images, _ = load_test_split(store, validated.dataset)
-    if differing := count_prediction_mismatches(store, release.model, images, evaluated.predictions):
+    version = release.version
+    opened = open_release(store, version)
+    _require_same_manifest(version, opened.manifest_sha256, release.manifest_sha256)
+    images, _ = load_test_split(store, validation.dataset)
+    if differing := count_prediction_mismatches(store, opened.model, images, evaluation.predictions):
         raise ModelError(
             f"release {version}: {differing:,} predictions of the published model differ from those that were "
             "evaluated, or are NaN; it is not promoted. If another processor evaluated them, clear evaluate_tuned and "
@@ -131,25 +132,25 @@ def verify_release(
         )
     return VerificationResult(
         version=version,
-        manifest_sha256=release.manifest_sha256,
-        summary=f"{len(release.files)} files intact; predictions on {len(images):,} test images are bit-identical",
+        manifest_sha256=opened.manifest_sha256,
+        summary=f"{len(opened.files)} files intact; predictions on {len(images):,} test images are bit-identical",
     )
 
 
 @step("promotion_gate", "publish", "verify_release")
 def promote(
-    store: Store, run: Run, verdict: PromotionGateResult, published: PublishResult, verified: VerificationResult
+    store: Store, run: Run, verdict: PromotionGateResult, release: PublishResult, verification: VerificationResult
 ) -> PromotionResult:
     """Promote the verified release, unless the champion has changed since the candidate was evaluated.
 
     A run promotes its release once. If the step runs again after a later change of the champion, it changes nothing,
     and `is_current` of its result is false.
     """
-    version = published.version
-    if verified.version != version:
-        raise ConflictError(f"release {version} was not verified ({verified.version} was); it is not promoted")
+    version = release.version
+    if verification.version != version:
+        raise ConflictError(f"release {version} was not verified ({verification.version} was); it is not promoted")
     signed = releases.open_manifest(store, version)
-    _require_same_manifest(version, signed.sha256, verified.manifest_sha256)
+    _require_same_manifest(version, signed.sha256, verification.manifest_sha256)
     manifest = signed.manifest
     if manifest.run_id != run.id:
         raise ConflictError(f"release {version} was published by run {manifest.run_id}; this run does not promote it")
@@ -176,7 +177,7 @@ def promote(
         )
     else:
         change = f"{version} is the champion now, with a test accuracy of {accuracy:.2%}"
-        send(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}"))
+        send_alert(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}"))
         summary = f"{version} is the champion (log entry {entry.sequence}), with a test accuracy of {accuracy:.2%}"
     return PromotionResult(
         version=version, sequence=entry.sequence, accuracy=accuracy, is_current=current == entry, summary=summary
@@ -185,17 +186,17 @@ def promote(
 
 def _require_verdict(
     run: Run,
-    ingested: IngestResult,
-    validated: ValidationResult,
+    ingestion: IngestResult,
+    validation: ValidationResult,
     tuned: TunedModelResult,
     verdict: PromotionGateResult,
     approval: dict[str, Any] | None,
 ) -> None:
     """Raise :class:`ConflictError` unless the verdict is of this candidate, and promotes it or was approved."""
     model = tuned.candidate.model
-    expected = make_identity(run, validated, model)
+    expected = make_identity(run, validation, model)
     wrong = [f"{name} is {getattr(verdict, name)}" for name, value in expected if getattr(verdict, name) != value]
-    if ingested.code.digest != verdict.code_digest:
+    if ingestion.code.digest != verdict.code_digest:
         wrong.append("its code digest is not that of ingest")
     is_approved = approval is not None and approval["chosen_options"] == ["Approve"]
     if verdict.decision != "promote" and not is_approved:

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
-from fmnist_tasks.alerts import flush
+from fmnist_tasks.alerts import deliver_due_alerts
 from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError, RejectedError, StoreError
 from fmnist_tasks.memory import read_peak_memory, reset_peak_memory
 from fmnist_tasks.registry.pruning_flag import forbid_pruning
 from fmnist_tasks.registry.runs import make_run_key, read_record, write_record
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_store
-from fmnist_tasks.reports import save_report
+from fmnist_tasks.run_report import save_report
 from fmnist_tasks.schemas.base import RunParameters
 from fmnist_tasks.schemas.runs import RESULTS, Result, Status, StepRecord, parse_result
 from fmnist_tasks.settings import Parameters, read_store_uri
@@ -145,7 +145,7 @@ class _Recorder:
         if record.ends_run:
             save_report(self.store, self.run.id)
         log.info("%s %s after %.1f s: %s", self.name, status, seconds, outcome)
-        flush()
+        deliver_due_alerts()
 
 
 def read_result(store: Store, run: Run, name: str) -> Any:
@@ -168,14 +168,16 @@ def _is_done(store: Store, run: Run, name: str) -> bool:
 def _read_result(store: Store, run: Run, name: str, step: str) -> Result:
     record = read_record(store, run.id, name)
     if record.status == "running":
-        raise RejectedError(f"{name} of run {run.id} is running, or was killed before it ended: run it again first")
+        raise RejectedError(f"{name} of run {run.id} is running, or was killed before it ended; run it again first")
     if record.status != "done":
         raise RejectedError(
-            f"{name} of run {run.id} has the status {record.status}, so later steps cannot run: run it again first"
+            f"{name} of run {run.id} has the status {record.status}, so later steps cannot run; run it again first"
         )
     parameters = run.parameters.to_json()
     if changed := [key for key in _MODEL_PARAMETERS if record.parameters.get(key) != parameters[key]]:
-        raise RejectedError(f"{name} of run {run.id} had another {' and '.join(changed)}: run it again first")
+        raise RejectedError(
+            f"{name} of run {run.id} was run with a different {' and '.join(changed)}; run it again first"
+        )
     return parse_result(RESULTS[step], record, make_run_key(run.id, f"{name}.json"))
 
 

@@ -3,19 +3,19 @@ const WEEK = 7 * 86400; // s
 const HEIGHT = 230; // px
 
 const drawChart = (figure) => {
-  const { axis, times, values, labels, threshold } = JSON.parse(figure.dataset.chart);
+  const { axis, times, values, labels, thresholds } = JSON.parse(figure.dataset.chart);
   const plot = figure.querySelector(".plot"), readout = figure.querySelector(".readout");
   const style = (element, property) => () => getComputedStyle(element)[property];
   const ink = style(plot, "color"), quiet = style(readout, "color");
   const line = style(plot, "borderTopColor"), bad = style(plot, "outlineColor");
 
-  const plotted = threshold == null ? values : [...values, threshold];
+  const plotted = [...values, ...(thresholds ?? [])];
   const low = Math.min(...plotted), high = Math.max(...plotted);
   const margin = (high - low) * 0.1 || Math.abs(high) * 0.02 || 0.01;
   const from = times[0], to = times.at(-1), side = (to - from) * 0.03 || WEEK;
-  // Points without a value at both ends extend the threshold line across the whole chart.
+  // Points at both ends, without a value, extend the line of thresholds across the whole chart.
   const data = [[from - side, ...times, to + side], [null, ...values, null]];
-  if (threshold != null) data.push(data[0].map(() => threshold));
+  if (thresholds) data.push([thresholds[0], ...thresholds, thresholds.at(-1)]);
 
   const digits = high > 10 ? 2 : 3;
   const countDecimals = (step) => `${step}`.split(".")[1]?.length ?? 0;
@@ -40,7 +40,7 @@ const drawChart = (figure) => {
     series: [
       {},
       { stroke: ink, width: 2, points: { show: true, size: 8, fill: ink } },
-      ...(threshold == null ? [] : [{ stroke: bad, width: 1.5, dash: [6, 5], points: { show: false } }]),
+      ...(thresholds ? [{ stroke: bad, width: 1.5, dash: [6, 5], points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }) }] : []),
     ],
     hooks: {
       setCursor: [({ cursor: { idx } }) => {

@@ -48,6 +48,6 @@ if (area) {
     if (file) classify(area.dataset.image, { method: "POST", body: file });
     event.target.value = "";
   });
-  draw.addEventListener("click", () => classify(area.dataset.samples));
+  draw.addEventListener("click", () => classify(area.dataset.examples));
   upload.disabled = draw.disabled = false; // only now, since the listeners are set
 }

@@ -12,7 +12,7 @@ from airflow.providers.standard.exceptions import HITLRejectException, HITLTimeo
 
 from fmnist_tasks import alerts, service
 from fmnist_tasks.alerts import Alert
-from fmnist_tasks.alerts.watch import watch
+from fmnist_tasks.alerts.watch import check_pipeline
 from fmnist_tasks.errors import RejectedError, StoreError, TrainingError
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.schemas.evaluation import Check, Identity
@@ -53,7 +53,7 @@ def save_rejection(pipeline: Pipeline, started: str = STARTED) -> RejectedError:
 
 
 def test_a_rejection_has_the_value_and_the_threshold_in_its_headline(pipeline: Pipeline) -> None:
-    alerts.task_failed(make_context(save_rejection(pipeline)))
+    alerts.alert_task_failure(make_context(save_rejection(pipeline)))
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["dag_id"], alert["run_id"]) == ("rejected", DAG_ID, "run-1")
     assert alert["headline"] == "test accuracy 91.20%, below the threshold of 92.00% (and 1 more)"
@@ -62,11 +62,11 @@ def test_a_rejection_has_the_value_and_the_threshold_in_its_headline(pipeline: P
 
 def test_a_cleared_task_that_fails_again_sends_another_alert(pipeline: Pipeline) -> None:
     for started in (STARTED, STARTED, "2026-11-24T02:00:00+00:00"):
-        alerts.task_failed(make_context(save_rejection(pipeline, started)))
+        alerts.alert_task_failure(make_context(save_rejection(pipeline, started)))
     assert len(read_alerts(pipeline.store)) == 2
     error = StoreError("no response from the store")  # then there is no record
     for number in (3, 3, 4):
-        alerts.task_failed(make_context(error, task_instance={"try_number": number}))
+        alerts.alert_task_failure(make_context(error, task_instance={"try_number": number}))
     assert len(read_alerts(pipeline.store)) == 4
 
 
@@ -77,7 +77,7 @@ def test_mapped_tasks_send_separate_alerts(pipeline: Pipeline) -> None:
         save_record(pipeline.store, "run-1", f"train-{3 + index}", **fields)
     for index in (0, 0, 1):  # the first one again, in another attempt: the record identifies it
         task = {"map_index": index, "try_number": 1 + len(read_alerts(pipeline.store))}
-        alerts.task_failed(make_context(TrainingError("no"), "base_model.train", task_instance=task))
+        alerts.alert_task_failure(make_context(TrainingError("no"), "base_model.train", task_instance=task))
     assert len(read_alerts(pipeline.store)) == 2
 
 
@@ -94,11 +94,11 @@ def test_a_rejection_with_unreadable_checks_is_reported_without_them(
     pipeline: Pipeline, step: str, result: dict[str, object] | None
 ) -> None:
     save_record(pipeline.store, "run-1", step, status="rejected", outcome="no", result=result)
-    alerts.task_failed(make_context(RejectedError("no"), f"base_model.{step}"))
+    alerts.alert_task_failure(make_context(RejectedError("no"), f"base_model.{step}"))
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["headline"]) == ("rejected", "")
     assert alert["text"] == f"Task base_model.{step}: no"
-    watch()  # finds the same alert, and continues with the next record
+    check_pipeline()  # finds the same alert, and continues with the next record
     assert len(read_alerts(pipeline.store)) == 1
 
 
@@ -121,7 +121,7 @@ def test_the_headline_of_a_rejected_dataset_is_its_failed_check(pipeline: Pipeli
     )
     fields = {"status": "rejected", "outcome": "no", "result": result.to_json()}
     save_record(pipeline.store, "run-1", "validate_data", **fields)
-    alerts.task_failed(make_context(RejectedError("no"), "data.validate_data"))
+    alerts.alert_task_failure(make_context(RejectedError("no"), "data.validate_data"))
     (alert,) = read_alerts(pipeline.store)
     assert alert["headline"] == failed.message
 
@@ -131,14 +131,14 @@ def test_the_headline_of_a_rejected_dataset_is_its_failed_check(pipeline: Pipeli
     [(StoreError("no response"), "run failed"), (None, "run failed"), (RejectedError("a gate"), "rejected")],
 )
 def test_a_failure_without_a_record_is_reported(pipeline: Pipeline, error: Exception | None, event: str) -> None:
-    alerts.task_failed(make_context(error))
+    alerts.alert_task_failure(make_context(error))
     (alert,) = read_alerts(pipeline.store)
     assert alert["event"] == event
     assert str(error or "stopped without an exception") in alert["text"]
 
 
 def test_wrong_use_of_another_dag_is_not_a_rejection(pipeline: Pipeline) -> None:
-    alerts.task_failed(make_context(RejectedError("a rollback needs a reason"), "rollback", "fmnist_rollback"))
+    alerts.alert_task_failure(make_context(RejectedError("a rollback needs a reason"), "rollback", "fmnist_rollback"))
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["dag_id"]) == ("run failed", "fmnist_rollback")
 
@@ -152,7 +152,7 @@ def test_a_rejection_by_a_user_is_a_separate_event(pipeline: Pipeline, inputs: d
     response = {"chosen_options": ["Reject"], "params_input": inputs, "responded_at": datetime.now(UTC)}
     with pytest.raises(HITLRejectException) as rejected:
         dag.get_task("tuned_model.approval").execute_complete({}, response | {"responded_by_user": user})
-    alerts.task_failed(make_context(rejected.value, "tuned_model.approval"))
+    alerts.alert_task_failure(make_context(rejected.value, "tuned_model.approval"))
     (alert,) = read_alerts(pipeline.store)
     assert alert["event"] == "rejected by a user"
     assert words in alert["text"]
@@ -184,14 +184,16 @@ def test_each_request_for_approval_sends_an_alert(pipeline: Pipeline, dag_id: st
 
 
 def test_an_expired_approval_is_a_separate_event(pipeline: Pipeline) -> None:
-    alerts.task_failed(make_context(HITLTimeoutError({"error_type": "timeout"}), "approval", "fmnist_rollback"))
+    alerts.alert_task_failure(make_context(HITLTimeoutError({"error_type": "timeout"}), "approval", "fmnist_rollback"))
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["dag_id"]) == ("approval expired", "fmnist_rollback")
 
 
 def test_a_watch_that_fails_every_hour_is_reported_once_a_day(pipeline: Pipeline) -> None:
     for run_id in ("a", "b"):
-        alerts.task_failed(make_context(StoreError("no response"), "last_success", "fmnist_watch") | {"run_id": run_id})
+        alerts.alert_task_failure(
+            make_context(StoreError("no response"), "last_success", "fmnist_watch") | {"run_id": run_id}
+        )
     assert len(read_alerts(pipeline.store)) == 1
 
 
@@ -200,8 +202,8 @@ def test_the_callback_of_a_run_reports_only_an_exceeded_time_limit(
     pipeline: Pipeline, reason: str, events: list[str]
 ) -> None:
     context = {"reason": reason, "run_id": "run-1", "dag": SimpleNamespace(dag_id=DAG_ID)}
-    alerts.run_timed_out(context)
-    alerts.run_timed_out(context)
+    alerts.alert_run_timeout(context)
+    alerts.alert_run_timeout(context)
     assert [alert["event"] for alert in read_alerts(pipeline.store)] == events
 
 
@@ -213,7 +215,7 @@ def test_an_alert_names_the_current_dag_if_any(
         monkeypatch.delenv(f"AIRFLOW_CTX_{name}", raising=False)
         if dag_id:
             monkeypatch.setenv(f"AIRFLOW_CTX_{name}", dag_id if name == "DAG_ID" else "manual-1")
-    alerts.send(Alert("champion changed", None, "v1 is the champion again"))
+    alerts.send_alert(Alert("champion changed", None, "v1 is the champion again"))
     (alert,) = read_alerts(pipeline.store)
     assert (alert["dag_id"], alert["run_id"]) == (dag_id, "manual-1" if dag_id else None)
 
@@ -230,7 +232,7 @@ def test_the_headline_of_a_real_rejection_is_its_failed_check(finished_pipeline:
     record = read_record(finished_pipeline.store, "run-1", "accuracy_gate")
     fields = {"status": "rejected", "outcome": "no", "result": rejected.to_json()}
     write_record(finished_pipeline.store, record.model_copy(update=fields))
-    alerts.task_failed(make_context(RejectedError("no")))
+    alerts.alert_task_failure(make_context(RejectedError("no")))
     (alert,) = (alert for alert in read_alerts(finished_pipeline.store) if alert["event"] == "rejected")
     assert f"{accuracy.value:.2%}, below the threshold of" in alert["headline"]
     assert service.require_champion(finished_pipeline.store).version in alert["champion"]

@@ -36,7 +36,7 @@ def test_an_alert_arrives_through_every_channel(
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com/pipeline/")
     monkeypatch.setenv("FMNIST_INSTANCE", "prod")
     champion.append_entry(pipeline.store, version="v1", action="promote", reason="r", write_id="w", after=0)
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     (mail,), (post,) = mail_server.mails, webhook_server.posts
     assert (mail["To"], mail["From"]) == ("team@example.com", "pipeline@example.com")
     assert mail["Subject"] == post["title"] == f"[prod] Retraining rejected: {REJECTION.text}"
@@ -56,25 +56,25 @@ def test_an_event_is_sent_once_and_a_different_one_separately(
     pipeline: Pipeline, webhook_server: WebhookServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
-        alerts.send(REJECTION)
+        alerts.send_alert(REJECTION)
     assert len(webhook_server.posts) == 1
     assert caplog.text.count("ALERT rejected") == 3
-    alerts.send(Alert("rejected", "run-2", REJECTION.text))
-    alerts.send(Alert("rejected", "run-1", "Task promotion_gate: the size is too large"))
+    alerts.send_alert(Alert("rejected", "run-2", REJECTION.text))
+    alerts.send_alert(Alert("rejected", "run-1", "Task promotion_gate: the size is too large"))
     assert len(webhook_server.posts) == 3
 
 
 def test_events_without_a_run_are_separate_alerts(pipeline: Pipeline, webhook_server: WebhookServer) -> None:
     for _ in range(2):
-        alerts.send(Alert("champion changed", None, "v1 is the champion again"))
+        alerts.send_alert(Alert("champion changed", None, "v1 is the champion again"))
     assert len(webhook_server.posts) == 2
     for _ in range(2):
-        alerts.send(Alert("champion changed", None, "v1 is the champion again", identity="entry 3"))
+        alerts.send_alert(Alert("champion changed", None, "v1 is the champion again", identity="entry 3"))
     assert len(webhook_server.posts) == 3
 
 
 def test_untrusted_text_is_escaped(pipeline: Pipeline, mail_server: MailServer) -> None:
-    alerts.send(Alert("batch quarantined", "run-1", "batch <script>alert(1)</script>\r\nBcc: a@b.example\x1b[2J"))
+    alerts.send_alert(Alert("batch quarantined", "run-1", "batch <script>alert(1)</script>\r\nBcc: a@b.example\x1b[2J"))
     (mail,) = mail_server.mails
     page = mail.get_body(("html",)).get_content()
     assert "<script>" not in page
@@ -91,7 +91,9 @@ def test_text_for_a_service_with_html_or_markdown_is_escaped(
     path = f"json://127.0.0.1:{webhook_server.port}/?format={form}"
     connection = {"conn_type": "apprise", "extra": {"config": {"path": path}}}
     monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", json.dumps(connection))
-    alerts.send(Alert("batch quarantined", "run-1", "batch <img src=x onerror=alert(1)> [a](https://evil.example)"))
+    alerts.send_alert(
+        Alert("batch quarantined", "run-1", "batch <img src=x onerror=alert(1)> [a](https://evil.example)")
+    )
     (post,) = webhook_server.posts
     assert shown in post["message"]
     assert "<img src=x" not in post["message"]
@@ -109,30 +111,30 @@ def test_a_receiver_gets_missed_alerts_when_it_is_back(
     pipeline: Pipeline, mail_server: MailServer, webhook_server: WebhookServer, clock: Clock
 ) -> None:
     refuse_messages(mail_server, webhook_server)
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     accept_messages(mail_server, webhook_server)
-    alerts.flush()  # too early
+    alerts.deliver_due_alerts()  # too early
     assert (mail_server.mails, webhook_server.posts) == ([], [])
     clock.advance(minutes=1.1)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     (mail,), (post,) = mail_server.mails, webhook_server.posts
     assert LABEL not in mail["Subject"] + post["title"]  # the first message did not arrive
     clock.advance(hours=2)
-    alerts.flush()
-    alerts.send(REJECTION)
+    alerts.deliver_due_alerts()
+    alerts.send_alert(REJECTION)
     assert (len(mail_server.mails), len(webhook_server.posts)) == (1, 1)
 
 
 def test_retries_become_less_frequent(pipeline: Pipeline, webhook_server: WebhookServer, clock: Clock) -> None:
     webhook_server.status = 503
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     for minutes in (1, 5, 15, 60, 60, 60):
         count = sum(1 for _ in pipeline.store.list(PENDING))
         clock.advance(minutes=minutes - 0.1)
-        alerts.flush()
+        alerts.deliver_due_alerts()
         assert sum(1 for _ in pipeline.store.list(PENDING)) == count
         clock.advance(minutes=0.2)
-        alerts.flush()
+        alerts.deliver_due_alerts()
         assert sum(1 for _ in pipeline.store.list(PENDING)) == count + 1
 
 
@@ -148,13 +150,13 @@ def test_a_dead_channel_is_logged_and_does_not_delay_the_other(
 ) -> None:
     dead_server = MailServer() if broken.endswith("MAIL") else WebhookServer(port=MailServer().port)  # a free port
     monkeypatch.setenv(broken, dead_server.connection)
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     assert len(mail_server.mails) + len(webhook_server.posts) == 1
     channel = broken.removeprefix("AIRFLOW_CONN_").lower()
     assert f"not delivered through {channel}" in caplog.text
     with dead_server.serve():
         clock.advance(minutes=2)
-        alerts.flush()
+        alerts.deliver_due_alerts()
     is_mail = isinstance(dead_server, MailServer)
     (message,) = dead_server.mails if is_mail else dead_server.posts
     assert LABEL not in str(message["Subject" if is_mail else "title"])
@@ -164,13 +166,13 @@ def test_a_dead_channel_is_logged_and_does_not_delay_the_other(
 def test_only_a_refused_recipient_is_retried(pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     with MailServer(to="a@example.com, b@example.com", refused=("a@example.com",)).serve() as server:
         monkeypatch.setenv("AIRFLOW_CONN_FMNIST_MAIL", server.connection)
-        alerts.send(REJECTION)
+        alerts.send_alert(REJECTION)
         assert server.recipients == ["b@example.com"]
         server.refused = ()
         clock.advance(minutes=2)
-        alerts.flush()
+        alerts.deliver_due_alerts()
         clock.advance(hours=2)
-        alerts.flush()
+        alerts.deliver_due_alerts()
         assert server.recipients == ["b@example.com", "a@example.com"]
 
 
@@ -179,10 +181,10 @@ def test_only_a_failed_service_is_retried(pipeline: Pipeline, clock: Clock, monk
         paths = [json.loads(server.connection)["extra"]["config"] for server in (good, bad)]
         connection = {"conn_type": "apprise", "extra": {"config": paths}}
         monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", json.dumps(connection))
-        alerts.send(REJECTION)
+        alerts.send_alert(REJECTION)
         bad.status = 200
         clock.advance(minutes=2)
-        alerts.flush()
+        alerts.deliver_due_alerts()
         assert (len(good.posts), len(bad.posts)) == (1, 1)
 
 
@@ -190,13 +192,13 @@ def test_a_message_that_may_have_arrived_is_labelled_when_repeated(
     pipeline: Pipeline, mail_server: MailServer, webhook_server: WebhookServer, clock: Clock
 ) -> None:
     mail_server.reply, webhook_server.status = "", 0  # accept the message, then close the connection
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     refuse_messages(mail_server, webhook_server)  # a clean refusal in between changes nothing
     clock.advance(minutes=2)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     accept_messages(mail_server, webhook_server)
     clock.advance(minutes=6)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     assert [LABEL in mail["Subject"] for mail in mail_server.mails] == [False, True]
     assert [LABEL in post["title"] for post in webhook_server.posts] == [False, True]
     assert "You may have received this message before" in webhook_server.posts[1]["message"]
@@ -206,27 +208,27 @@ def test_a_message_that_may_have_arrived_is_labelled_when_repeated(
 def test_an_alert_waits_for_a_channel(
     pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     assert "ALERT rejected in fmnist_retrain, run run-1: Task accuracy_gate" in caplog.text
     clock.advance(days=6)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     with WebhookServer().serve() as webhook_server:
         monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", webhook_server.connection)
-        alerts.flush()
+        alerts.deliver_due_alerts()
         assert len(webhook_server.posts) == 1
 
 
 def test_an_alert_without_a_channel_is_given_up_after_a_week(
     pipeline: Pipeline, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     clock.advance(days=7.1)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     assert "no channel was configured" in caplog.text
     (undeliverable,) = read_alerts(pipeline.store)
     assert undeliverable["reasons"] == ["no channel was configured"]
     assert list(pipeline.store.list(PENDING)) == []
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     assert list(pipeline.store.list(PENDING)) == []
 
 
@@ -238,9 +240,9 @@ def test_an_alert_undelivered_for_a_week_is_reported_through_other_channels(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     webhook_server.status = 500
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     clock.advance(days=7.1)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     subjects = [str(mail["Subject"]) for mail in mail_server.mails]
     assert len(subjects) == 2
     assert subjects[1].startswith("Alert undeliverable: rejected of ")
@@ -250,7 +252,7 @@ def test_an_alert_undelivered_for_a_week_is_reported_through_other_channels(
     )
     assert [alert["event"] for alert in read_alerts(pipeline.store, UNDELIVERABLE)] == ["rejected"]
     clock.advance(days=7.1)
-    alerts.flush()  # gives up the report too, without reporting that
+    alerts.deliver_due_alerts()  # gives up the report too, without reporting that
     assert len(mail_server.mails) == 2
     assert len(read_alerts(pipeline.store, UNDELIVERABLE)) == 2
     assert list(pipeline.store.list(PENDING)) == []
@@ -259,11 +261,11 @@ def test_an_alert_undelivered_for_a_week_is_reported_through_other_channels(
 def test_after_a_long_pause_each_channel_is_tried_before_an_alert_is_given_up(
     pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     clock.advance(days=30)
     with WebhookServer().serve() as webhook_server:
         monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", webhook_server.connection)
-        alerts.flush()
+        alerts.deliver_due_alerts()
         assert len(webhook_server.posts) == 1
     assert [read_alerts(pipeline.store, UNDELIVERABLE), len(read_alerts(pipeline.store, DELIVERED))] == [[], 1]
 
@@ -273,11 +275,11 @@ def test_an_alert_without_an_attempt_is_not_given_up(
 ) -> None:
     """A channel that fails for one alert is skipped for the others in the same pass."""
     for run_id in ("run-1", "run-2"):
-        alerts.send(Alert("rejected", run_id, REJECTION.text))
+        alerts.send_alert(Alert("rejected", run_id, REJECTION.text))
     clock.advance(days=30)
     with WebhookServer(status=503).serve() as webhook_server:
         monkeypatch.setenv("AIRFLOW_CONN_FMNIST_APPRISE", webhook_server.connection)
-        alerts.flush()
+        alerts.deliver_due_alerts()
     pending = [alert["event"] for alert in read_alerts(pipeline.store, PENDING)]
     assert sorted(pending) == ["alert undeliverable", "rejected"]
 
@@ -286,7 +288,7 @@ def test_an_alert_that_no_channel_accepts_does_not_delay_the_next(
     pipeline: Pipeline, webhook_server: WebhookServer, clock: Clock
 ) -> None:
     webhook_server.status = 413
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     clock.advance(minutes=2)
     webhook_server.status = 200
     deliver = channels.deliver
@@ -298,7 +300,7 @@ def test_an_alert_that_no_channel_accepts_does_not_delay_the_next(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outbox, "deliver", refuse_first)
-        alerts.send(Alert("run failed", "run-2", "the next"))
+        alerts.send_alert(Alert("run failed", "run-2", "the next"))
     assert [post["title"] for post in webhook_server.posts] == ["fmnist_retrain failed: the next"]
 
 
@@ -310,12 +312,12 @@ def test_an_alert_waits_for_a_connection_that_is_briefly_missing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """If its API server cannot look up a connection, Airflow reports that the connection does not exist."""
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     with monkeypatch.context() as patch:
         patch.delenv("AIRFLOW_CONN_FMNIST_MAIL")
-        alerts.send(Alert("rejected", "run-2", REJECTION.text))
+        alerts.send_alert(Alert("rejected", "run-2", REJECTION.text))
     assert (len(mail_server.mails), len(webhook_server.posts)) == (1, 2)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     assert (len(mail_server.mails), len(webhook_server.posts)) == (2, 2)
 
 
@@ -341,7 +343,7 @@ def test_a_faulty_connection_is_logged_and_the_alert_waits(
 ) -> None:
     kind = "smtp" if name.endswith("MAIL") else "apprise"
     monkeypatch.setenv(name, json.dumps({"conn_type": kind, "host": "h", "extra": extra}))
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     assert fault in caplog.text
     assert "token" not in caplog.text
     assert len(read_alerts(pipeline.store, PENDING)) == 1
@@ -352,7 +354,7 @@ def test_an_invalid_setting_does_not_stop_an_alert(
     pipeline: Pipeline, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "wrong")
-    alerts.send(Alert("run failed", None, "x" * 20_000))
+    alerts.send_alert(Alert("run failed", None, "x" * 20_000))
     (post,) = webhook_server.posts
     assert 10_000 < len(post["message"]) < 12_000
     assert len(read_alerts(pipeline.store, DELIVERED)) == 1
@@ -360,11 +362,11 @@ def test_an_invalid_setting_does_not_stop_an_alert(
 
 def test_a_missing_store_does_not_stop_an_alert(pipeline: Pipeline, webhook_server: WebhookServer) -> None:
     pipeline.store.put("champion/00000001.json", b"foreign")
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     assert "The current champion cannot be read" in webhook_server.posts[0]["message"]
     shutil.rmtree(pipeline.home / "store")
     (pipeline.home / "store").write_text("not a folder")
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     assert len(webhook_server.posts) == 2  # twice rather than never
     assert LABEL in webhook_server.posts[1]["title"]
 
@@ -383,7 +385,7 @@ def test_a_lost_response_of_the_store_loses_no_alert(
         return Fault(drop_response=True)
 
     proxy.reset(drop_first_response)
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     assert paths
     assert len(webhook_server.posts) == 1
     assert LABEL not in webhook_server.posts[0]["title"]
@@ -395,13 +397,13 @@ def test_a_damaged_alert_is_reported_and_does_not_delay_the_others(
 ) -> None:
     damaged = "0" * 24
     pipeline.store.put(f"{PENDING}{damaged}.json", b"foreign")
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     titles = sorted(post["title"] for post in webhook_server.posts)
     assert titles[0].startswith("Alert undeliverable: A pending alert cannot be read")
     assert titles[1].startswith("Retraining rejected")
     assert pipeline.store.get(f"{UNDELIVERABLE}{damaged}.damaged") == b"foreign"
     assert list(pipeline.store.list(PENDING)) == []
-    alerts.flush()
+    alerts.deliver_due_alerts()
     assert len(webhook_server.posts) == 2
 
 
@@ -409,17 +411,17 @@ def test_a_damaged_attempt_counts_as_interrupted(
     pipeline: Pipeline, mail_server: MailServer, webhook_server: WebhookServer, clock: Clock
 ) -> None:
     refuse_messages(mail_server, webhook_server)
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     for stat in pipeline.store.list(PENDING):
         if stat.key.count(".") > 1:
             pipeline.store.put(stat.key, b"")
             break
     accept_messages(mail_server, webhook_server)
     clock.advance(minutes=2)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     assert len(mail_server.mails) + len(webhook_server.posts) == 1  # through the channel whose attempt is intact
     clock.advance(hours=1)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     (mail,), (post,) = mail_server.mails, webhook_server.posts
     assert f"{mail['Subject']}{post['title']}".count(LABEL) == 1
 
@@ -429,18 +431,18 @@ def test_alerts_dated_in_the_future_are_delivered_or_given_up(
 ) -> None:
     clock.advance(days=365)
     webhook_server.status = 503
-    alerts.send(REJECTION)
+    alerts.send_alert(REJECTION)
     clock.advance(days=-365)
     webhook_server.status = 200
-    alerts.flush()
+    alerts.deliver_due_alerts()
     assert len(webhook_server.posts) == 1
     clock.advance(days=365)
     webhook_server.status = 503
-    alerts.send(Alert("rejected", "run-2", REJECTION.text))
+    alerts.send_alert(Alert("rejected", "run-2", REJECTION.text))
     clock.advance(days=-365)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     clock.advance(days=7.1)
-    alerts.flush()
+    alerts.deliver_due_alerts()
     assert [alert["run_id"] for alert in read_alerts(pipeline.store, UNDELIVERABLE)] == ["run-2"]
 
 
@@ -465,7 +467,7 @@ def test_simultaneous_alerts_leave_no_secret_in_the_environment(
 
         def send(number: int) -> None:
             barrier.wait()
-            alerts.send(Alert("champion changed", None, f"rollback {number}"))
+            alerts.send_alert(Alert("champion changed", None, f"rollback {number}"))
 
         threads = [threading.Thread(target=send, args=(number,)) for number in range(2)]
         for thread in threads:
@@ -492,5 +494,5 @@ def test_a_flush_without_pending_alerts_costs_one_listing(
     minio_store: S3Store, pipeline: Pipeline, proxy: Proxy
 ) -> None:
     proxy.reset()
-    alerts.flush()
+    alerts.deliver_due_alerts()
     assert [request.method for request in proxy.requests] == ["GET"]

@@ -13,7 +13,7 @@ import pytest
 
 from fmnist_tasks import alerts
 from fmnist_tasks.alerts import Alert, outbox
-from fmnist_tasks.alerts.watch import watch
+from fmnist_tasks.alerts.watch import check_pipeline
 from fmnist_tasks.errors import FmnistError, RejectedError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import seal
@@ -49,13 +49,13 @@ def list_failures(pipeline: Pipeline) -> list[str]:
 
 
 def test_a_pipeline_without_a_successful_run_is_reported(pipeline: Pipeline, clock: Clock) -> None:
-    assert "No run has succeeded since fmnist_watch first ran" in watch()
+    assert "No run has succeeded since fmnist_watch first ran" in check_pipeline()
     clock.advance(days=7.9)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == []
     clock.advance(days=0.2)
     for _ in range(3):
-        assert "more than the 8 allowed" in watch()
+        assert "more than the 8 allowed" in check_pipeline()
     assert list_events(pipeline) == ["no successful run"]
 
 
@@ -63,24 +63,24 @@ def test_the_alert_is_repeated_weekly_until_a_run_succeeds(pipeline: Pipeline, c
     promote(pipeline, clock, "v1")
     for days, count in ((7.9, 0), (0.2, 1), (6.8, 1), (0.2, 2), (7, 3)):
         clock.advance(days=days)
-        watch()
+        check_pipeline()
         assert list_failures(pipeline) == ["no successful run"] * count
     promote(pipeline, clock, "v2")
     clock.advance(days=7.9)
-    watch()
+    check_pipeline()
     assert list_failures(pipeline) == ["no successful run"] * 3
     clock.advance(days=0.2)
-    watch()
+    check_pipeline()
     assert list_failures(pipeline) == ["no successful run"] * 4
 
 
-def test_a_run_that_found_nothing_new_is_a_success(pipeline: Pipeline, clock: Clock) -> None:
+def test_a_run_in_which_nothing_changed_is_a_success(pipeline: Pipeline, clock: Clock) -> None:
     promote(pipeline, clock, "v1")
     clock.advance(days=8)
     write_record(pipeline, clock, "run-2", "detect_change", result={"changed": False})
     write_record(pipeline, clock, "run-3", "detect_change", result={"changed": True})
     clock.advance(days=7.9)
-    assert "The last successful run" in watch()
+    assert "The last successful run" in check_pipeline()
     assert "no successful run" not in list_events(pipeline)
 
 
@@ -92,14 +92,14 @@ def test_clearing_an_old_task_or_rolling_back_is_not_a_success(pipeline: Pipelin
     write_record(pipeline, clock, "run-1", "detect_change", created=created, result={"changed": False})
     write_record(pipeline, clock, "run-0", "promote", created=created)
     champion.append_entry(pipeline.store, version="v0", action="rollback", reason="r", write_id="w", after=1)
-    watch()
+    check_pipeline()
     assert list_failures(pipeline) == ["no successful run"]
 
 
 def test_clearing_a_task_does_not_change_the_time_of_a_success(pipeline: Pipeline, clock: Clock) -> None:
     created = clock.read(pipeline.store) - timedelta(days=9)
     write_record(pipeline, clock, "run-1", "detect_change", created=created.isoformat(), result={"changed": False})
-    assert f"{created:%Y-%m-%d %H:%M}" in watch()
+    assert f"{created:%Y-%m-%d %H:%M}" in check_pipeline()
     assert list_events(pipeline) == ["no successful run"]
 
 
@@ -109,8 +109,8 @@ def test_a_failure_that_a_killed_task_did_not_report_is_reported(
 ) -> None:
     write_record(pipeline, clock, "run-1", "accuracy_gate", status)
     write_record(pipeline, clock, "try-1", "accuracy_gate", status, actor="ann (shell)")  # its user has seen it
-    watch()
-    watch()
+    check_pipeline()
+    check_pipeline()
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["run_id"]) == (event, "run-1")
 
@@ -119,8 +119,8 @@ def test_a_reported_failure_is_not_reported_again(pipeline: Pipeline, clock: Clo
     write_record(pipeline, clock, "run-1", "accuracy_gate", "rejected")
     task = SimpleNamespace(task_id="base_model.accuracy_gate", map_index=-1, try_number=2)
     dag = SimpleNamespace(dag_id="fmnist_retrain")
-    alerts.task_failed({"run_id": "run-1", "dag": dag, "task_instance": task, "exception": RejectedError("why")})
-    watch()
+    alerts.alert_task_failure({"run_id": "run-1", "dag": dag, "task_instance": task, "exception": RejectedError("why")})
+    check_pipeline()
     assert list_events(pipeline) == ["rejected"]
 
 
@@ -128,12 +128,12 @@ def test_a_change_of_the_champion_that_a_killed_process_did_not_report_is_report
     pipeline: Pipeline, clock: Clock
 ) -> None:
     promote(pipeline, clock, "v1")
-    alerts.send(Alert("champion changed", "run-v1", "v1 is the champion now", identity="entry 1"))
+    alerts.send_alert(Alert("champion changed", "run-v1", "v1 is the champion now", identity="entry 1"))
     champion.append_entry(
         pipeline.store, version="v0", action="rollback", reason="why", write_id="w", actor="ann", after=1
     )
-    watch()
-    watch()
+    check_pipeline()
+    check_pipeline()
     texts = sorted(alert["text"] for alert in read_alerts(pipeline.store))
     assert texts == ["ann rolled back from v1 to v0: why", "v1 is the champion now"]
 
@@ -141,26 +141,26 @@ def test_a_change_of_the_champion_that_a_killed_process_did_not_report_is_report
 def test_a_retryable_failure_is_reported_after_the_retry_period(pipeline: Pipeline, clock: Clock) -> None:
     write_record(pipeline, clock, "run-1", "train-0", "failed", retryable=True)
     clock.advance(hours=6)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == []
     clock.advance(hours=1.5)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == ["run failed"]
 
 
 def test_an_unfinished_step_is_reported_after_its_time_limit(pipeline: Pipeline, clock: Clock) -> None:
     write_record(pipeline, clock, "run-1", "train-0", "running")
     clock.advance(hours=6)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == []
     clock.advance(hours=1.5)
-    watch()
-    watch()
+    check_pipeline()
+    check_pipeline()
     (alert,) = read_alerts(pipeline.store)
     assert (alert["event"], alert["run_id"]) == ("run failed", "run-1")
     assert "has not ended; its process was probably killed" in alert["text"]
     clock.advance(days=4)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == ["run failed"]
 
 
@@ -170,36 +170,36 @@ def test_a_killed_step_is_reported_once(pipeline: Pipeline, clock: Clock, report
     actions = [
         lambda: write_record(pipeline, clock, "run-1", "train-0", "running"),
         lambda: clock.advance(hours=1),
-        lambda: alerts.send(Alert("run failed", "run-1", "Task train: killed")),
+        lambda: alerts.send_alert(Alert("run failed", "run-1", "Task train: killed")),
     ]
     for action in actions if reported_after else reversed(actions):
         action()
     clock.advance(hours=8)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == ["run failed"] * events
 
 
 def test_times_in_the_future_do_not_suppress_alerts(pipeline: Pipeline, clock: Clock) -> None:
     clock.advance(days=365)
-    watch()
+    check_pipeline()
     promote(pipeline, clock, "v1")
     created = clock.read(pipeline.store).isoformat()
     clock.advance(days=-365)
     write_record(pipeline, clock, "run-1", "detect_change", created=created, result={"changed": False})
-    assert "No run has succeeded since fmnist_watch first ran" in watch()
+    assert "No run has succeeded since fmnist_watch first ran" in check_pipeline()
     clock.advance(days=8.1)
-    watch()
+    check_pipeline()
     assert list_failures(pipeline) == ["no successful run"]
 
 
 def test_a_run_without_an_end_is_reported(pipeline: Pipeline, clock: Clock) -> None:
     write_record(pipeline, clock, "run-1", "ingest")
     clock.advance(days=3.4)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == []
     clock.advance(days=0.2)
-    watch()
-    watch()
+    check_pipeline()
+    check_pipeline()
     assert list_events(pipeline) == ["run failed"]
 
 
@@ -213,15 +213,15 @@ def test_a_shell_run_needs_no_end_and_a_shell_can_end_an_airflow_run(
     if ended_by_shell:
         write_record(pipeline, clock, "run-1", "promote", actor="ann (shell)")
     clock.advance(days=3.6)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == events
 
 
 def test_a_run_rejected_by_a_user_is_not_reported_again(pipeline: Pipeline, clock: Clock) -> None:
     write_record(pipeline, clock, "run-1", "promotion_gate")
-    alerts.send(Alert("rejected by a user", "run-1", "rejected by mia"))
+    alerts.send_alert(Alert("rejected by a user", "run-1", "rejected by mia"))
     clock.advance(days=4)
-    watch()
+    check_pipeline()
     assert list_events(pipeline) == ["rejected by a user"]
 
 
@@ -229,7 +229,7 @@ def test_damaged_records_fail_the_watch_after_everything_else(
     pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FMNIST_OVERDUE_DAYS", "1")
-    watch()
+    check_pipeline()
     clock.advance(days=1.1)
     for step in ("ingest", "detect_change"):
         pipeline.store.put(f"runs/run-1/{step}.json", b"foreign")
@@ -240,7 +240,7 @@ def test_damaged_records_fail_the_watch_after_everything_else(
         r"runs/run-1/detect_change\.json.*; runs/run-1/ingest\.json.*; runs/run-1/train-0\.json: has schema version 1"
     )
     with pytest.raises(FmnistError, match=damaged):
-        watch()
+        check_pipeline()
     assert list_events(pipeline) == ["no successful run", "rejected"]
 
 
@@ -270,27 +270,27 @@ def monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 def test_the_heartbeat_is_sent_only_on_success_and_never_logged(
     pipeline: Pipeline, monitor: SimpleNamespace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch()
+    check_pipeline()
     assert monitor.pings == ["/s3cret"]
     monitor.status = 404
-    watch()
+    check_pipeline()
     assert "FMNIST_HEARTBEAT_URL: responded with status 404" in caplog.text
     pipeline.store.put("champion/00000001.json", b"foreign")
     with pytest.raises(FmnistError):
-        watch()
+        check_pipeline()
     assert len(monitor.pings) == 2
     pipeline.store.delete("champion/00000001.json")
     monkeypatch.setenv("FMNIST_HEARTBEAT_URL", "http://127.0.0.1:1/s3cret")
-    watch()
+    check_pipeline()
     assert "FMNIST_HEARTBEAT_URL: cannot be reached" in caplog.text
     assert "s3cret" not in caplog.text
 
 
 def test_times_are_those_of_the_store(pipeline: Pipeline, clock: Clock) -> None:
     clock.advance(days=-400)  # the store's clock; this machine's is far ahead
-    watch()
+    check_pipeline()
     clock.advance(days=8.1)
-    assert "more than the 8 allowed" in watch()
+    assert "more than the 8 allowed" in check_pipeline()
     assert abs(read_clock(pipeline.store) - clock.read(pipeline.store)) > timedelta(days=300)
 
 
@@ -303,7 +303,7 @@ def test_a_delivery_error_fails_the_watch_but_no_other_task(
         raise RuntimeError("a fault of the outbox")
 
     monkeypatch.setattr(outbox, "find_pending", fail)
-    alerts.send(Alert("run failed", "run-1", "why"))
+    alerts.send_alert(Alert("run failed", "run-1", "why"))
     assert "a fault of the outbox" in caplog.text
     with pytest.raises(RuntimeError, match="a fault of the outbox"):
-        watch()
+        check_pipeline()

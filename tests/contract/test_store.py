@@ -18,7 +18,7 @@ from fmnist_tasks.errors import AccessError, IntegrityError, MissingError, Setti
 from fmnist_tasks.registry import s3
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
-from fmnist_tasks.registry.store import Store, check_key, decode_key, read_clock
+from fmnist_tasks.registry.store import Store, decode_key, read_clock, require_valid_key
 from fmnist_tasks.registry.stores import open_store
 
 
@@ -223,7 +223,7 @@ def test_names_on_a_server_that_are_not_paths(name: str, key: str) -> None:
     assert s3._to_object_name(key) == name
     if "." not in key:
         with pytest.raises(SettingsError, match="not a valid key"):  # in a folder, it would lead out of the store
-            check_key(key)
+            require_valid_key(key)
 
 
 @pytest.mark.parametrize(
@@ -317,4 +317,4 @@ def test_a_folder_with_an_unusual_name_in_its_uri(tmp_path: Path, name: str) -> 
 
 
 def test_check_key_returns_the_key() -> None:
-    assert check_key("runs/manual__2026-11-24T02:00:00+00:00/train.json").startswith("runs/")
+    assert require_valid_key("runs/manual__2026-11-24T02:00:00+00:00/train.json").startswith("runs/")

@@ -50,6 +50,19 @@ def test_the_tasks_form_one_pipeline(dag) -> None:
     assert set(dag.task_group_dict) >= {"data", "base_model", "tuned_model", "release"}
 
 
+def test_links_in_the_documentation_of_dags_follow_the_path_of_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fmnist_defaults import link_pages
+
+    text = (PROJECT / "dags" / "fmnist_watch.py").read_text() + DAG_FILE.read_text()
+    links = re.findall(r"\]\(/[^)]*\)", text)
+    assert len(links) >= 3
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/path/")
+    linked = link_pages(text)
+    assert re.findall(r"\]\([^)]*/fmnist/[^)]*\)", linked) == [
+        link.replace("(/", "(https://airflow.example/path/") for link in links
+    ]
+
+
 def test_the_dag_has_its_schedule_limits_and_documentation(dag) -> None:
     assert type(dag.timetable).__name__ == "CronTriggerTimetable"
     assert "0 2 * * 1" in repr(dag.timetable)

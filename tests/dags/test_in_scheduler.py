@@ -164,7 +164,7 @@ def test_a_backfill_of_three_weeks_ends_with_one_champion_and_clear_refusals(
             assert "nothing changed" in records["detect_change"].outcome
         else:
             (failed,) = (record for record in records.values() if record.status == "failed")
-            assert "the champion has changed since" in failed.outcome
+            assert "the champion has changed in the meantime" in failed.outcome
     assert len({releases.read_manifest(pipeline.store, entry.version).model_sha256 for entry in history}) == 1
 
 

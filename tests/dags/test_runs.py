@@ -14,7 +14,7 @@ from fmnist_tasks.cli import app
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.schemas.data import ImageSet, IncomingFile, NewBatch
-from fmnist_tasks.schemas.runs import AcceptedBatch
+from fmnist_tasks.schemas.runs import AddedBatch
 from fmnist_tasks.settings import DAG_ID
 from tests.support.airflow_in_process import AirflowInProcess
 from tests.support.documents import digest, make_reference
@@ -65,7 +65,7 @@ def test_xcom_does_not_grow_with_the_number_of_batches(
     airflow: AirflowInProcess, replaying_pipeline: Pipeline, finished_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = [make_batch(f"week {number}.npz") for number in range(1000)]
-    accepted = [AcceptedBatch(name=batch.name, files=batch.files) for batch in batches]
+    accepted = [AddedBatch(name=batch.name, files=batch.files) for batch in batches]
     changes = {
         "ingest": {"batches": [batch.to_json() for batch in batches]},
         "validate_data": {"accepted": [batch.to_json() for batch in accepted]},

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from fmnist_tasks import service
-from fmnist_tasks.data.batches import list_accepted
+from fmnist_tasks.data.accepted_batches import list_accepted
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified, put_blob
 from fmnist_tasks.schemas.base import Reference

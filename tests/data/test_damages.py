@@ -5,6 +5,7 @@ Damaged files, which raise an error before any image is checked, are in `test_so
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -142,6 +143,8 @@ def test_images_of_the_base_dataset_are_detected(findings: dict[str, Findings]) 
 def test_swapped_labels_are_located(findings: dict[str, Findings], splits: tuple[Sample, Sample, Images]) -> None:
     pairs = {(pair.label, pair.looks_like): pair for pair in findings["swapped labels"].label_errors}
     assert set(pairs) == {(1, 3), (3, 1)}
+    (check,) = (check for check in findings["swapped labels"].checks if check.name == "label errors")
+    assert re.search(r"for example label 1, looks like 3, share 0\.\d+, expected share 0\.\d+, p value ", check.message)
     _, labels = splits[2]
     _, wrong = swap_labels(*splits[2])
     for pair in pairs.values():

@@ -17,13 +17,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from fmnist_tasks.data import batches, incoming
+from fmnist_tasks.data import accepted_batches, incoming
 from fmnist_tasks.data.incoming import IncomingBatch, make_display_name, to_incoming_file
 from fmnist_tasks.errors import AccessError, RejectedError, StoreError
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Stat, encode_name, read_clock
-from fmnist_tasks.reports import render_run
+from fmnist_tasks.run_report import render_run
 from fmnist_tasks.schemas.data import IncomingFile
 from fmnist_tasks.schemas.runs import ValidationResult
 from fmnist_tasks.steps import Run, run_step
@@ -91,8 +91,8 @@ def test_two_simultaneous_runs_share_a_batch(pipeline: Pipeline) -> None:
 
 def test_half_a_pair_waits_for_the_other_half(pipeline: Pipeline) -> None:
     pipeline.store.put("incoming/w-images-idx3-ubyte", synthetic.encode_idx(IMAGES))
-    ingested = run_step("ingest", RUN)
-    (waiting,) = ingested.waiting
+    ingestion = run_step("ingest", RUN)
+    (waiting,) = ingestion.waiting
     assert (waiting.key, waiting.needs_attention) == ("incoming/w-images-idx3-ubyte", False)
     assert count_training_images(run_step("validate_data", RUN)) == 1600
     assert list_keys(pipeline.store, "incoming/") == ["incoming/w-images-idx3-ubyte"]
@@ -379,9 +379,9 @@ def test_a_batch_that_is_still_being_written_waits_and_no_byte_is_lost(
         writer.write(GOOD_BATCH[: len(GOOD_BATCH) // 2])
         writer.flush()
         os.utime(path, (0, 0))  # like copy tools that preserve times
-        ingested = run_step("ingest", RUN)
-        assert "it changed in the last 60 seconds and may be incomplete" in ingested.waiting[0].reason
-        assert ", 1 waiting" in ingested.summary
+        ingestion = run_step("ingest", RUN)
+        assert "it changed in the last 60 seconds and may be incomplete" in ingestion.waiting[0].reason
+        assert ", 1 waiting" in ingestion.summary
         assert count_training_images(run_step("validate_data", RUN)) == 1600
         writer.write(GOOD_BATCH[len(GOOD_BATCH) // 2 :])
     assert path.read_bytes() == GOOD_BATCH
@@ -410,8 +410,8 @@ def test_a_batch_that_changes_while_it_is_read_waits(pipeline: Pipeline, monkeyp
         return normalise(*arrays)
 
     monkeypatch.setattr(incoming, "_normalise", normalise_late)
-    ingested = run_step("ingest", RUN)
-    assert (ingested.batches, ingested.waiting[0].reason) == ([], "it changed while it was read")
+    ingestion = run_step("ingest", RUN)
+    assert (ingestion.batches, ingestion.waiting[0].reason) == ([], "it changed while it was read")
 
 
 def test_links_and_pipes_are_removed_with_a_reason_and_not_followed(pipeline: Pipeline) -> None:
@@ -458,9 +458,9 @@ def test_a_file_that_cannot_be_read_waits_with_an_alert_and_the_run_continues(
         pipeline.store.put(f"incoming/{name}.npz", GOOD_BATCH)
     refuse_operation(monkeypatch, "open", error)
     with caplog.at_level(logging.WARNING):
-        ingested = run_step("ingest", RUN)
-    assert [batch.name for batch in ingested.batches] == ["good.npz"]
-    assert [(file.key, file.needs_attention) for file in ingested.waiting] == [("incoming/bad.npz", True)]
+        ingestion = run_step("ingest", RUN)
+    assert [batch.name for batch in ingestion.batches] == ["good.npz"]
+    assert [(file.key, file.needs_attention) for file in ingestion.waiting] == [("incoming/bad.npz", True)]
     assert (
         f"ALERT batch waiting in fmnist_retrain, run {RUN.id}: These files need attention: incoming/bad.npz"
         in caplog.text
@@ -506,7 +506,7 @@ def test_a_batch_quarantined_before_the_store_failed_has_its_alert(
     def fail(*_: object) -> None:
         raise StoreError("no response")
 
-    monkeypatch.setattr(batches, "accept_batch", fail)
+    monkeypatch.setattr(accepted_batches, "accept_batch", fail)
     with caplog.at_level(logging.WARNING), pytest.raises(StoreError, match="no response"):
         run_step("validate_data", RUN)
     assert "ALERT batch quarantined" in caplog.text
@@ -524,9 +524,9 @@ def test_batches_beyond_the_limit_of_a_run_wait_for_the_next(
     refuse_operation(monkeypatch, "remove_if_unchanged", AccessError("Permission denied"), "incoming/a.npz")
     assert [batch.name for batch in run_step("ingest", RUN).batches] == ["a.npz"]
     ingest_and_validate()
-    ingested = run_step("ingest", replace(RUN, id="run-2"))  # `a` is in the dataset, and its file remains
-    assert [batch.name for batch in ingested.batches] == ["a.npz", "b.npz"]
-    assert [(file.key, file.needs_attention) for file in ingested.waiting] == [("incoming/c.npz", True)]
+    ingestion = run_step("ingest", replace(RUN, id="run-2"))  # `a` is in the dataset, and its file remains
+    assert [batch.name for batch in ingestion.batches] == ["a.npz", "b.npz"]
+    assert [(file.key, file.needs_attention) for file in ingestion.waiting] == [("incoming/c.npz", True)]
 
 
 def test_an_incoming_folder_that_cannot_be_listed_does_not_stop_the_run(pipeline: Pipeline) -> None:

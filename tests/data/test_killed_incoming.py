@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks.data.batches import list_accepted
+from fmnist_tasks.data.accepted_batches import list_accepted
 from fmnist_tasks.registry.local import to_original_key
 from fmnist_tasks.steps import Run, run_step
 from tests.support import synthetic

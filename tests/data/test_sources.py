@@ -303,5 +303,5 @@ def test_a_declaration_with_plain_http_one_class_or_an_unknown_split_is_refused(
     with pytest.raises(SettingsError, match="has 1 classes; use 2 to 256"):
         read_declaration(path)
     path.write_text("images = { training = 1600 }\n" + original)
-    with pytest.raises(SettingsError, match="images has training; use train, test"):
+    with pytest.raises(SettingsError, match="images: unknown key training; use train and test"):
         read_declaration(path)

@@ -17,7 +17,7 @@ def decode_png(picture: bytes) -> np.ndarray:
 
 def test_each_class_has_a_row_which_is_empty_without_images() -> None:
     images, labels = np.zeros((9, 28, 28), np.uint8), np.full(9, 1, np.uint8)
-    black = decode_png(figures.draw_class_samples(images, labels, ["coat", "dress", "bag"])).max(axis=2) < 10
+    black = decode_png(figures.draw_class_examples(images, labels, ["coat", "dress", "bag"])).max(axis=2) < 10
     right = black[:, black.shape[1] // 2 :]  # without the names of classes
     rows = np.flatnonzero(right.any(axis=1)) / len(black)
     assert 0.3 < rows.min() < 0.4

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pytest
 from pydantic import ValidationError
 
-from fmnist_tasks.evaluation.gate import check_identity, check_maximum, check_minimum, decide
+from fmnist_tasks.evaluation.gate import check_identity, check_maximum, check_minimum, decide_verdict
 from fmnist_tasks.schemas.evaluation import Check, Identity, OnFailure, Verdict
 
 IDENTITY = Identity(run_id="run-1", model_sha256="a" * 64, data_fingerprint="d" * 64, code_digest="c" * 64)
@@ -76,7 +76,7 @@ def test_a_threshold_that_is_not_finite_passes_nothing(compare: Compare, thresho
 
 
 def test_an_empty_list_of_checks_rejects() -> None:
-    verdict = decide(IDENTITY, [])
+    verdict = decide_verdict(IDENTITY, [])
     assert verdict.decision == "reject"
     assert verdict.failures == "there are no checks"
 
@@ -84,23 +84,23 @@ def test_an_empty_list_of_checks_rejects() -> None:
 def test_one_failure_rejects_and_its_message_names_metric_and_threshold() -> None:
     good = check_minimum("accuracy", 0.95, 0.92, "test accuracy")
     bad = check_minimum("recall", 0.5, 0.7, "the recall of shirts")
-    verdict = decide(IDENTITY, [good, bad])
+    verdict = decide_verdict(IDENTITY, [good, bad])
     assert verdict.decision == "reject"
     assert verdict.failures == "the recall of shirts is 50.00%, below the threshold of 70.00%"
-    assert decide(IDENTITY, [good]).decision == "promote"
+    assert decide_verdict(IDENTITY, [good]).decision == "promote"
 
 
 def test_a_failed_check_may_hold_unless_another_rejects() -> None:
     good = check_minimum("accuracy", 0.95, 0.92, "test accuracy")
     held, rejected = check_minimum("it", 0.5, 0.7, "it", "hold"), check_minimum("it", 0.5, 0.7, "it", "reject")
-    assert decide(IDENTITY, [good, held]).decision == "hold"
-    assert decide(IDENTITY, [held, rejected, good]).decision == "reject"
-    assert decide(IDENTITY, [rejected, held]).decision == "reject"
+    assert decide_verdict(IDENTITY, [good, held]).decision == "hold"
+    assert decide_verdict(IDENTITY, [held, rejected, good]).decision == "reject"
+    assert decide_verdict(IDENTITY, [rejected, held]).decision == "reject"
 
 
 def test_a_verdict_is_stored_with_its_decision_its_identity_and_every_check() -> None:
     checks = [check_minimum("it", value, 0.7, "it", "hold") for value in (0.8, 0.5, None)]
-    verdict = decide(IDENTITY, checks)
+    verdict = decide_verdict(IDENTITY, checks)
     stored = verdict.to_json()
     assert stored == {"decision": "reject", **IDENTITY.to_json(), "checks": [check.to_json() for check in checks]}
     assert [check["outcome"] for check in stored["checks"]] == ["passed", "hold", "reject"]
@@ -110,7 +110,7 @@ def test_a_verdict_is_stored_with_its_decision_its_identity_and_every_check() ->
 def test_the_messages_of_all_failures_are_joined() -> None:
     checks = [check_minimum(name, value, 0.7, name) for name, value in (("a", 0.5), ("b", 0.8), ("c", 0.6))]
     expected = "a is 50.00%, below the threshold of 70.00%; c is 60.00%, below the threshold of 70.00%"
-    assert decide(IDENTITY, checks).failures == expected
+    assert decide_verdict(IDENTITY, checks).failures == expected
 
 
 @pytest.mark.parametrize("name", Identity.model_fields)

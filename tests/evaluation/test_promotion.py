@@ -307,7 +307,7 @@ def test_the_policy_decides_for_each_section_what_a_failed_check_does(on_failure
     )
     outcomes = {name: check.outcome for name, check in run_checks(failing, policy).items()}
     assert outcomes == dict.fromkeys(outcomes, on_failure)
-    inconclusive = promotion.compare_with_champion(policy.champion, make_comparison(0, 0, candidate=0.9))
+    inconclusive = promotion.check_against_champion(policy.champion, make_comparison(0, 0, candidate=0.9))
     assert inconclusive.outcome == on_failure
 
 
@@ -385,13 +385,13 @@ def test_the_message_has_the_interval_whatever_the_outcome(name: str) -> None:
 def test_a_significant_difference_is_described_with_its_direction(
     champion: ChampionComparison, outcome: Outcome, message: str
 ) -> None:
-    result = promotion.compare_with_champion(POLICY.champion, champion)
+    result = promotion.check_against_champion(POLICY.champion, champion)
     assert result.to_json() == make_expected("champion", pytest.approx(0.0135, abs=1e-4), outcome, message)
 
 
 def test_classes_with_lower_recall_are_named() -> None:
     champion = make_comparison(20, 40, classes=[(0, 10), (0, 9)])
-    result = promotion.compare_classes_with_champion(POLICY.classes, champion)
+    result = promotion.check_classes_against_champion(POLICY.classes, champion)
     message = "recall significantly lower than the champion's: shirt (p = 0.002), bag (p = 0.002)"
     assert result.to_json() == make_expected("class recall against champion", pytest.approx(1 / 512), "hold", message)
 
@@ -401,7 +401,7 @@ def test_classes_with_lower_recall_are_named() -> None:
 )
 def test_a_p_value_below_a_thousandth_is_not_shown_as_zero(lost: int, p_value: str) -> None:
     """Eleven of eleven images: p = 2/2048."""
-    result = promotion.compare_with_champion(POLICY.champion, make_comparison(0, lost))
+    result = promotion.check_against_champion(POLICY.champion, make_comparison(0, lost))
     assert f"({p_value}): significantly worse" in result.message
 
 

@@ -1,4 +1,4 @@
-"""Workers are killed during a training, and another one resumes from the last checkpoint."""
+"""Workers are killed during training, and another one resumes from the last checkpoint."""
 
 from __future__ import annotations
 

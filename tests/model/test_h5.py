@@ -167,7 +167,7 @@ def test_a_truncated_model_is_refused(saved_model: bytes) -> None:
 def test_weights_that_do_not_fit_are_refused(weights: dict[str, list[tuple[int, ...]]]) -> None:
     configuration = make_configuration([make_input(28, 28, 1), make_layer("Dense", "x", "image")])
     arrays = {layer: [np.ones(shape) for shape in shapes] for layer, shapes in weights.items()}
-    with pytest.raises(ModelError, match=r"has weights of shapes .*, its configuration needs"):
+    with pytest.raises(ModelError, match=r"has weights of shapes .*, but its configuration needs"):
         h5.load_model(make_file(configuration, arrays), "m")
 
 

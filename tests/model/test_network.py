@@ -13,8 +13,8 @@ from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.data.shards import ShardedImages
 from fmnist_tasks.errors import TrainingError
 from fmnist_tasks.model import h5, training, tuning
-from fmnist_tasks.model.batches import augment, cutmix, make_training_batches
 from fmnist_tasks.model.cnn import build_classifier, build_network, export_for_inference, find_first_convolution
+from fmnist_tasks.model.mini_batches import augment, cutmix, make_training_batches
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.ood.detector import (
     OOD_LABEL,

@@ -1,4 +1,4 @@
-"""The state of a training, to and from bytes, which anyone with write access to the store can forge."""
+"""The state of training, to and from bytes, which anyone with write access to the store can forge."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_run_is_summarised_by_its_decisive_step(store: FolderStore) -> None:
 @pytest.mark.parametrize(
     ("step", "result", "state", "expected"),
     [
-        ("detect_change", {"changed": False}, "success", "nothing new"),
+        ("detect_change", {"changed": False}, "success", "unchanged"),
         ("promotion_gate", {"decision": "hold"}, "running", "waiting"),
         ("promotion_gate", {"decision": "promote"}, "running", "running"),
         ("promotion_gate", {"decision": "hold"}, "failed", "failed"),

@@ -26,7 +26,7 @@ from tests.support.chromium import launch_chromium
 from tests.support.listeners import MailServer, WebhookServer
 from tests.support.minio_server import MinioServer
 from tests.support.pipeline import Pipeline
-from tests.support.registry_page import collect_errors, find_champion_card, make_noise, use_page
+from tests.support.releases_page import collect_errors, find_champion_card, make_noise, use_page
 from tests.support.requirements import CHROMIUM, require
 from tests.support.tls_proxy import run_tls_proxy
 
@@ -189,8 +189,8 @@ def approve(page: Page, reason: str) -> None:
     assert response.value.ok
 
 
-def open_registry(page: Page) -> FrameLocator:
-    """Open the registry page from Airflow's navigation."""
+def open_releases_page(page: Page) -> FrameLocator:
+    """Open the Releases page from Airflow's navigation."""
     page.goto("/")
     page.get_by_role("link", name="Releases").click()
     return page.frame_locator("iframe")
@@ -198,7 +198,7 @@ def open_registry(page: Page) -> FrameLocator:
 
 def test_a_user_trains_inspects_predicts_and_rolls_back(deployment: Deployment, chromium: Browser) -> None:
     page = deployment.sign_in(chromium)
-    expect(find_champion_card(open_registry(page))).to_contain_text("test accuracy")
+    expect(find_champion_card(open_releases_page(page))).to_contain_text("test accuracy")
 
     training = open_form(page, DAG_ID, "Training")
     training.get_by_role("combobox").first.click()
@@ -218,30 +218,30 @@ def test_a_user_trains_inspects_predicts_and_rolls_back(deployment: Deployment, 
 
     assert service.require_champion(deployment.store).version == newer
     assert releases.read_manifest(deployment.store, newer).parameters["profile"] == "quick"
-    registry_page = open_registry(page)
-    expect(find_champion_card(registry_page)).to_contain_text(newer)
-    expect(registry_page.get_by_role("region", name="Last run")).to_contain_text("promoted")
-    expect(registry_page.get_by_role("region", name="Next run")).to_contain_text("UTC")
-    expect(registry_page.locator("figure canvas")).to_have_count(2)
+    releases_page = open_releases_page(page)
+    expect(find_champion_card(releases_page)).to_contain_text(newer)
+    expect(releases_page.get_by_role("region", name="Last run")).to_contain_text("promoted")
+    expect(releases_page.get_by_role("region", name="Next run")).to_contain_text("UTC")
+    expect(releases_page.locator("figure canvas")).to_have_count(2)
 
-    registry_page.locator("tbody").locator(f"a[href$='/releases/{older}']").first.click()
-    expect(registry_page.locator(".id").first).to_have_text(older)
-    expect(registry_page.get_by_role("row", name=re.compile("accuracy.*pass")).first).to_be_visible()
+    releases_page.locator("tbody").locator(f"a[href$='/releases/{older}']").first.click()
+    expect(releases_page.locator(".id").first).to_have_text(older)
+    expect(releases_page.get_by_role("row", name=re.compile("accuracy.*pass")).first).to_be_visible()
 
-    registry_page.get_by_role("link", name="Try it").click()
+    releases_page.get_by_role("link", name="Try it").click()
     upload = {"name": "noise.png", "mimeType": "image/png", "buffer": make_noise()}
-    expect(registry_page.locator("#upload")).to_be_enabled()
-    registry_page.locator("#upload").set_input_files(upload)
-    expect(registry_page.get_by_role("heading", name="not clothing")).to_be_visible()
-    registry_page.get_by_role("button", name="Random test images").click()
-    expect(registry_page.locator(".prediction")).to_have_count(synthetic.CLASSES)
+    expect(releases_page.locator("#upload")).to_be_enabled()
+    releases_page.locator("#upload").set_input_files(upload)
+    expect(releases_page.get_by_role("heading", name="not clothing")).to_be_visible()
+    releases_page.get_by_role("button", name="Random test images").click()
+    expect(releases_page.locator(".prediction")).to_have_count(synthetic.CLASSES)
 
-    registry_page.get_by_role("link", name="Releases").click()
-    registry_page.locator(f"tbody a[href$='/releases/{older}']").first.click()
-    registry_page.get_by_label("Reason for the rollback").fill("shirts of week 47 have wrong labels")
-    registry_page.get_by_role("button", name="Roll back to this release").click()
-    expect(find_champion_card(registry_page)).to_contain_text(older)
-    entry = registry_page.get_by_role("row", name=re.compile("rollback"))
+    releases_page.get_by_role("link", name="Releases").click()
+    releases_page.locator(f"tbody a[href$='/releases/{older}']").first.click()
+    releases_page.get_by_label("Reason for the rollback").fill("shirts of week 47 have wrong labels")
+    releases_page.get_by_role("button", name="Roll back to this release").click()
+    expect(find_champion_card(releases_page)).to_contain_text(older)
+    entry = releases_page.get_by_role("row", name=re.compile("rollback"))
     for text in ("shirts of week 47 have wrong labels", "admin", shorten_version(newer)):
         expect(entry).to_contain_text(text)
     entry.scroll_into_view_if_needed()
@@ -355,7 +355,7 @@ def test_anonymous_users_see_nothing_and_viewers_change_nothing(deployment: Depl
     assert anonymous.get("/fmnist/").status == 401
     assert anonymous.post("/fmnist/rollback", **change).status == 401
     viewer = deployment.sign_in(chromium, "viewer")
-    expect(find_champion_card(open_registry(viewer))).to_contain_text(before[-1].version)
+    expect(find_champion_card(open_releases_page(viewer))).to_contain_text(before[-1].version)
     assert viewer.request.post("/fmnist/rollback", **change).status == 403
     assert champion.list_entries(deployment.store) == before
 

@@ -1,4 +1,4 @@
-"""Large and hostile requests to the registry page, and the memory that they take in a real server process."""
+"""Large and hostile requests to the Releases page, and the memory that they take in a real server process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ UPLOAD_SECONDS = 2
 
 @dataclass(frozen=True)
 class Server:
-    """The registry page in a separate process, with an empty store."""
+    """The Releases page in a separate process, with an empty store."""
 
     port: int
     process: psutil.Process

@@ -1,4 +1,4 @@
-"""The registry page: content, permissions, and hostile requests."""
+"""The Releases page: content, permissions, and hostile requests."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Links(HTMLParser):
         self.airflow |= {value for value in addresses if value.startswith("../dags/")}
         self.links |= addresses - self.airflow
         self.targets |= {
-            value for name, value in attributes if name in {"action", "data-image", "data-samples"} and value
+            value for name, value in attributes if name in {"action", "data-image", "data-examples"} and value
         }
 
 
@@ -151,9 +151,9 @@ def test_a_release_shows_its_checks_classes_families_data_and_figures(
 def test_the_champion_predicts_with_its_own_threshold(
     page: TestClient, finished_pipeline: Pipeline, threshold: float, is_in_distribution: bool
 ) -> None:
-    assert threshold not in {row["threshold"] for row in page.get("/try/samples").json()}
+    assert threshold not in {row["threshold"] for row in page.get("/try/examples").json()}
     finished_pipeline.promote_second_release(ood_threshold=threshold)
-    rows = page.get("/try/samples").json()
+    rows = page.get("/try/examples").json()
     assert {row["threshold"] for row in rows} == {threshold}
     assert {row["answer"] == row["class"] for row in rows} == {is_in_distribution}
 
@@ -230,7 +230,7 @@ def test_a_run_shows_its_report_and_nothing_else_of_the_store(page: TestClient, 
 def test_a_record_of_an_unknown_step_is_reported(page: TestClient, finished_pipeline: Pipeline) -> None:
     save_record(finished_pipeline.store, RUN.id, "distil", result={"summary": "smaller"})
     response = page.get(f"/runs/{RUN.id}")
-    message = "runs/run-1/distil.json: a run has no step of this name; it is not used"
+    message = "runs/run-1/distil.json: no step has this name, so it is not used"
     assert (response.status_code, message in response.text) == (500, True)
 
 
@@ -251,9 +251,19 @@ def test_a_report_takes_limited_memory(page: TestClient, finished_pipeline: Pipe
 @pytest.mark.integration
 def test_only_files_of_the_manifest_are_served(page: TestClient, version: str, finished_pipeline: Pipeline) -> None:
     finished_pipeline.store.put(f"releases/{version}/secret.txt", b"not of this release")
-    for name in ("secret.txt", "../../champion/00000001.json", "manifest.json"):
+    for name in ("secret.txt", "../../champion/00000001.json"):
         assert page.get(f"/releases/{version}/{name}").status_code == 404
     assert page.get(f"/releases/{version}/model.h5").content[:4] == b"\x89HDF"
+
+
+@pytest.mark.integration
+def test_the_manifest_is_served_as_it_is_stored(page: TestClient, version: str, finished_pipeline: Pipeline) -> None:
+    address = f"/releases/{version}/manifest.json"
+    assert address in page.get(f"/releases/{version}").text
+    response = page.get(address)
+    assert response.content == finished_pipeline.store.get(address.removeprefix("/"))
+    assert response.headers["content-type"] == "application/json"
+    assert page.get(address, headers={"if-none-match": response.headers["etag"]}).status_code == 304
 
 
 @pytest.mark.integration
@@ -437,7 +447,7 @@ def test_an_upload_is_classified_and_not_stored(page: TestClient, finished_pipel
 
 @pytest.mark.integration
 def test_a_random_image_of_each_class_is_classified(page: TestClient) -> None:
-    rows = page.get("/try/samples").json()
+    rows = page.get("/try/examples").json()
     assert [row["truth"] for row in rows] == [f"pattern {number}" for number in range(10)]
     assert sum(row["class"] == row["truth"] for row in rows) >= 9
 

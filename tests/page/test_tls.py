@@ -1,4 +1,4 @@
-"""The registry page behind nginx with the shipped configuration, with Airflow at / and below a path."""
+"""The Releases page behind nginx with the shipped configuration, with Airflow at / and below a path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.airflow_home import AirflowInstallation, copy_migrated_home, 
 from tests.support.chromium import launch_chromium
 from tests.support.pipeline import Pipeline
 from tests.support.ports import accepts_connections, reserve_port
-from tests.support.registry_page import collect_errors, use_page
+from tests.support.releases_page import collect_errors, use_page
 from tests.support.requirements import CHROMIUM, NGINX, require
 from tests.support.tls_proxy import run_tls_proxy
 

@@ -1,4 +1,4 @@
-"""The libraries of the registry page are those of the npm lock file."""
+"""The libraries of the Releases page are those of the npm lock file."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_missing_entry_never_brings_back_an_older_champion(store: FolderStore)
         key = f"champion/{missing:08d}.json"
         entry = store.get(key)
         store.delete(key)
-        gap = rf"champion/{missing + 1:08d}.json: entry {missing} of the champion log, before it, is missing; restore"
+        gap = rf"champion/{missing + 1:08d}.json: the preceding entry {missing} of the champion log is missing; restore"
         lost = rf"{key} is missing, although champion-receipts/{missing:08d}.txt shows that it was written. Restore it"
         for read in (
             champion.find_champion,
@@ -194,7 +194,7 @@ def test_a_champion_that_changed_since_it_was_read_is_not_replaced(store: Folder
         with pytest.raises(ConflictError) as error:
             promote(store, "v3", "run-3", after)
         assert str(error.value) == (
-            f"the champion has changed since: it was {expected}, and is now v{entry} (log entry {entry}); "
+            f"the champion has changed in the meantime: it was {expected} and is now v{entry} (log entry {entry}); "
             "v3 is not promoted. Clear evaluate_tuned and the tasks after it to compare it with the new champion"
         )
     assert len(champion.list_entries(store)) == 2
@@ -209,7 +209,7 @@ def test_another_version_with_the_same_write_id_is_another_write(store: FolderSt
 def test_nothing_is_appended_after_a_missing_entry(store: FolderStore) -> None:
     promote(store, "v1", "run-1", 0)
     with pytest.raises(
-        ConflictError, match=r"the champion has changed since: it was none, and is now v1 \(log entry 1\)"
+        ConflictError, match=r"the champion has changed in the meantime: it was none and is now v1 \(log entry 1\)"
     ):
         promote(store, "v3", "run-3", 2)
     assert len(champion.list_entries(store)) == 1

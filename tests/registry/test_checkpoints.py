@@ -1,4 +1,4 @@
-"""Checkpoints: a training resumes from its newest intact checkpoint, whatever happened to the others."""
+"""Checkpoints: training resumes from its newest intact checkpoint, whatever happened to the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_checkpoints(store: Store) -> Checkpoints:
 
 
 def save_three(store: Store) -> Checkpoints:
-    """Save three states, as a training does."""
+    """Save three states, as training does."""
     training = make_checkpoints(store)
     for number in (1, 2, 3):
         training.save(number, STATES[number])
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_other_data_code_or_recipe_is_not_used(
     training = replace(make_checkpoints(store), identity=IDENTITY | other)
     assert training.load_latest() is None
     assert caplog.messages == [
-        f"{key}: this checkpoint is of another run, data, code or recipe; it is not used"
+        f"{key}: this checkpoint belongs to another run, or to other data, code or hyperparameters; it is not used"
         for key in (KEY, KEY.replace("3", "2"))
     ]
     training.save(1, STATES[0])
@@ -85,7 +85,7 @@ def test_the_order_of_an_identity_does_not_matter(store: FolderStore) -> None:
 
 
 def test_a_checkpoint_is_a_digest_a_line_of_json_and_the_state(store: FolderStore) -> None:
-    """The format is fixed, so a training resumes after an upgrade or a downgrade of this project."""
+    """The format is fixed, so training resumes after an upgrade or a downgrade of this project."""
     header = json.dumps({"identity": IDENTITY, "key": KEY}, sort_keys=True).encode()
     content = header + b"\n" + b"two\nlines"
     store.put(KEY, hashlib.sha256(content).digest() + content)
@@ -128,5 +128,5 @@ def test_a_store_that_does_not_respond_costs_a_checkpoint_not_the_training(
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(store, "put", fail)
         training.save(4, STATES[0])
-    assert caplog.messages == ["checkpoint 4 was not saved, the training continues: the store is down"]
+    assert caplog.messages == ["checkpoint 4 was not saved; training continues: the store is down"]
     assert training.load_latest() == STATES[3]

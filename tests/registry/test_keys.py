@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fmnist_tasks.cli import app
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.audit import audit
+from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.keys import make_keys, parse_trusted_keys, read_keys, write_keys
 from fmnist_tasks.registry.local import FolderStore
@@ -64,7 +64,7 @@ def test_a_signing_key_comes_from_an_airflow_connection(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"FMNIST_TRUSTED_KEYS": ""}, r"FMNIST_SIGNING_KEY is set, but no trusted keys are; set FMNIST_TRUSTED"),
+        ({"FMNIST_TRUSTED_KEYS": ""}, r"FMNIST_SIGNING_KEY is set, but the trusted keys are not; set FMNIST_TRUSTED"),
         (
             {"FMNIST_SIGNING_KEY": make_keys(None, [], revoke_earlier=False)[0]},
             r"is key [0-9a-f]{16}, which is not among the tr",
@@ -167,7 +167,7 @@ def test_a_new_key_never_drops_the_earlier_ones(
     assert trusted.keys[0] == folder_store.keys.trusted.keys[0]
     write_keys(tmp_path / "other", PEM, TRUSTED)
     assert "differs from FMNIST_TRUSTED_KEYS" in run_fmnist("keys", "new", tmp_path / "other", exit_code=1)
-    assert len(champion.list_entries(folder_store)) == audit(folder_store)["entries"]
+    assert len(champion.list_entries(folder_store)) == audit_store(folder_store)["entries"]
 
 
 def test_a_key_can_be_replaced_whatever_is_among_the_releases(folder_store: FolderStore, tmp_path: Path) -> None:

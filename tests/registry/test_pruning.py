@@ -292,7 +292,7 @@ def do_work(store: Store) -> None:
 
 @pytest.mark.parametrize("days", [1, -1])
 def test_the_mark_of_killed_work_expires(store: FolderStore, days: int) -> None:
-    """A mark from the future, which a wrong clock left, is ignored too."""
+    """A marker from the future, which a wrong clock left, is ignored too."""
     store.put("working/killed.txt", b"step train of run run-1")
     with pytest.raises(ConflictError, match=r"step train of run run-1 is in progress.*or delete .*working/killed\.txt"):
         prune_something(store)

@@ -32,6 +32,7 @@ def test_a_manifest_names_version_facts_and_each_file_with_its_digest(store: Fol
     assert (manifest.version, manifest.files, manifest.schema_version) == ("v1", references, 2)
     stored = {name: getattr(releases.read_manifest(store, "v1"), name) for name in type(FACTS).model_fields}
     assert stored == dict(FACTS)
+    assert releases.open_manifest(store, "v1").data == store.get("releases/v1/manifest.json")
 
 
 def test_versions_are_sorted_and_need_a_manifest(store: FolderStore) -> None:

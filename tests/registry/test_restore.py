@@ -10,7 +10,7 @@ import pytest
 
 from fmnist_tasks import service
 from fmnist_tasks.errors import IntegrityError
-from fmnist_tasks.registry.audit import audit
+from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.champion import append_entry, list_entries
 from fmnist_tasks.registry.local import FolderStore
 from tests.support.minio_server import MinioServer, VersityServer
@@ -34,18 +34,18 @@ def test_a_restored_folder_passes_the_audit_and_loses_only_what_came_later(
 ) -> None:
     store = finished_pipeline.store
     finished_pipeline.promote_second_release()
-    before, entries = audit(store), list_entries(store)
+    before, entries = audit_store(store), list_entries(store)
     back_up(store.root, tmp_path / "store.tar.gz")
     earlier = entries[0].version
     append_entry(store, version=earlier, action="rollback", reason="r", write_id="w2", after=len(entries))
-    later = audit(store)
+    later = audit_store(store)
 
     restore(tmp_path / "store.tar.gz", tmp_path / "restored")
     restored = FolderStore(tmp_path / "restored")
-    assert audit(restored, before["head"]) == before
+    assert audit_store(restored, before["head"]) == before
     assert list_entries(restored) == entries
     with pytest.raises(IntegrityError, match="entry 3 is missing"):
-        audit(restored, later["head"])
+        audit_store(restored, later["head"])
     release = service.roll_back(restored, earlier, "r", actor="admin", after=len(entries))
     assert service.require_champion(restored) == release
 
@@ -70,7 +70,7 @@ def test_a_restored_volume_of_a_server_passes_the_audit(
         store = server.open_store("fmnist")
         for stat in finished_pipeline.store.list(""):
             store.put_if_absent(stat.key, finished_pipeline.store.get(stat.key))
-        before = audit(store)
+        before = audit_store(store)
     finally:
         server.stop()
     back_up(tmp_path / "volume", tmp_path / "store.tar.gz", *options)
@@ -79,7 +79,7 @@ def test_a_restored_volume_of_a_server_passes_the_audit(
     restored_server.start()
     try:
         restored = restored_server.open_store("fmnist")
-        assert audit(restored, before["head"]) == before
+        assert audit_store(restored, before["head"]) == before
         assert service.open_release(restored, service.require_champion(restored).version).model.name == "classifier"
     finally:
         restored_server.stop()

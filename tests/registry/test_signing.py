@@ -16,7 +16,7 @@ import pytest
 
 from fmnist_tasks.errors import AccessError, FmnistError, IntegrityError, SettingsError
 from fmnist_tasks.registry import champion, pruning, releases
-from fmnist_tasks.registry.audit import audit
+from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.blobs import put_blob
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
@@ -69,14 +69,14 @@ def test_every_manipulation_is_detected(
     name: str, signed_store: FolderStore, histories: tuple[FolderStore, FolderStore]
 ) -> None:
     manipulation = list_manipulations(histories[1])[name]
-    original, head = read_champion(signed_store), audit(signed_store)["head"]
+    original, head = read_champion(signed_store), audit_store(signed_store)["head"]
     reader = replace_keys(signed_store, Keys(signed_store.keys.trusted))
     manipulation.apply(signed_store)
     with pytest.raises(FmnistError) as error:
-        audit(reader)
+        audit_store(reader)
     assert str(error.value).startswith((manipulation.fault, signed_store.location(manipulation.fault)))
     with pytest.raises(FmnistError):
-        audit(reader, head)
+        audit_store(reader, head)
     if name not in DETECTED_BY_AUDIT_ONLY:
         try:
             current = read_champion(reader)
@@ -88,7 +88,7 @@ def test_every_manipulation_is_detected(
 def test_without_keys_everything_is_reported_as_unsigned(store: FolderStore) -> None:
     make_history(store)
     assert [store.keys.describe(entry.signed_by) for entry in champion.list_entries(store)] == ["unsigned"] * 5
-    summary = audit(store)
+    summary = audit_store(store)
     assert (summary["entries"], summary["signed_entries"], summary["signed_releases"]) == (5, 0, 0)
     assert summary["signatures"] == "not verified: FMNIST_TRUSTED_KEYS is not set"
 
@@ -98,13 +98,13 @@ def test_without_keys_accidental_changes_are_still_detected(store: FolderStore) 
     content = releases.read_manifest(store, "v1").to_json()
     store.put(manifest_key("v1"), store.keys.encode("", "manifest", {**content, "classes": ["a", "b"]}))
     with pytest.raises(IntegrityError, match=r"releases/v1/manifest.json: is not the manifest that entry 1 .* names"):
-        audit(store)
+        audit_store(store)
     store.put(
         entry_key(2),
         store.keys.encode("", "champion-entry", champion.list_entries(store)[1].to_json() | {"reason": "x"}),
     )
     with pytest.raises(
-        IntegrityError, match=r"champion/00000003.json: names another predecessor than champion/00000002.json"
+        IntegrityError, match=r"champion/00000003.json: names a predecessor other than champion/00000002.json"
     ):
         champion.read_log(store)
 
@@ -151,7 +151,7 @@ def test_signing_can_be_turned_on_for_an_existing_store(store: FolderStore) -> N
     signatures = [store.keys.describe(entry.signed_by) for entry in champion.list_entries(store)]
     assert signatures[:5] == ["unsigned"] * 5
     assert signatures[5].startswith("signed by key ")
-    summary = audit(store)
+    summary = audit_store(store)
     assert (summary["entries"], summary["signed_entries"], summary["signed_releases"]) == (6, 1, 1)
     # A rollback to a release from before signing began stays possible.
     assert releases.read_manifest(store, "v1").version == "v1"
@@ -175,7 +175,7 @@ def test_unsigned_entries_cannot_be_changed_after_signing_began(store: FolderSto
     store.keys = make_signing_keys(None, digests)
     with pytest.raises(
         IntegrityError,
-        match=r"00000001.json to champion/00000002.json: are not the entries of the time when signing began",
+        match=r"00000001.json to champion/00000002.json: differ from the entries that existed when signing began",
     ):
         champion.read_log(store)
 
@@ -198,7 +198,7 @@ def test_a_manifest_from_before_signing_cannot_be_changed(store: FolderStore) ->
     store.keys = make_signing_keys(None, log.digests, {"v1": releases.open_manifest(store, "v1", log).sha256})
     manifest = releases.read_manifest(store, "v1").to_json()
     store.put(manifest_key("v1"), Keys().encode("", "manifest", {**manifest, "ood_threshold": 1e9}))
-    with pytest.raises(IntegrityError, match=r"releases/v1/manifest.json: is unsigned, and not among the manifests"):
+    with pytest.raises(IntegrityError, match=r"releases/v1/manifest.json: is unsigned, and not one of the manifests"):
         releases.read_manifest(store, "v1")
 
 
@@ -207,7 +207,7 @@ def test_an_unsigned_release_that_is_not_trusted_is_refused(store: FolderStore) 
     publish(store, "v7")
     store.keys = make_signing_keys(None, champion.read_log(store).digests)
     with pytest.raises(
-        IntegrityError, match=r"releases/v7/manifest.json: is unsigned, and not among the manifests of the time when"
+        IntegrityError, match=r"releases/v7/manifest.json: is unsigned, and not one of the manifests that existed when"
     ):
         releases.read_manifest(store, "v7")
 
@@ -218,7 +218,7 @@ def test_entries_verify_with_the_key_of_their_time(signed_store: FolderStore) ->
     signed_store.keys = second
     publish(signed_store, "v5")
     promote(signed_store, "v5")
-    assert audit(signed_store)["signed_entries"] == 6
+    assert audit_store(signed_store)["signed_entries"] == 6
     keys = [entry.signed_by for entry in champion.list_entries(signed_store)]
     assert keys == [first.signing_id] * 5 + [second.signing_id]
 
@@ -271,7 +271,7 @@ def test_a_revoked_key_cannot_rewrite_earlier_entries(signed_store: FolderStore)
     signed_store.put(entry_key(5), first.encode(entry_key(5), "champion-entry", {**content, "version": "v3"}))
     champion.read_log(signed_store)  # with the old keys, this is not detected
     for read in (champion.read_log, champion.find_champion):
-        with pytest.raises(IntegrityError, match=r"are not the entries of the time when .* a key was revoked"):
+        with pytest.raises(IntegrityError, match=r"differ from the entries that existed when .* a key was revoked"):
             read(replace_keys(signed_store, second))
 
 
@@ -308,10 +308,10 @@ def test_a_too_large_entry_or_manifest_is_not_read(store: FolderStore) -> None:
 
 def test_objects_with_similar_keys_are_ignored(store: FolderStore) -> None:
     make_history(store)
-    before = audit(store)
+    before = audit_store(store)
     for key in ("champion/٠٠٠٠٠٠٠٦.json", "releases/zz/x/manifest.json", "releases/manifest.json"):
         store.put(key, b"foreign")
-    assert audit(store) == before
+    assert audit_store(store) == before
 
 
 def make_promotion(version: str, sequence: int) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def test_an_invalid_record_of_a_promotion_is_reported_with_its_key(
     make_history(store)
     save_record(store, "odd", "promote", result=make_promotion("v9", 5) | changes)
     with pytest.raises(IntegrityError, match=rf"^runs/odd/promote.json: {message}"):
-        audit(store)
+        audit_store(store)
 
 
 def test_a_record_without_the_result_of_a_promotion_is_reported_with_its_key(store: FolderStore) -> None:
@@ -350,7 +350,7 @@ def test_a_record_without_the_result_of_a_promotion_is_reported_with_its_key(sto
         content = make_record("odd", "promote").to_json() | {"result": result}
         store.put(key, store.keys.encode(key, "run-record", content))
         with pytest.raises(IntegrityError, match=rf"^{key}: {message}"):
-            audit(store)
+            audit_store(store)
 
 
 @pytest.mark.parametrize(
@@ -365,16 +365,16 @@ def test_a_record_without_the_result_of_a_promotion_is_reported_with_its_key(sto
 def test_a_promotion_that_did_not_succeed_is_not_a_fault(store: FolderStore, changes: dict[str, object]) -> None:
     make_history(store)
     save_record(store, "odd", "promote", **changes)
-    assert audit(store)["entries"] == 5
+    assert audit_store(store)["entries"] == 5
 
 
 def test_an_unsigned_record_of_a_promotion_is_ignored(signed_store: FolderStore) -> None:
     promotion = make_promotion("v9", 99)
     save_record(replace_keys(signed_store, Keys()), "forged", "promote", result=promotion)
-    assert audit(signed_store)["entries"] == 5
+    assert audit_store(signed_store)["entries"] == 5
     save_record(signed_store, "signed", "promote", result=promotion)
     with pytest.raises(IntegrityError, match=r"^runs/signed/promote.json: says that entry 99"):
-        audit(signed_store)
+        audit_store(signed_store)
 
 
 def test_a_process_without_a_signing_key_can_only_read(signed_store: FolderStore) -> None:
@@ -402,16 +402,16 @@ def test_a_reader_with_older_trusted_keys_fails_with_a_remedy(signed_store: Fold
 
 
 def test_an_earlier_head_reveals_a_truncated_log(signed_store: FolderStore) -> None:
-    head = audit(signed_store)["head"]
+    head = audit_store(signed_store)["head"]
     publish(signed_store, "v5")
     promote(signed_store, "v5")
-    assert audit(signed_store, head)["entries"] == 6
+    assert audit_store(signed_store, head)["entries"] == 6
     for wrong in ("5", "5:abc", "x", ""):
         with pytest.raises(SettingsError, match="is not the head of a champion log"):
-            audit(signed_store, wrong)
+            audit_store(signed_store, wrong)
     for number in ("4", "0", "7"):
         with pytest.raises(IntegrityError, match=rf"champion/: entry {number} is missing or differs from the one"):
-            audit(signed_store, f"{number}:{head.partition(':')[2]}")
+            audit_store(signed_store, f"{number}:{head.partition(':')[2]}")
 
 
 @pytest.mark.parametrize(
@@ -477,10 +477,10 @@ def test_every_manipulation_by_the_publisher_is_refused_or_detected(
             manipulation.apply(publisher)
         except AccessError:
             refused.append(name)
-            assert audit(publisher)["entries"] == 5
+            assert audit_store(publisher)["entries"] == 5
         else:
             with pytest.raises(FmnistError) as error:
-                audit(publisher)
+                audit_store(publisher)
             assert str(error.value).startswith((manipulation.fault, publisher.location(manipulation.fault))), name
             try:
                 current = read_champion(publisher)

@@ -212,7 +212,7 @@ def test_missing_metrics_stop_the_run(finished_pipeline: Pipeline, step: str, na
     assert record.result
     result = {field: value for field, value in record.result.items() if field != missing}
     write_record(finished_pipeline.store, record.model_copy(update={"result": result}))
-    with pytest.raises(IntegrityError, match=rf"runs/{RUN.id}/{name}.json: result: {missing}: Field required"):
+    with pytest.raises(IntegrityError, match=rf"runs/{RUN.id}/{name}.json: result: {missing}: missing"):
         run_step(step, RUN)
 
 
@@ -229,7 +229,7 @@ def test_a_family_that_was_not_measured_rejects(finished_pipeline: Pipeline) -> 
 @pytest.mark.integration
 def test_a_base_model_that_did_not_pass_the_gate_is_not_fine_tuned(finished_pipeline: Pipeline) -> None:
     finished_pipeline.change_result("accuracy_gate", model_sha256="0" * 64)
-    with pytest.raises(ConflictError, match=r"accepted another base model than this one"):
+    with pytest.raises(ConflictError, match=r"accepted a different base model"):
         run_step("fine_tune", RUN)
 
 
@@ -248,7 +248,7 @@ def test_a_champion_that_changed_during_the_run_stays(finished_pipeline: Pipelin
     assert finished_pipeline.read_result("promotion_gate").champion is None  # when the candidate was evaluated
     finished_pipeline.clear_champion_log()
     champion.append_entry(finished_pipeline.store, version="v0", action="promote", reason="r", write_id="w", after=0)
-    with pytest.raises(ConflictError, match=r"the champion has changed since: it was none"):
+    with pytest.raises(ConflictError, match=r"the champion has changed in the meantime: it was none"):
         run_step("promote", RUN)
     assert [entry.version for entry in champion.list_entries(finished_pipeline.store)] == ["v0"]
 

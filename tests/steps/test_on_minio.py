@@ -147,7 +147,7 @@ def test_every_changed_byte_is_refused_before_keras_loads_the_model(
 
 
 def read_all(store: Store) -> None:
-    """Read what a training or a prediction reads: log, manifest, dataset, and last the model."""
+    """Read what training or a prediction reads: log, manifest, dataset, and last the model."""
     entry = champion.find_champion(store)
     assert entry
     manifest = releases.read_manifest(store, entry.version)

@@ -45,7 +45,7 @@ def test_a_release_whose_predictions_contradict_its_manifest_never_becomes_the_c
     kernel.assign(np.full(kernel.shape, value, np.float32))
     publish_copy(finished_pipeline, "invalid", h5.encode_model(model))
     with pytest.raises(ModelError, match=rf"release invalid: {message}"):
-        service.verify(finished_pipeline.store, "invalid")
+        service.verify_release(finished_pipeline.store, "invalid")
     with pytest.raises(RejectedError, match=r"it has never been the champion"):
         roll_back(finished_pipeline, "invalid")
     with pytest.raises(ModelError, match=rf"release invalid: {message}"):
@@ -57,7 +57,7 @@ def test_nothing_is_pruned_while_a_rollback_verifies_the_release(
     finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_copy(finished_pipeline, "copy")
-    verify, refusals = service.verify, []
+    verify, refusals = service.verify_release, []
 
     def verify_and_prune(store: Store, version: str) -> dict[str, Any]:
         result = verify(store, version)
@@ -66,7 +66,7 @@ def test_nothing_is_pruned_while_a_rollback_verifies_the_release(
         refusals.append(refusal)
         return result
 
-    monkeypatch.setattr(service, "verify", verify_and_prune)
+    monkeypatch.setattr(service, "verify_release", verify_and_prune)
     assert roll_back(finished_pipeline, "copy", force=True).version == "copy"
     assert len(refusals) == 1
 
@@ -127,7 +127,7 @@ def test_a_promotion_during_a_rollback_is_not_replaced(
         finished_pipeline.promote_second_release(),
     )
     publish_copy(finished_pipeline, "third")
-    verify = service.verify
+    verify = service.verify_release
 
     def promote_meanwhile(*arguments: Any) -> dict[str, Any]:
         champion.append_entry(
@@ -135,9 +135,10 @@ def test_a_promotion_during_a_rollback_is_not_replaced(
         )
         return verify(*arguments)
 
-    monkeypatch.setattr(service, "verify", promote_meanwhile)
+    monkeypatch.setattr(service, "verify_release", promote_meanwhile)
     with pytest.raises(
-        ConflictError, match=rf"the champion has changed since: it was {second}, and is now third \(log entry 3\)"
+        ConflictError,
+        match=rf"the champion has changed in the meantime: it was {second} and is now third \(log entry 3\)",
     ):
         roll_back(finished_pipeline, first)
     assert service.require_champion(finished_pipeline.store).version == "third"

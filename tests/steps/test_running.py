@@ -109,7 +109,7 @@ def test_results_with_other_parameters_are_not_used(pipeline: Pipeline) -> None:
     """`fmnist ingest --run` with the name of an earlier run starts that run again."""
     run_step("ingest", RUN)
     other = replace(RUN, parameters=replace(RUN.parameters, seed=7))
-    with pytest.raises(RejectedError, match="ingest of run run-1 had another seed: run it again first"):
+    with pytest.raises(RejectedError, match="ingest of run run-1 was run with a different seed; run it again first"):
         run_step("validate_data", other)
 
 

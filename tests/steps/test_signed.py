@@ -13,7 +13,7 @@ from fmnist_tasks.data.dataset import load_splits
 from fmnist_tasks.errors import DataError, FmnistError, IntegrityError, SettingsError
 from fmnist_tasks.page.inference import ChampionPredictor
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.audit import audit
+from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.documents import MAX_BYTES
 from fmnist_tasks.registry.keys import make_keys
@@ -60,9 +60,9 @@ def test_runs_and_rollbacks_are_signed_and_verified_from_the_first_key_on(
     service.roll_back(store, first, "the second is worse", actor="ann")
     signatures = [store.keys.describe(entry.signed_by).split()[0] for entry in champion.list_entries(store)]
     assert signatures == ["unsigned", "signed", "signed"]
-    assert service.verify(store, first)["signature"] == "unsigned"
-    assert service.verify(store, second)["signature"].startswith("signed by key ")
-    assert audit(store)["signed_entries"] == 2
+    assert service.verify_release(store, first)["signature"] == "unsigned"
+    assert service.verify_release(store, second)["signature"].startswith("signed by key ")
+    assert audit_store(store)["signed_entries"] == 2
 
     # A writer without a key changes the champion's classes and gives the manifest a correct seal.
     key = f"releases/{second}/manifest.json"
@@ -73,11 +73,11 @@ def test_runs_and_rollbacks_are_signed_and_verified_from_the_first_key_on(
     before, arrays = champion.list_entries(store), load_splits(store, manifest.dataset)
     for operation in (
         lambda: service.open_release(store, second),
-        lambda: ChampionPredictor(store).predict_samples(),
+        lambda: ChampionPredictor(store).predict_examples(),
         lambda: service.roll_back(store, first, "r", actor="ann"),
         lambda: run_step("detect_change", SECOND),
         lambda: compare_with_champion(store, manifest.classes, arrays, np.empty(0), 1.0),  # as evaluate_tuned does
-        lambda: audit(store),
+        lambda: audit_store(store),
     ):
         with pytest.raises(FmnistError):
             operation()

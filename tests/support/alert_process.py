@@ -22,8 +22,8 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-from fmnist_tasks.alerts import channels, flush, outbox, task_failed
-from fmnist_tasks.alerts.watch import watch
+from fmnist_tasks.alerts import alert_task_failure, channels, deliver_due_alerts, outbox
+from fmnist_tasks.alerts.watch import check_pipeline
 from fmnist_tasks.errors import RejectedError, StoreError
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
@@ -132,12 +132,12 @@ def _run(call: Call) -> None:
                 patch.object(kind, name, add_kill_points(getattr(kind, name))).start()
         if call.action == "fail":
             for index, (step, reason) in enumerate(call.steps):
-                task_failed(_make_context(step, reason, index))
+                alert_task_failure(_make_context(step, reason, index))
         elif call.action == "flush":
-            flush()
+            deliver_due_alerts()
         else:
             with suppress(StoreError):  # the task would fail
-                watch()
+                check_pipeline()
 
 
 def _lose_responses(create: Callable[..., bool], share: float) -> Callable[..., bool]:

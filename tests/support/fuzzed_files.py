@@ -128,19 +128,19 @@ def run_cases(pipeline: Pipeline, cases: list[Case]) -> Iterator[Outcome]:
             for name, data in case.files.items():
                 (folder / os.fsdecode(name)).write_bytes(data)
         run = Run(f"fuzz-{start}", "2026-11-30T02:00:00+00:00", Parameters(profile="quick"))
-        ingested: IngestResult = run_step("ingest", run)
-        validated: ValidationResult = run_step("validate_data", run)
-        accepted = {file.key for batch in validated.accepted for file in batch.files}
-        reasons = {batch.name: "; ".join(batch.reasons) for batch in validated.quarantined}
-        names = {file.key: batch.name for batch in ingested.batches for file in batch.files}
-        names |= {file.key: batch.name for batch in ingested.unreadable for file in batch.files}
+        ingestion: IngestResult = run_step("ingest", run)
+        validation: ValidationResult = run_step("validate_data", run)
+        accepted = {file.key for batch in validation.accepted for file in batch.files}
+        reasons = {batch.name: "; ".join(batch.reasons) for batch in validation.quarantined}
+        names = {file.key: batch.name for batch in ingestion.batches for file in batch.files}
+        names |= {file.key: batch.name for batch in ingestion.unreadable for file in batch.files}
         quarantined = {
             data
             for stat in pipeline.store.list(f"quarantine/{run.id}/")
             if not stat.key.endswith(".reason.txt")
             for data in [pipeline.store.get(stat.key)]
         }
-        waiting = {file.key for file in ingested.waiting}
+        waiting = {file.key for file in ingestion.waiting}
         for case in group:
             yield _classify(case, pipeline, accepted, reasons, names, quarantined, waiting)
         for path in folder.iterdir():

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.data.shards import Chunk, ShardedImages
-from fmnist_tasks.model import batches, training
+from fmnist_tasks.model import mini_batches, training
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.settings import PROFILES, Stage
@@ -59,7 +59,7 @@ def train_until_killed(folder: Path, moment: int, epochs: int) -> None:
         if not has_begun:
             print("begins with epoch", epoch, flush=True)
             has_begun = True
-        for batch in batches.make_training_batches(images, stage, classes, seed, epoch):
+        for batch in mini_batches.make_training_batches(images, stage, classes, seed, epoch):
             pass_moment()
             yield batch
 

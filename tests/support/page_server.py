@@ -1,4 +1,4 @@
-"""A server process with the registry page: `python -m tests.support.page_server PORT UPLOAD_SECONDS`.
+"""A server process with the Releases page: `python -m tests.support.page_server PORT UPLOAD_SECONDS`.
 
 The header `x-user` is the user. An upload may take UPLOAD_SECONDS.
 """

@@ -60,7 +60,7 @@ def stop_cluster(folder: Path) -> None:
 def run_on_cluster(folder: Path, parameters: str) -> None:
     """Run the pipeline on the cluster and print which worker runs which task.
 
-    Exits with 0 if the run succeeded and promoted a champion or found nothing new, with another code otherwise.
+    Exits with 0 if the run succeeded and promoted a champion or nothing had changed, with another code otherwise.
     """
     if not Supervisor(folder).find_daemon():
         raise ClusterError("no cluster is running; start one with `make cluster`")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmnist_tasks import batch, service
+from fmnist_tasks import batch_prediction, service
 from fmnist_tasks.errors import MissingError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.documents import read_document
@@ -45,11 +45,11 @@ def test_image_files_and_arrays_are_classified_in_shards(finished_pipeline: Pipe
     finished_pipeline.store.put("inbox/many.npz", synthetic.encode_npz(images=np.concatenate([IMAGES[7:], noise])))
     finished_pipeline.store.put("inbox/notes.txt", b"not an image")
     finished_pipeline.store.put("inboxes/other.png", b"under another prefix")
-    shards = batch.plan_shards(finished_pipeline.store, "inbox/", files=4)
+    shards = batch_prediction.plan_shards(finished_pipeline.store, "inbox/", files=4)
     version = service.require_champion(finished_pipeline.store).version
     assert [(shard["files"], shard["release"]) for shard in shards] == [(4, version), (4, version), (1, version)]
-    results = [batch.predict_shard(finished_pipeline.store, "r", shard) for shard in shards]
-    totals = batch.write_summary(finished_pipeline.store, "r", shards, results)
+    results = [batch_prediction.predict_shard(finished_pipeline.store, "r", shard) for shard in shards]
+    totals = batch_prediction.write_summary(finished_pipeline.store, "r", shards, results)
     assert (totals["images"], totals["out_of_distribution"] >= 3, totals["unreadable"]) == (43, True, 1)
 
     summary = read_document(finished_pipeline.store, "predictions/r/summary.json")
@@ -71,18 +71,18 @@ def test_image_files_and_arrays_are_classified_in_shards(finished_pipeline: Pipe
 
 def test_a_shard_that_runs_again_writes_the_same_file(finished_pipeline: Pipeline) -> None:
     put_images(finished_pipeline, 3)
-    (shard,) = batch.plan_shards(finished_pipeline.store, "inbox/", files=10)
-    key = batch.predict_shard(finished_pipeline.store, "r", shard)["key"]
+    (shard,) = batch_prediction.plan_shards(finished_pipeline.store, "inbox/", files=10)
+    key = batch_prediction.predict_shard(finished_pipeline.store, "r", shard)["key"]
     before = finished_pipeline.store.get(key)
-    batch.predict_shard(finished_pipeline.store, "r", shard)
+    batch_prediction.predict_shard(finished_pipeline.store, "r", shard)
     assert finished_pipeline.store.get(key) == before
 
 
 def test_arrays_that_are_not_images_get_rows_with_the_reason(finished_pipeline: Pipeline) -> None:
     finished_pipeline.store.put("inbox/floats.npz", synthetic.encode_npz(images=IMAGES / 255))
     finished_pipeline.store.put("inbox/nothing.npz", synthetic.encode_npz(labels=LABELS))
-    (shard,) = batch.plan_shards(finished_pipeline.store, "inbox/", files=10)
-    result = batch.predict_shard(finished_pipeline.store, "r", shard)
+    (shard,) = batch_prediction.plan_shards(finished_pipeline.store, "inbox/", files=10)
+    result = batch_prediction.predict_shard(finished_pipeline.store, "r", shard)
     assert (result["images"], result["unreadable"]) == (0, 2)
     errors = [row["error"] for row in read_rows(finished_pipeline, result["key"])]
     assert "images are float64 (40, 28, 28), expected uint8" in errors[0]
@@ -111,8 +111,8 @@ def test_unreadable_files_get_error_rows_and_the_others_are_classified(finished_
     os.mkfifo(folder / "h pipe.png")
     store.put("inbox/flat.npz", synthetic.encode_npz(images=IMAGES.reshape(40, 784)))
     store.put("inbox/last.NPZ", synthetic.encode_npz(images=np.asfortranarray(IMAGES[..., None])))
-    (shard,) = batch.plan_shards(store, "inbox", files=100)
-    result = batch.predict_shard(store, "r", shard)
+    (shard,) = batch_prediction.plan_shards(store, "inbox", files=100)
+    result = batch_prediction.predict_shard(store, "r", shard)
     assert (result["images"], result["unreadable"]) == (2 + 40 + 40, len(unreadable) + 2)
     by_image = {row["image"]: row for row in read_rows(finished_pipeline, result["key"])}
     for name, (_, reason) in unreadable.items():
@@ -135,8 +135,8 @@ def test_a_file_that_cannot_be_opened_gets_an_error_row(
         return open_object(self, key, max_bytes)
 
     monkeypatch.setattr(FolderStore, "open", refuse)
-    (shard,) = batch.plan_shards(finished_pipeline.store, "inbox", 10)
-    result = batch.predict_shard(finished_pipeline.store, "r", shard)
+    (shard,) = batch_prediction.plan_shards(finished_pipeline.store, "inbox", 10)
+    result = batch_prediction.predict_shard(finished_pipeline.store, "r", shard)
     assert (result["images"], result["unreadable"]) == (1, 1)
     assert [row["error"] for row in read_rows(finished_pipeline, result["key"])] == [
         "cannot read inbox/000.png: Resource temporarily unavailable",
@@ -146,28 +146,28 @@ def test_a_file_that_cannot_be_opened_gets_an_error_row(
 
 def test_a_run_without_a_readable_file_fails_after_writing_its_table(finished_pipeline: Pipeline) -> None:
     finished_pipeline.store.put("inbox/a.png", b"x")
-    shards = batch.plan_shards(finished_pipeline.store, "inbox/", files=10)
-    results = [batch.predict_shard(finished_pipeline.store, "r", shard) for shard in shards]
+    shards = batch_prediction.plan_shards(finished_pipeline.store, "inbox/", files=10)
+    results = [batch_prediction.predict_shard(finished_pipeline.store, "r", shard) for shard in shards]
     with pytest.raises(RejectedError, match=r"none of the 1 files below inbox/ is a readable image.*shard-00000.csv"):
-        batch.write_summary(finished_pipeline.store, "r", shards, results)
+        batch_prediction.write_summary(finished_pipeline.store, "r", shards, results)
     assert read_document(finished_pipeline.store, "predictions/r/summary.json")["unreadable"] == 1
 
 
 def test_a_prefix_is_a_folder_that_the_pipeline_does_not_use(finished_pipeline: Pipeline) -> None:
     for key in ("inbox/a.png", "inbox-old/b.png", "inbox.png"):
         finished_pipeline.store.put(key, b"x")
-    (shard,) = batch.plan_shards(finished_pipeline.store, "inbox", files=10)
+    (shard,) = batch_prediction.plan_shards(finished_pipeline.store, "inbox", files=10)
     assert (shard["prefix"], shard["files"], shard["last"]) == ("inbox/", 1, "inbox/a.png")
     for prefix in ("blobs", "runs/", "incoming", "Champion/", "%69ncoming/", "batches/x/"):
         with pytest.raises(SettingsError, match="the pipeline uses the folder"):
-            batch.plan_shards(finished_pipeline.store, prefix, files=10)
+            batch_prediction.plan_shards(finished_pipeline.store, prefix, files=10)
     folders = {stat.key.partition("/")[0] for stat in finished_pipeline.store.list("") if "/" in stat.key}
     for prefix in folders - {"inbox", "inbox-old"} | {"working"}:  # every folder that a run creates
         with pytest.raises(SettingsError, match="the pipeline uses the folder"):
-            batch.plan_shards(finished_pipeline.store, prefix, files=10)
+            batch_prediction.plan_shards(finished_pipeline.store, prefix, files=10)
     for prefix in ("/", "/etc/", "../", ""):
         with pytest.raises(SettingsError, match="leads out of the store"):
-            batch.plan_shards(finished_pipeline.store, prefix, files=10)
+            batch_prediction.plan_shards(finished_pipeline.store, prefix, files=10)
 
 
 def test_shards_grow_if_there_would_be_too_many(finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_shards_grow_if_there_would_be_too_many(finished_pipeline: Pipeline, mon
         return iter(objects) if prefix == "inbox/" else list_objects(self, prefix, after)
 
     monkeypatch.setattr(FolderStore, "list", list_many)
-    shards = batch.plan_shards(finished_pipeline.store, "inbox/", files=5)
+    shards = batch_prediction.plan_shards(finished_pipeline.store, "inbox/", files=5)
     assert listings.count("inbox/") == 1
     assert (len(shards), {shard["files"] for shard in shards[:-1]}) == (1001, {10})
     assert sum(shard["files"] for shard in shards) == 10_001
@@ -189,18 +189,18 @@ def test_shards_grow_if_there_would_be_too_many(finished_pipeline: Pipeline, mon
 
 def test_a_file_added_after_planning_does_not_move_others_between_shards(finished_pipeline: Pipeline) -> None:
     put_images(finished_pipeline, 4)
-    shards = batch.plan_shards(finished_pipeline.store, "inbox/", files=2)
+    shards = batch_prediction.plan_shards(finished_pipeline.store, "inbox/", files=2)
     finished_pipeline.store.put("inbox/000a.png", finished_pipeline.store.get("inbox/000.png"))
-    results = [batch.predict_shard(finished_pipeline.store, "r", shard) for shard in shards]
+    results = [batch_prediction.predict_shard(finished_pipeline.store, "r", shard) for shard in shards]
     assert [result["images"] for result in results] == [3, 2]
 
 
 def test_an_empty_folder_is_rejected(finished_pipeline: Pipeline) -> None:
     with pytest.raises(RejectedError, match=r"the folder inbox/ of the store has no images"):
-        batch.plan_shards(finished_pipeline.store, "inbox/", files=10)
+        batch_prediction.plan_shards(finished_pipeline.store, "inbox/", files=10)
 
 
 def test_planning_requires_a_champion(pipeline: Pipeline) -> None:
     pipeline.store.put("inbox/a.png", b"")
     with pytest.raises(MissingError, match=r"there is no champion yet"):
-        batch.plan_shards(pipeline.store, "inbox/", files=10)
+        batch_prediction.plan_shards(pipeline.store, "inbox/", files=10)

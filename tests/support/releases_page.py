@@ -1,4 +1,4 @@
-"""The registry page in a browser: the steps of a user, and errors that the browser reports."""
+"""The Releases page in a browser: the steps of a user, and errors that the browser reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from playwright.sync_api import FrameLocator, Locator, Page, expect
 
 
 def collect_errors(page: Page) -> list[str]:
-    """Return a list that collects all later errors of the registry page, such as violations of its content policy."""
+    """Return a list that collects all later errors of the Releases page, such as violations of its content policy."""
     errors: list[str] = []
 
     def collect(kind: str, text: str, url: str) -> None:

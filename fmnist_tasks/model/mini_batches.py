@@ -22,7 +22,7 @@ def make_training_batches(
     """Batches of augmented images (B, H, W, 1), uint8, and targets (B, classes), float32, in random order.
 
     A target is the share of the image's area that shows each class. Order and augmentation depend on seed and epoch
-    only, so a training that resumes gets the same batches.
+    only, so resumed training gets the same batches.
     """
     random = np.random.default_rng((seed, epoch))
     size = choose_batch_size(len(training), stage)

@@ -8,7 +8,7 @@ from functools import partial
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import make_run_key, read_records
-from fmnist_tasks.registry.store import Store, check_size, map_parallel
+from fmnist_tasks.registry.store import Store, map_parallel, require_max_size
 from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.runs import RESULTS, Result, StepRecord, parse_result
 
@@ -42,7 +42,7 @@ def parse_results(records: dict[str, StepRecord]) -> dict[str, Result]:
         if record.result is None:
             continue
         if (kind := RESULTS.get(step.partition("-")[0])) is None:
-            raise IntegrityError(f"{key}: a run has no step of this name; it is not used, delete it")
+            raise IntegrityError(f"{key}: no step has this name, so it is not used; delete it")
         results[step] = parse_result(kind, record, key)
     return results
 
@@ -53,5 +53,5 @@ def read_figures(store: Store, results: dict[str, Result]) -> dict[str, bytes]:
     for result in results.values():
         blobs |= result.pictures
     for reference in blobs.values():
-        check_size(reference.uri, reference.bytes, _MAX_FIGURE)
+        require_max_size(reference.uri, reference.bytes, _MAX_FIGURE)
     return dict(zip(blobs, map_parallel(partial(get_verified, store), blobs.values()), strict=True))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from fmnist_tasks.data import batches
+from fmnist_tasks.data import accepted_batches
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, RejectedError
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.store import Store
@@ -22,7 +22,7 @@ from tests.support.synthetic import RUN, encode_npz
 def accept(store: Store, name: str, digest: str, *keys: str) -> None:
     blob = Reference(uri=f"blobs/sha256/{digest}", sha256=digest, bytes=1)
     source = f"incoming/{name}"
-    batches.accept_batch(store, ImageSet(split="train", source=source, images=7, blob=blob, keys=[*keys]))
+    accepted_batches.accept_batch(store, ImageSet(split="train", source=source, images=7, blob=blob, keys=[*keys]))
 
 
 @pytest.fixture(name="store")
@@ -35,12 +35,12 @@ def store_with_batches(store_of_each_kind: Store) -> Store:
 
 
 def list_withdrawn(store: Store) -> list[str]:
-    return [batch.sha256[:7] for batch in batches.list_accepted(store) if batch.withdrawal]
+    return [batch.sha256[:7] for batch in accepted_batches.list_accepted(store) if batch.withdrawal]
 
 
 def test_a_withdrawal_records_user_time_and_reason(store: Store) -> None:
-    batch = batches.withdraw_batch(store, "week 1.npz", by="ada", reason=" labels are shifted ")
-    (withdrawn,) = (batch for batch in batches.list_accepted(store) if batch.withdrawal)
+    batch = accepted_batches.withdraw_batch(store, "week 1.npz", by="ada", reason=" labels are shifted ")
+    (withdrawn,) = (batch for batch in accepted_batches.list_accepted(store) if batch.withdrawal)
     assert withdrawn.decisions == batch.decisions
     decision = withdrawn.withdrawal
     assert decision
@@ -54,8 +54,8 @@ def test_a_withdrawal_records_user_time_and_reason(store: Store) -> None:
         "accepted": "",
         "withdrawn": "",
     }
-    batches.restore_batch(store, "week 1.npz", by="bob", reason="they are not")
-    (restored,) = (batch for batch in batches.list_accepted(store) if batch.name == "week 1.npz")
+    accepted_batches.restore_batch(store, "week 1.npz", by="bob", reason="they are not")
+    (restored,) = (batch for batch in accepted_batches.list_accepted(store) if batch.name == "week 1.npz")
     assert restored.withdrawal is None
     assert [decision.action for decision in restored.decisions] == ["withdraw", "restore"]
 
@@ -64,7 +64,7 @@ def test_a_withdrawal_records_user_time_and_reason(store: Store) -> None:
     "name", ["odd\u202f.npz", "odd%E2%80%AF.npz", "incoming/odd%E2%80%AF.npz", "odd-12345678.npz", "cccccc"]
 )
 def test_a_batch_is_named_by_its_file_or_its_digest(store: Store, name: str) -> None:
-    batches.withdraw_batch(store, name, by="ada", reason="r")
+    accepted_batches.withdraw_batch(store, name, by="ada", reason="r")
     assert list_withdrawn(store) == ["ccccccc"]
 
 
@@ -80,28 +80,28 @@ def test_a_batch_is_named_by_its_file_or_its_digest(store: Store, name: str) -> 
 )
 def test_an_unknown_or_ambiguous_name_is_refused(store: Store, name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        batches.withdraw_batch(store, name, by="ada", reason="r")
+        accepted_batches.withdraw_batch(store, name, by="ada", reason="r")
     assert list_withdrawn(store) == []
 
 
 def test_a_decision_without_a_reason_or_effect_is_refused(store: Store) -> None:
     with pytest.raises(RejectedError, match="a reason is required to withdraw a batch"):
-        batches.withdraw_batch(store, "bbbbbb", by="ada", reason=" ")
+        accepted_batches.withdraw_batch(store, "bbbbbb", by="ada", reason=" ")
     with pytest.raises(RejectedError, match="is not withdrawn"):
-        batches.restore_batch(store, "bbbbbb", by="ada", reason="r")
-    batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r")
+        accepted_batches.restore_batch(store, "bbbbbb", by="ada", reason="r")
+    accepted_batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r")
     with pytest.raises(RejectedError, match="is already withdrawn"):
-        batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r")
+        accepted_batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r")
 
 
 def test_one_of_two_simultaneous_decisions_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = batches.list_accepted(store)
-    batches.withdraw_batch(store, "bbbbbb", by="ada", reason="first")
-    monkeypatch.setattr(batches, "list_accepted", lambda _: before)
+    before = accepted_batches.list_accepted(store)
+    accepted_batches.withdraw_batch(store, "bbbbbb", by="ada", reason="first")
+    monkeypatch.setattr(accepted_batches, "list_accepted", lambda _: before)
     with pytest.raises(ConflictError, match="somebody else withdrew or restored"):
-        batches.withdraw_batch(store, "bbbbbb", by="bob", reason="second")
+        accepted_batches.withdraw_batch(store, "bbbbbb", by="bob", reason="second")
     monkeypatch.undo()
-    (batch,) = (batch for batch in batches.list_accepted(store) if batch.withdrawal)
+    (batch,) = (batch for batch in accepted_batches.list_accepted(store) if batch.withdrawal)
     assert batch.withdrawal
     assert batch.withdrawal.by == "ada"
 
@@ -114,13 +114,13 @@ def test_a_lost_response_is_not_a_conflict(store: Store, monkeypatch: pytest.Mon
         return False
 
     monkeypatch.setattr(type(store), "put_if_absent", create_and_forget)
-    assert batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r").withdrawal
+    assert accepted_batches.withdraw_batch(store, "bbbbbb", by="ada", reason="r").withdrawal
 
 
 def test_foreign_objects_are_ignored(store: Store) -> None:
     store.put("batches/notes.txt", b"x")
     store.put(f"batches/{'d' * 64}/00000001.json", seal({"action": "withdraw"}))
-    assert len(batches.list_accepted(store)) == 4
+    assert len(accepted_batches.list_accepted(store)) == 4
 
 
 def test_a_withdrawn_batch_leaves_the_dataset_and_is_not_accepted_again(pipeline: Pipeline) -> None:
@@ -129,13 +129,13 @@ def test_a_withdrawn_batch_leaves_the_dataset_and_is_not_accepted_again(pipeline
     pipeline.store.put("incoming/bad week.npz", data)
     run_step("ingest", RUN)
     first = run_step("validate_data", RUN)
-    batch = batches.withdraw_batch(pipeline.store, "bad week.npz", by="ada", reason="labels are shifted")
+    batch = accepted_batches.withdraw_batch(pipeline.store, "bad week.npz", by="ada", reason="labels are shifted")
 
     pipeline.store.put("incoming/again.npz", encode_npz(images=images, labels=labels.astype(np.int64)))
-    ingested = run_step("ingest", Run("run-2", RUN.created, RUN.parameters))
-    assert ingested.withdrawn == [WithdrawnBatch(name="bad week.npz", withdrawn=batch.describe_withdrawal())]
+    ingestion = run_step("ingest", Run("run-2", RUN.created, RUN.parameters))
+    assert ingestion.withdrawn == [WithdrawnBatch(name="bad week.npz", withdrawn=batch.describe_withdrawal())]
     second = run_step("validate_data", Run("run-2", RUN.created, RUN.parameters))
-    assert second.dataset.fingerprint == ingested.dataset.fingerprint != first.dataset.fingerprint
+    assert second.dataset.fingerprint == ingestion.dataset.fingerprint != first.dataset.fingerprint
     assert len(second.dataset.image_sets) == 2
     (entry,) = second.quarantined
     assert entry.name == "again.npz"
@@ -143,7 +143,7 @@ def test_a_withdrawn_batch_leaves_the_dataset_and_is_not_accepted_again(pipeline
     assert "by ada: labels are shifted" in entry.reasons[0]
     assert pipeline.store.stat(batch.image_set.blob.uri)  # the content stays in the store
 
-    batches.restore_batch(pipeline.store, batch.sha256, by="ada", reason="they were right")
+    accepted_batches.restore_batch(pipeline.store, batch.sha256, by="ada", reason="they were right")
     assert run_step("ingest", Run("run-3", RUN.created, RUN.parameters)).dataset == first.dataset
 
 
@@ -154,7 +154,7 @@ def test_documents_of_version_0_1_are_refused(store: Store) -> None:
     key = f"batches/{blob['sha256']}.json"
     store.put(key, seal(document))
     with pytest.raises(IntegrityError, match=f"^{key}: has schema version 1, not 2: version 0.1 of this project wrote"):
-        batches.withdraw_batch(store, "old.npz", by="ada", reason="r")
+        accepted_batches.withdraw_batch(store, "old.npz", by="ada", reason="r")
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ def test_the_error_about_an_invalid_document_names_its_key(
 ) -> None:
     store.put(f"batches/{key}.json", seal({"schema_version": 2} | content))
     with pytest.raises(IntegrityError, match=f"^batches/{key}.json: {fault}"):
-        batches.list_accepted(store)
+        accepted_batches.list_accepted(store)

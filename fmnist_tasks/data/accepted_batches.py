@@ -1,9 +1,9 @@
 """Accepted batches and the decisions about them.
 
 `batches/SHA256.json` is the sealed document of a batch and refers to its content. The same content counts once,
-whatever its name. A withdrawn batch leaves the dataset with the next run, and its content is not accepted again.
-Each withdrawal or restoration is a sealed document `batches/SHA256/NUMBER.json`, created once and never changed; the
-last one counts.
+whatever its name. A withdrawn batch is excluded from the dataset from the next run on, and its content is not accepted
+again. Each withdrawal or restoration is a sealed document `batches/SHA256/NUMBER.json`, created once and never changed;
+the last one counts.
 """
 
 from __future__ import annotations
@@ -93,15 +93,15 @@ def withdraw_batch(store: Store, name: str, *, by: str, reason: str) -> Accepted
     Raises :class:`MissingError` if the batch does not exist, and :class:`RejectedError` if the name is ambiguous, if
     the batch is withdrawn already, or if the reason is empty.
     """
-    return _decide(store, name, "withdraw", by, reason)
+    return _append_decision(store, name, "withdraw", by, reason)
 
 
 def restore_batch(store: Store, name: str, *, by: str, reason: str) -> AcceptedBatch:
     """Lift a withdrawal: the batch is in the dataset again from the next run on. Raises like :func:`withdraw_batch`."""
-    return _decide(store, name, "restore", by, reason)
+    return _append_decision(store, name, "restore", by, reason)
 
 
-def _decide(store: Store, name: str, action: Action, by: str, reason: str) -> AcceptedBatch:
+def _append_decision(store: Store, name: str, action: Action, by: str, reason: str) -> AcceptedBatch:
     batch = _find(list_accepted(store), name)
     if not reason.strip():
         raise RejectedError(f"a reason is required to {action} a batch; it is stored with the batch")
