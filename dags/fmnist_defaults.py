@@ -94,7 +94,11 @@ class Approval(ApprovalOperator):
     def __init__(self, **kwargs: Any) -> None:
         # Airflow validates the field before anyone has filled it in, so the empty value must be valid.
         reason = Param(
-            "", title="Reason", description="Required to approve. It is stored with the decision.", type="string"
+            "",
+            title="Reason",
+            description="Required to approve. It is stored with the decision.",
+            type="string",
+            maxLength=MAX_REASON_LENGTH,
         )
         # Airflow passes defaults for some of these to every operator; these values take precedence.
         fixed: dict[str, Any] = {

@@ -226,7 +226,13 @@ def append_entry(
             previous_sha256=champion_log.digests[-1] if champion_log.digests else None,
         )
         key = _make_entry_key(new.sequence)
-        if store.put_if_absent(key, store.keys.encode(key, "champion-entry", new.to_json())):
+        content = store.keys.encode(key, "champion-entry", new.to_json())
+        if len(content) > _MAX_ENTRY_BYTES:
+            raise SettingsError(
+                f"an entry of the champion log may have {_MAX_ENTRY_BYTES:,} bytes, but this one has {len(content):,}; "
+                "nothing was changed. Shorten the reason"
+            )
+        if store.put_if_absent(key, content):
             _write_receipt(store, new.sequence)
             return new.model_copy(update={"signed_by": store.keys.signing_id})
     raise StoreError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, SettingsError
@@ -33,6 +34,22 @@ class SignedManifest:
     data: bytes
     sha256: str
     signed_by: str | None
+
+
+def choose_version(store: Store, version: str, facts: ReleaseFacts, champion_log: Log) -> str:
+    """Return the version under which to publish: this one, or the first free one of VERSION.2, VERSION.3 ….
+
+    A release that exists is published again only if it has exactly these facts or has been the champion. Otherwise the
+    model was evaluated or approved again in the meantime, and its release has another version.
+    """
+
+    def is_usable(name: str) -> bool:
+        if store.stat(make_file_key(name, "manifest.json")) is None or champion_log.has_been_champion(name):
+            return True
+        manifest = read_manifest(store, name, champion_log)
+        return manifest.model_dump(include=set(ReleaseFacts.model_fields)) == facts.model_dump()
+
+    return next(filter(is_usable, chain([version], (f"{version}.{number}" for number in count(2)))))
 
 
 def publish_release(store: Store, version: str, files: dict[str, bytes], facts: ReleaseFacts) -> Manifest:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from fmnist_tasks.alerts import Alert, send_alert
 from fmnist_tasks.errors import ConflictError, IntegrityError, ModelError, RejectedError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
-from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.registry.runs import read_record, read_records
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.run_report import parse_results, read_figures, render_run
 from fmnist_tasks.schemas.base import RunParameters
@@ -26,12 +26,13 @@ from fmnist_tasks.schemas.runs import (
     ValidationResult,
     VerificationResult,
 )
-from fmnist_tasks.service import open_release
+from fmnist_tasks.service import open_release, require_reason
 from fmnist_tasks.steps.evaluation import count_prediction_mismatches, make_identity
 from fmnist_tasks.steps.gates import make_candidate_origin
 from fmnist_tasks.steps.step import Run, step
 from fmnist_tasks.text import make_printable
 
+_MAX_CLOCK_DIFFERENCE = timedelta(minutes=5)  # between the API server, which dates a response, and a worker
 _RELEASE_STEPS = {"publish", "verify_release", "promote"}
 
 
@@ -55,13 +56,12 @@ def publish(
     from fmnist_tasks.evaluation.report import render_card
 
     candidate = tuned.candidate
-    if verdict.decision != "hold":  # the response is to an earlier verdict, before the gate was cleared
-        approval = None
-    _require_verdict(run, ingestion, validation, tuned, verdict, approval)
-    repeated = champion.read_log(store).find_withdrawal(make_candidate_origin(run, validation, candidate.model))
+    accepted = _read_approval(store, run, verdict, approval)
+    _require_verdict(run, ingestion, validation, tuned, verdict, accepted)
+    champion_log = champion.read_log(store)
+    repeated = champion_log.find_withdrawal(make_candidate_origin(run, validation, candidate.model))
     if repeated:
         raise RejectedError(champion.describe_withdrawal("the candidate", *repeated))
-    version = f"{datetime.fromisoformat(run.created):%Y%m%dT%H%M%SZ}-{candidate.model.sha256[:8]}"
     facts = ReleaseFacts(
         title=ingestion.title,
         classes=validation.dataset.classes,
@@ -89,8 +89,10 @@ def publish(
         ),
         policy=verdict.policy,
         policy_digest=verdict.policy_digest,
-        verdict=ReleaseVerdict(decision=verdict.decision, checks=verdict.checks, approval=_read_approval(approval)),
+        verdict=ReleaseVerdict(decision=verdict.decision, checks=verdict.checks, approval=accepted),
     )
+    version = f"{datetime.fromisoformat(run.created):%Y%m%dT%H%M%SZ}-{candidate.model.sha256[:8]}"
+    version = releases.choose_version(store, version, facts, champion_log)
     # Without the records of this and later steps: a retry, or a second copy of this task, writes the same bytes.
     records = {
         name: record
@@ -154,6 +156,12 @@ def promote(
     manifest = signed.manifest
     if manifest.run_id != run.id:
         raise ConflictError(f"release {version} was published by run {manifest.run_id}; this run does not promote it")
+    decided = manifest.verdict.decision, manifest.verdict.checks
+    if decided != (verdict.decision, verdict.checks) and not champion.read_log(store).has_been_champion(version):
+        raise ConflictError(
+            f"the promotion gate has decided again since release {version} was published; clear publish and the tasks "
+            "after it"
+        )
     approval = manifest.verdict.approval  # a candidate on hold is published only with one
     entry = champion.append_entry(
         store,
@@ -190,7 +198,7 @@ def _require_verdict(
     validation: ValidationResult,
     tuned: TunedModelResult,
     verdict: PromotionGateResult,
-    approval: dict[str, Any] | None,
+    approval: Approval | None,
 ) -> None:
     """Raise :class:`ConflictError` unless the verdict is of this candidate, and promotes it or was approved."""
     model = tuned.candidate.model
@@ -198,8 +206,7 @@ def _require_verdict(
     wrong = [f"{name} is {getattr(verdict, name)}" for name, value in expected if getattr(verdict, name) != value]
     if ingestion.code.digest != verdict.code_digest:
         wrong.append("its code digest is not that of ingest")
-    is_approved = approval is not None and approval["chosen_options"] == ["Approve"]
-    if verdict.decision != "promote" and not is_approved:
+    if verdict.decision != "promote" and approval is None:
         wrong.append(f"its decision is {verdict.decision}, without an approval")
     if wrong:
         raise ConflictError(
@@ -217,12 +224,24 @@ def _require_same_manifest(version: str, sha256: str, earlier: str) -> None:
         )
 
 
-def _read_approval(approval: dict[str, Any] | None) -> Approval | None:
-    """Who approved, when and why; None if the verdict promotes without an approval."""
-    if approval is None:
+def _read_approval(
+    store: Store, run: Run, verdict: PromotionGateResult, response: dict[str, Any] | None
+) -> Approval | None:
+    """Who approved the candidate on hold, when and why; None if nobody did, or if the verdict needs no approval.
+
+    A response to an earlier verdict does not count: the user has not seen this one.
+    """
+    if verdict.decision != "hold" or response is None or response["chosen_options"] != ["Approve"]:
         return None
-    return Approval(
-        by=make_printable(str((approval["responded_by_user"] or {}).get("name"))),
-        at=str(approval["responded_at"]),
-        reason=make_printable((approval["params_input"] or {}).get("approval_reason", "")),
+    approval = Approval(
+        by=make_printable(str((response["responded_by_user"] or {}).get("name") or "an unknown user")),
+        at=str(response["responded_at"]),
+        reason=require_reason((response["params_input"] or {}).get("approval_reason") or ""),
     )
+    decided = read_record(store, run.id, "promotion_gate").started
+    if datetime.fromisoformat(approval.at) < datetime.fromisoformat(decided) - _MAX_CLOCK_DIFFERENCE:
+        raise ConflictError(
+            f"{approval.by} approved at {approval.at}, before the promotion gate decided again at {decided}; clear the "
+            "task approval to request it again"
+        )
+    return approval

@@ -56,8 +56,10 @@ class Step:
 
 
 STEPS: dict[str, Step] = {}
-# Parameters that shape models; the others only decide how a run continues.
+# Parameters that shape models, and those on which only a gate depends; the others decide how a run continues.
 _MODEL_PARAMETERS = ("profile", "seed", "candidates")
+_GATE_PARAMETERS = ("accuracy_threshold", "policy")
+_GATES = {"accuracy_gate", "promotion_gate"}
 
 
 def step(*inputs: str, per_seed: bool = False) -> Callable[[F], F]:
@@ -174,7 +176,8 @@ def _read_result(store: Store, run: Run, name: str, step: str) -> Result:
             f"{name} of run {run.id} has the status {record.status}, so later steps cannot run; run it again first"
         )
     parameters = run.parameters.to_json()
-    if changed := [key for key in _MODEL_PARAMETERS if record.parameters.get(key) != parameters[key]]:
+    required = _MODEL_PARAMETERS + (_GATE_PARAMETERS if step in _GATES else ())
+    if changed := [key for key in required if record.parameters.get(key) != parameters[key]]:
         raise RejectedError(
             f"{name} of run {run.id} was run with a different {' and '.join(changed)}; run it again first"
         )

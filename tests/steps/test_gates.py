@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -28,6 +29,18 @@ pytestmark = pytest.mark.integration
 
 ONE_BYTE_POLICY = {"serving": {"max_bytes": 1}}
 NEXT = Run("run-2", "2026-11-30T02:00:00+00:00", replace(RUN.parameters, seed=1))
+
+
+def make_response(
+    user: str | None = "admin", reason: str | None = "it is small enough", at: str = ""
+) -> dict[str, Any]:
+    """A response that approves, as Airflow's ApprovalOperator returns it; by default, at this moment."""
+    return {
+        "chosen_options": ["Approve"],
+        "responded_by_user": user and {"id": "1", "name": user},
+        "responded_at": at or datetime.now(UTC).isoformat(),
+        "params_input": {"approval_reason": reason},
+    }
 
 
 def make_run(approval: bool, policy: dict[str, Any] = ONE_BYTE_POLICY) -> Run:
@@ -90,23 +103,58 @@ def test_a_candidate_on_hold_is_rejected_if_approval_is_off(finished_pipeline: P
 
 
 def test_a_candidate_on_hold_is_published_only_with_an_approval(finished_pipeline: Pipeline) -> None:
-    verdict = run_step("promotion_gate", make_run(approval=True))
-    assert verdict.decision == "hold"
+    run = replace(make_run(approval=True), created="2026-11-24T02:00:00+00:00")
+    assert run_step("promotion_gate", run).decision == "hold"
     responses: list[dict[str, list[str]] | None] = [None, {"chosen_options": ["Reject"]}, {"chosen_options": []}]
     for response in responses:
         with pytest.raises(ConflictError, match=r"its decision is hold, without an approval; nothing is published"):
-            run_step("publish", RUN, approval=response)
-    approval = {
-        "chosen_options": ["Approve"],
-        "responded_by_user": {"id": "1", "name": "admin"},
-        "responded_at": "2026-11-30T08:00:00+00:00",
-        "params_input": {"approval_reason": "it is small enough"},
-    }
-    later = replace(RUN, created="2026-11-24T02:00:00+00:00")
-    version = run_step("publish", later, approval=approval).version
+            run_step("publish", run, approval=response)
+    with pytest.raises(SettingsError, match="a reason is required"):
+        run_step("publish", run, approval=make_response(reason=None))
+    response = make_response(user=None)
+    version = run_step("publish", run, approval=response).version
     verdict = releases.read_manifest(finished_pipeline.store, version).verdict
     assert verdict.decision == "hold"
-    assert verdict.approval == Approval(by="admin", at="2026-11-30T08:00:00+00:00", reason="it is small enough")
+    assert verdict.approval == Approval(by="an unknown user", at=response["responded_at"], reason="it is small enough")
+
+
+def test_an_approval_counts_only_for_the_verdict_that_the_user_saw(finished_pipeline: Pipeline) -> None:
+    run = make_run(approval=True)
+    run_step("promotion_gate", run)
+    decided = datetime.fromisoformat(read_record(finished_pipeline.store, run.id, "promotion_gate").started)
+    earlier = (decided - timedelta(hours=1)).isoformat()
+    with pytest.raises(ConflictError, match=r"admin approved at .*, before the promotion gate decided again"):
+        run_step("publish", run, approval=make_response(at=earlier))
+
+
+def test_a_release_is_promoted_only_on_the_verdict_with_which_it_was_published(finished_pipeline: Pipeline) -> None:
+    """A cleared gate may decide otherwise, for example because latency is measured again."""
+    finished_pipeline.clear_champion_log()
+    first = run_step("publish", RUN).version
+    run = make_run(approval=True)
+    run_step("promotion_gate", run)
+    with pytest.raises(ConflictError, match="the promotion gate has decided again since release"):
+        run_step("promote", run)
+    assert champion.find_champion(finished_pipeline.store) is None
+    response = make_response()
+    version = run_step("publish", run, approval=response).version
+    assert version == f"{first}.2"
+    assert run_step("publish", run, approval=response).version == version  # a retry
+    run_step("verify_release", run)
+    run_step("promote", run)
+    entry = service.require_champion(finished_pipeline.store)
+    assert (entry.version, entry.actor, entry.reason) == (
+        version,
+        "admin",
+        f"run {RUN.id} was approved: it is small enough",
+    )
+
+
+@pytest.mark.parametrize("changes", [{"policy": {"serving": {"max_bytes": 1}}}, {"accuracy_threshold": 0.5}])
+def test_a_verdict_by_another_policy_publishes_nothing(finished_pipeline: Pipeline, changes: dict[str, Any]) -> None:
+    run = replace(RUN, parameters=replace(RUN.parameters, **changes))
+    with pytest.raises(RejectedError, match=r"promotion_gate of run .* was run with a different"):
+        run_step("publish", run)
 
 
 def test_an_approval_does_not_publish_a_candidate_that_repeats_a_withdrawn_release(finished_pipeline: Pipeline) -> None:
@@ -120,13 +168,13 @@ def test_an_approval_does_not_publish_a_candidate_that_repeats_a_withdrawn_relea
         in verdict.summary
     )
     with pytest.raises(RejectedError, match=rf"the candidate is the model of release {first}"):
-        run_step("publish", RUN, approval={"chosen_options": ["Approve"]})
+        run_step("publish", RUN, approval=make_response())
 
 
 def test_an_approval_does_not_publish_a_rejected_candidate(finished_pipeline: Pipeline) -> None:
     finished_pipeline.change_result("promotion_gate", decision="reject")
     with pytest.raises(ConflictError, match=r"its decision is reject"):
-        run_step("publish", RUN, approval={"chosen_options": ["Approve"]})
+        run_step("publish", RUN, approval=make_response())
 
 
 def test_the_next_candidate_is_compared_with_the_champion(
