@@ -71,7 +71,7 @@ class Photographer:
     def take_all(self, rejection: str) -> None:
         """All pictures; the Releases page before anything is triggered."""
         for scheme, suffix in (("light", ""), ("dark", "-dark")):
-            with self._open("/fmnist/", color_scheme=scheme, viewport={"width": 1080, "height": 1080}) as page:
+            with self._open("/fmnist/", color_scheme=scheme, viewport={"width": 1080, "height": 1250}) as page:
                 self._take(page, f"releases{suffix}")
         current = service.require_champion(self._store).version
         with self._open(f"/fmnist/releases/{current}") as page:
@@ -100,7 +100,7 @@ class Photographer:
         self._take_approval()
 
     def _take_graph(self, run_id: str) -> None:
-        with self._open(f"/dags/{DAG_ID}/runs/{run_id}", viewport={"width": 1300, "height": 420}) as page:
+        with self._open(f"/dags/{DAG_ID}/runs/{run_id}", viewport={"width": 1300, "height": 560}) as page:
             for button in ("Show Graph", "Collapse Details Panel"):
                 page.get_by_role("button", name=button).click()
             page.locator(".react-flow__node", has_text="tuned_model").get_by_role("button").first.click()
