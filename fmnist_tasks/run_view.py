@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,12 +26,14 @@ from fmnist_tasks.text import make_printable
 _WIDTH = 150  # characters per line
 _MAX_EPOCHS_SHOWN = 5  # per training, if the output is not a terminal
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_SOURCE = re.compile(r"\s+\[fmnist_tasks[\w.]*\]( loc=\S+)?\s*$")  # of a log line
-_BEGIN = re.compile(r"(?P<step>[a-z_]+(-\d+)?) begins: run (?P<run>\S+) with ")
+_MAX_LINE = 10_000  # characters of a log line that are searched
+# The parts of a log line of Airflow's task logger: time, level, message, logger.
+_LINE = re.compile(r"\S+ \[\w+ *\] (?P<message>.*?)( \[fmnist_tasks[\w.]*\]( loc=\S+)?)? *")
+_BEGIN = re.compile(r"(?P<step>[a-z_]+(-\d+)?) begins: run (?P<run>\S+) with .*")
 _END = re.compile(
-    r"(?P<step>[a-z_]+(-\d+)?) (?P<status>done|failed|rejected) after (?P<seconds>[\d.]+) s: (?P<outcome>.*)"
+    r"(?P<step>[a-z_]+(-\d+)?) (?P<status>done|failed|rejected) after (?P<seconds>\d+\.\d) s: (?P<outcome>.*)"
 )
-_EPOCH = re.compile(r"epoch (?P<epoch>\d+)/(?P<epochs>\d+) .* validation accuracy (?P<accuracy>[\d.]+)")
+_EPOCH = re.compile(r"epoch (?P<epoch>\d+)/(?P<epochs>[1-9]\d*) .* validation accuracy (?P<accuracy>\d\.\d+).*")
 _ALERT = re.compile(r"ALERT .*")
 
 
@@ -43,20 +46,23 @@ class RunView:
 
     def select(self, line: str) -> str | None:
         """The text to show for a log line, or None. It begins with a carriage return if the next may replace it."""
-        text = make_printable(_SOURCE.sub("", _COLOUR.sub("", line)))
-        if match := _BEGIN.search(text):
+        match = _LINE.fullmatch(make_printable(_COLOUR.sub("", line[:_MAX_LINE])))
+        if not match:
+            return None
+        text = match["message"]
+        if match := _BEGIN.fullmatch(text):
             self.run_id = self.run_id or match["run"]
             return self._mark_replaceable(f"{match['step']:15} begins")
-        if match := _END.search(text):
+        if match := _END.fullmatch(text):
             return f"{match['step']:15} {match['status']:8} {float(match['seconds']):7.1f} s  {match['outcome']}"
-        if match := _EPOCH.search(text):
+        if match := _EPOCH.fullmatch(text):
             if not self._replaces_lines and not _is_shown(int(match["epoch"]), int(match["epochs"])):
                 return None
             accuracy = float(match["accuracy"])
             return self._mark_replaceable(
                 f"{'':15} epoch {match['epoch']} of {match['epochs']}, validation accuracy {accuracy:.2%}"
             )
-        if match := _ALERT.search(text):
+        if match := _ALERT.fullmatch(text):
             return match[0]
         return None
 
@@ -92,23 +98,36 @@ def show_texts(texts: Iterable[str]) -> None:
 
 def main(file: Path) -> int:
     """Follow a run, then show its metrics; return the exit code."""
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends Airflow, whose last lines are still logged
     view = RunView(replaces_lines=sys.stdout.isatty())
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as log:
-        print(f"Log: {file}", flush=True)
-        if os.environ.get("VERBOSE") == "1":
-            for line in sys.stdin:
-                print(line, end="", flush=True)
-                deque(follow_log([line], log, view))
-        else:
-            show_texts(follow_log(sys.stdin, log, view))
+    with file.open("w", encoding="utf-8", errors="backslashreplace") as log:
+        try:
+            print(f"Log: {file}", flush=True)
+            show_run(sys.stdin, log, view)
+        except BrokenPipeError:  # nobody reads the output, for example after `make run | head`; the run continues
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            deque(follow_log(sys.stdin, log, view), maxlen=0)
     if view.run_id is None:
-        print("no step began; end of the log:", *file.read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
+        lines = map(make_printable, file.read_text(encoding="utf-8").splitlines()[-20:])
+        print("no step began; end of the log:", *lines, sep="\n", file=sys.stderr)
         return 1
     store = open_store(read_store_uri())
     records = read_records(store, view.run_id)
     show_metrics(store, view.run_id, records)
     return 0 if has_succeeded(records) else 1
+
+
+def show_run(lines: Iterable[str], log: TextIO, view: RunView) -> None:
+    """Show the selected lines of a run or, with VERBOSE=1, all."""
+    if os.environ.get("VERBOSE") != "1":
+        show_texts(follow_log(lines, log, view))
+        return
+    for line in lines:
+        deque(follow_log([line], log, view), maxlen=0)
+        print(line, end="", flush=True)
 
 
 if __name__ == "__main__":

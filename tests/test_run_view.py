@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from fmnist_tasks.run_view import RunView, follow_log, show_texts
+from fmnist_tasks.settings import PROJECT
 
 LOG = """\
 [2026-11-30T09:00:00.1Z] {dagbag.py:1} INFO - Filling up the DagBag
@@ -55,6 +62,62 @@ def test_the_log_contains_every_line_and_the_run_id_is_found() -> None:
 
 def test_long_trainings_show_five_epochs() -> None:
     view = RunView(replaces_lines=False)
-    lines = [f"epoch {number}/23 x validation accuracy 0.9" for number in range(1, 24)]
+    lines = [f"2026-11-30T09:00:00Z [info] epoch {number}/23 x validation accuracy 0.9" for number in range(1, 24)]
     texts = [text for line in lines if (text := view.select(line))]
     assert [text.split()[1] for text in texts] == ["3", "8", "13", "18", "23"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "waiting: incoming/x done after . s: y.npz",
+        "ingest done after . s: y",
+        "epoch 1/0 x validation accuracy 0.9",
+        "epoch 1/8 x validation accuracy ...",
+        "see: x begins: run nope with {}",
+        "x" * 50_000_000,
+    ],
+)
+def test_other_lines_are_not_shown(message: str) -> None:
+    view = RunView(replaces_lines=False)
+    for line in (message, f"2026-11-30T09:00:00Z [info     ] {message} [fmnist_tasks.steps.data] loc=data.py:1"):
+        assert view.select(line) is None
+    assert view.run_id is None
+
+
+@pytest.fixture
+def follow(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The program that shows a run; its log is `run.log`. It needs no store if no step begins."""
+    command = [sys.executable, "-m", "fmnist_tasks.run_view", str(tmp_path / "run.log")]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "LC_ALL": "C"}, **pipes) as process:
+        yield process
+
+
+def test_bytes_that_are_not_utf_8_are_logged_and_shown(follow: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    output, errors = follow.communicate(b"donn\xe9es: caf\xc3\xa9 \x1b[31m\n")
+    assert follow.returncode == 1
+    assert b"no step began; end of the log:\ndonn\\xe9es" in errors
+    assert b"\x1b" not in errors + output
+    assert "donn\\xe9es: " in (tmp_path / "run.log").read_text()
+
+
+def test_a_run_continues_if_nobody_reads_its_output(follow: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    assert follow.stdin
+    assert follow.stdout
+    follow.stdout.readline()
+    follow.stdout.close()
+    alert = b"2026-11-30T09:00:07Z [warning  ] ALERT x\n"
+    follow.stdin.write(alert * 10_000)
+    follow.stdin.close()
+    assert follow.wait() == 1
+    assert (tmp_path / "run.log").read_bytes() == alert * 10_000
+
+
+def test_the_log_is_complete_after_an_interruption(follow: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    assert follow.stdout
+    follow.stdout.readline()
+    follow.send_signal(signal.SIGINT)
+    _, errors = follow.communicate(b"the last line\n")
+    assert (follow.returncode, errors) == (1, b"no step began; end of the log:\nthe last line\n")
+    assert (tmp_path / "run.log").read_text() == "the last line\n"
