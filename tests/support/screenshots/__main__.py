@@ -23,7 +23,10 @@ from tests.support.pipeline import Pipeline
 from tests.support.requirements import CHROMIUM, FAKETIME, require
 from tests.support.screenshots.history import REJECTED_THRESHOLD, read_images, write_history
 
-_HOLD = {"champion": {"on_significantly_worse": "hold"}, "classes": {"min_recall": 0.9, "on_failure": "hold"}}
+_HOLD = {
+    "champion": {"on_significantly_worse": "hold", "on_inconclusive": "hold"},
+    "classes": {"min_recall": 0.9, "on_failure": "hold"},
+}
 HELD = {"profile": "quick", "seed": 99, "approval": True, "force": True, "policy": _HOLD}
 WAIT = 60_000  # ms
 
