@@ -95,11 +95,11 @@ def follow(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_bytes_that_are_not_utf_8_are_logged_and_shown(follow: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    output, errors = follow.communicate(b"donn\xe9es: caf\xc3\xa9 \x1b[31m\n")
+    output, errors = follow.communicate(b"file-\xe9-1: \xc3\xa9 \x1b[31m\n")
     assert follow.returncode == 1
-    assert b"no step began; end of the log:\ndonn\\xe9es" in errors
+    assert b"no step began; end of the log:\nfile-\\xe9-1" in errors
     assert b"\x1b" not in errors + output
-    assert "donn\\xe9es: " in (tmp_path / "run.log").read_text()
+    assert "file-\\xe9-1: " in (tmp_path / "run.log").read_text()
 
 
 def test_a_run_continues_if_nobody_reads_its_output(follow: subprocess.Popen[bytes], tmp_path: Path) -> None:
