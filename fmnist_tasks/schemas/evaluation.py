@@ -190,12 +190,18 @@ class Evaluation(Identity):
     test: Classification
 
 
-class CandidateEvaluation(Evaluation):
-    """All metrics of a candidate."""
+class CandidateMetrics(Model):
+    """Metrics of a candidate, which its release keeps."""
 
-    temperature: float  # the logits are divided by it
+    test: Classification
     calibration: Calibration
     selective_prediction: SelectivePrediction
     ood: OodDetection
     champion: ChampionComparison | OtherClasses | None  # None: no champion yet
     serving: Serving
+
+
+class CandidateEvaluation(CandidateMetrics, Evaluation):
+    """All metrics of a candidate, and which candidate it is."""
+
+    temperature: float  # the logits are divided by it

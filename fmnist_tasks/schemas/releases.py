@@ -8,19 +8,7 @@ from pydantic import Field, PrivateAttr
 
 from fmnist_tasks.schemas.base import Document, Model, Reference, RunParameters, Sha256
 from fmnist_tasks.schemas.data import Dataset
-from fmnist_tasks.schemas.evaluation import (
-    Calibration,
-    ChampionComparison,
-    Check,
-    Classification,
-    Decision,
-    OnFailure,
-    OodDetection,
-    OtherClasses,
-    SelectivePrediction,
-    Serving,
-    Share,
-)
+from fmnist_tasks.schemas.evaluation import CandidateMetrics, Check, Decision, OnFailure, Share
 
 Action = Literal["promote", "rollback", "withdraw", "restore"]
 Positive = Annotated[float, Field(gt=0)]
@@ -131,17 +119,11 @@ class ValidationAccuracy(Model):
     tuned: Share
 
 
-class ReleaseMetrics(Model):
+class ReleaseMetrics(CandidateMetrics):
     """All metrics of a release."""
 
     validation_accuracy: ValidationAccuracy
     base_test_accuracy: Share
-    test: Classification
-    ood: OodDetection
-    calibration: Calibration
-    selective_prediction: SelectivePrediction
-    champion: ChampionComparison | OtherClasses | None
-    serving: Serving
 
 
 class ReleaseFacts(Model):

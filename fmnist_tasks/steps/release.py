@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 
 from fmnist_tasks.alerts import Alert, send_alert
@@ -10,9 +10,10 @@ from fmnist_tasks.errors import ConflictError, IntegrityError, ModelError, Rejec
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_record, read_records
-from fmnist_tasks.registry.store import Store
+from fmnist_tasks.registry.store import Store, is_ahead
 from fmnist_tasks.run_report import parse_results, read_figures, render_run
 from fmnist_tasks.schemas.base import RunParameters
+from fmnist_tasks.schemas.evaluation import CandidateMetrics
 from fmnist_tasks.schemas.releases import Approval, ReleaseFacts, ReleaseMetrics, ReleaseVerdict, ValidationAccuracy
 from fmnist_tasks.schemas.runs import (
     BaseModelResult,
@@ -32,7 +33,6 @@ from fmnist_tasks.steps.gates import make_candidate_origin
 from fmnist_tasks.steps.step import Run, step
 from fmnist_tasks.text import make_printable
 
-_MAX_CLOCK_DIFFERENCE = timedelta(minutes=5)  # between the API server, which dates a response, and a worker
 _RELEASE_STEPS = {"publish", "verify_release", "promote"}
 
 
@@ -80,12 +80,7 @@ def publish(
         metrics=ReleaseMetrics(
             validation_accuracy=ValidationAccuracy(base=base.validation_accuracy, tuned=tuned.validation_accuracy),
             base_test_accuracy=base_evaluation.test.accuracy,
-            test=evaluation.test,
-            ood=evaluation.ood,
-            calibration=evaluation.calibration,
-            selective_prediction=evaluation.selective_prediction,
-            champion=evaluation.champion,
-            serving=evaluation.serving,
+            **{name: getattr(evaluation, name) for name in CandidateMetrics.model_fields},
         ),
         policy=verdict.policy,
         policy_digest=verdict.policy_digest,
@@ -239,7 +234,7 @@ def _read_approval(
         reason=require_reason((response["params_input"] or {}).get("approval_reason") or ""),
     )
     decided = read_record(store, run.id, "promotion_gate").started
-    if datetime.fromisoformat(approval.at) < datetime.fromisoformat(decided) - _MAX_CLOCK_DIFFERENCE:
+    if is_ahead(datetime.fromisoformat(decided), datetime.fromisoformat(approval.at)):
         raise ConflictError(
             f"{approval.by} approved at {approval.at}, before the promotion gate decided again at {decided}; clear the "
             "task approval to request it again"

@@ -84,8 +84,6 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if sys.platform != "linux":
-        pytest.skip("reads the memory of a process from Linux's /proc")
     pipeline, port = Pipeline(tmp_path_factory.mktemp("page")), reserve_port()
     temporary = pipeline.home / "temporary"
     temporary.mkdir()
