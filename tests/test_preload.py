@@ -46,3 +46,28 @@ def test_a_forked_task_trains_with_the_imports_of_its_worker() -> None:
 def test_workers_of_the_cluster_preload_the_libraries() -> None:
     settings = (INCLUDE / "cluster" / "airflow.env").read_text()
     assert '"imports": ["fmnist_tasks.preload"]' in settings
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/null"])
+def test_tensorflow_is_imported_without_standard_error(redirection: str) -> None:
+    program = f"{sys.executable} -c 'from fmnist_tasks.model.libraries import tf; print(tf.__version__)' {redirection}"
+    output = subprocess.run(["sh", "-c", program], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert output.startswith("2.")
+
+
+def test_what_a_failed_import_prints_is_shown() -> None:
+    program = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "keras":
+            os.write(2, b"no AVX")
+            raise ImportError("keras does not start")
+sys.meta_path.insert(0, Finder())
+import fmnist_tasks.model.libraries
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "no AVX" in result.stderr
+    assert "keras does not start" in result.stderr

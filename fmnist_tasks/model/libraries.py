@@ -7,33 +7,45 @@ environment they appear, for example to see why TensorFlow does not start on a p
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 __all__ = ["keras", "tf"]
 
 
 @contextmanager
-def _discard_stderr() -> Iterator[None]:
-    """Send what is written to file descriptor 2 to the null device."""
-    sys.stderr.flush()
+def _hold_back_stderr() -> Iterator[None]:
+    """Send what is written to file descriptor 2 to a temporary file, and print it if an exception is raised."""
     original = os.dup(2)
+    with TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(original, 2)
+            file.seek(0)
+            os.write(2, file.read())
+            raise
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+
+
+def _has_stderr() -> bool:
     try:
-        with Path(os.devnull).open("wb") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(original, 2)
-        os.close(original)
+        os.fstat(2)
+    except OSError:
+        return False
+    return True
 
 
-if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
+if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or not _has_stderr():
     import keras
     import tensorflow as tf
 else:
-    with _discard_stderr():
+    with _hold_back_stderr():
         import keras
         import tensorflow as tf
 
