@@ -149,10 +149,11 @@ def test_publish_and_promote_can_be_killed_at_each_kind_of_request(scenario: Sce
     }
     assert writes[scenario.step] | {f"PUT runs/{scenario.step}.json"} <= set(kinds)
     for kind in kinds:
-        for moment in MOMENTS:
+        changes_the_store = not kind.startswith(("GET", "HEAD"))
+        for moment in MOMENTS if changes_the_store else ["before"]:
             killer = Killer(lambda request, kind=kind: describe_kind(request) == kind, moment)
             assert scenario.run(killer), (kind, moment)
-    print(f"{scenario.step}: killed before, halfway through and after {', '.join(kinds)}")
+    print(f"{scenario.step}: killed at {', '.join(kinds)}")
 
 
 @pytest.mark.exhaustive

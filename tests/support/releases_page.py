@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import FrameLocator, Locator, Page, expect
 
+TRANSPARENT = "rgba(0, 0, 0, 0)"
+
 
 def collect_errors(page: Page) -> list[str]:
     """Return a list that collects all later errors of the Releases page, such as violations of its content policy."""
@@ -37,7 +39,7 @@ def find_champion_card(registry: Page | FrameLocator) -> Locator:
 def use_page(registry: Page | FrameLocator, current: str, earlier: str) -> None:
     """Start on the Releases page and check its style, upload an image, then roll back to an earlier release."""
     expect(find_champion_card(registry)).to_contain_text(current)
-    assert registry.locator("nav").evaluate("element => getComputedStyle(element).display") == "flex"
+    expect(registry.locator("nav")).to_have_css("display", "flex")  # waits for the style sheet
     registry.get_by_role("link", name="Try it").click()
     expect(registry.locator("#upload")).to_be_enabled()  # by the page's script
     registry.locator("#upload").set_input_files({"name": "noise.png", "mimeType": "image/png", "buffer": make_noise()})
@@ -47,5 +49,7 @@ def use_page(registry: Page | FrameLocator, current: str, earlier: str) -> None:
     registry.get_by_label("Reason for the rollback").fill("the other one was better")
     registry.get_by_role("button", name="Roll back to this release").click()
     expect(find_champion_card(registry)).to_contain_text(earlier)
-    badges = (registry.locator(".badge", has_text=text).first for text in ("champion", "withdrawn"))
+    badges = [registry.locator(".badge", has_text=text).first for text in ("champion", "withdrawn")]
+    for badge in badges:
+        expect(badge).not_to_have_css("background-color", TRANSPARENT)  # waits for the style sheet
     assert len({badge.evaluate("element => getComputedStyle(element).backgroundColor") for badge in badges}) == 2
