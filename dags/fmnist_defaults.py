@@ -17,7 +17,7 @@ from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from fmnist_tasks.alerts import alert_approval_request, alert_task_failure, find_airflow_address
 from fmnist_tasks.errors import SettingsError, StoreError
-from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, MAX_REASON_LENGTH, TASK_LIMIT, Settings
+from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, MAX_REASON_LENGTH, TASK_LIMIT, DagSettings
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Operator
@@ -52,11 +52,21 @@ RETRIES = ExceptionRetryPolicy(
         RetryRule(exception=Exception, action=RetryAction.FAIL, reason="not retryable"),
     ]
 )
-SETTINGS = Settings.from_environment()
+
+
+def read_labels() -> tuple[str, list[str]]:
+    """Owner and tags of all DAGs; the defaults if a setting is not valid, so that `fmnist_watch` can report it."""
+    try:
+        settings = DagSettings.from_environment()
+    except SettingsError:
+        settings = DagSettings.from_environment({})
+    return settings.owner, list(settings.tags)
+
+
+OWNER, TAGS = read_labels()
 _FIRST_RUN_DELAY = timedelta(minutes=10)  # unpaused this soon after a scheduled time, its run still starts
-TAGS = list(SETTINGS.tags)
 TASKS: dict[str, Any] = {
-    "owner": SETTINGS.owner,
+    "owner": OWNER,
     "retries": 2,
     "retry_exponential_backoff": True,
     "retry_policy": RETRIES,
@@ -121,22 +131,31 @@ class Approval(ApprovalOperator):
         return response
 
 
-def make_schedule(expression: str | None, timezone: str) -> CronTriggerTimetable | None:
-    """The timetable of a cron expression. Raises :class:`SettingsError` if it is not one.
+def read_schedule() -> CronTriggerTimetable | None:
+    """The timetable of scheduled runs. Raises :class:`SettingsError` if a setting of the DAGs is not valid.
 
     The DAG has no start date, so its first run is the next one after it is unpaused. With a start date, or with the
     default of `run_immediately`, unpausing would start this week's run, ahead of a run that a user triggers.
     """
+    settings = DagSettings.from_environment()
+    expression, timezone = settings.schedule, settings.timezone
     if expression is None:
         return None
+    from airflow.timetables.base import TimeRestriction
     from airflow.timetables.trigger import CronTriggerTimetable as SchedulersTimetable
 
     try:
-        SchedulersTimetable(expression, timezone=timezone).validate()
+        if len(expression.split()) != 5 and not expression.startswith("@"):  # six fields would include seconds
+            raise ValueError("a cron expression has five fields")
+        timetable = SchedulersTimetable(expression, timezone=timezone)
+        timetable.validate()
+        timetable.next_dagrun_info(
+            last_automated_data_interval=None, restriction=TimeRestriction(earliest=None, latest=None, catchup=False)
+        )  # raises if there is no such time, as on 30 February
     except (AirflowTimetableInvalid, ValueError, LookupError) as error:
         raise SettingsError(
-            f"FMNIST_SCHEDULE: {expression!r} is not a cron expression, such as '0 2 * * 1' (Mondays at 02:00); use "
-            "one, or 'none'"
+            f"FMNIST_SCHEDULE: {expression[:80]!r} is not a cron expression that has a next time, such as '0 2 * * 1' "
+            "(Mondays at 02:00); use one, or 'none'"
         ) from error
     return CronTriggerTimetable(expression, timezone=timezone, run_immediately=_FIRST_RUN_DELAY)
 

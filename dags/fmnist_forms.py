@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from airflow.sdk import Param
 
-from fmnist_tasks.settings import EXACT_TYPE, MAX_CANDIDATES, PROFILES, Settings
+from fmnist_tasks.settings import EXACT_TYPE, MAX_CANDIDATES, PROFILES, DagSettings
 
 
 def build_retrain_form() -> dict[str, Param]:
     """The parameters of a run; their defaults also apply to scheduled runs."""
-    default = Settings.from_environment().defaults
+    default = DagSettings.from_environment().defaults
     return {
         "profile": Param(
             default.profile,

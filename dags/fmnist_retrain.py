@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from airflow.sdk import TaskGroup, chain, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
-from fmnist_defaults import CHAMPION, SETTINGS, TAGS, TASKS, Approval, get_operator, link_pages, make_schedule
+from fmnist_defaults import CHAMPION, TAGS, TASKS, Approval, get_operator, link_pages, read_schedule
 from fmnist_forms import build_retrain_form
 from fmnist_retrain_run import (
     ReleaseLink,
@@ -87,7 +87,7 @@ def promote() -> None:
     dag_display_name="Retrain",
     doc_md=link_pages(__doc__),
     description="Retrain the classifier, and promote it if it passes every gate",
-    schedule=make_schedule(SETTINGS.schedule, SETTINGS.timezone),
+    schedule=read_schedule(),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=RUN_LIMIT,

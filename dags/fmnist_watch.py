@@ -8,6 +8,9 @@ This DAG is active from the start. Every hour, `check_pipeline`
   example because the DAG is paused;
 * then requests `FMNIST_HEARTBEAT_URL`, if set, so that an external monitor notices when this scheduler stops.
 
+`check_settings` fails if a setting of the DAGs, such as `FMNIST_SCHEDULE`, or the gates file cannot be used. Airflow
+then cannot load `fmnist_retrain`, or its runs fail.
+
 `announce_champion` emits the champion's asset event for a change that nothing else announced, for example because a
 task was killed.
 
@@ -22,9 +25,9 @@ from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
-from fmnist_defaults import CHAMPION, TAGS, TASKS, declare_task, link_pages
+from fmnist_defaults import CHAMPION, TAGS, TASKS, declare_task, link_pages, read_schedule
 
-from fmnist_tasks.settings import WATCH_ID, read_store_uri
+from fmnist_tasks.settings import WATCH_ID, Settings, read_store_uri
 
 
 @declare_task
@@ -33,6 +36,15 @@ def check_pipeline() -> str:
     from fmnist_tasks.alerts import watch
 
     return watch.check_pipeline()
+
+
+@declare_task
+def check_settings() -> None:
+    """Raise if a setting of the DAGs, or the gates file, cannot be used."""
+    from fmnist_tasks.evaluation.policy import read_policy
+
+    read_schedule()
+    read_policy({}, Settings.from_environment().gates)
 
 
 @declare_task(inlets=[CHAMPION], outlets=[CHAMPION])
@@ -66,8 +78,9 @@ def announce_champion() -> dict[str, Any]:
     default_args=TASKS,
 )
 def fmnist_watch() -> None:
-    """The graph: two independent tasks."""
+    """The graph: independent tasks."""
     check_pipeline()
+    check_settings()
     announce_champion()
 
 

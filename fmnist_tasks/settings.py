@@ -33,6 +33,8 @@ ALERT_LOOKBACK = timedelta(days=7)  # fmnist_watch looks this far back for failu
 MAX_CANDIDATES = 16
 SHELL_SUFFIX = "(shell)"  # follows the name of a user who acts from a shell
 MAX_REASON_LENGTH = 500  # characters of a user's reason for a decision
+_MAX_TAG_LENGTH = 100  # characters; Airflow refuses longer tags
+_DEFAULT_LABEL = "fmnist"  # owner and tag of the DAGs
 # Schema of integer DAG parameters: newer drafts of JSON Schema accept 1.0 as an integer.
 EXACT_TYPE: Mapping[str, Any] = {"$schema": "http://json-schema.org/draft-04/schema#"}
 
@@ -50,11 +52,6 @@ class Settings:
     predict_prefix: str  # folder of the store whose images each new champion classifies; empty: none
     instance: str  # name of this installation, for the subjects of alerts; empty: no name
     gates: Path  # policy (TOML) of the gates
-    schedule: str | None  # cron expression of scheduled runs; None (in the environment "none"): on request only
-    timezone: str  # of the schedule, an IANA name
-    defaults: Parameters  # of scheduled runs and the trigger form
-    owner: str  # of the DAGs in Airflow
-    tags: tuple[str, ...]  # of the DAGs in Airflow
 
     @property
     def cache(self) -> Path:
@@ -89,11 +86,28 @@ class Settings:
             predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
             instance=read_instance(environment),
             gates=_read_path(environment, "FMNIST_GATES", INCLUDE / "gates.toml"),
+        )
+
+
+@dataclass(frozen=True)
+class DagSettings:
+    """Settings of the DAGs in Airflow. Only the parsing of DAG files uses them, so a fault stops no task."""
+
+    schedule: str | None  # cron expression of scheduled runs; None (in the environment "none"): on request only
+    timezone: str  # of the schedule, an IANA name
+    defaults: Parameters  # of scheduled runs and the trigger form
+    owner: str
+    tags: tuple[str, ...]
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DagSettings:
+        """Read the settings; raises like :meth:`Settings.from_environment`."""
+        return cls(
             schedule=_read_schedule(environment),
             timezone=_read_timezone(environment),
             defaults=_read_defaults(environment),
-            owner=make_printable(environment.get("FMNIST_OWNER") or "fmnist"),
-            tags=tuple(filter(None, map(make_printable, (environment.get("FMNIST_TAGS") or "fmnist").split(",")))),
+            owner=make_printable(environment.get("FMNIST_OWNER", "")) or _DEFAULT_LABEL,
+            tags=_read_tags(environment),
         )
 
 
@@ -113,13 +127,20 @@ def _read_schedule(environment: Mapping[str, str]) -> str | None:
     return None if schedule == "none" else schedule
 
 
+def _read_tags(environment: Mapping[str, str]) -> tuple[str, ...]:
+    tags = tuple(filter(None, map(make_printable, environment.get("FMNIST_TAGS", "").split(","))))
+    if too_long := next((tag for tag in tags if len(tag) > _MAX_TAG_LENGTH), None):
+        raise SettingsError(f"FMNIST_TAGS: {too_long[:40]!r}… is longer than {_MAX_TAG_LENGTH} characters")
+    return tags or (_DEFAULT_LABEL,)
+
+
 def _read_timezone(environment: Mapping[str, str]) -> str:
     timezone = environment.get("FMNIST_TIMEZONE") or "UTC"
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise SettingsError(
-            f"FMNIST_TIMEZONE: {timezone!r} is not a time zone; use a name like Europe/Berlin"
+            f"FMNIST_TIMEZONE: {timezone[:80]!r} is not a time zone; use a name like Europe/Berlin"
         ) from error
     return timezone
 
@@ -130,8 +151,8 @@ def _read_defaults(environment: Mapping[str, str]) -> Parameters:
     if approval not in {"true", "false"}:
         raise SettingsError(f"FMNIST_APPROVAL: {approval!r} is neither 'true' nor 'false'")
     candidates = environment.get("FMNIST_CANDIDATES") or str(default.candidates)
-    if not candidates.isdecimal():
-        raise SettingsError(f"FMNIST_CANDIDATES: {candidates!r} is not a whole number from 1 to {MAX_CANDIDATES}")
+    if not candidates.isdecimal() or len(candidates) > 5:
+        raise SettingsError(f"FMNIST_CANDIDATES: {candidates[:80]!r} is not a whole number from 1 to {MAX_CANDIDATES}")
     profile = environment.get("FMNIST_PROFILE") or default.profile
     try:
         return Parameters(profile, candidates=int(candidates), approval=approval == "true")
@@ -149,7 +170,7 @@ def _read_path(environment: Mapping[str, str], name: str, default: Path) -> Path
     value = environment.get(name)
     try:
         return Path(value or default).expanduser().resolve()
-    except (RuntimeError, ValueError) as error:  # an unknown user, a zero byte
+    except (RuntimeError, ValueError, OSError) as error:  # an unknown user, a zero byte, a name that is too long
         raise SettingsError(f"{name}: {value!r} is not a path: {error}") from error
 
 

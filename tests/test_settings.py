@@ -12,7 +12,7 @@ import pytest
 
 from fmnist_tasks import settings
 from fmnist_tasks.errors import SettingsError
-from fmnist_tasks.settings import PROFILES, PROJECT, Parameters, Settings
+from fmnist_tasks.settings import PROFILES, PROJECT, DagSettings, Parameters, Settings
 
 
 def test_defaults_are_below_the_project() -> None:
@@ -48,13 +48,13 @@ def test_invalid_days_are_refused(days: str) -> None:
 
 @pytest.mark.parametrize(("value", "approval"), [("", False), ("false", False), ("true", True)])
 def test_scheduled_runs_wait_for_an_approval_if_it_is_set(value: str, approval: bool) -> None:
-    assert Settings.from_environment({"FMNIST_APPROVAL": value}).defaults.approval is approval
+    assert DagSettings.from_environment({"FMNIST_APPROVAL": value}).defaults.approval is approval
 
 
 @pytest.mark.parametrize("value", ["True", "yes", "1", "on", " true", "0"])
 def test_an_invalid_approval_setting_is_refused(value: str) -> None:
     with pytest.raises(SettingsError, match=f"FMNIST_APPROVAL: '{value}' is neither 'true' nor 'false'"):
-        Settings.from_environment({"FMNIST_APPROVAL": value})
+        DagSettings.from_environment({"FMNIST_APPROVAL": value})
 
 
 @pytest.mark.parametrize("seconds", ["-1", "1.5", "a minute", "9" * 20])
@@ -71,11 +71,14 @@ def test_invalid_seconds_are_refused(seconds: str) -> None:
         ("FMNIST_PROFILE", "fast", "'fast' is unknown; choose one of quick, standard, thorough"),
         ("FMNIST_CANDIDATES", "two", "'two' is not a whole number from 1 to 16"),
         ("FMNIST_CANDIDATES", "17", "17 is not between 1 and 16"),
+        ("FMNIST_CANDIDATES", "9" * 5_000, "is not a whole number from 1 to 16"),
+        ("FMNIST_TAGS", f"a,{'b' * 101}", "is longer than 100 characters"),
     ],
 )
-def test_an_invalid_default_of_scheduled_runs_is_refused(name: str, value: str, fault: str) -> None:
-    with pytest.raises(SettingsError, match=f"^{name}: .*{re.escape(fault)}"):
-        Settings.from_environment({name: value})
+def test_an_invalid_setting_of_the_dags_is_refused(name: str, value: str, fault: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: .*{re.escape(fault)}") as refused:
+        DagSettings.from_environment({name: value})
+    assert len(str(refused.value)) < 200
 
 
 def test_schedule_defaults_owner_and_tags_are_settings() -> None:
@@ -88,10 +91,12 @@ def test_schedule_defaults_owner_and_tags_are_settings() -> None:
         "FMNIST_OWNER": "vision team",
         "FMNIST_TAGS": "vision, weekly,,",
     }
-    loaded = Settings.from_environment(environment)
+    loaded = DagSettings.from_environment(environment)
     assert (loaded.schedule, loaded.timezone) == (None, "Europe/Berlin")
     assert loaded.defaults == Parameters("quick", candidates=3, approval=True)
     assert (loaded.owner, loaded.tags) == ("vision team", ("vision", "weekly"))
+    blank = DagSettings.from_environment({"FMNIST_OWNER": " ", "FMNIST_TAGS": " , "})
+    assert (blank.owner, blank.tags) == ("fmnist", ("fmnist",))
 
 
 @pytest.mark.parametrize("name", ["FMNIST_HOME", "FMNIST_DATASET", "FMNIST_DATA_DIR", "FMNIST_GATES"])
@@ -111,6 +116,7 @@ def test_every_setting_is_documented_and_reaches_the_containers() -> None:
             return default
 
     Settings.from_environment(Environment())
+    DagSettings.from_environment(Environment())
     table = re.findall(r"^\| `(FMNIST_\w+)` \|", (PROJECT / "docs" / "configuration.md").read_text(), re.MULTILINE)
     assert set(table) == names
     compose = (PROJECT / "docker-compose.yaml").read_text()

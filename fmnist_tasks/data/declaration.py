@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fmnist_tasks.errors import SettingsError
+from fmnist_tasks.toml_files import read_toml
 
 ROLES = ("train_images", "train_labels", "test_images", "test_labels")
 _LABELS_HEADER = 8  # bytes of the header of an IDX file with one axis
@@ -41,11 +41,11 @@ class Declaration:
 
 def read_declaration(path: Path) -> Declaration:
     """Read and validate a declaration; raises :class:`SettingsError` naming the file and the fault."""
+    values = read_toml(path, "FMNIST_DATASET")
     try:
-        values = tomllib.loads(path.read_text())
         files = {role: File(**entry) for role, entry in values.pop("files").items()}
         declaration = Declaration(classes=tuple(values.pop("classes")), files=files, **values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"dataset declaration {path}: {error}") from error
     if set(declaration.files) != set(ROLES):
         raise SettingsError(f"dataset declaration {path}: needs the files {', '.join(ROLES)}")

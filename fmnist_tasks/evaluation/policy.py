@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,14 @@ from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.schemas.base import describe_faults
 from fmnist_tasks.schemas.releases import Policy
 from fmnist_tasks.settings import INCLUDE
+from fmnist_tasks.toml_files import read_toml
 
 
 def read_policy(overrides: Mapping[str, Any], path: Path = INCLUDE / "gates.toml") -> Policy:
     """The policy in a file, with the overrides of a run; raises :class:`SettingsError` that names each fault."""
+    values = read_toml(path, "FMNIST_GATES")
     try:
-        text = path.read_text()
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        raise SettingsError(f"FMNIST_GATES: {path} cannot be read: {why}") from error
-    try:
-        return Policy.model_validate(_merge(tomllib.loads(text), overrides))
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: {error}") from error
+        return Policy.model_validate(_merge(values, overrides))
     except ValidationError as error:
         raise SettingsError(
             f"policy ({path}, and the run's parameter): {describe_faults(error)}; docs/gates.md lists all keys"

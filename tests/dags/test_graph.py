@@ -207,15 +207,15 @@ def test_a_conf_with_a_wrong_value_is_rejected_when_a_run_is_created(name: str, 
         params.deep_merge(conf).validate()
 
 
-def parse_dag(monkeypatch: pytest.MonkeyPatch, **settings: str):
-    """Parse the DAG again with these settings, as a dag-processor does, which uses a new process for each file."""
+def parse_dag(monkeypatch: pytest.MonkeyPatch, dag_id: str = "fmnist_retrain", **settings: str):
+    """Parse a DAG again with these settings, as a dag-processor does, which uses a new process for each file."""
     import runpy
 
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     for path in DAG_FILE.parent.glob("*.py"):
         monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    return runpy.run_path(str(DAG_FILE))["fmnist_retrain"]()
+    return runpy.run_path(str(DAG_FILE.parent / f"{dag_id}.py"))[dag_id]()
 
 
 def test_schedule_and_defaults_of_scheduled_runs_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,10 +239,33 @@ def test_without_a_schedule_runs_start_only_on_request(monkeypatch: pytest.Monke
     assert type(parse_dag(monkeypatch, FMNIST_SCHEDULE="none").timetable).__name__ == "NullTimetable"
 
 
-@pytest.mark.parametrize("expression", ["weekly", "0 2 * *", "61 2 * * 1"])
+@pytest.mark.parametrize("expression", ["weekly", "0 2 * *", "61 2 * * 1", "* * * * * *", "0 0 30 2 *", "@once", " "])
 def test_an_invalid_schedule_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, expression: str) -> None:
-    with pytest.raises(SettingsError, match=r"^FMNIST_SCHEDULE: .* is not a cron expression, such as '0 2 \* \* 1'"):
+    with pytest.raises(SettingsError, match=r"^FMNIST_SCHEDULE: .* is not a cron expression that has a next time"):
         parse_dag(monkeypatch, FMNIST_SCHEDULE=expression)
+
+
+@pytest.mark.parametrize("schedule", ["@weekly", "0 2 29 2 *", "30 4 * * MON"])
+def test_aliases_names_and_rare_days_are_a_schedule(monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
+    assert parse_dag(monkeypatch, FMNIST_SCHEDULE=schedule).timetable.expression in {schedule, "0 0 * * 0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FMNIST_SCHEDULE", "weekly"),
+        ("FMNIST_TIMEZONE", "Mars/Olympus"),
+        ("FMNIST_PROFILE", "fast"),
+        ("FMNIST_TAGS", "x" * 101),
+        ("FMNIST_GATES", "/no/such/gates.toml"),
+    ],
+)
+def test_the_watch_loads_and_reports_a_setting_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    dag = parse_dag(monkeypatch, "fmnist_watch", **{name: value})
+    with pytest.raises(SettingsError, match=f"^{name}: "):
+        dag.get_task("check_settings").python_callable()
 
 
 @pytest.mark.parametrize("path", sorted(DAG_FILE.parent.glob("*.py")), ids=lambda path: path.stem)
@@ -271,7 +294,7 @@ def test_imports_between_packages_go_one_way(tmp_path: Path) -> None:
         "steps": r"fmnist_tasks\.(cli|page)",
         "page": r"fmnist_tasks\.(cli|steps)",
         "settings.py": r"fmnist_tasks\.(?!errors|text)",
-        "schemas": r"(tensorflow|keras|airflow|fmnist_tasks\.(?!schemas|errors))",
+        "schemas": r"(tensorflow|keras|airflow|fmnist_tasks\.(?!schemas|errors|text))",
         "evaluation/gate.py": r"(tensorflow|keras|airflow|fmnist_tasks\.(?!schemas\.evaluation))",
         ".": r"^(from|import) airflow",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -169,6 +170,13 @@ def test_a_policy_is_immutable() -> None:
         policy.accuracy.min = 0.0
 
 
+def test_a_pipe_is_not_a_policy(tmp_path: Path) -> None:
+    """Reading it would not end."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match=rf"^FMNIST_GATES: {tmp_path}/pipe is not a file"):
+        read_policy({}, tmp_path / "pipe")
+
+
 def test_a_file_that_cannot_be_read_lacks_a_section_or_is_not_toml_is_refused(tmp_path: Path) -> None:
     policy_file, text = tmp_path / "gates.toml", (INCLUDE / "gates.toml").read_text()
     with pytest.raises(SettingsError, match=rf"^FMNIST_GATES: {policy_file} cannot be read: No such file"):
@@ -182,6 +190,7 @@ def test_a_file_that_cannot_be_read_lacks_a_section_or_is_not_toml_is_refused(tm
             r"serving: missing; velocity: unknown; docs/gates.md lists all keys",
         ),
         (b"accuracy =", "Invalid value"),
+        (b"a = " + b"[" * 100_000, "is not valid TOML"),
     ):
         policy_file.write_bytes(content)
         with pytest.raises(SettingsError, match=fault):

@@ -1,0 +1,23 @@
+"""Settings in TOML files: the policy of the gates, and declarations of datasets."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from fmnist_tasks.errors import SettingsError
+
+
+def read_toml(path: Path, setting: str) -> dict[str, Any]:
+    """The content of a file that a setting names; raises :class:`SettingsError` with setting, path and fault."""
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe would not end
+            raise SettingsError(f"{setting}: {path} is not a file")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{setting}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{setting}: {path} cannot be read: it is not a text file") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{setting}: {path} is not valid TOML: {error}") from error
