@@ -23,7 +23,7 @@ from rich.text import Text
 
 from fmnist_tasks import service, withdrawal
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.errors import DataError, FmnistError, IntegrityError, MissingError, RejectedError, SettingsError
+from fmnist_tasks.errors import UNREADABLE, DataError, FmnistError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as release_store
 from fmnist_tasks.registry.champion import find_champion_at, list_entries, read_log
@@ -186,7 +186,7 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
 
 @command
 def releases(as_json: AsJson = False) -> None:
-    """List all releases, oldest first; exit code 1 if a manifest is damaged."""
+    """List all releases, oldest first; exit code 1 if a manifest cannot be read."""
     store = _open_store()
     champion_log = read_log(store)
     rows = []
@@ -194,7 +194,7 @@ def releases(as_json: AsJson = False) -> None:
     for version in release_store.list_versions(store):
         try:
             manifest = release_store.read_manifest(store, version, champion_log)
-        except IntegrityError as error:
+        except UNREADABLE as error:
             faults.append(str(error))
             continue
         rows.append(
@@ -498,13 +498,17 @@ def _find_run(store: Store, run_id: str | None) -> Any:
         record = read_record(store, run_id, "ingest")
     except MissingError as error:
         raise MissingError(f"the store has no results of run {run_id}") from error
-    return Run(run_id, record.created, Parameters.from_mapping(record.parameters), _find_actor())
+    try:
+        parameters = Parameters.from_mapping(record.parameters)
+    except SettingsError as error:
+        raise SettingsError(f"{make_run_key(run_id, 'ingest.json')}: {error}; start a new run") from error
+    return Run(run_id, record.created, parameters, _find_actor())
 
 
 def _find_start(store: Store, run_id: str) -> str:
     try:
         return read_record(store, run_id, "ingest").started
-    except IntegrityError as error:
+    except UNREADABLE as error:
         _print_error("skipped:", str(error))
         return ""
 

@@ -51,3 +51,7 @@ class ConflictError(PermanentError):
 
 class RejectedError(PermanentError):
     """A gate or a rule does not allow this; the champion stays."""
+
+
+# One object cannot be read, but others may be readable.
+UNREADABLE = (AccessError, IntegrityError, MissingError)

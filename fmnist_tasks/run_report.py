@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from fmnist_tasks.errors import IntegrityError
+from fmnist_tasks.errors import UNREADABLE, IntegrityError
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import make_run_key, read_records
 from fmnist_tasks.registry.store import Store, map_parallel, require_max_size
@@ -18,11 +18,11 @@ _MAX_FIGURE = 8 << 20  # bytes; ours have at most 300 thousand
 
 
 def save_report(store: Store, run_id: str) -> None:
-    """Write the report of a run that has ended to `runs/RUN/report.html`; only log it if a record is damaged."""
+    """Write the report of a run that has ended to `runs/RUN/report.html`; only log it if a record cannot be read."""
     try:
         records = read_records(store, run_id, require_signature=True)
         store.put(make_run_key(run_id, "report.html"), render_run(store, run_id, records))
-    except IntegrityError as error:  # the Releases page shows the report without the record that the error names
+    except UNREADABLE as error:  # the Releases page shows the report without the record that the error names
         log.error("the report of run %s could not be written: %s", run_id, error)
 
 

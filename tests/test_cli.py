@@ -110,6 +110,14 @@ def test_damaged_documents_are_reported_and_do_not_hide_others(finished_pipeline
     assert "skipped: runs/damaged/ingest.json" in summary.stderr
 
 
+def test_the_record_of_another_version_is_named(pipeline: Pipeline) -> None:
+    parameters = RUN.parameters.to_json() | {"colour": "red"}
+    save_record(pipeline.store, "run-9", "ingest", parameters=parameters)
+    error = run_fmnist("validate", "--run", "run-9", expect=1).stderr
+    assert "runs/run-9/ingest.json: unknown parameters: colour; use profile" in " ".join(error.split())
+    assert "start a new run" in error
+
+
 def test_a_run_in_which_nothing_changed_gives_exit_code_0(pipeline: Pipeline) -> None:
     parameters = RUN.parameters.to_json()
     unchanged = ChangeResult(changed=False, seeds=[], reasons=[], champion="v1", summary="nothing changed")

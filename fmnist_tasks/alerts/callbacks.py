@@ -20,6 +20,7 @@ from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.schemas.evaluation import Check
 from fmnist_tasks.schemas.runs import RESULTS, GateResult, StepRecord, ValidationResult, parse_result
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, WATCH_ID, read_store_uri
+from fmnist_tasks.text import replace_surrogates
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _describe_failure(context: Mapping[str, Any]) -> Alert:
     if response := _describe_response(context):
         return response
     try:
-        if dag_id == DAG_ID and (record := _find_record(run_id, task, str(error))):
+        if dag_id == DAG_ID and (record := _find_record(run_id, task, replace_surrogates(str(error)))):
             return describe_record(record, dag_id, task.task_id)
     except FmnistError as record_error:
         log.warning("the record of the failed step cannot be read: %s", record_error)

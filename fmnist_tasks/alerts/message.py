@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fmnist_tasks.alerts.events import Kind, find_event
+from fmnist_tasks.schemas.alerts import SavedAlert
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, INCLUDE
 from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
@@ -27,27 +28,25 @@ class Message:
     html: str
 
 
-def render_message(alert_id: str, document: dict[str, Any], *, instance: str, address: str, repeated: bool) -> Message:
-    """Return the message of an alert's document in the outbox.
+def render_message(alert_id: str, alert: SavedAlert, *, instance: str, address: str, repeated: bool) -> Message:
+    """Return the message of an alert.
 
     `address` is the URL of Airflow's UI, or empty if unknown. `repeated` labels a message that may arrive twice.
     """
-    event = find_event(document["event"])
-    title = event.title
-    if document["event"] == "run failed" and document["dag_id"]:
-        title = f"{document['dag_id']} failed"
+    event = find_event(alert.event)
+    title = f"{alert.dag_id} failed" if alert.event == "run failed" and alert.dag_id else event.title
     prefix = f"[{instance}] " if instance else ""
-    headline = _shorten(document["headline"] or document["text"])
+    headline = _shorten(alert.headline or alert.text)
     context = {
         "title": title,
         "headline": headline,
         "event": event,
-        "alert": document,
+        "alert": alert,
         "color": {"failure": "#b3261e", "warning": "#a06000", "success": "#17794a"}[event.kind],
         "instance": instance,
-        "created": f"{datetime.fromisoformat(document['created']):%Y-%m-%d %H:%M} UTC",
-        "expires": _compute_expiry(document),
-        "links": _build_links(document, address),
+        "created": f"{datetime.fromisoformat(alert.created):%Y-%m-%d %H:%M} UTC",
+        "expires": _compute_expiry(alert),
+        "links": _build_links(alert, address),
         "repeated": repeated,
     }
     return Message(
@@ -59,32 +58,31 @@ def render_message(alert_id: str, document: dict[str, Any], *, instance: str, ad
     )
 
 
-def _build_links(document: dict[str, Any], address: str) -> dict[str, str]:
+def _build_links(alert: SavedAlert, address: str) -> dict[str, str]:
     """Return URLs by label: of the run, its report, and the section of the runbook."""
     if not address:
         return {}
     links = {}
-    dag_id, run_id = document["dag_id"], document["run_id"]
-    if dag_id and run_id:
-        run = f"{address}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
-        if task_id := document.get("task_id"):
-            links["Approve or reject"] = f"{run}/tasks/{quote(task_id)}/required_actions"
+    if alert.dag_id and alert.run_id:
+        run = f"{address}/dags/{quote(alert.dag_id)}/runs/{quote(alert.run_id)}"
+        if alert.task_id:
+            links["Approve or reject"] = f"{run}/tasks/{quote(alert.task_id)}/required_actions"
         links["Run in Airflow"] = run
-        if dag_id == DAG_ID:
-            links["Report"] = f"{address}/fmnist/runs/{quote(run_id)}"
-    elif dag_id:
-        links["DAG in Airflow"] = f"{address}/dags/{quote(dag_id)}"
-    if document["event"] == "champion changed":
+        if alert.dag_id == DAG_ID:
+            links["Report"] = f"{address}/fmnist/runs/{quote(alert.run_id)}"
+    elif alert.dag_id:
+        links["DAG in Airflow"] = f"{address}/dags/{quote(alert.dag_id)}"
+    if alert.event == "champion changed":
         links["Releases"] = f"{address}/fmnist/"
-    links["Runbook"] = f"{address}/fmnist/runbook#{find_event(document['event']).section}"
+    links["Runbook"] = f"{address}/fmnist/runbook#{find_event(alert.event).section}"
     return links
 
 
-def _compute_expiry(document: dict[str, Any]) -> str:
+def _compute_expiry(alert: SavedAlert) -> str:
     """Return when a request for approval expires; empty for other events."""
-    if document["event"] != "approval needed":
+    if alert.event != "approval needed":
         return ""
-    return f"{datetime.fromisoformat(document['created']) + APPROVAL_LIMIT:%Y-%m-%d %H:%M} UTC"
+    return f"{datetime.fromisoformat(alert.created) + APPROVAL_LIMIT:%Y-%m-%d %H:%M} UTC"
 
 
 def _shorten(text: str) -> str:

@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import uuid4
 
 from fmnist_tasks.alerts.channels import MAX_SECONDS, Channel, Outcome, deliver
@@ -26,10 +25,9 @@ from fmnist_tasks.alerts.message import Message
 from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store, is_ahead, read_clock
+from fmnist_tasks.schemas.alerts import Attempt, SavedAlert
 
 log = logging.getLogger(__name__)
-
-Document = dict[str, Any]
 
 PENDING, DELIVERED, UNDELIVERABLE = "alerts/pending/", "alerts/delivered/", "alerts/undeliverable/"
 LIFETIME = timedelta(days=7)  # then an undelivered alert is given up
@@ -43,47 +41,19 @@ _CHANNEL_LIFETIME = timedelta(days=1)
 _CHANNEL_REFRESH = timedelta(hours=1)
 
 
-@dataclass
-class Attempt:
-    """The latest attempt of a channel to deliver an alert."""
-
-    number: int = 0  # 0: no attempt yet
-    status: str = "none"  # none, open, failed or delivered
-    time: str = ""
-    writer: str = ""
-    reason: str = ""
-    repeated: bool = False  # whether its message was labelled as a possible repeat
-    unsure: bool = False  # whether a failed attempt may have been delivered
-
-    def is_due(self, now: datetime) -> bool:
-        """Whether the next attempt is allowed."""
-        if self.status in {"none", "delivered"}:
-            return self.status == "none"
-        started = datetime.fromisoformat(self.time)
-        if is_ahead(started, now):
-            return True
-        delay = LEASE if self.status == "open" else _RETRY_DELAYS[min(self.number, len(_RETRY_DELAYS)) - 1]
-        return now - started > delay
-
-    @property
-    def may_have_arrived(self) -> bool:
-        """Whether this attempt or an earlier one may have been delivered without confirmation."""
-        return self.repeated or self.unsure or self.status == "open"
-
-
 def read_time(store: Store) -> datetime:
     """Return the time (UTC) that decides when alerts are sent, retried and given up."""
     return read_clock(store)
 
 
-def enqueue(store: Store, alert_id: str, document: Document) -> bool:
+def enqueue(store: Store, alert_id: str, alert: SavedAlert) -> bool:
     """Save an alert for delivery; False, without writing, if it was saved before, delivered or not.
 
     False is also possible if this call saved it and the response was lost; the alert is in the store in any case.
     """
     if is_closed(store, alert_id):
         return False
-    return store.put_if_absent(f"{PENDING}{alert_id}.json", seal(document))
+    return store.put_if_absent(f"{PENDING}{alert_id}.json", seal(alert.to_json()))
 
 
 def is_known(store: Store, alert_id: str) -> bool:
@@ -103,7 +73,7 @@ class Flush:
     store: Store
     channels: list[Channel]
     faults: list[str]
-    render: Callable[[str, Document, bool], Message]  # from an alert's ID, its document, and whether it is a repeat
+    render: Callable[[str, SavedAlert, bool], Message]  # from an alert's ID, the alert, and whether it is a repeat
     report: Callable[[Alert], str]  # saves an alert about an undeliverable one, and returns its ID
     max_seconds: float  # after which no delivery starts
     _failed: set[str] = field(default_factory=set)  # channels that have failed in this pass and are skipped
@@ -128,7 +98,7 @@ class Flush:
             return self._advance(alert_id, keys)
         except MissingError:
             log.debug("alert %s was closed by another process in the meantime", alert_id)
-        except (IntegrityError, KeyError, TypeError, ValueError) as error:
+        except IntegrityError as error:
             return self._set_aside(alert_id, error)
         return None
 
@@ -162,105 +132,101 @@ class Flush:
         if is_closed(self.store, alert_id):
             clean_up(self.store, alert_id)
             return None
-        document = self._read(alert_id)
-        attempts = {channel.id: self._attempt(channel, alert_id, document, keys) for channel in self.channels}
-        if self.channels and not self.faults and all(attempt.status == "delivered" for attempt in attempts.values()):
-            self._close(DELIVERED, alert_id, document, [])
+        alert = self._read(alert_id)
+        attempts = {channel.id: self._attempt(channel, alert_id, alert, keys) for channel in self.channels}
+        if self.channels and not self.faults and all(last and last.status == "delivered" for last in attempts.values()):
+            self._close(DELIVERED, alert_id, alert)
             return None
-        return self._give_up(alert_id, document, attempts)
+        return self._give_up(alert_id, alert, attempts)
 
-    def _read(self, alert_id: str) -> Document:
-        """Return the alert's document; a time in the future, from a wrong clock, is replaced by the current time."""
+    def _read(self, alert_id: str) -> SavedAlert:
+        """Return the alert; a time in the future, from a wrong clock, is replaced by the current time."""
         key, now = f"{PENDING}{alert_id}.json", self._read_now()
-        document = read_document(self.store, key)
-        if is_ahead(datetime.fromisoformat(document["created"]), now):
-            document["created"] = now.isoformat()
-            self.store.put(key, seal(document))
-        return document
+        alert = SavedAlert.parse(read_document(self.store, key), key)
+        if is_ahead(datetime.fromisoformat(alert.created), now):
+            alert = alert.model_copy(update={"created": now.isoformat()})
+            self.store.put(key, seal(alert.to_json()))
+        return alert
 
-    def _attempt(self, channel: Channel, alert_id: str, document: Document, keys: list[str]) -> Attempt:
-        """Make an attempt of the channel if one is due; return the latest attempt."""
+    def _attempt(self, channel: Channel, alert_id: str, alert: SavedAlert, keys: list[str]) -> Attempt | None:
+        """Make an attempt of the channel if one is due; return the latest attempt, or None before the first."""
         prefix = f"{PENDING}{alert_id}.{channel.id}."
         last = _read_last(self.store, prefix, keys)
         now = self._read_now()
         has_expired = time.monotonic() - self._started > self.max_seconds
-        if has_expired or channel.id in self._failed or not last.is_due(now):
+        if has_expired or channel.id in self._failed or not _is_next_due(last, now):
             return last
         attempt = Attempt(
-            number=last.number + 1,
+            number=last.number + 1 if last else 1,
             status="open",
             time=now.isoformat(),
             writer=uuid4().hex,
-            repeated=last.may_have_arrived,
+            repeated=last.may_have_arrived if last else False,
         )
         key = f"{prefix}{attempt.number:06d}.json"
         if not self._claim(key, attempt):
-            return Attempt(last.number + 1, "open", attempt.time)
+            return attempt  # of another process
         if is_closed(self.store, alert_id):  # and cleaned up in the meantime, which freed the number
             clean_up(self.store, alert_id)
             return attempt
-        outcome = deliver(channel, self.render(alert_id, document, attempt.repeated))
-        self._save_outcome(key, attempt, outcome)
+        outcome = deliver(channel, self.render(alert_id, alert, attempt.repeated))
         if outcome.status != "accepted":
             self._failed.add(channel.id)
-        return attempt
+        return self._save_outcome(key, attempt, outcome)
 
     def _claim(self, key: str, attempt: Attempt) -> bool:
         """Whether this process may send: it created the attempt, even if the response was lost."""
-        if self.store.put_if_absent(key, seal(vars(attempt))):
+        if self.store.put_if_absent(key, seal(attempt.to_json())):
             return True
-        return bool(read_document(self.store, key)["writer"] == attempt.writer)
+        return Attempt.parse(read_document(self.store, key), key).writer == attempt.writer
 
-    def _save_outcome(self, key: str, attempt: Attempt, outcome: Outcome) -> None:
-        attempt.status = "delivered" if outcome.status == "accepted" else "failed"
-        attempt.reason, attempt.unsure = outcome.reason, outcome.status == "unsure"
-        self.store.put(key, seal(vars(attempt)))
+    def _save_outcome(self, key: str, attempt: Attempt, outcome: Outcome) -> Attempt:
+        status = "delivered" if outcome.status == "accepted" else "failed"
+        changes = {"status": status, "reason": outcome.reason, "unsure": outcome.status == "unsure"}
+        ended = attempt.model_copy(update=changes)
+        self.store.put(key, seal(ended.to_json()))
+        return ended
 
-    def _give_up(self, alert_id: str, document: Document, attempts: dict[str, Attempt]) -> str | None:
+    def _give_up(self, alert_id: str, alert: SavedAlert, attempts: dict[str, Attempt | None]) -> str | None:
         """Close an alert that is too old, after an attempt by each channel; return the ID of the alert about it."""
         now = self._read_now()
-        if now - datetime.fromisoformat(document["created"]) < LIFETIME:
+        if now - datetime.fromisoformat(alert.created) < LIFETIME:
             return None
-        names = {channel.id: channel.name for channel in self.channels}
-        undelivered = {channel_id: attempt for channel_id, attempt in attempts.items() if attempt.status != "delivered"}
-        if any(
-            attempt.status == "none" or (attempt.status == "open" and not attempt.is_due(now))
-            for attempt in undelivered.values()
-        ):
-            return None
-        reasons = [
-            f"{names[channel_id]}: {attempt.reason or 'its process was killed'}"
-            for channel_id, attempt in undelivered.items()
-        ]
-        reasons += self.faults
-        if not reasons:
-            reasons = ["no channel was configured"]
+        reasons = []
+        for channel in self.channels:
+            last = attempts[channel.id]
+            if last is None or (last.status == "open" and not _is_next_due(last, now)):
+                return None
+            if last.status != "delivered":
+                reasons.append(f"{channel.name}: {last.reason or 'its process was killed'}")
+        reasons = reasons + self.faults or ["no channel was configured"]
         log.error(
             "ALERT undeliverable for %s days, given up: %s in %s: %s (%s)",
             LIFETIME.days,
-            document["event"],
-            document["run_id"] or document["dag_id"] or "no run",
-            document["text"],
+            alert.event,
+            alert.run_id or alert.dag_id or "no run",
+            alert.text,
             "; ".join(reasons),
         )
-        report_id = self._report_undeliverable(alert_id, document, reasons) if self.channels else None
-        self._close(UNDELIVERABLE, alert_id, document, reasons)
+        report_id = self._report_undeliverable(alert_id, alert, reasons) if self.channels else None
+        self._close(UNDELIVERABLE, alert_id, alert.model_copy(update={"reasons": reasons}))
         return report_id
 
-    def _report_undeliverable(self, alert_id: str, document: Document, reasons: list[str]) -> str | None:
-        if document["event"] == "alert undeliverable":
+    def _report_undeliverable(self, alert_id: str, alert: SavedAlert, reasons: list[str]) -> str | None:
+        if alert.event == "alert undeliverable":
             return None  # or each report would cause another
         text = (
-            f"The alert {document['event']!r} of {document['created'][:16]} could not be delivered for "
-            f"{LIFETIME.days} days: {'; '.join(reasons)}. Its text is: {document['text']}. "
-            f"It is now at {self.store.location(f'{UNDELIVERABLE}{alert_id}.json')}"
+            f"The alert {alert.event!r} of {alert.created[:16]} could not be delivered for {LIFETIME.days} days: "
+            f"{'; '.join(reasons)}. Its text is: {alert.text}. It is now at "
+            f"{self.store.location(f'{UNDELIVERABLE}{alert_id}.json')}"
         )
-        headline = f"{document['event']} of {document['created'][:10]}: {reasons[0]}"
-        run_id, dag_id = document["run_id"], document["dag_id"]
-        return self.report(Alert("alert undeliverable", run_id, text, dag_id, headline=headline, identity=alert_id))
+        headline = f"{alert.event} of {alert.created[:10]}: {reasons[0]}"
+        return self.report(
+            Alert("alert undeliverable", alert.run_id, text, alert.dag_id, headline=headline, identity=alert_id)
+        )
 
-    def _close(self, prefix: str, alert_id: str, document: Document, reasons: list[str]) -> None:
-        self.store.put(f"{prefix}{alert_id}.json", seal({**document, "reasons": reasons}))
+    def _close(self, prefix: str, alert_id: str, alert: SavedAlert) -> None:
+        self.store.put(f"{prefix}{alert_id}.json", seal(alert.to_json()))
         clean_up(self.store, alert_id)
 
 
@@ -282,16 +248,27 @@ def clean_up(store: Store, alert_id: str) -> None:
         log.info("alert %s is closed, and will be cleaned up later: %s", alert_id, error)
 
 
-def _read_last(store: Store, prefix: str, keys: list[str]) -> Attempt:
+def _is_next_due(last: Attempt | None, now: datetime) -> bool:
+    """Whether a channel may make another attempt after its last one."""
+    if last is None or last.status == "delivered":
+        return last is None
+    started = datetime.fromisoformat(last.time)
+    if is_ahead(started, now):
+        return True
+    delay = LEASE if last.status == "open" else _RETRY_DELAYS[min(last.number, len(_RETRY_DELAYS)) - 1]
+    return now - started > delay
+
+
+def _read_last(store: Store, prefix: str, keys: list[str]) -> Attempt | None:
     """Return the latest attempt; one with a damaged document counts as open, since it may have delivered."""
     last = max((key for key in keys if key.startswith(prefix)), default=None)
     if last is None:
-        return Attempt()
+        return None
     try:
-        return Attempt(**read_document(store, last))
-    except (IntegrityError, TypeError) as error:
+        return Attempt.parse(read_document(store, last), last)
+    except IntegrityError as error:
         log.error("a delivery attempt cannot be read and counts as interrupted: %s", error)
     if (stat := store.stat(last)) is None:
-        return Attempt()
+        return None
     number = last.removeprefix(prefix).removesuffix(".json")
-    return Attempt(int(number) if number.isdecimal() else 0, "open", stat.modified.isoformat())
+    return Attempt(number=int(number) if number.isdecimal() else 0, status="open", time=stat.modified.isoformat())

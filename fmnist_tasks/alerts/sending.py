@@ -9,7 +9,6 @@ import logging
 import os
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 from fmnist_tasks.alerts import outbox
@@ -21,6 +20,7 @@ from fmnist_tasks.registry.champion import find_champion
 from fmnist_tasks.registry.documents import compute_digest
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.schemas.alerts import SavedAlert
 from fmnist_tasks.settings import DAG_ID, read_instance, read_store_uri
 
 log = logging.getLogger(__name__)
@@ -31,17 +31,17 @@ _LEVELS = {"success": logging.INFO, "warning": logging.WARNING, "failure": loggi
 
 def send_alert(alert: Alert) -> None:
     """Log the alert and send it through all channels, unless it was sent before or is waiting; never raises."""
-    document = _describe(alert)
-    origin = f"{document['dag_id'] or 'no DAG'}{f', run {alert.run_id}' if alert.run_id else ''}"
+    saved = _describe(alert)
+    origin = f"{saved.dag_id or 'no DAG'}{f', run {alert.run_id}' if alert.run_id else ''}"
     level = _LEVELS[find_event(alert.event).kind]
-    log.log(level, "ALERT %s in %s: %s. %s", alert.event, origin, alert.text, document["champion"])
+    log.log(level, "ALERT %s in %s: %s. %s", alert.event, origin, alert.text, saved.champion)
     alert_id = compute_alert_id(alert)
     try:
         store = open_store(read_store_uri())
-        is_new = outbox.enqueue(store, alert_id, {**document, "created": outbox.read_time(store).isoformat()})
+        is_new = outbox.enqueue(store, alert_id, _date(saved, store))
     except Exception as error:  # noqa: BLE001 - any: the alert must go out
         log.error("the alert cannot be saved, so it is sent once, without retries: %s", error)
-        _send_unsaved(alert_id, document)
+        _send_unsaved(alert_id, saved)
         return
     if not is_new:
         log.info("this alert was sent before, or is waiting in the store")
@@ -87,21 +87,27 @@ def find_airflow_address() -> str:
 def make_test_message() -> Message:
     """Return the message that `fmnist alert-test` sends."""
     alert = Alert("test", None, "This channel delivers the alerts of the retraining pipeline")
-    return _render(uuid4().hex, {**_describe(alert), "created": datetime.now(UTC).isoformat()}, False)
+    return _render(uuid4().hex, _describe(alert), False)
 
 
-def _describe(alert: Alert) -> dict[str, Any]:
-    """Return the alert's document for the outbox, without its time."""
+def _describe(alert: Alert) -> SavedAlert:
+    """Return the alert for the outbox, with the time of this machine."""
     run_id = alert.run_id or (None if alert.dag_id else os.environ.get("AIRFLOW_CTX_DAG_RUN_ID"))
-    return {
-        "event": alert.event,
-        "dag_id": _find_dag(alert),
-        "run_id": run_id,
-        "task_id": alert.task_id,
-        "text": alert.text if len(alert.text) <= _MAX_TEXT_LENGTH else f"{alert.text[:_MAX_TEXT_LENGTH]} …",
-        "headline": alert.headline,
-        "champion": _describe_champion(),
-    }
+    return SavedAlert(
+        event=alert.event,
+        dag_id=_find_dag(alert),
+        run_id=run_id,
+        task_id=alert.task_id,
+        text=alert.text if len(alert.text) <= _MAX_TEXT_LENGTH else f"{alert.text[:_MAX_TEXT_LENGTH]} …",
+        headline=alert.headline,
+        champion=_describe_champion(),
+        created=datetime.now(UTC).isoformat(),
+    )
+
+
+def _date(alert: SavedAlert, store: Store) -> SavedAlert:
+    """Return the alert with the time of the store."""
+    return alert.model_copy(update={"created": outbox.read_time(store).isoformat()})
 
 
 def _find_dag(alert: Alert) -> str:
@@ -119,16 +125,14 @@ def _describe_champion() -> str:
     return f"Current champion: {entry.version}" if entry else "There is no champion yet"
 
 
-def _render(alert_id: str, document: dict[str, Any], repeated: bool) -> Message:
-    return render_message(
-        alert_id, document, instance=read_instance(), address=find_airflow_address(), repeated=repeated
-    )
+def _render(alert_id: str, alert: SavedAlert, repeated: bool) -> Message:
+    return render_message(alert_id, alert, instance=read_instance(), address=find_airflow_address(), repeated=repeated)
 
 
-def _send_unsaved(alert_id: str, document: dict[str, Any]) -> None:
+def _send_unsaved(alert_id: str, alert: SavedAlert) -> None:
     """Send without the outbox. It is labelled: it may be sent again, if it was saved after all or is in a record."""
     try:
-        message = _render(alert_id, {**document, "created": datetime.now(UTC).isoformat()}, True)
+        message = _render(alert_id, alert, True)
         channels, faults = find_channels()
         for fault in faults:
             log.error("alerts: %s", fault)
@@ -141,5 +145,5 @@ def _send_unsaved(alert_id: str, document: dict[str, Any]) -> None:
 def _save_report(store: Store, alert: Alert) -> str:
     """Save an alert about an undeliverable one; return its ID."""
     alert_id = compute_alert_id(alert)
-    outbox.enqueue(store, alert_id, {**_describe(alert), "created": outbox.read_time(store).isoformat()})
+    outbox.enqueue(store, alert_id, _date(_describe(alert), store))
     return alert_id

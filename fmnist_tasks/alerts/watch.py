@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from http.client import HTTPException
 from urllib.error import HTTPError
@@ -18,12 +19,13 @@ from fmnist_tasks.alerts.callbacks import describe_record
 from fmnist_tasks.alerts.events import Alert, find_event
 from fmnist_tasks.alerts.sending import compute_alert_id, deliver_pending, send_alert
 from fmnist_tasks.credentials import find_secret
-from fmnist_tasks.errors import IntegrityError, MissingError, SettingsError
+from fmnist_tasks.errors import UNREADABLE, AccessError, IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.runs import read_record_at
 from fmnist_tasks.registry.store import Stat, Store, is_ahead, map_parallel
 from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.schemas.alerts import SavedAlert, WatchStart
 from fmnist_tasks.schemas.runs import StepRecord
 from fmnist_tasks.settings import ALERT_LOOKBACK, DAG_ID, RUN_LIMIT, SHELL_SUFFIX, TASK_LIMIT, Settings
 
@@ -47,14 +49,11 @@ def check_pipeline() -> str:
     store = open_store(settings.store)
     now = outbox.read_time(store)
     damaged: list[str] = []
-    try:
+    with ExitStack() as stack:  # each of them runs, in reverse order, whatever the others raise
+        stack.callback(deliver_pending, _FLUSH_SECONDS)
+        stack.callback(_report_failures, store, now, damaged)
+        stack.callback(_report_changes, store, now)
         summary = _check_success(store, settings.overdue_after, now, damaged)
-    finally:
-        try:
-            _report_changes(store, now)
-            _report_failures(store, now, damaged)
-        finally:
-            deliver_pending(_FLUSH_SECONDS)
     if damaged:
         raise IntegrityError(f"{'; '.join(sorted(set(damaged))[:_MAX_NAMED_RECORDS])}. Restore or delete these records")
     if heartbeat_url:
@@ -96,14 +95,14 @@ def _read_recent(store: Store, now: datetime, damaged: list[str]) -> dict[str, l
 
 
 def _read_all(store: Store, stats: list[Stat], damaged: list[str]) -> list[StepRecord | None]:
-    """Return the records; None for one that was pruned in the meantime or is damaged, which `damaged` collects."""
+    """Return the records; None for one that was pruned in the meantime or cannot be read, which `damaged` collects."""
 
     def read(stat: Stat) -> StepRecord | None:
         try:
             return read_record_at(store, stat.key)
         except MissingError:
             return None
-        except IntegrityError as error:
+        except (IntegrityError, AccessError) as error:
             damaged.append(str(error))
             return None
 
@@ -179,11 +178,11 @@ def _has_failure(store: Store, run_id: str, since: datetime) -> bool:
         for stat in store.list(prefix):
             if stat.key.endswith(".json") and stat.key.count(".") == 1:
                 try:
-                    document = read_document(store, stat.key)
-                except (IntegrityError, MissingError):
+                    alert = SavedAlert.parse(read_document(store, stat.key), stat.key)
+                except UNREADABLE:
                     continue
-                kind, created = find_event(document["event"]).kind, datetime.fromisoformat(document["created"])
-                if document["run_id"] == run_id and kind == "failure" and created >= since:
+                is_failure = find_event(alert.event).kind == "failure"
+                if alert.run_id == run_id and is_failure and datetime.fromisoformat(alert.created) >= since:
                     return True
     return False
 
@@ -239,14 +238,18 @@ def _find_last_success(store: Store, now: datetime, damaged: list[str]) -> datet
 
 
 def _find_start(store: Store, now: datetime) -> datetime:
-    """Return when the watch first ran: now, if it never ran before or if the stored time is in the future."""
-    document = seal({"time": now.isoformat()})
+    """Return when the watch first ran; now, if it never ran before or the stored time is damaged or in the future."""
+    document = seal(WatchStart(time=now.isoformat()).to_json())
     store.put_if_absent(_START_KEY, document)
-    start = datetime.fromisoformat(read_document(store, _START_KEY)["time"])
-    if is_ahead(start, now):
-        store.put(_START_KEY, document)
-        return now
-    return start
+    try:
+        start = datetime.fromisoformat(WatchStart.parse(read_document(store, _START_KEY), _START_KEY).time)
+    except IntegrityError as error:
+        log.warning("the time since which runs are watched starts again: %s", error)
+    else:
+        if not is_ahead(start, now):
+            return start
+    store.put(_START_KEY, document)
+    return now
 
 
 def _ping(url: str) -> None:

@@ -213,28 +213,26 @@ def move_to_quarantine(
 
 def _choose_keys(store: Store, run_id: str, batch: IncomingBatch, text: bytes) -> tuple[list[str], str]:
     """Return keys for the files and for the reason that hold no other content; a second call returns the same."""
-    sha256 = hashlib.sha256(text).hexdigest()
-    reason = IncomingFile(key="", version="", bytes=len(text), modified="", sha256=sha256)
+    contents = [(file.bytes, file.sha256) for file in batch.files] + [(len(text), hashlib.sha256(text).hexdigest())]
     names = [make_display_name(PREFIX + _restore_name(file.key)) for file in batch.files]
     digest = hashlib.sha256("".join(f"{file.key}{file.version}" for file in batch.files).encode()).hexdigest()[:8]
     for ending in ("", f"-{digest}"):
         keys = [f"quarantine/{run_id}/{name}{ending}" for name in names]
         reason_key = f"quarantine/{run_id}/{batch.name}{ending}.reason.txt"
-        contents = zip([*keys, reason_key], [*batch.files, reason], strict=True)
-        if all(_is_free(store, key, content) for key, content in contents):
+        if all(_is_free(store, key, *content) for key, content in zip([*keys, reason_key], contents, strict=True)):
             break
     return keys, reason_key
 
 
-def _is_free(store: Store, key: str, file: IncomingFile) -> bool:
-    """Whether the key has no object, or the one that an interrupted call put there."""
+def _is_free(store: Store, key: str, size: int, sha256: str | None) -> bool:
+    """Whether the key has no object, or the one that an interrupted call put there, with this size and digest."""
     stat = store.stat(key)
     if stat is None:
         return True
-    if stat.bytes != file.bytes or file.sha256 is None:
+    if stat.bytes != size or sha256 is None:
         return False
     with store.open(key) as content:
-        return bool(describe(key, content).sha256 == file.sha256)
+        return describe(key, content).sha256 == sha256
 
 
 def _decode(contents: dict[str, BinaryIO]) -> tuple[np.ndarray, np.ndarray]:

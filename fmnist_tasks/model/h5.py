@@ -89,12 +89,19 @@ def predict(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def predict_outputs(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
-    """All outputs of a model, each (N, …), float32, for images (N, H, W), uint8."""
+    """All outputs of a model, each (N, …), float32, for images (N, H, W), uint8.
+
+    Raises :class:`ModelError` if a value is not a finite number.
+    """
     # Keras's `predict` builds an input pipeline for each call, which takes longer than one image.
-    outputs = [model.predict_on_batch(batch) for batch in make_prediction_batches(images)]
-    if isinstance(outputs[0], list):
-        return [np.concatenate(batches) for batches in zip(*outputs, strict=True)]
-    return [np.concatenate(outputs)]
+    batches = [model.predict_on_batch(batch) for batch in make_prediction_batches(images)]
+    if isinstance(batches[0], list):
+        outputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    else:
+        outputs = [np.concatenate(batches)]
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise ModelError("the model predicts values that are not finite numbers, so it is not used; train it again")
+    return outputs
 
 
 def measure_latency(model: keras.Model, images: np.ndarray) -> float:

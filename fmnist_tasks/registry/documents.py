@@ -8,6 +8,7 @@ from typing import Any
 
 from fmnist_tasks.errors import DataError, IntegrityError
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.text import replace_surrogates
 
 MAX_BYTES = 4 << 20  # of a stored document; parsed JSON can take twenty times its size in memory
 _EMPTY_SEAL = b'\n  "seal": ""'  # of the document itself: nested fields have a deeper indentation
@@ -52,11 +53,13 @@ def _make_seal(digest: str) -> bytes:
 
 
 def render_document(document: dict[str, Any]) -> bytes:
-    """Return a JSON document as it is stored: indented, with sorted keys.
+    """Return a JSON document as it is stored: indented, with sorted keys, and lone surrogates replaced.
 
     Raises ValueError for NaN, and :class:`DataError` for a document that is too large to be read again.
     """
-    text = (json.dumps(document, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+    text = replace_surrogates(
+        json.dumps(document, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    ).encode()
     if len(text) > MAX_BYTES:
         raise DataError(
             f"a document of this run has {len(text):,} bytes, more than the limit of {MAX_BYTES:,}; submit fewer "

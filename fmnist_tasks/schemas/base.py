@@ -6,19 +6,35 @@ is refused; the message names the document and says what to do.
 
 from __future__ import annotations
 
+import json
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
 from fmnist_tasks.errors import IntegrityError
+from fmnist_tasks.text import make_printable
 
 SCHEMA_VERSION = 2  # of all documents, since 0.2
 
 _FAULTS = {"missing": "missing", "extra_forbidden": "unknown"}  # by pydantic's error type; shorter than its messages
+_MAX_NAME_LENGTH = 80  # characters of a field's name in a message
+
+
+def _require_utc(time: str) -> str:
+    if datetime.fromisoformat(time).utcoffset() != timedelta(0):
+        raise ValueError("is not a time in UTC")
+    return time
+
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]  # lower and upper bound
+Time = Annotated[str, AfterValidator(_require_utc)]  # UTC, ISO 8601
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of a release
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~:+-]+$")]
 
 
 class Model(BaseModel):
@@ -68,19 +84,35 @@ class Document(Model):
             )
             raise IntegrityError(f"{key}: has schema version {version!r:.20}, not {SCHEMA_VERSION}: {remedy}")
         try:
+            _require_unicode(content)
             return cls.model_validate(content)
-        except ValidationError as error:
+        except (ValueError, RecursionError) as error:
+            faults = describe_faults(error) if isinstance(error, ValidationError) else str(error)
             raise IntegrityError(
-                f"{key}: {describe_faults(error)}; it was probably edited by hand, and is not used. Restore it from a "
-                "backup"
+                f"{key}: {faults}; it was probably edited by hand, and is not used. Restore it from a backup"
             ) from error
+
+
+def _require_unicode(content: dict[str, Any]) -> None:
+    """Raise ValueError for text with lone surrogates, which JSON can express, but no page or file can contain."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text has a lone surrogate, so it is not valid Unicode") from error
 
 
 def describe_faults(error: ValidationError) -> str:
     """Return the first three faults of a document, each with the name of its field."""
     faults = [
-        f"{'.'.join(map(str, fault['loc'])) or 'document'}: {_FAULTS.get(fault['type'], fault['msg'])}"
+        f"{_name_field(fault['loc'])}{_FAULTS.get(fault['type'], fault['msg'].removeprefix('Value error, '))}"
         for fault in error.errors()
     ]
     more = f"; and {len(faults) - 3} more faults" if len(faults) > 3 else ""
     return "; ".join(faults[:3]) + more
+
+
+def _name_field(path: tuple[int | str, ...]) -> str:
+    """The path to a field and a colon, shortened: a document from elsewhere may have names of any length."""
+    name = make_printable(".".join(map(str, path)))
+    name = name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…"
+    return f"{name}: " if path else ""

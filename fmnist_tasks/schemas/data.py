@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fmnist_tasks.schemas.base import Count, Document, Model, Reference, Sha256
+from fmnist_tasks.schemas.base import Count, Document, Model, Reference, Sha256, Time
 
 Action = Literal["withdraw", "restore"]
 Split = Literal["train", "test"]
@@ -52,7 +52,7 @@ class IncomingFile(Model):
     key: str
     version: str
     bytes: Count
-    modified: str  # UTC, ISO 8601
+    modified: Time
     kind: str = "file"
     sha256: Sha256 | None = None  # None until it is read
 
@@ -108,5 +108,5 @@ class BatchDecision(Document):
     action: Action
     by: str
     reason: str
-    time: str  # UTC, ISO 8601, by the store's clock
+    time: Time  # by the store's clock
     write_id: str  # identifies a write whose response was lost

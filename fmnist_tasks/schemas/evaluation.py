@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fmnist_tasks.schemas.base import Count, Model, Sha256
+from fmnist_tasks.schemas.base import Count, Interval, Model, RunId, Sha256, Share, Version
 
-Share = Annotated[float, Field(ge=0, le=1)]
 OnFailure = Literal["reject", "hold"]
 Outcome = Literal["passed", "hold", "reject"]
 Decision = Literal["promote", "hold", "reject"]
@@ -17,7 +16,7 @@ Decision = Literal["promote", "hold", "reject"]
 class Identity(Model):
     """The run, model, data and code that metrics belong to."""
 
-    run_id: str
+    run_id: RunId
     model_sha256: Sha256
     data_fingerprint: Sha256
     code_digest: Sha256
@@ -84,7 +83,7 @@ class Classification(Model):
 
     images: Count
     accuracy: Share
-    interval: list[Share]  # 95 % confidence interval of the accuracy
+    interval: Interval  # 95 % confidence interval of the accuracy
     confusion: list[list[Count]]  # rows: true class, columns: predicted class
     classes: Annotated[list[NamedClassMetrics], Field(min_length=1)]
     means: ClassMetrics
@@ -102,7 +101,7 @@ class Calibration(Model):
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599)."""
 
     error: Share
-    interval: list[Share]  # 95 %, bootstrap
+    interval: Interval  # 95 %, bootstrap
     bins: list[ConfidenceBin]
 
 
@@ -112,7 +111,7 @@ class SelectivePrediction(Model):
     accuracy: Share
     coverage: Share
     confidence: Share | None  # the lowest among the covered images; None if there are none
-    curve: list[list[Share]]  # pairs of coverage and accuracy
+    curve: list[Annotated[list[Share], Field(min_length=2, max_length=2)]]  # pairs of coverage and accuracy
 
 
 class Differences(Model):
@@ -131,7 +130,7 @@ class ClassDifferences(Differences):
 class ChampionComparison(Differences):
     """The comparison of the candidate with the champion, on the same images."""
 
-    version: str
+    version: Version
     sequence: int  # of the log entry that made the champion
     accuracy: Share  # of the champion, like `validation_accuracy`
     classes: Annotated[list[ClassDifferences], Field(min_length=1)]
@@ -142,7 +141,7 @@ class ChampionComparison(Differences):
 class OtherClasses(Model):
     """A champion with other classes, which cannot be compared with the candidate."""
 
-    version: str
+    version: Version
     sequence: int
     other_classes: list[str]
 

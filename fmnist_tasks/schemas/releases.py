@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
-from fmnist_tasks.schemas.base import Document, Model, Reference, RunParameters, Sha256
+from fmnist_tasks.schemas.base import Document, Model, Reference, RunId, RunParameters, Sha256, Share, Time, Version
 from fmnist_tasks.schemas.data import Dataset
-from fmnist_tasks.schemas.evaluation import CandidateMetrics, Check, Decision, OnFailure, Share
+from fmnist_tasks.schemas.evaluation import CandidateMetrics, Check, Decision, OnFailure
 
 Action = Literal["promote", "rollback", "withdraw", "restore"]
 Positive = Annotated[float, Field(gt=0)]
@@ -100,7 +100,7 @@ class Approval(Model):
     """The approval of a candidate on hold: by whom, when and why."""
 
     by: str
-    at: str  # UTC, ISO 8601
+    at: Time
     reason: str
 
 
@@ -131,8 +131,8 @@ class ReleaseFacts(Model):
 
     title: str
     classes: list[str]
-    run_id: str
-    created: str  # UTC, ISO 8601: when the run was requested
+    run_id: RunId
+    created: Time  # when the run was requested
     model_sha256: Sha256
     parameters: RunParameters
     dataset: Dataset
@@ -148,25 +148,37 @@ class ReleaseFacts(Model):
     policy_digest: Sha256
     verdict: ReleaseVerdict
 
+    @model_validator(mode="after")
+    def _require_measured_families(self) -> Self:
+        if missing := sorted(self.policy.ood.families.keys() - self.metrics.ood.families.keys()):
+            raise ValueError(f"metrics.ood.families lacks {', '.join(missing)}, for which the policy has limits")
+        return self
+
 
 class Manifest(ReleaseFacts, Document):
     """`releases/VERSION/manifest.json`."""
 
-    version: str
+    version: Version
     files: dict[str, Reference]
+
+    @model_validator(mode="after")
+    def _require_model(self) -> Self:
+        if "model.h5" not in self.files:
+            raise ValueError("files lacks model.h5")
+        return self
 
 
 class Entry(Document):
     """`champion/SEQUENCE.json`: one decision about a release."""
 
     sequence: Annotated[int, Field(ge=1)]
-    version: str
+    version: Version
     action: Action
     reason: str
-    time: str  # UTC, ISO 8601, by the store's clock
+    time: Time  # by the store's clock
     write_id: str  # identifies a write whose response was lost
     actor: str
-    replaces: str | None = None  # the champion before a promotion or a rollback
+    replaces: Version | None = None  # the champion before a promotion or a rollback
     # Digests of the release that this entry promotes or withdraws.
     model_sha256: str | None = None
     inputs: str | None = None

@@ -7,7 +7,19 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from fmnist_tasks.errors import IntegrityError
-from fmnist_tasks.schemas.base import Count, Document, Model, Reference, RunParameters, Sha256, describe_faults
+from fmnist_tasks.schemas.base import (
+    Count,
+    Document,
+    Model,
+    Reference,
+    RunId,
+    RunParameters,
+    Sha256,
+    Share,
+    Time,
+    Version,
+    describe_faults,
+)
 from fmnist_tasks.schemas.data import (
     Dataset,
     IncomingFile,
@@ -23,7 +35,6 @@ from fmnist_tasks.schemas.evaluation import (
     Check,
     Evaluation,
     OtherClasses,
-    Share,
     Verdict,
 )
 from fmnist_tasks.schemas.releases import Code, Machine, Policy
@@ -163,7 +174,7 @@ class PromotionGateResult(GateResult):
 class PublishResult(Result):
     """The published release."""
 
-    version: str
+    version: Version
     manifest_sha256: Sha256
     model: Reference
     location: str
@@ -172,14 +183,14 @@ class PublishResult(Result):
 class VerificationResult(Result):
     """The release that was verified to be the candidate that was evaluated."""
 
-    version: str
+    version: Version
     manifest_sha256: Sha256
 
 
 class PromotionResult(Result):
     """The entry in the champion log."""
 
-    version: str
+    version: Version
     sequence: int
     accuracy: Share
     is_current: bool  # false if the champion has changed in the meantime
@@ -188,10 +199,10 @@ class PromotionResult(Result):
 class StepRecord(Document):
     """`runs/RUN/STEP.json`: the record of a step."""
 
-    run_id: str
+    run_id: RunId
     step: str
-    created: str  # UTC, ISO 8601: when the run was requested
-    started: str
+    created: Time  # when the run was requested
+    started: Time
     actor: str
     parameters: RunParameters
     ignored: list[str] = Field(default_factory=list)  # keys of the request that are not parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from fmnist_tasks.alerts import Alert, send_alert
@@ -230,7 +230,7 @@ def _read_approval(
         return None
     approval = Approval(
         by=make_printable(str((response["responded_by_user"] or {}).get("name") or "an unknown user")),
-        at=str(response["responded_at"]),
+        at=datetime.fromisoformat(str(response["responded_at"])).astimezone(UTC).isoformat(),
         reason=require_reason((response["params_input"] or {}).get("approval_reason") or ""),
     )
     decided = read_record(store, run.id, "promotion_gate").started

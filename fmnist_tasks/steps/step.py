@@ -29,6 +29,7 @@ from fmnist_tasks.run_report import save_report
 from fmnist_tasks.schemas.base import RunParameters
 from fmnist_tasks.schemas.runs import RESULTS, Result, Status, StepRecord, parse_result
 from fmnist_tasks.settings import Parameters, read_store_uri
+from fmnist_tasks.text import replace_surrogates
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class _Recorder:
     def _save(self, status: Status, outcome: str, **more: Any) -> None:
         seconds = round(time.monotonic() - self._clock, 3)
         usage = {"seconds": seconds, "peak_memory_mb": read_peak_memory()}
+        outcome = replace_surrogates(outcome)  # from the name of a file
         record = self._record.model_copy(update={**usage, "status": status, "outcome": outcome, **more})
         write_record(self.store, record)
         if record.ends_run:

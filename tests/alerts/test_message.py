@@ -9,21 +9,24 @@ import pytest
 from fmnist_tasks.alerts.events import EVENTS
 from fmnist_tasks.alerts.message import Message, render_message
 from fmnist_tasks.page.runbook import render_runbook
+from fmnist_tasks.schemas.alerts import SavedAlert
 
-DOCUMENT = {
-    "event": "rejected",
-    "dag_id": "fmnist_retrain",
-    "run_id": "scheduled__2026-11-23T02:00:00+00:00",
-    "text": "Task accuracy_gate: base model rejected",
-    "headline": "test accuracy 91.20%, below the threshold of 92.00%",
-    "champion": "Current champion: v1",
-    "created": "2026-11-23T02:10:00+00:00",
-}
+ALERT = SavedAlert(
+    event="rejected",
+    dag_id="fmnist_retrain",
+    run_id="scheduled__2026-11-23T02:00:00+00:00",
+    task_id="",
+    text="Task accuracy_gate: base model rejected",
+    headline="test accuracy 91.20%, below the threshold of 92.00%",
+    champion="Current champion: v1",
+    created="2026-11-23T02:10:00+00:00",
+)
 ADDRESS = "https://airflow.example.com"
 
 
 def render(repeated: bool = False, instance: str = "", address: str = ADDRESS, **changes: Any) -> Message:
-    return render_message("id", DOCUMENT | changes, instance=instance, address=address, repeated=repeated)
+    alert = ALERT.model_copy(update=changes)
+    return render_message("id", alert, instance=instance, address=address, repeated=repeated)
 
 
 def test_the_subject_has_instance_event_value_and_threshold() -> None:

@@ -14,9 +14,10 @@ import pytest
 from fmnist_tasks import alerts
 from fmnist_tasks.alerts import Alert, outbox
 from fmnist_tasks.alerts.watch import check_pipeline
-from fmnist_tasks.errors import FmnistError, RejectedError
+from fmnist_tasks.errors import AccessError, FmnistError, IntegrityError, RejectedError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import seal
+from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import read_clock
 from tests.alerts.conftest import Clock
 from tests.support.documents import save_record
@@ -242,6 +243,46 @@ def test_damaged_records_fail_the_watch_after_everything_else(
     with pytest.raises(FmnistError, match=damaged):
         check_pipeline()
     assert list_events(pipeline) == ["no successful run", "rejected"]
+
+
+def test_a_damaged_champion_log_does_not_stop_other_alerts(pipeline: Pipeline, clock: Clock) -> None:
+    write_record(pipeline, clock, "run-2", "accuracy_gate", "rejected")
+    pipeline.store.put("champion/00000001.json", b"foreign")
+    with pytest.raises(IntegrityError, match=r"^champion/00000001\.json: "):
+        check_pipeline()
+    assert list_events(pipeline) == ["rejected"]
+
+
+def test_a_record_that_may_not_be_read_fails_the_watch_after_everything_else(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests often run as root, who may read all files of a folder."""
+    for run_id in ("run-1", "run-2"):
+        write_record(pipeline, clock, run_id, "accuracy_gate", "rejected")
+    get = FolderStore.get
+
+    def deny(store: FolderStore, key: str, *arguments: int) -> bytes:
+        if key.startswith("runs/run-1/"):
+            raise AccessError(f"{key}: permission denied")
+        return get(store, key, *arguments)
+
+    monkeypatch.setattr(FolderStore, "get", deny)
+    with pytest.raises(FmnistError, match=r"^runs/run-1/accuracy_gate\.json: permission denied"):
+        check_pipeline()
+    assert list_events(pipeline) == ["rejected"]
+
+
+@pytest.mark.parametrize("content", [{}, {"time": None}, {"schema_version": 2, "time": "2026-11-23"}])
+def test_a_damaged_start_of_the_watch_is_replaced(
+    pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch, content: dict[str, object]
+) -> None:
+    monkeypatch.setenv("FMNIST_OVERDUE_DAYS", "1")
+    pipeline.store.put("alerts/watch.json", seal(content))
+    check_pipeline()
+    assert list_events(pipeline) == []
+    clock.advance(days=1.1)
+    check_pipeline()
+    assert list_events(pipeline) == ["no successful run"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -96,6 +97,14 @@ def check_same_model(data: bytes, folder: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (600, 28, 28), dtype=np.uint8)
     for a, b in zip(h5.predict_outputs(loaded, images), h5.predict_outputs(expected, images), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_predictions_that_are_not_finite_are_refused(saved_model: bytes, value: float) -> None:
+    model = h5.load_model(saved_model, "m")
+    model.set_weights([np.full_like(weight, value) for weight in model.get_weights()])
+    with pytest.raises(ModelError, match="predicts values that are not finite numbers"):
+        h5.predict_outputs(model, np.zeros((2, 28, 28), np.uint8))
 
 
 def test_a_model_equals_the_one_that_keras_loads(saved_model: bytes, tmp_path: Path) -> None:

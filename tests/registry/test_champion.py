@@ -9,6 +9,7 @@ import pytest
 
 from fmnist_tasks.errors import AccessError, ConflictError, IntegrityError, RejectedError, StoreError
 from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.blobs import describe
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.schemas.releases import Action, Entry, Manifest
@@ -382,9 +383,8 @@ def test_the_log_has_the_origin_of_promoted_releases(store: FolderStore) -> None
 
 
 def test_the_origin_of_a_release_with_parameters_of_another_version_is_its_model() -> None:
-    manifest = Manifest(
-        **dict(make_facts("model", parameters=Parameters().to_json() | {"colour": "red"})), version="v1", files={}
-    )
+    facts = make_facts("model", parameters=Parameters().to_json() | {"colour": "red"})
+    manifest = Manifest(**dict(facts), version="v1", files={"model.h5": describe("releases/v1/model.h5", b"model")})
     assert releases.make_manifest_origin(manifest) == champion.Origin(digest("model"))
     current = manifest.model_copy(update={"parameters": make_facts().parameters})
     origin = releases.make_manifest_origin(current)

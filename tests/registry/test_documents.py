@@ -76,3 +76,8 @@ def test_a_document_too_large_to_be_read_is_not_written(store: FolderStore) -> N
         DataError, match=r"a document of this run has 4,194,305 bytes, more than the limit of 4,194,304"
     ):
         seal({"names": "x" * (largest + 1 + 64)})
+
+
+def test_text_that_is_not_unicode_is_replaced() -> None:
+    """Python represents a file name that is not valid UTF-8 with lone surrogates."""
+    assert unseal(seal({"file": "a\udc80.npz"}), "k") == {"file": "a?.npz"}

@@ -13,6 +13,9 @@ from fmnist_tasks.schemas.releases import Manifest
 from tests.support.documents import make_facts
 
 FACTS = make_facts("model")
+METRICS = FACTS.metrics.to_json()
+OOD = METRICS["ood"] | {"families": {}}
+TEST = METRICS["test"] | {"interval": [0.9]}
 
 
 def test_a_release_exists_once_its_manifest_does(store: FolderStore) -> None:
@@ -90,6 +93,9 @@ def test_a_missing_release_is_reported(store: FolderStore) -> None:
         ({"parameters": {"profile": "quick"}}, r"parameters\.seed: missing"),
         ({"colour": "red"}, r"colour: unknown; it was probably edited by hand"),
         ({"model_sha256": "A" * 64}, r"model_sha256: String should match pattern"),
+        ({"files": {}}, r"files lacks model\.h5"),
+        ({"metrics": METRICS | {"ood": OOD}}, r"metrics\.ood\.families lacks .*, digits, .*, for which the policy has"),
+        ({"metrics": METRICS | {"test": TEST}}, r"metrics\.test\.interval: List should have at least 2 items"),
     ],
 )
 def test_a_manifest_of_another_form_is_refused_with_a_remedy(

@@ -24,7 +24,7 @@ def test_records_are_read_in_parallel_and_sorted_by_the_start_of_the_step(tmp_pa
             return super().get(key)
 
     store = WaitingStore(tmp_path)
-    for step, started in (("alpha", "2026-11-02"), ("beta", "2026-11-01")):
+    for step, started in (("alpha", "2026-11-02T00:00Z"), ("beta", "2026-11-01T00:00Z")):
         save_record(store, "run", step, started=started)
     assert list(read_records(store, "run")) == ["beta", "alpha"]
 
@@ -70,6 +70,11 @@ def test_a_record_is_read_back_unchanged(tmp_path: Path) -> None:
             "parameters.profile: missing; parameters.seed: Input should be a valid integer",
         ),
         ({"colour": "red"}, "colour: unknown; it was probably edited by hand"),
+        ({"x" * 10_000: 1}, "x{79}…: unknown; it was probably edited by hand"),
+        ({"started": "2026-11-23T02:00:01"}, "started: is not a time in UTC"),
+        ({"started": "0001-01-01T00:00:00+14:00"}, "started: is not a time in UTC"),
+        ({"created": "yesterday"}, "created: Invalid isoformat string"),
+        ({"run_id": "../run"}, "run_id: String should match pattern"),
     ],
 )
 def test_a_document_that_is_not_the_record_of_a_step_is_refused(
@@ -86,6 +91,12 @@ def test_a_document_that_is_not_the_record_of_a_step_is_refused(
     for read in (read_ingest_record, read_records):
         with pytest.raises(IntegrityError, match=f"^{key}: {message}"):
             read(store, "run")
+
+
+def test_a_record_with_text_that_is_not_unicode_is_refused() -> None:
+    content = make_record("run", "ingest").to_json() | {"outcome": "\ud800"}
+    with pytest.raises(IntegrityError, match=r"^k: a text has a lone surrogate, so it is not valid Unicode"):
+        StepRecord.parse(content, "k")
 
 
 def test_records_that_would_fill_the_memory_are_not_read(tmp_path: Path) -> None:

@@ -9,20 +9,32 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fmnist_tasks import service
-from fmnist_tasks.errors import ConflictError, DataError, IntegrityError, ModelError, RejectedError, StoreError
+from fmnist_tasks.alerts import alert_task_failure
+from fmnist_tasks.alerts.watch import check_pipeline
+from fmnist_tasks.errors import (
+    ConflictError,
+    DataError,
+    IntegrityError,
+    ModelError,
+    RejectedError,
+    SettingsError,
+    StoreError,
+)
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal, unseal
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.schemas.runs import StepRecord
-from fmnist_tasks.settings import PROJECT, Parameters
+from fmnist_tasks.settings import DAG_ID, PROJECT, Parameters
 from fmnist_tasks.steps import Run, run_step
 from tests.support import synthetic
 from tests.support.documents import copy_facts
+from tests.support.outbox import read_alerts
 from tests.support.pipeline import Pipeline
 from tests.support.requirements import NAMESPACES, require
 from tests.support.synthetic import RUN
@@ -32,6 +44,22 @@ NEXT = Run("run-2", "2026-11-30T02:00:00+00:00", Parameters(profile="quick", see
 
 def read_step_record(pipeline: Pipeline, step: str, run: Run = RUN) -> StepRecord:
     return read_record(pipeline.store, run.id, step)
+
+
+def test_an_error_with_text_that_is_not_unicode_is_recorded_and_alerted_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python represents a file name that is not valid UTF-8 with lone surrogates."""
+    monkeypatch.setenv("FMNIST_DATASET", os.fsdecode(b"/no/such/\x80.toml"))
+    with pytest.raises(SettingsError) as error:
+        run_step("ingest", RUN)
+    record = read_step_record(pipeline, "ingest")
+    assert (record.status, "/no/such/?.toml" in record.outcome) == ("failed", True)
+    task = SimpleNamespace(task_id="data.ingest", map_index=-1, try_number=1)
+    context = {"run_id": RUN.id, "dag": SimpleNamespace(dag_id=DAG_ID), "task_instance": task, "exception": error.value}
+    alert_task_failure(context)
+    check_pipeline()
+    assert [alert["event"] for alert in read_alerts(pipeline.store)] == ["run failed"]
 
 
 @pytest.mark.parametrize(
