@@ -130,6 +130,8 @@ def pipeline(tmp_path: Path, synthetic_data: Path, monkeypatch: pytest.MonkeyPat
     shutil.copytree(synthetic_data, pipeline.data)
     for name, value in pipeline.environment.items():
         monkeypatch.setenv(name, value)
+    for name in ("DAG_ID", "DAG_RUN_ID"):  # Airflow leaves them behind when it runs a task in this process
+        monkeypatch.delenv(f"AIRFLOW_CTX_{name}", raising=False)
     return pipeline
 
 
