@@ -23,7 +23,7 @@ from rich.text import Text
 
 from fmnist_tasks import service, withdrawal
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.errors import UNREADABLE, DataError, FmnistError, MissingError, RejectedError, SettingsError
+from fmnist_tasks.errors import READ_ERRORS, DataError, FmnistError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as release_store
 from fmnist_tasks.registry.champion import find_champion_at, list_entries, read_log
@@ -194,7 +194,7 @@ def releases(as_json: AsJson = False) -> None:
     for version in release_store.list_versions(store):
         try:
             manifest = release_store.read_manifest(store, version, champion_log)
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             faults.append(str(error))
             continue
         rows.append(
@@ -508,7 +508,7 @@ def _find_run(store: Store, run_id: str | None) -> Any:
 def _find_start(store: Store, run_id: str) -> str:
     try:
         return read_record(store, run_id, "ingest").started
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         _print_error("skipped:", str(error))
         return ""
 

@@ -54,4 +54,4 @@ class RejectedError(PermanentError):
 
 
 # One object cannot be read, but others may be readable.
-UNREADABLE = (AccessError, IntegrityError, MissingError)
+READ_ERRORS = (AccessError, IntegrityError, MissingError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from fmnist_tasks.errors import UNREADABLE, IntegrityError
+from fmnist_tasks.errors import READ_ERRORS, IntegrityError
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import make_run_key, read_records
 from fmnist_tasks.registry.store import Store, map_parallel, require_max_size
@@ -22,7 +22,7 @@ def save_report(store: Store, run_id: str) -> None:
     try:
         records = read_records(store, run_id, require_signature=True)
         store.put(make_run_key(run_id, "report.html"), render_run(store, run_id, records))
-    except UNREADABLE as error:  # the Releases page shows the report without the record that the error names
+    except READ_ERRORS as error:  # the Releases page shows the report without the record that the error names
         log.error("the report of run %s could not be written: %s", run_id, error)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fmnist_tasks.alerts import Alert, send_alert
-from fmnist_tasks.errors import UNREADABLE, ConflictError, MissingError, ModelError, RejectedError, SettingsError
+from fmnist_tasks.errors import READ_ERRORS, ConflictError, MissingError, ModelError, RejectedError, SettingsError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Log
 from fmnist_tasks.registry.pruning_flag import forbid_pruning
@@ -164,7 +164,7 @@ def _require_former_champion(store: Store, champion_log: Log, current: str, vers
         faults.append("it has never been the champion")
     try:
         champion_classes = releases.read_manifest(store, current, champion_log).classes
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         faults.append(f"its classes cannot be compared with the champion's ({error})")
     else:
         if releases.read_manifest(store, version, champion_log).classes != champion_classes:
@@ -180,7 +180,7 @@ def find_origin(store: Store, champion_log: Log, version: str) -> champion.Origi
     """The origin of a release, from its manifest or, if that is missing or damaged, from the champion log."""
     try:
         return releases.make_manifest_origin(releases.read_manifest(store, version, champion_log))
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         log.warning("using the champion log for the origin of %s: %s", version, error)
         return champion_log.find_origin(version)
 

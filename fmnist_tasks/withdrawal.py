@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from fmnist_tasks.errors import UNREADABLE, MissingError
+from fmnist_tasks.errors import READ_ERRORS, MissingError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.releases import Action
@@ -95,7 +95,7 @@ def _find_manifest_sha256(store: Store, champion_log: champion.Log, version: str
     """The digest of a release's manifest; None if the release was pruned or its manifest is damaged."""
     try:
         return releases.open_manifest(store, version, champion_log).sha256
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         log.warning("the log entry has no manifest digest for %s: %s", version, error)
         return None
 

@@ -19,7 +19,7 @@ from fmnist_tasks.alerts.callbacks import describe_record
 from fmnist_tasks.alerts.events import Alert, find_event
 from fmnist_tasks.alerts.sending import compute_alert_id, deliver_pending, send_alert
 from fmnist_tasks.credentials import find_secret
-from fmnist_tasks.errors import UNREADABLE, AccessError, IntegrityError, MissingError, SettingsError
+from fmnist_tasks.errors import READ_ERRORS, AccessError, IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.runs import read_record_at
@@ -179,7 +179,7 @@ def _has_failure(store: Store, run_id: str, since: datetime) -> bool:
             if stat.key.endswith(".json") and stat.key.count(".") == 1:
                 try:
                     alert = SavedAlert.parse(read_document(store, stat.key), stat.key)
-                except UNREADABLE:
+                except READ_ERRORS:
                     continue
                 is_failure = find_event(alert.event).kind == "failure"
                 if alert.run_id == run_id and is_failure and datetime.fromisoformat(alert.created) >= since:

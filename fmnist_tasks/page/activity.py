@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
-from fmnist_tasks.errors import UNREADABLE, SettingsError
+from fmnist_tasks.errors import READ_ERRORS, SettingsError
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.runs import StepRecord
@@ -73,7 +73,7 @@ def read_last_run(store: Store, schedule: Schedule) -> LastRun | None:
         return None
     try:
         records = [*read_records(store, schedule.last_run_id).values()]
-    except (*UNREADABLE, SettingsError) as error:  # SettingsError: the run ID is not a valid key
+    except (*READ_ERRORS, SettingsError) as error:  # SettingsError: the run ID is not a valid key
         result, outcome = "unknown", str(error)
     else:
         result, outcome = _summarise(records, schedule.last_run_state)
@@ -109,7 +109,7 @@ def list_quarantine(store: Store) -> list[QuarantinedFiles]:
         try:
             text = store.get(stat.key, _MAX_REASON_BYTES).decode(errors="replace")
             reason = "; ".join(text.partition("\n\n")[0].splitlines())  # the rest lists the files
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             reason = str(error)
         rows.append(
             QuarantinedFiles(

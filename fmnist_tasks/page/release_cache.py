@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 
-from fmnist_tasks.errors import UNREADABLE
+from fmnist_tasks.errors import READ_ERRORS
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Log
 from fmnist_tasks.registry.store import Store, map_parallel
@@ -60,7 +60,7 @@ class ReleaseCache:
         """The row of a release, or its fault."""
         try:
             manifest = releases.read_manifest(self.store, version, champion_log)
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             return str(error)
         metrics, families = manifest.metrics, manifest.policy.ood.families
         return ReleaseRow(
