@@ -73,35 +73,31 @@ def load_model(data: bytes, name: str) -> keras.Model:
 
 
 def classify(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Class probabilities (N, classes), float32, of images (N, H, W), uint8."""
+    """Class probabilities (N, classes), float32, of images (N, H, W), uint8.
+
+    Raises :class:`ModelError` if one is not a finite number.
+    """
     classifier = keras.Model(model.input, model.get_layer(PROBABILITIES).output)
-    (probabilities,) = predict_outputs(classifier, images)
+    (probabilities,) = _require_finite(predict_outputs(classifier, images))
     return probabilities
 
 
 def predict(model: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Class probabilities (N, classes), float32, and OOD scores (N,), float32, of images (N, H, W), uint8.
 
-    Only candidates and releases have both outputs.
+    Only candidates and releases have both outputs. Raises like :func:`classify`.
     """
-    probabilities, ood_scores = predict_outputs(model, images)
+    probabilities, ood_scores = _require_finite(predict_outputs(model, images))
     return probabilities, ood_scores[:, 0]
 
 
 def predict_outputs(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
-    """All outputs of a model, each (N, …), float32, for images (N, H, W), uint8.
-
-    Raises :class:`ModelError` if a value is not a finite number.
-    """
+    """All outputs of a model, each (N, …), float32, for images (N, H, W), uint8."""
     # Keras's `predict` builds an input pipeline for each call, which takes longer than one image.
-    batches = [model.predict_on_batch(batch) for batch in make_prediction_batches(images)]
-    if isinstance(batches[0], list):
-        outputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    else:
-        outputs = [np.concatenate(batches)]
-    if not all(np.isfinite(output).all() for output in outputs):
-        raise ModelError("the model predicts values that are not finite numbers, so it is not used; train it again")
-    return outputs
+    outputs = [model.predict_on_batch(batch) for batch in make_prediction_batches(images)]
+    if isinstance(outputs[0], list):
+        return [np.concatenate(batches) for batches in zip(*outputs, strict=True)]
+    return [np.concatenate(outputs)]
 
 
 def measure_latency(model: keras.Model, images: np.ndarray) -> float:
@@ -113,6 +109,17 @@ def measure_latency(model: keras.Model, images: np.ndarray) -> float:
         predict(model, images[number : number + 1])
         seconds.append(time.monotonic() - clock)
     return float(np.quantile(seconds, 0.95)) * 1e3
+
+
+def _require_finite(outputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the outputs (N, …); raises :class:`ModelError` if a value is NaN or infinite."""
+    invalid = np.any([~np.isfinite(output).all(axis=1) for output in outputs], axis=0)
+    if invalid.any():
+        raise ModelError(
+            f"the model's predictions for {invalid.sum():,} of {len(invalid):,} images are not finite numbers, so it "
+            "is not used; train it again"
+        )
+    return outputs
 
 
 def _require_shapes(required: dict[str, list[Shape]], weights: Weights) -> None:

@@ -103,8 +103,8 @@ def check_same_model(data: bytes, folder: Path) -> None:
 def test_predictions_that_are_not_finite_are_refused(saved_model: bytes, value: float) -> None:
     model = h5.load_model(saved_model, "m")
     model.set_weights([np.full_like(weight, value) for weight in model.get_weights()])
-    with pytest.raises(ModelError, match="predicts values that are not finite numbers"):
-        h5.predict_outputs(model, np.zeros((2, 28, 28), np.uint8))
+    with pytest.raises(ModelError, match="predictions for 2 of 2 images are not finite numbers"):
+        h5.classify(model, np.zeros((2, 28, 28), np.uint8))
 
 
 def test_a_model_equals_the_one_that_keras_loads(saved_model: bytes, tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def roll_back(pipeline: Pipeline, version: str, **options: Any) -> Entry:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(np.nan, r"the predictions for 600 of 600 test images are not finite"), (0.0, r"test accuracy is .*its manifest")],
+    [
+        (np.nan, r"the model's predictions for 600 of 600 images are not finite"),
+        (0.0, r"test accuracy is .*its manifest"),
+    ],
 )
 def test_a_release_whose_predictions_contradict_its_manifest_never_becomes_the_champion(
     finished_pipeline: Pipeline, value: float, message: str
