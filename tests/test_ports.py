@@ -28,7 +28,9 @@ def check_refusal(folder: Path) -> None:
 
 def test_ports_are_reserved_in_a_private_folder(folder: Path) -> None:
     first, second = reserve_port(), reserve_port()
-    assert {file.name for file in folder.iterdir()} == {str(first), str(second)}
+    names = {file.name for file in folder.iterdir()}  # also those of ports that something else occupies
+    assert first != second
+    assert {str(first), str(second)} <= names
     assert folder.stat().st_mode & 0o777 == 0o700
 
 

@@ -52,7 +52,12 @@ def test_setup_repairs_itself_then_prints_nothing_and_follows_the_lock_file(copy
     assert list((copy / ".venv").glob(".made-from-*")) == []
 
     output = set_up(copy)
-    for stage in ("Creating .venv", "Installing the locked requirements", "sizes and digests as declared", "Migrating"):
+    for stage in (
+        "Creating .venv",
+        "Installing the locked requirements",
+        "sizes and digests of all four files match",
+        "Migrating",
+    ):
         assert stage in output
     assert (copy / "var" / "airflow" / "airflow.db").is_file()
     subprocess.run([copy / ".venv" / "bin" / "fmnist", "--help"], check=True, stdout=subprocess.DEVNULL)

@@ -27,7 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(build, cwd=PROJECT, check=True)
     (wheel,) = folder.glob("*.whl")
     uv, environment = Path(sys.executable).with_name("uv"), {**os.environ, "VIRTUAL_ENV": str(folder / "venv")}
-    sync = ["pip", "sync", "--quiet", "--require-hashes", PROJECT / "requirements.txt"]
+    sync = ["pip", "sync", "--quiet", "--system-certs", "--require-hashes", PROJECT / "requirements.txt"]
     for command in (
         ["venv", "--quiet", "--python", sys.executable, folder / "venv"],
         sync,
