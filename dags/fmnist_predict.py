@@ -17,16 +17,10 @@ from typing import Any
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from fmnist_defaults import TAGS, TASKS, declare_task, get_operator
 
-from fmnist_tasks.registry.store import Store
-from fmnist_tasks.registry.stores import open_store
-from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, Settings, read_store_uri
+from fmnist_tasks.registry.stores import open_default_store
+from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, Settings
 
 PREFIX = Settings.from_environment().predict_prefix
-
-
-def open_default_store() -> Store:
-    """The store with the images and predictions."""
-    return open_store(read_store_uri())
 
 
 @task.short_circuit

@@ -13,7 +13,7 @@ from airflow.sdk import BaseOperatorLink, get_current_context, task
 from fmnist_defaults import get_actor
 
 from fmnist_tasks.alerts import find_airflow_address
-from fmnist_tasks.settings import Parameters, read_store_uri
+from fmnist_tasks.settings import Parameters
 
 if TYPE_CHECKING:
     from airflow.sdk import XComArg
@@ -61,17 +61,17 @@ def find_approval() -> dict[str, Any] | None:
 def save_report(context: Mapping[str, Any]) -> None:
     """Failure callback of `approval`, which is not a step: save the report of the run, which ends here."""
     from fmnist_tasks import run_report
-    from fmnist_tasks.registry.stores import open_store
+    from fmnist_tasks.registry.stores import open_default_store
 
-    run_report.save_report(open_store(read_store_uri()), context["run_id"])
+    run_report.save_report(open_default_store(), context["run_id"])
 
 
 def read_outcome(run_id: str, step: str) -> str:
     """The outcome of a step, as one sentence."""
     from fmnist_tasks.registry.runs import read_record
-    from fmnist_tasks.registry.stores import open_store
+    from fmnist_tasks.registry.stores import open_default_store
 
-    return read_record(open_store(read_store_uri()), run_id, step).outcome
+    return read_record(open_default_store(), run_id, step).outcome
 
 
 def build_report_url(run_id: str = "{{ run_id | urlencode }}") -> str:

@@ -17,14 +17,8 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context, task
 from fmnist_defaults import CHAMPION, ON_REQUEST, Approval, declare_task, get_actor, get_operator, make_reason
 
-from fmnist_tasks.registry.store import Store
-from fmnist_tasks.registry.stores import open_store
-from fmnist_tasks.settings import ROLLBACK_ID, read_store_uri
-
-
-def open_default_store() -> Store:
-    """The store with the releases and the champion log."""
-    return open_store(read_store_uri())
+from fmnist_tasks.registry.stores import open_default_store
+from fmnist_tasks.settings import ROLLBACK_ID
 
 
 @declare_task

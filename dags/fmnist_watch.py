@@ -27,7 +27,7 @@ from airflow.sdk import CronTriggerTimetable, dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 from fmnist_defaults import CHAMPION, TAGS, TASKS, declare_task, link_pages, read_schedule
 
-from fmnist_tasks.settings import WATCH_ID, Settings, read_store_uri
+from fmnist_tasks.settings import WATCH_ID, Settings
 
 
 @declare_task
@@ -51,12 +51,12 @@ def check_settings() -> None:
 def announce_champion() -> dict[str, Any]:
     """Emit the champion's asset event, unless the last event names this release."""
     from fmnist_tasks.announcement import find_unannounced_champion
-    from fmnist_tasks.registry.stores import open_store
+    from fmnist_tasks.registry.stores import open_default_store
 
     context = get_current_context()
     last = list(context["inlet_events"][CHAMPION].ascending(False).limit(1))
     announced = (last[0].extra or {}).get("version") if last else None
-    entry = find_unannounced_champion(open_store(read_store_uri()), str(announced))
+    entry = find_unannounced_champion(open_default_store(), str(announced))
     if entry is None:
         raise AirflowSkipException("the champion has already been announced")
     extra: dict[str, Any] = {"version": entry.version, "sequence": entry.sequence}

@@ -15,8 +15,8 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context
 from fmnist_defaults import ON_REQUEST, declare_task, get_actor, make_reason
 
-from fmnist_tasks.registry.stores import open_store
-from fmnist_tasks.settings import WITHDRAW_ID, read_store_uri
+from fmnist_tasks.registry.stores import open_default_store
+from fmnist_tasks.settings import WITHDRAW_ID
 
 
 @declare_task
@@ -26,7 +26,7 @@ def withdraw_or_restore() -> dict[str, Any]:
 
     parameters = get_current_context()["params"]
     change = withdrawal.withdraw if parameters["action"] == "withdraw" else withdrawal.restore
-    store = open_store(read_store_uri())
+    store = open_default_store()
     return change(store, parameters["name"], parameters["reason"], actor=get_actor())
 
 

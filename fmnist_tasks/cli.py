@@ -30,7 +30,7 @@ from fmnist_tasks.registry.champion import find_champion_at, list_entries, read_
 from fmnist_tasks.registry.runs import make_run_key, read_record, read_records
 from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store, read_clock
-from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, read_store_uri
 from fmnist_tasks.tables import has_succeeded, print_json, show_metrics, show_rows, show_steps
@@ -142,7 +142,7 @@ def evaluate(run: RunId = None, as_json: AsJson = False) -> None:
     """Evaluate the newest model of a run on the test images; exit code 1 if the gate rejects it."""
     from fmnist_tasks.steps import read_result
 
-    store = _open_store()
+    store = open_default_store()
     try:
         read_result(store, _find_run(store, run), "fine_tune")
     except (MissingError, RejectedError):
@@ -166,7 +166,7 @@ def publish(run: RunId = None, as_json: AsJson = False) -> None:
 @command
 def summary(run: RunId = None, as_json: AsJson = False) -> None:
     """Summarise a run; exit code 1 unless it promoted a champion or nothing had changed."""
-    store = _open_store()
+    store = open_default_store()
     run_id = _find_run(store, run).id
     records = read_records(store, run_id)
     if as_json:
@@ -187,7 +187,7 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
 @command
 def releases(as_json: AsJson = False) -> None:
     """List all releases, oldest first; exit code 1 if a manifest cannot be read."""
-    store = _open_store()
+    store = open_default_store()
     champion_log = read_log(store)
     rows = []
     faults = []
@@ -218,7 +218,7 @@ def releases(as_json: AsJson = False) -> None:
 @command
 def champion(as_json: AsJson = False) -> None:
     """Show the current champion; exit code 1 if there is none."""
-    store = _open_store()
+    store = open_default_store()
     show_rows(_describe(store, service.require_champion(store)), as_json)
 
 
@@ -243,7 +243,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Show the champion log, oldest first: promotions, rollbacks, withdrawals and restorations."""
-    store = _open_store()
+    store = open_default_store()
     if at is None:
         rows = [_describe(store, entry) for entry in list_entries(store)]
         if not as_json:
@@ -268,7 +268,7 @@ def audit(
     """Verify the champion log, every manifest and every file; stop at the first fault with exit code 1."""
     from fmnist_tasks.registry.audit import audit_store
 
-    show_rows(audit_store(_open_store(), expect), as_json)
+    show_rows(audit_store(open_default_store(), expect), as_json)
 
 
 def make_keys(
@@ -289,7 +289,7 @@ def make_keys(
     """
     from fmnist_tasks.registry import keys
 
-    store = _open_store()
+    store = open_default_store()
     public = folder / keys.TRUSTED_FILE
     trusted = store.keys.trusted
     if public.exists():
@@ -334,7 +334,7 @@ add_command(keys_app, "new", make_keys)
 @command
 def verify(version: Annotated[str, typer.Argument(help="The release to verify.")], as_json: AsJson = False) -> None:
     """Verify every file of a release against its manifest, and evaluate its model again."""
-    show_rows(service.verify_release(_open_store(), version), as_json)
+    show_rows(service.verify_release(open_default_store(), version), as_json)
 
 
 @command
@@ -350,7 +350,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Verify an earlier release and make it the champion again; withdraw the current one."""
-    store = _open_store()
+    store = open_default_store()
     after = service.require_champion(store, replaces).sequence
     entry = service.roll_back(store, version, reason, actor=_find_actor(), after=after, force=force)
     announce_champion(entry)
@@ -364,7 +364,7 @@ def withdraw(
     as_json: AsJson = False,
 ) -> None:
     """Bar a release, and every candidate that repeats it, from promotion; or remove a batch from the dataset."""
-    show_rows(withdrawal.withdraw(_open_store(), name, reason, actor=_find_actor()), as_json)
+    show_rows(withdrawal.withdraw(open_default_store(), name, reason, actor=_find_actor()), as_json)
 
 
 @command
@@ -372,7 +372,7 @@ def restore(
     name: Annotated[str, typer.Argument(help="A withdrawn release or batch.")], reason: Reason, as_json: AsJson = False
 ) -> None:
     """Lift the withdrawal of a release or batch."""
-    show_rows(withdrawal.restore(_open_store(), name, reason, actor=_find_actor()), as_json)
+    show_rows(withdrawal.restore(open_default_store(), name, reason, actor=_find_actor()), as_json)
 
 
 @command
@@ -385,7 +385,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Delete old releases, runs, predictions and unused content; never the champion or its predecessor."""
-    store = _open_store()
+    store = open_default_store()
     age = timedelta(days=older_than)
     if dry_run:
         plan = pruning.plan_pruning(store, keep=keep, older_than=age, now=read_clock(store))
@@ -417,7 +417,7 @@ def predict(
 
     from fmnist_tasks.data.image_files import read_image_file
 
-    store = _open_store()
+    store = open_default_store()
     version = release or service.require_champion(store).version
     pixels, reasons = {}, {}
     for path in images:
@@ -444,7 +444,7 @@ def batches(as_json: AsJson = False) -> None:
     """List the accepted batches, and the reasons for withdrawals."""
     from fmnist_tasks.data.accepted_batches import list_accepted
 
-    rows = [batch.to_json() for batch in sorted(list_accepted(_open_store()), key=lambda batch: batch.accepted)]
+    rows = [batch.to_json() for batch in sorted(list_accepted(open_default_store()), key=lambda batch: batch.accepted)]
     if not as_json:
         rows = [{**row, "sha256": row["sha256"][:12]} for row in rows]
     show_rows(rows, as_json, "no accepted batches yet; put one into incoming/")
@@ -481,10 +481,6 @@ def _print_error(heading: str, text: str) -> None:
     standard_error.print(Text.assemble((heading, "red"), " ", make_printable(text)), soft_wrap=True)
 
 
-def _open_store() -> Store:
-    return open_store(read_store_uri())
-
-
 def _find_run(store: Store, run_id: str | None) -> Any:
     """The run with this ID, or the latest run, with its original parameters."""
     from fmnist_tasks.steps import Run
@@ -517,7 +513,7 @@ def _run_steps(run_id: str | None, as_json: bool, *names: str) -> None:
     from fmnist_tasks.steps import run_step
 
     _set_up_logging()
-    run = _find_run(_open_store(), run_id)
+    run = _find_run(open_default_store(), run_id)
     _show_steps([(name, run_step(name, run)) for name in names], as_json)
 
 

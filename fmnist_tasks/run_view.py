@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fmnist_tasks.registry.runs import read_records
-from fmnist_tasks.registry.stores import open_store
-from fmnist_tasks.settings import read_store_uri
+from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.tables import has_succeeded, show_metrics
 from fmnist_tasks.text import make_printable
 
@@ -114,7 +113,7 @@ def main(file: Path) -> int:
         lines = map(make_printable, file.read_text(encoding="utf-8").splitlines()[-20:])
         print("no step began; end of the log:", *lines, sep="\n", file=sys.stderr)
         return 1
-    store = open_store(read_store_uri())
+    store = open_default_store()
     records = read_records(store, view.run_id)
     show_metrics(store, view.run_id, records)
     return 0 if has_succeeded(records) else 1

@@ -91,7 +91,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class DagSettings:
-    """Settings of the DAGs in Airflow. Only the parsing of DAG files uses them, so a fault stops no task."""
+    """Settings of the DAGs in Airflow. Only the DAG files read them, so a fault in one stops no running task."""
 
     schedule: str | None  # cron expression of scheduled runs; None (in the environment "none"): on request only
     timezone: str  # of the schedule, an IANA name

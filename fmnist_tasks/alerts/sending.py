@@ -19,9 +19,9 @@ from fmnist_tasks.errors import FmnistError
 from fmnist_tasks.registry.champion import find_champion
 from fmnist_tasks.registry.documents import compute_digest
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.schemas.alerts import SavedAlert
-from fmnist_tasks.settings import DAG_ID, read_instance, read_store_uri
+from fmnist_tasks.settings import DAG_ID, read_instance
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ def send_alert(alert: Alert) -> None:
     log.log(level, "ALERT %s in %s: %s. %s", alert.event, origin, alert.text, saved.champion)
     alert_id = compute_alert_id(alert)
     try:
-        store = open_store(read_store_uri())
-        is_new = outbox.enqueue(store, alert_id, _date(saved, store))
+        store = open_default_store()
+        is_new = outbox.enqueue(store, alert_id, _set_store_time(saved, store))
     except Exception as error:  # noqa: BLE001 - any: the alert must go out
         log.error("the alert cannot be saved, so it is sent once, without retries: %s", error)
         _send_unsaved(alert_id, saved)
@@ -63,7 +63,7 @@ def deliver_pending(max_seconds: float) -> None:
 
     No delivery starts after `max_seconds`. Without pending alerts, it costs one listing.
     """
-    store = open_store(read_store_uri())
+    store = open_default_store()
     if pending := outbox.find_pending(store):
         channels, faults = find_channels()
         for fault in faults:
@@ -105,7 +105,7 @@ def _describe(alert: Alert) -> SavedAlert:
     )
 
 
-def _date(alert: SavedAlert, store: Store) -> SavedAlert:
+def _set_store_time(alert: SavedAlert, store: Store) -> SavedAlert:
     """Return the alert with the time of the store."""
     return alert.model_copy(update={"created": outbox.read_time(store).isoformat()})
 
@@ -119,7 +119,7 @@ def _find_dag(alert: Alert) -> str:
 
 def _describe_champion() -> str:
     try:
-        entry = find_champion(open_store(read_store_uri()))
+        entry = find_champion(open_default_store())
     except Exception as error:  # noqa: BLE001 - any: the alert must go out
         return f"The current champion cannot be read: {error}"
     return f"Current champion: {entry.version}" if entry else "There is no champion yet"
@@ -145,5 +145,5 @@ def _send_unsaved(alert_id: str, alert: SavedAlert) -> None:
 def _save_report(store: Store, alert: Alert) -> str:
     """Save an alert about an undeliverable one; return its ID."""
     alert_id = compute_alert_id(alert)
-    outbox.enqueue(store, alert_id, _date(_describe(alert), store))
+    outbox.enqueue(store, alert_id, _set_store_time(_describe(alert), store))
     return alert_id

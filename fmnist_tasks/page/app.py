@@ -34,9 +34,9 @@ from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.releases import SignedManifest
 from fmnist_tasks.registry.runs import read_records
-from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import render_run
-from fmnist_tasks.settings import DAG_ID, INCLUDE, MAX_REASON_LENGTH, read_store_uri
+from fmnist_tasks.settings import DAG_ID, INCLUDE, MAX_REASON_LENGTH
 from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
 
@@ -86,7 +86,7 @@ def create_app(
 
     @cache
     def registry() -> ReleaseCache:
-        return ReleaseCache(open_store(read_store_uri()))
+        return ReleaseCache(open_default_store())
 
     @cache
     def predictor() -> ChampionPredictor:

@@ -1,4 +1,4 @@
-"""Opens the store that a URI names."""
+"""Opens the store of this process, or the one that a URI names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry.keys import read_keys
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.settings import read_store_uri
+
+
+def open_default_store() -> Store:
+    """Return the store of this process, which `FMNIST_STORE` names; raises like :func:`open_store`."""
+    return open_store(read_store_uri())
 
 
 def open_store(uri: str) -> Store:

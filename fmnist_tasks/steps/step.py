@@ -24,11 +24,11 @@ from fmnist_tasks.memory import read_peak_memory, reset_peak_memory
 from fmnist_tasks.registry.pruning_flag import forbid_pruning
 from fmnist_tasks.registry.runs import make_run_key, read_record, write_record
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import save_report
 from fmnist_tasks.schemas.base import RunParameters
 from fmnist_tasks.schemas.runs import RESULTS, Result, Status, StepRecord, parse_result
-from fmnist_tasks.settings import Parameters, read_store_uri
+from fmnist_tasks.settings import Parameters
 from fmnist_tasks.text import replace_surrogates
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def run_step(name: str, run: Run, seed: int | None = None, **arguments: Any) -> 
     """
     if STEPS[name].per_seed and seed is None:
         return [run_step(name, run, seed, **arguments) for seed in run.parameters.seeds]
-    store = open_store(read_store_uri())
+    store = open_default_store()
     recorder = _Recorder(store, run, name if seed is None else _make_record_name(name, seed))
     log.info("%s begins: run %s with %s", recorder.name, run.id, run.parameters.to_json())
     with forbid_pruning(store, f"step {recorder.name} of run {run.id}"):
