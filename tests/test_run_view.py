@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks.run_view import RunView, follow_log, show_texts
+from fmnist_tasks.run_view import RunView, follow_log, show_run, show_texts
 from fmnist_tasks.settings import PROJECT
 
 LOG = """\
@@ -83,6 +83,14 @@ def test_other_lines_are_not_shown(message: str) -> None:
     for line in (message, f"2026-11-30T09:00:00Z [info     ] {message} [fmnist_tasks.steps.data] loc=data.py:1"):
         assert view.select(line) is None
     assert view.run_id is None
+
+
+def test_verbose_shows_every_line_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("VERBOSE", "1")
+    log, view = io.StringIO(), RunView(replaces_lines=False)
+    show_run(LOG.splitlines(keepends=True), log, view)
+    assert capsys.readouterr().out == log.getvalue() == LOG
+    assert view.run_id == "manual__1"
 
 
 @pytest.fixture

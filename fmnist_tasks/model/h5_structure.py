@@ -51,7 +51,7 @@ _LATEST_FILE_RIGHTS = 16
 _NO_NEW_PRIVILEGES = 38  # linux/prctl.h
 
 
-def main() -> None:
+def main() -> None:  # pragma: no cover - may open no file, so its coverage cannot be saved
     """Read the file on standard input, and write its structure to standard output."""
     restrict_process()
     for limit, value in _LIMITS.items():
@@ -65,7 +65,7 @@ def main() -> None:
         sys.stdout.buffer.write(array[()].astype("<f4", copy=False).data)
 
 
-def restrict_process() -> None:
+def restrict_process() -> None:  # pragma: no cover - as above
     """Permanently give up access to files and other processes, if the kernel has Landlock.
 
     Under Landlock, not even root can trace outside processes or read their memory.

@@ -106,7 +106,7 @@ class Log:
         only the version, its suffix, the first digits of the model's digest, is compared.
         """
         for version, entry in self.withdrawn.items():
-            digest = entry.model_sha256 or version.rpartition("-")[2]
+            digest = entry.model_sha256 or version.rpartition("-")[2].partition(".")[0]
             same_model = candidate.model_sha256 is not None and candidate.model_sha256.startswith(digest)
             if same_model or (candidate.inputs is not None and candidate.inputs == entry.inputs):
                 return version, entry
@@ -234,7 +234,7 @@ def append_entry(
             )
         if store.put_if_absent(key, content):
             _write_receipt(store, new.sequence)
-            return new.model_copy(update={"signed_by": store.keys.signing_id})
+            return new.copy_signed_by(store.keys.signing_id)
     raise StoreError(
         f"cannot add {version} to the champion log: other writers were first, {_MAX_ATTEMPTS} times in a row; retry "
         "later"
@@ -357,10 +357,10 @@ def _require_valid_signer(keys: Keys, key: str, entry: Entry, previous: Entry | 
     """
     earlier = previous.signed_by if previous else None
     if entry.signed_by is None:
-        unsigned = keys.trusted.unsigned_count if keys.trusted else 0 if earlier else entry.sequence
+        unsigned = keys.trusted.unsigned_count if keys.trusted else entry.sequence - 1 if earlier else entry.sequence
         if entry.sequence > unsigned:
             raise IntegrityError(
-                f"{key}: is unsigned, but entries after number {min(unsigned, entry.sequence - 1)} must be signed. "
+                f"{key}: is unsigned, but entries after number {unsigned} must be signed. "
                 "Either a process without the signing key wrote it, or it is forged. As the store's administrator, "
                 "delete it and its receipt below champion-receipts/ (docs/signing.md)"
             )

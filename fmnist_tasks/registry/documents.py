@@ -22,8 +22,8 @@ def compute_digest(content: Any) -> str:
 
 def seal(content: dict[str, Any]) -> bytes:
     """Return the document as readable JSON; its field `seal` is the SHA-256 of its bytes with an empty `seal`."""
-    unsealed = render_document({**content, "seal": ""})
-    return unsealed.replace(_EMPTY_SEAL, _make_seal(hashlib.sha256(unsealed).hexdigest()), 1)
+    unsealed = _encode({**content, "seal": ""})
+    return _require_size(unsealed.replace(_EMPTY_SEAL, _make_seal(hashlib.sha256(unsealed).hexdigest()), 1))
 
 
 def unseal(data: bytes, key: str) -> dict[str, Any]:
@@ -57,12 +57,19 @@ def render_document(document: dict[str, Any]) -> bytes:
 
     Raises ValueError for NaN, and :class:`DataError` for a document that is too large to be read again.
     """
-    text = replace_surrogates(
-        json.dumps(document, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    ).encode()
-    if len(text) > MAX_BYTES:
+    return _require_size(_encode(document))
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    text = json.dumps(document, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return replace_surrogates(text).encode()
+
+
+def _require_size(data: bytes) -> bytes:
+    """Return the bytes of a document; raises :class:`DataError` if they are too many to be read again."""
+    if len(data) > MAX_BYTES:
         raise DataError(
-            f"a document of this run has {len(text):,} bytes, more than the limit of {MAX_BYTES:,}; submit fewer "
+            f"a document of this run has {len(data):,} bytes, more than the limit of {MAX_BYTES:,}; submit fewer "
             "batches at once, or shorten their names"
         )
-    return text
+    return data

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 from fmnist_tasks.evaluation import figures
+from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.steps.evaluation import draw_errors
 
 
 def decode_png(picture: bytes) -> np.ndarray:
@@ -36,3 +38,10 @@ def test_each_image_is_in_its_cell_with_its_caption_above() -> None:
     has_text = orange.any(axis=1)
     assert not has_text[black.any(axis=1)].any()
     assert has_text[: black.any(axis=1).argmax()].any()
+
+
+def test_errors_are_drawn_if_there_are_any(store: FolderStore) -> None:
+    images, labels = np.zeros((2, 28, 28), np.uint8), np.array([0, 1], np.uint8)
+    assert draw_errors(store, ["coat", "bag"], images, labels, np.array([[0.9, 0.1], [0.1, 0.9]], np.float32)) == {}
+    references = draw_errors(store, ["coat", "bag"], images, labels, np.array([[0.1, 0.9], [0.1, 0.9]], np.float32))
+    assert decode_png(store.get(references["candidate_errors"].uri)).shape[2] == 3

@@ -436,6 +436,11 @@ def test_an_evaluation_of_the_base_model_is_not_accepted_for_a_candidate() -> No
 
 
 def test_a_candidate_that_repeats_a_withdrawn_release_is_held() -> None:
-    assert promotion.check_not_withdrawn(None).outcome == "passed"
-    result = promotion.check_not_withdrawn("it repeats v1")
-    assert (result.outcome, result.message) == ("hold", "it repeats v1")
+    expected = {"name": "withdrawn releases", "value": None, "threshold": "none repeated"}
+    assert promotion.check_not_withdrawn(None).to_json() == {
+        **expected,
+        "outcome": "passed",
+        "message": "the candidate does not repeat a withdrawn release",
+    }
+    held = {**expected, "outcome": "hold", "message": "it repeats v1"}
+    assert promotion.check_not_withdrawn("it repeats v1").to_json() == held

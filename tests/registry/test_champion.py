@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
-from fmnist_tasks.errors import AccessError, ConflictError, IntegrityError, RejectedError, StoreError
+from fmnist_tasks.errors import AccessError, ConflictError, IntegrityError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import describe
-from fmnist_tasks.registry.documents import seal
+from fmnist_tasks.registry.documents import compute_digest, seal
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.schemas.releases import Action, Entry, Manifest
 from fmnist_tasks.settings import Parameters
@@ -23,11 +25,20 @@ def promote(store: FolderStore, version: str, writer: str, after: int) -> Entry:
     return champion.append_entry(store, version=version, action="promote", reason="why", write_id=writer, after=after)
 
 
+def test_the_log_knows_every_release_that_was_the_champion(store: FolderStore) -> None:
+    append(store, "promote", "v1", after=0)
+    append(store, "promote", "v2", after=1)
+    append(store, "withdraw", "v0")
+    log = champion.read_log(store)
+    assert [log.has_been_champion(version) for version in ("v0", "v1", "v2", "v3")] == [False, True, True, False]
+
+
 def test_the_last_promotion_decides_the_champion(store: FolderStore) -> None:
     assert champion.find_champion(store) is None
     promote(store, "v1", "run-1", 0)
     last = promote(store, "v2", "run-2", 1)
     assert champion.find_champion(store) == last
+    assert last.actor == ""
     assert [(entry.sequence, entry.version) for entry in champion.list_entries(store)] == [(1, "v1"), (2, "v2")]
 
 
@@ -78,7 +89,7 @@ def test_an_entry_is_valid_even_if_its_receipt_cannot_be_written(
     monkeypatch.setattr(FolderStore, "put", refuse)
     assert champion.find_champion(store) is None
     assert promote(store, "v1", "run-1", 0) == champion.find_champion(store)
-    assert "its receipt cannot be written: Permission denied" in caplog.text
+    assert caplog.messages == ["entry 1 is in the champion log, but its receipt cannot be written: Permission denied"]
 
 
 def test_a_missing_entry_never_brings_back_an_older_champion(store: FolderStore) -> None:
@@ -201,6 +212,32 @@ def test_a_champion_that_changed_since_it_was_read_is_not_replaced(store: Folder
     assert len(champion.list_entries(store)) == 2
 
 
+def test_a_rollback_from_a_champion_that_changed_is_refused(store: FolderStore) -> None:
+    message = (
+        "the champion has changed in the meantime: it was none and {}; nothing was rolled back. Look at the new {}"
+    )
+    for number, actual in enumerate(["there is none now", r"is now v1 \(log entry 1\)"]):
+        new = "champion, then roll back to v0 again if necessary"
+        with pytest.raises(ConflictError, match=rf"^{message.format(actual, new)}$"):
+            append(store, "rollback", "v0", after=5)
+        promote(store, f"v{number + 1}", f"run-{number}", number)
+
+
+def test_an_entry_too_large_to_be_read_is_not_written(store: FolderStore) -> None:
+    message = (
+        "an entry of the champion log may have 65,536 bytes, but this one has {}; nothing was changed. Shorten the {}"
+    )
+    write = partial(champion.append_entry, store, version="v1", action="promote", write_id="w", after=0)
+    with pytest.raises(SettingsError) as refused:
+        write(reason="x" * 70_000)
+    (size,) = re.findall(r"has ([0-9,]+);", str(refused.value))
+    longest = 70_000 - (int(size.replace(",", "")) - (64 << 10))
+    with pytest.raises(SettingsError, match=f"^{message.format('65,537', 'reason')}$"):
+        write(reason="x" * (longest + 1))
+    written = write(reason="x" * longest)
+    assert champion.list_entries(store) == [written]
+
+
 def test_another_version_with_the_same_write_id_is_another_write(store: FolderStore) -> None:
     promote(store, "v1", "run-1", 0)
     with pytest.raises(ConflictError, match=r"v2 is not promoted"):
@@ -251,6 +288,17 @@ def test_a_wrong_time_in_the_log_is_corrected(store: FolderStore) -> None:
     assert champion.find_champion_at(store, datetime.now(UTC) + timedelta(minutes=1)) == third
 
 
+def test_an_entry_is_not_later_than_those_after_it(store: FolderStore) -> None:
+    """The clock was ahead, and the object was written again later, from a backup."""
+    now = datetime.now(UTC)
+    put_entry(store, 1, now + timedelta(days=365 * 70))
+    put_entry(store, 2, now - timedelta(weeks=1), action="withdraw")
+    entry = champion.find_champion_at(store, now - timedelta(days=3))
+    assert entry
+    assert entry.sequence == 1
+    assert champion.find_champion_at(store, now - timedelta(weeks=2)) is None
+
+
 def test_the_time_of_an_entry_is_that_of_the_store(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store_time = datetime.now(UTC) - timedelta(days=400)
     monkeypatch.setattr(champion, "read_clock", lambda _: store_time)
@@ -268,7 +316,11 @@ def test_the_previous_champion_is_another_release(store: FolderStore) -> None:
 def test_a_copied_entry_is_refused(store: FolderStore) -> None:
     promote(store, "v1", "run-1", 0)
     store.put("champion/00000002.json", store.get("champion/00000001.json"))
-    with pytest.raises(IntegrityError, match=r"00000002.json: contains entry 1"):
+    message = (
+        "champion/00000002.json: contains entry 1 of the champion log, so it was copied or renamed; restore the "
+        "original from a backup or an earlier version of the object"
+    )
+    with pytest.raises(IntegrityError, match=rf"^{message}$"):
         champion.find_champion(store)
 
 
@@ -313,22 +365,34 @@ def test_a_rollback_to_a_withdrawn_release_lifts_its_withdrawal(store: FolderSto
 def test_a_candidate_that_repeats_a_withdrawn_release_is_not_promoted(store: FolderStore) -> None:
     append(store, "promote", "v1", after=0, origin=champion.Origin("11", "in 1"))
     append(store, "withdraw", "v2", "wrong labels", origin=champion.Origin("22", "in 2"))
+    day = champion.list_entries(store)[-1].time[:10]
     message = (
-        r"v3 is the model of release v2, or .*, and that release was withdrawn by ann on .*: wrong labels\. "
-        r"Withdraw .*\(fmnist restore v2 "
+        "v3 is the model of release v2, or comes from the same data, code and parameters, and that release was "
+        rf"withdrawn by ann on {day}: wrong labels\. Withdraw the batch that caused it, or lift the withdrawal "
+        r"\(fmnist restore v2 --reason …\)"
     )
     for origin in (champion.Origin("22", "in 3"), champion.Origin("33", "in 2")):
-        with pytest.raises(RejectedError, match=message):
+        with pytest.raises(RejectedError, match=f"^{message}$"):
             append(store, "promote", "v3", after=1, origin=origin)
     append(store, "restore", "v2")
     assert append(store, "promote", "v3", after=1, origin=champion.Origin("22", "in 2")).sequence == 4
 
 
+def test_the_withdrawal_of_the_candidate_itself_is_described_without_an_actor(store: FolderStore) -> None:
+    entry = champion.append_entry(store, version="v2", action="withdraw", reason="bad", write_id="w")
+    assert champion.describe_withdrawal("v2", "v2", entry) == (
+        f"v2 is release v2, and that release was withdrawn on {entry.time[:10]}: bad. Withdraw the batch that caused "
+        "it, or lift the withdrawal (fmnist restore v2 --reason …)"
+    )
+
+
 def test_a_withdrawn_release_with_only_a_version_is_recognised_by_its_suffix(store: FolderStore) -> None:
     append(store, "promote", "v1", after=0)
-    append(store, "withdraw", "20261123T020000Z-0c50bb14")
+    for version in ("20261123T020000Z-0c50bb14", "20261130T020000Z-1c50bb14.2"):
+        append(store, "withdraw", version)
     log = champion.read_log(store)
-    assert log.find_withdrawal(champion.Origin("0c50bb14" + 56 * "0"))
+    for start in ("0c50bb14", "1c50bb14"):
+        assert log.find_withdrawal(champion.Origin(start + 56 * "0"))
     assert not log.find_withdrawal(champion.Origin("0c50bb15" + 56 * "0"))
 
 
@@ -386,18 +450,31 @@ def test_the_origin_of_a_release_with_parameters_of_another_version_is_its_model
     facts = make_facts("model", parameters=Parameters().to_json() | {"colour": "red"})
     manifest = Manifest(**dict(facts), version="v1", files={"model.h5": describe("releases/v1/model.h5", b"model")})
     assert releases.make_manifest_origin(manifest) == champion.Origin(digest("model"))
-    current = manifest.model_copy(update={"parameters": make_facts().parameters})
-    origin = releases.make_manifest_origin(current)
-    assert origin.model_sha256 == digest("model")
-    assert origin.inputs is not None
+
+
+def test_the_origin_of_a_release_is_its_model_and_its_data_code_and_parameters() -> None:
+    facts = make_facts("model", parameters=Parameters(seed=5, force=True, approval=True).to_json())
+    manifest = Manifest(**dict(facts), version="v1", files={"model.h5": describe("releases/v1/model.h5", b"model")})
+    inputs = {name: value for name, value in facts.parameters.items() if name not in {"force", "approval"}}
+    inputs |= {"data": digest("data"), "code": digest("code")}
+    assert inputs["seed"] == 5
+    assert releases.make_manifest_origin(manifest) == champion.Origin(digest("model"), compute_digest(inputs))
 
 
 def test_appends_end_if_other_writers_are_always_first(store: FolderStore) -> None:
+    """Each attempt reads only the entries that are new."""
+    reads: list[str] = []
+
     class BusyStore(FolderStore):
         def put_if_absent(self, key: str, data: bytes) -> bool:
             return False
 
-    with pytest.raises(
-        StoreError, match=r"cannot add v1 to the champion log: other writers were first, 100 times in a row"
-    ):
-        promote(BusyStore(store.root), "v1", "run-1", 0)
+        def get(self, key: str, max_bytes: int | None = None) -> bytes:
+            reads.append(key)
+            return super().get(key, max_bytes)
+
+    promote(store, "v1", "run-1", 0)
+    message = "cannot add v2 to the champion log: other writers were first, 100 times in a row; retry later"
+    with pytest.raises(StoreError, match=rf"^{message}$"):
+        promote(BusyStore(store.root), "v2", "run-2", 1)
+    assert reads == ["champion/00000001.json"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fmnist_tasks.registry import checkpoints
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.store import Store
+from tests.support.signed_store import make_signing_keys
 
 IDENTITY = {"data": "d1", "code": "c1", "recipe": {"filters": (3, 4)}, "seed": 0}
 STATES = [np.random.default_rng(number).bytes(3000) for number in range(4)]
@@ -98,6 +100,30 @@ def test_a_training_that_starts_again_deletes_its_earlier_checkpoints(store: Fol
     assert [stat.key for stat in store.list("checkpoints/")] == [KEY.replace("3", "1")]
     make_checkpoints(store).save(2, STATES[2])
     assert [stat.key for stat in store.list("checkpoints/")] == [KEY.replace("3", "1"), KEY.replace("3", "2")]
+
+
+def test_with_keys_only_a_checkpoint_with_a_valid_signature_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Forged: unsigned, signed with an unknown key, and the signature of another state."""
+    keys = make_signing_keys()
+    store, forger = FolderStore(tmp_path, keys), FolderStore(tmp_path, make_signing_keys())
+    save_three(store)
+    intact, previous = store.get(KEY), store.get(KEY.replace("3", "2"))
+    assert make_checkpoints(store).load_latest() == STATES[3]
+    save_three(FolderStore(tmp_path))
+    unsigned = store.get(KEY)
+    save_three(forger)
+    foreign = store.get(KEY)
+    mixed = intact[:32] + previous[32:96] + intact[96:]
+    store.put(KEY.replace("3", "2"), previous)
+    for forged in (unsigned, foreign, mixed):
+        caplog.clear()
+        store.put(KEY, forged)
+        assert make_checkpoints(store).load_latest() == STATES[2]
+        assert caplog.messages[0] == f"{KEY}: this checkpoint has no valid signature; trying the one before it"
+    store.put(KEY, intact)
+    assert make_checkpoints(store).load_latest() == STATES[3]
 
 
 def test_deleting_the_checkpoints_of_a_run_leaves_those_of_others(store: FolderStore) -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from fmnist_tasks.errors import DataError, IntegrityError
-from fmnist_tasks.registry.documents import MAX_BYTES, compute_digest, read_document, seal, unseal
+from fmnist_tasks.registry.documents import MAX_BYTES, compute_digest, read_document, render_document, seal, unseal
 from fmnist_tasks.registry.local import FolderStore
 
 CONTENT = {"name": "Größe", "share": 0.1, "rows": [1, 2, None, True], "nested": {"seal": "", "a": 2}}
@@ -52,6 +52,12 @@ def test_the_seal_is_the_digest_of_the_bytes_with_an_empty_seal() -> None:
     assert seal({"b": 1}) == empty.replace(b'""', b'"%s"' % hashlib.sha256(empty).hexdigest().encode())
 
 
+def test_stored_documents_have_sorted_fields_and_readable_letters() -> None:
+    assert render_document({"b": "Größe", "a": {"d": 1, "c": 2}}).decode() == (
+        '{\n  "a": {\n    "c": 2,\n    "d": 1\n  },\n  "b": "Größe"\n}\n'
+    )
+
+
 def test_a_document_has_one_seal() -> None:
     """JSON parsers ignore a second seal, but this project never writes one."""
     empty = b'{\n  "b": 1,\n  "seal": "",\n  "seal": ""\n}\n'
@@ -64,7 +70,14 @@ def test_a_document_is_read_from_the_store_and_a_changed_one_is_named(store: Fol
     store.put("runs/r/train.json", seal(CONTENT))
     assert read_document(store, "runs/r/train.json") == CONTENT
     store.put("runs/r/train.json", seal(CONTENT).replace(b"0.1", b"0.2"))
-    with pytest.raises(IntegrityError, match=r"^runs/r/train.json: its bytes were changed"):
+    message = (
+        "runs/r/train.json: its bytes were changed after it was written, or another program wrote it; it is not used. "
+        "Restore it from a backup or, below runs/, clear the task that wrote it"
+    )
+    with pytest.raises(IntegrityError, match=rf"^{message}$"):
+        read_document(store, "runs/r/train.json")
+    store.put("runs/r/train.json", b" " * (MAX_BYTES + 1))
+    with pytest.raises(IntegrityError, match=r"train.json: has 4,194,305 bytes, expected at most 4,194,304"):
         read_document(store, "runs/r/train.json")
 
 
@@ -72,10 +85,12 @@ def test_a_document_too_large_to_be_read_is_not_written(store: FolderStore) -> N
     largest = MAX_BYTES - len(seal({"names": ""}))
     store.put("d.json", seal({"names": "x" * largest}))
     assert len(read_document(store, "d.json")["names"]) == largest
-    with pytest.raises(
-        DataError, match=r"a document of this run has 4,194,305 bytes, more than the limit of 4,194,304"
-    ):
-        seal({"names": "x" * (largest + 1 + 64)})
+    message = (
+        "a document of this run has 4,194,305 bytes, more than the limit of 4,194,304; submit fewer batches at once, "
+        "or shorten their names"
+    )
+    with pytest.raises(DataError, match=rf"^{message}$"):
+        seal({"names": "x" * (largest + 1)})
 
 
 def test_text_that_is_not_unicode_is_replaced() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
-from fmnist_tasks.registry import releases
+from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import describe
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.local import FolderStore
@@ -107,3 +107,49 @@ def test_a_manifest_of_another_form_is_refused_with_a_remedy(
     store.put("releases/v1/manifest.json", seal(content))
     with pytest.raises(IntegrityError, match=rf"^releases/v1/manifest\.json: {message}"):
         releases.read_manifest(store, "v1")
+
+
+def test_a_release_is_published_under_the_first_version_that_is_free_or_its_own(store: FolderStore) -> None:
+    log = champion.Log()
+    assert releases.choose_version(store, "v1", FACTS, log) == "v1"
+    releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
+    assert releases.choose_version(store, "v1", FACTS, log) == "v1"
+    other, third = make_facts("model", ood_threshold=2.0), make_facts("model", ood_threshold=3.0)
+    assert releases.choose_version(store, "v1", other, log) == "v1.2"
+    releases.publish_release(store, "v1.2", {"model.h5": b"model"}, other)
+    assert releases.choose_version(store, "v1", other, log) == "v1.2"
+    assert releases.choose_version(store, "v1", third, log) == "v1.3"
+
+
+def test_a_release_that_was_the_champion_keeps_its_version(store: FolderStore) -> None:
+    """Its promotion may be repeated, whatever was evaluated since."""
+    releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
+    champion.append_entry(store, version="v1", action="promote", reason="why", write_id="w", after=0)
+    other = make_facts("model", ood_threshold=2.0)
+    assert releases.choose_version(store, "v1", other, champion.read_log(store)) == "v1"
+
+
+def test_a_manifest_is_compared_with_the_log_that_was_read(store: FolderStore) -> None:
+    releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
+    entry = champion.append_entry(store, version="v1", action="promote", reason="why", write_id="w", after=0)
+    other = champion.Log((entry.model_copy(update={"manifest_sha256": "0" * 64}),), ("0" * 64,))
+    message = (
+        "releases/v1/manifest.json: is not the manifest that entry 1 of the champion log names, so it was replaced; "
+        "restore the original from a backup or an earlier version of the object"
+    )
+    for read in (releases.read_manifest, releases.open_manifest):
+        with pytest.raises(IntegrityError, match=rf"^{message}$"):
+            read(store, "v1", other)
+    store.put("champion/00000001.json", b"damaged since")
+    assert releases.read_manifest(store, "v1", champion.Log()).version == "v1"
+
+
+def test_a_copied_manifest_is_refused(store: FolderStore) -> None:
+    releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
+    store.put("releases/v2/manifest.json", store.get("releases/v1/manifest.json"))
+    message = (
+        "releases/v2/manifest.json: is the manifest of release v1, so it was copied or renamed; it is not used. "
+        "Restore the original from a backup, or delete it"
+    )
+    with pytest.raises(IntegrityError, match=rf"^{message}$"):
+        releases.read_manifest(store, "v2")

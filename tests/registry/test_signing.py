@@ -20,7 +20,7 @@ from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.blobs import put_blob
 from fmnist_tasks.registry.local import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
-from fmnist_tasks.registry.signing import Keys
+from fmnist_tasks.registry.signing import Keys, SealedEntries, digest_entries
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.schemas.runs import PromotionResult
@@ -103,10 +103,17 @@ def test_without_keys_accidental_changes_are_still_detected(store: FolderStore) 
         entry_key(2),
         store.keys.encode("", "champion-entry", champion.list_entries(store)[1].to_json() | {"reason": "x"}),
     )
-    with pytest.raises(
-        IntegrityError, match=r"champion/00000003.json: names a predecessor other than champion/00000002.json"
-    ):
+    message = (
+        "champion/00000003.json: names a predecessor other than champion/00000002.json, so one of the two was "
+        "replaced; restore the original from a backup or an earlier version of the object"
+    )
+    with pytest.raises(IntegrityError, match=rf"^{message}$"):
         champion.read_log(store)
+
+
+def test_the_entry_returned_by_its_writer_names_the_key_too(signed_store: FolderStore) -> None:
+    publish(signed_store, "v5")
+    assert promote(signed_store, "v5") == champion.list_entries(signed_store)[-1]
 
 
 def test_an_entry_names_its_manifest_its_predecessor_and_who_acted(signed_store: FolderStore) -> None:
@@ -173,21 +180,55 @@ def test_unsigned_entries_cannot_be_changed_after_signing_began(store: FolderSto
     put_unlinked_entry(store, 1, "v2")
     champion.read_log(store)  # not detected yet
     store.keys = make_signing_keys(None, digests)
-    with pytest.raises(
-        IntegrityError,
-        match=r"00000001.json to champion/00000002.json: differ from the entries that existed when signing began",
-    ):
+    message = (
+        "champion/00000001.json to champion/00000002.json: differ from the entries that existed when signing began or "
+        r"a key was revoked \(trusted keys\); restore the originals from a backup or earlier versions of the objects"
+    )
+    with pytest.raises(IntegrityError, match=rf"^{message}$"):
         champion.read_log(store)
 
 
 def test_an_unsigned_entry_after_a_signed_one_is_refused_with_and_without_keys(signed_store: FolderStore) -> None:
-    content = champion.list_entries(signed_store)[0].to_json()
+    content = champion.list_entries(signed_store)[3].to_json()  # a withdrawal: the champion is an entry before it
     forged = {**content, "sequence": 6, "previous_sha256": champion.read_log(signed_store).digests[-1]}
     signed_store.put(entry_key(6), Keys().encode("", "champion-entry", forged))
-    for keys in (signed_store.keys, Keys()):
+    for keys, number in ((signed_store.keys, 0), (Keys(), 5)):
         reader = replace_keys(signed_store, keys)
-        with pytest.raises(IntegrityError, match=r"champion/00000006.json: is unsigned, but entries after"):
-            champion.read_log(reader)
+        message = (
+            rf"champion/00000006.json: is unsigned, but entries after number {number} must be signed\. Either a "
+            r"process without the signing key wrote it, or it is forged\. As the store's administrator, delete it and "
+            r"its receipt below champion-receipts/ \(docs/signing\.md\)"
+        )
+        for read in (champion.read_log, champion.find_champion):
+            with pytest.raises(IntegrityError, match=rf"^{message}$"):
+                read(reader)
+
+
+def test_the_champion_is_not_found_behind_an_entry_that_names_another_predecessor(signed_store: FolderStore) -> None:
+    content = champion.list_entries(signed_store)[3].to_json() | {"sequence": 6, "previous_sha256": "0" * 64}
+    signed_store.put(entry_key(6), signed_store.keys.encode(entry_key(6), "champion-entry", content))
+    with pytest.raises(
+        IntegrityError, match=r"^champion/00000006.json: names a predecessor other than champion/0000000"
+    ):
+        champion.find_champion(signed_store)
+
+
+def test_the_champion_is_not_an_entry_of_a_revoked_key(signed_store: FolderStore) -> None:
+    """Trusted keys whose newest key is revoked, from before its last entry."""
+    trusted, digests = signed_store.keys.trusted, champion.read_log(signed_store).digests
+    assert trusted
+    revoked = trusted.keys[0].model_copy(
+        update={"revoked_after": SealedEntries(count=4, sha256=digest_entries(digests[:4]))}
+    )
+    reader = replace_keys(signed_store, Keys(trusted.model_copy(update={"keys": (revoked,)})))
+    message = (
+        rf"champion/00000005.json: is signed by key {revoked.id[:16]}, which had been replaced or revoked by then, so "
+        r"it may be forged\. As the store's administrator, delete it and its receipt below champion-receipts/ "
+        r"\(docs/signing\.md\)"
+    )
+    for read in (champion.read_log, champion.find_champion):
+        with pytest.raises(IntegrityError, match=rf"^{message}$"):
+            read(reader)
 
 
 def test_a_manifest_from_before_signing_cannot_be_changed(store: FolderStore) -> None:
@@ -198,7 +239,12 @@ def test_a_manifest_from_before_signing_cannot_be_changed(store: FolderStore) ->
     store.keys = make_signing_keys(None, log.digests, {"v1": releases.open_manifest(store, "v1", log).sha256})
     manifest = releases.read_manifest(store, "v1").to_json()
     store.put(manifest_key("v1"), Keys().encode("", "manifest", {**manifest, "ood_threshold": 1e9}))
-    with pytest.raises(IntegrityError, match=r"releases/v1/manifest.json: is unsigned, and not one of the manifests"):
+    message = (
+        r"releases/v1/manifest.json: is unsigned, and not one of the manifests that existed when signing began "
+        r"\(trusted keys\), so nothing shows that this project published it; it is not used\. Restore it from a "
+        "backup, or delete the release"
+    )
+    with pytest.raises(IntegrityError, match=rf"^{message}$"):
         releases.read_manifest(store, "v1")
 
 
@@ -223,9 +269,11 @@ def test_entries_verify_with_the_key_of_their_time(signed_store: FolderStore) ->
     assert keys == [first.signing_id] * 5 + [second.signing_id]
 
     outdated = replace_keys(signed_store, Keys(second.trusted, first.signing))  # a process that still has the old key
-    with pytest.raises(
-        SettingsError, match=r"FMNIST_SIGNING_KEY is key .*, which was replaced and may not sign entry 7"
-    ):
+    message = (
+        rf"FMNIST_SIGNING_KEY is key {str(first.signing_id)[:16]}, which was replaced and may not sign entry 7 of the "
+        "champion log, so nothing was changed; give this process the newest key"
+    )
+    with pytest.raises(SettingsError, match=rf"^{message}$"):
         champion.append_entry(outdated, version="v4", action="restore", reason="r", write_id="w")
     content = champion.list_entries(signed_store)[4].to_json() | {
         "previous_sha256": champion.read_log(outdated).digests[-1]
@@ -248,7 +296,11 @@ def test_a_release_signed_with_a_replaced_key_is_valid_only_if_the_log_names_it(
     key = manifest_key("v7")
     forged = {**releases.read_manifest(signed_store, "v5").to_json(), "version": "v7"}
     signed_store.put(key, first.encode(key, "manifest", forged))
-    with pytest.raises(IntegrityError, match=r"releases/v7/manifest.json: is signed by key .*, which was replaced"):
+    message = (
+        rf"releases/v7/manifest.json: is signed by key {str(first.signing_id)[:16]}, which was replaced, and no entry "
+        r"of the champion log names it; it is not used\. Delete the release \(docs/signing\.md, Replace a key\)"
+    )
+    with pytest.raises(IntegrityError, match=rf"^{message}$"):
         releases.read_manifest(signed_store, "v7")
 
 
