@@ -236,7 +236,9 @@ def measure_training() -> dict[str, Any]:
         dataset = folder / "dataset.json"
         dataset.write_text(json.dumps(make_dataset("synthetic", [str(number) for number in range(10)], base, batches)))
         store_uri = minio_server.build_uri("larger")
-        metrics: dict[str, Any] = run_module("bench.probes", "train_one_epoch", str(dataset), FMNIST_STORE=store_uri)
+        metrics: dict[str, Any] = run_module(
+            "bench.measurements", "train_one_epoch", str(dataset), FMNIST_STORE=store_uri
+        )
     finally:
         minio_server.stop()
         shutil.rmtree(folder)

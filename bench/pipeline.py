@@ -21,17 +21,17 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.processes import run_command, run_module
-from fmnist_tasks import service
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.schemas.runs import BaseModelResult, TunedModelResult, parse_result
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import PROJECT, Parameters, Settings
 from tests.support import synthetic
 from tests.support.minio_server import MinioServer
 
-PROBES = "bench.probes"
+PROBES = "bench.measurements"
 _IMAGE_COUNTS = (70_000, 350_000, 700_000)  # a seventh of them are test images
 _CHUNK_IMAGES = 10_000
 _ENTRY_COUNTS = (1_000, 10_000, 100_000)  # of the champion log
@@ -50,7 +50,7 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str,
         conf = {"profile": profile, "seed": seed}
         seconds, _ = run_command(str(PROJECT / "include" / "run"), json.dumps(conf), **home)
         store = open_store(Settings.from_environment(home).store)
-        manifest = service.open_release(store, service.require_champion(store).version).manifest
+        manifest = open_release(store, require_champion(store).version).manifest
         records = read_records(store, manifest.run_id)
         minio = minio_server.open_store(f"run-{seed}")
         for stat in (*store.list("runs/"), *store.list("blobs/")):

@@ -131,7 +131,7 @@ def build_table(results: list[Result]) -> Table:
         )
         add_row(
             recipe,
-            "share of the matrix product's speed, %",
+            "share of matrix-product throughput, %",
             lambda run: 100 * run["gigaflops"] / run["machine"]["matmul_gigaflops"],
             1,
         )

@@ -34,7 +34,7 @@ def plan_shards() -> list[dict[str, Any]]:
     """Divide the files into shards, all for the same champion."""
     from airflow.configuration import conf
 
-    from fmnist_tasks import batch_prediction
+    from fmnist_tasks.serving import batch_prediction
 
     parameters = get_current_context()["params"]
     max_shards = conf.getint("core", "max_map_length")
@@ -46,7 +46,7 @@ def plan_shards() -> list[dict[str, Any]]:
 )
 def predict_shard(shard: dict[str, Any]) -> dict[str, Any]:
     """Classify the images of one shard."""
-    from fmnist_tasks import batch_prediction
+    from fmnist_tasks.serving import batch_prediction
 
     return batch_prediction.predict_shard(open_default_store(), get_current_context()["run_id"], shard)
 
@@ -54,7 +54,7 @@ def predict_shard(shard: dict[str, Any]) -> dict[str, Any]:
 @declare_task
 def write_summary(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
     """Write `summary.json`."""
-    from fmnist_tasks import batch_prediction
+    from fmnist_tasks.serving import batch_prediction
 
     return batch_prediction.write_summary(open_default_store(), get_current_context()["run_id"], shards, list(results))
 

@@ -24,9 +24,9 @@ from fmnist_tasks.settings import ROLLBACK_ID
 @declare_task
 def find_champion() -> dict[str, Any]:
     """Find the champion to replace. If the champion changes before the rollback, the rollback fails."""
-    from fmnist_tasks import service
+    from fmnist_tasks.serving.release import require_champion
 
-    current = service.require_champion(open_default_store(), get_current_context()["params"]["replaces"])
+    current = require_champion(open_default_store(), get_current_context()["params"]["replaces"])
     return current.model_dump(include={"version", "sequence"})
 
 
@@ -39,11 +39,11 @@ def check_approval() -> str:
 @declare_task(trigger_rule="none_failed_min_one_success", outlets=[CHAMPION])
 def rollback(current: dict[str, Any]) -> dict[str, Any]:
     """Verify the release, append it to the champion log, and emit the champion's asset event."""
-    from fmnist_tasks import service
+    from fmnist_tasks.serving.rollback import roll_back
 
     context = get_current_context()
     parameters = context["params"]
-    entry = service.roll_back(
+    entry = roll_back(
         open_default_store(),
         parameters["version"],
         parameters["reason"],
@@ -71,7 +71,7 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
             minLength=1,
             section="Rollback",
         ),
-        "reason": make_reason("Why you replace the champion. It is stored in the champion log.", "Rollback"),
+        "reason": make_reason("Why you are replacing the champion. It is stored in the champion log.", "Rollback"),
         "replaces": Param(
             None,
             title="Current champion",

@@ -22,7 +22,7 @@ from fmnist_tasks.settings import WITHDRAW_ID
 @declare_task
 def withdraw_or_restore() -> dict[str, Any]:
     """Withdraw or restore a release or batch."""
-    from fmnist_tasks import withdrawal
+    from fmnist_tasks.serving import withdrawal
 
     parameters = get_current_context()["params"]
     change = withdrawal.withdraw if parameters["action"] == "withdraw" else withdrawal.restore

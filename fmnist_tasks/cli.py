@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from fmnist_tasks import service, withdrawal
 from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.errors import READ_ERRORS, DataError, FmnistError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import pruning
@@ -32,6 +31,9 @@ from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store, read_clock
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.schemas.releases import Entry
+from fmnist_tasks.serving import withdrawal
+from fmnist_tasks.serving.release import classify_images, open_release, require_champion, verify_release
+from fmnist_tasks.serving.rollback import roll_back
 from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, read_store_uri
 from fmnist_tasks.tables import has_succeeded, print_json, show_metrics, show_rows, show_steps
 from fmnist_tasks.text import make_printable
@@ -219,7 +221,7 @@ def releases(as_json: AsJson = False) -> None:
 def champion(as_json: AsJson = False) -> None:
     """Show the current champion; exit code 1 if there is none."""
     store = open_default_store()
-    show_rows(_describe(store, service.require_champion(store)), as_json)
+    show_rows(_describe(store, require_champion(store)), as_json)
 
 
 def _parse_moment(text: str) -> datetime:
@@ -287,16 +289,16 @@ def make_keys(
     earlier keys. It reads the champion log of FMNIST_STORE, and starts from FMNIST_TRUSTED_KEYS_FILE, or from
     trusted-keys.json in the folder.
     """
-    from fmnist_tasks.registry import keys
+    from fmnist_tasks.registry import signing_keys
 
     store = open_default_store()
-    public = folder / keys.TRUSTED_FILE
+    public = folder / signing_keys.TRUSTED_FILE
     trusted = store.keys.trusted
     if public.exists():
-        keys_in_folder = keys.read_trusted_keys({f"{keys.TRUSTED_KEYS}_FILE": str(public)})
+        keys_in_folder = signing_keys.read_trusted_keys({f"{signing_keys.TRUSTED_KEYS}_FILE": str(public)})
         if trusted is not None and trusted != keys_in_folder:
             raise SettingsError(
-                f"{public} differs from {keys.TRUSTED_KEYS}; unset that variable, or pass an empty folder"
+                f"{public} differs from {signing_keys.TRUSTED_KEYS}; unset that variable, or pass an empty folder"
             )
         trusted = keys_in_folder
     store.keys = Keys(trusted)
@@ -304,7 +306,9 @@ def make_keys(
     manifests = {}
     if trusted is None:
         if champion_log.newest_key:
-            raise SettingsError(f"the champion log is already signed; set {keys.TRUSTED_KEYS}_FILE to its trusted keys")
+            raise SettingsError(
+                f"the champion log is already signed; set {signing_keys.TRUSTED_KEYS}_FILE to its trusted keys"
+            )
         manifests = {
             name: release_store.open_manifest(store, name, champion_log).sha256
             for name in release_store.list_versions(store)
@@ -314,8 +318,8 @@ def make_keys(
             f"no entry of the champion log in {read_store_uri()} is signed with these keys: FMNIST_STORE may name "
             "another store. Nothing was changed. If the keys were never used, delete their files and create new ones"
         )
-    pem, trusted = keys.make_keys(trusted, champion_log.digests, manifests, revoke_earlier=revoke_earlier)
-    signing, public = keys.write_keys(folder, pem, trusted)
+    pem, trusted = signing_keys.make_keys(trusted, champion_log.digests, manifests, revoke_earlier=revoke_earlier)
+    signing, public = signing_keys.write_keys(folder, pem, trusted)
     show_rows(
         {
             "store": read_store_uri(),
@@ -334,7 +338,7 @@ add_command(keys_app, "new", make_keys)
 @command
 def verify(version: Annotated[str, typer.Argument(help="The release to verify.")], as_json: AsJson = False) -> None:
     """Verify every file of a release against its manifest, and evaluate its model again."""
-    show_rows(service.verify_release(open_default_store(), version), as_json)
+    show_rows(verify_release(open_default_store(), version), as_json)
 
 
 @command
@@ -351,8 +355,8 @@ def rollback(
 ) -> None:
     """Verify an earlier release and make it the champion again; withdraw the current one."""
     store = open_default_store()
-    after = service.require_champion(store, replaces).sequence
-    entry = service.roll_back(store, version, reason, actor=_find_actor(), after=after, force=force)
+    after = require_champion(store, replaces).sequence
+    entry = roll_back(store, version, reason, actor=_find_actor(), after=after, force=force)
     announce_champion(entry)
     show_rows(_describe(store, entry), as_json)
 
@@ -418,7 +422,7 @@ def predict(
     from fmnist_tasks.data.image_files import read_image_file
 
     store = open_default_store()
-    version = release or service.require_champion(store).version
+    version = release or require_champion(store).version
     pixels, reasons = {}, {}
     for path in images:
         try:
@@ -427,7 +431,7 @@ def predict(
             reasons[path] = str(error)
     predictions = []
     if pixels:
-        predictions = service.classify_images(service.open_release(store, version), np.stack([*pixels.values()]))
+        predictions = classify_images(open_release(store, version), np.stack([*pixels.values()]))
     rows = [{"image": str(path), **row} for path, row in zip(pixels, predictions, strict=True)]
     if as_json:
         print_json([*rows, *({"image": str(path), "error": reason} for path, reason in reasons.items())])

@@ -26,12 +26,14 @@ _NOT_HASHED = {  # modules and packages that cannot change a model or its evalua
     "page",
     "provision.py",
     "pruning.py",
-    "pruning_flag.py",
+    "pruning_markers.py",
+    "rollback.py",
     "run_report.py",
     "run_view.py",
     "stores.py",
     "tables.py",
     "templates.py",
+    "withdrawal.py",
 }
 
 

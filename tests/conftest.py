@@ -36,7 +36,7 @@ import absl.logging
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store
 from tests.support import synthetic

@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.data import accepted_batches
 from fmnist_tasks.data.dataset import store_images
@@ -27,6 +26,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.schemas.runs import ChangeResult
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import PROFILES, PROJECT
 from tests.support import synthetic
 from tests.support.documents import copy_facts, save_record
@@ -179,7 +179,7 @@ def test_a_rejected_model_gives_exit_code_1(pipeline: Pipeline) -> None:
 
 @pytest.mark.integration
 def test_commands_show_and_verify_the_release_of_a_finished_run(finished_pipeline: Pipeline) -> None:
-    entry = service.require_champion(finished_pipeline.store)
+    entry = require_champion(finished_pipeline.store)
     (row,) = run_json("releases")
     assert (row["version"], row["champion"], row["run_id"]) == (entry.version, True, RUN.id)
     assert run_json("champion") == run_json("history")[0] == {**entry.to_json(), "signature": "unsigned"}
@@ -192,7 +192,7 @@ def test_commands_show_and_verify_the_release_of_a_finished_run(finished_pipelin
 
 @pytest.mark.integration
 def test_a_release_with_another_accuracy_than_its_manifest_fails_verification(finished_pipeline: Pipeline) -> None:
-    release = service.open_release(finished_pipeline.store, service.require_champion(finished_pipeline.store).version)
+    release = open_release(finished_pipeline.store, require_champion(finished_pipeline.store).version)
     metrics = release.manifest.metrics
     test = metrics.test.model_copy(update={"accuracy": metrics.test.accuracy - 0.01})
     facts = copy_facts(release.manifest, metrics=metrics.model_copy(update={"test": test}))
@@ -202,8 +202,8 @@ def test_a_release_with_another_accuracy_than_its_manifest_fails_verification(fi
 
 @pytest.mark.integration
 def test_rollback_checks_the_target_and_stores_the_reason(finished_pipeline: Pipeline) -> None:
-    store, first = finished_pipeline.store, service.require_champion(finished_pipeline.store).version
-    release = service.open_release(store, first)
+    store, first = finished_pipeline.store, require_champion(finished_pipeline.store).version
+    release = open_release(store, first)
     for version in ("another", "damaged"):
         releases.publish_release(store, version, release.files, copy_facts(release.manifest))
     model = bytearray(store.get("releases/damaged/model.h5"))
@@ -232,10 +232,7 @@ def test_rollback_checks_the_target_and_stores_the_reason(finished_pipeline: Pip
 
 @pytest.mark.integration
 def test_a_release_is_withdrawn_and_restored(finished_pipeline: Pipeline) -> None:
-    first, second = (
-        service.require_champion(finished_pipeline.store).version,
-        finished_pipeline.promote_second_release(),
-    )
+    first, second = (require_champion(finished_pipeline.store).version, finished_pipeline.promote_second_release())
     assert f"{second} is the champion: roll back" in run_fmnist("withdraw", second, "--reason", "bad", expect=1).stderr
     for command in ("withdraw", "restore"):
         neither = "there is neither a release nor a batch gone"

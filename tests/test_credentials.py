@@ -14,7 +14,7 @@ from fmnist_tasks.alerts.watch import read_heartbeat_url
 from fmnist_tasks.broker import Password
 from fmnist_tasks.credentials import find_secret, read_secret
 from fmnist_tasks.errors import SettingsError
-from fmnist_tasks.registry.access import open_bucket
+from fmnist_tasks.registry.s3_address import open_bucket
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQ\n-----END PRIVATE KEY-----"
 

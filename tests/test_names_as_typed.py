@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fmnist_tasks import cli, tables
 from fmnist_tasks.cli import app
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.schemas.runs import PublishResult
 from tests.support.documents import digest, make_record, make_reference, save_record
 from tests.support.pipeline import Pipeline

@@ -43,7 +43,7 @@ EVENTS = {
     "rejected": Event(
         "Retraining rejected",
         "failure",
-        "The champion stays. Read the verdict in the report, then look at the newest batches.",
+        "The champion stays. Read the verdict in the report, then check the labels of the newest batches.",
     ),
     "rejected by a user": Event(
         "Rejected by a user", "failure", "The champion stays, and no action is needed. This message gives the reason."
@@ -51,7 +51,7 @@ EVENTS = {
     "approval expired": Event(
         "Approval expired",
         "failure",
-        "The champion stays. To decide after all, clear the task `approval` of the run: it requests an approval again.",
+        "The champion stays. To decide after all, clear the task `approval` of the run; a new request is then sent.",
     ),
     "approval needed": Event(
         "Approval needed", "warning", "Approve or reject; for a candidate, read the verdict in the report first."
@@ -62,11 +62,7 @@ EVENTS = {
         "The run continues without the batch. Read the reason in the quarantine folder, correct the files, and submit "
         "them again.",
     ),
-    "batch waiting": Event(
-        "Batch waiting",
-        "warning",
-        "Give the workers' user the right to read and delete these files, or add the missing file of a pair.",
-    ),
+    "batch waiting": Event("Batch waiting", "warning", "Follow the instruction beside each file."),
     "champion changed": Event(
         "Champion changed",
         "success",

@@ -24,8 +24,8 @@ from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.data.idx import read_idx
 from fmnist_tasks.data.npz import Header, read_npz
 from fmnist_tasks.errors import AccessError, DataError, StoreError
-from fmnist_tasks.registry.blobs import describe
-from fmnist_tasks.registry.local import to_original_key
+from fmnist_tasks.registry.blobs import compute_reference
+from fmnist_tasks.registry.folder import to_original_key
 from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store, is_ahead, require_response
 from fmnist_tasks.schemas.data import IncomingFile, QuarantinedBatch, WaitingFile
 
@@ -100,7 +100,7 @@ def find_batches(
             reason = f"the workers' user may not read this {stat.kind.split()[-1]}; grant read access, or remove it"
             waiting.append(make_waiting_file(stat.key, reason, needs_attention=True))
         elif is_incomplete and age <= MAX_WAIT:
-            reason = "its name is that of an incomplete copy; rename it when it is complete"
+            reason = "its name marks an incomplete copy (such as .part); rename it once the copy is complete"
             waiting.append(
                 make_waiting_file(stat.key, reason, needs_attention=is_ahead(stat.changed or stat.modified, now))
             )
@@ -147,7 +147,7 @@ def read_batch(store: Store, batch: IncomingBatch) -> tuple[tuple[np.ndarray, np
             return f"{file.key}: is a {file.kind}, which is not read; submit a regular file", batch.files
         if _INCOMPLETE.fullmatch(_restore_name(file.key)):
             return (
-                f"{file.key}: its name has been that of an incomplete copy for more than a week; if it is complete, "
+                f"{file.key}: its name has marked it as an incomplete copy for more than a week; if it is complete, "
                 "rename it and submit it again"
             ), batch.files
         if file.bytes > MAX_BYTES:
@@ -156,7 +156,7 @@ def read_batch(store: Store, batch: IncomingBatch) -> tuple[tuple[np.ndarray, np
         contents = {file.key: stack.enter_context(store.open(file.key)) for file in batch.files}
         try:
             files = [
-                file.model_copy(update={"sha256": describe(file.key, contents[file.key]).sha256})
+                file.model_copy(update={"sha256": compute_reference(file.key, contents[file.key]).sha256})
                 for file in batch.files
             ]
         except OSError as error:
@@ -232,7 +232,7 @@ def _is_free(store: Store, key: str, size: int, sha256: str | None) -> bool:
     if stat.bytes != size or sha256 is None:
         return False
     with store.open(key) as content:
-        return describe(key, content).sha256 == sha256
+        return compute_reference(key, content).sha256 == sha256
 
 
 def _decode(contents: dict[str, BinaryIO]) -> tuple[np.ndarray, np.ndarray]:

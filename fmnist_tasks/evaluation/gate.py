@@ -23,7 +23,7 @@ def decide_verdict(identity: Identity, checks: list[Check]) -> Verdict:
 
 
 def check_identity(expected: Identity, metrics: Identity) -> Check:
-    """The metrics are of this run, model and dataset, and were measured by this code."""
+    """Check that the metrics are of this run, model and dataset, and were measured by this code."""
     wrong = [
         f"{name} is {getattr(metrics, name)!r}, expected {value!r}"
         for name, value in expected
@@ -41,14 +41,14 @@ def check_identity(expected: Identity, metrics: Identity) -> Check:
 def check_minimum(
     name: str, value: Any, threshold: float, what: str, on_failure: OnFailure = "reject", form: str = ".2%"
 ) -> Check:
-    """The metric is a finite number and at least the threshold, which must be finite too."""
+    """Check that the metric is a finite number and at least the threshold, which must be finite too."""
     return _check_threshold(name, value, threshold, what, on_failure, form, is_minimum=True)
 
 
 def check_maximum(
     name: str, value: Any, threshold: float, what: str, on_failure: OnFailure = "reject", form: str = ".2%"
 ) -> Check:
-    """The metric is a finite number and at most the threshold, which must be finite too."""
+    """Check that the metric is a finite number and at most the threshold, which must be finite too."""
     return _check_threshold(name, value, threshold, what, on_failure, form, is_minimum=False)
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.schemas.base import describe_faults
-from fmnist_tasks.schemas.releases import Policy
+from fmnist_tasks.schemas.policy import Policy
 from fmnist_tasks.settings import INCLUDE
 from fmnist_tasks.toml_files import read_toml
 

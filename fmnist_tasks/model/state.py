@@ -74,7 +74,7 @@ def unpack(state: bytes, model: keras.Model, optimizer: keras.Optimizer) -> Prog
 
     def require_stored(*headers: npz.Header) -> None:
         if sum(header.bytes for header in headers) > len(state):
-            raise DataError("a checkpoint: unpacks to more than its own size, so this project did not write it")
+            raise DataError("a checkpoint is compressed, but this project compresses none")
 
     try:
         values = npz.read_npz(io.BytesIO(state), "a checkpoint", "curves", *names, check=require_stored)

@@ -23,7 +23,7 @@ from fastapi.templating import Jinja2Templates
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from fmnist_tasks import errors, service, withdrawal
+from fmnist_tasks import errors
 from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.page.activity import Schedule, list_quarantine, read_last_run
 from fmnist_tasks.page.inference import ChampionPredictor
@@ -36,6 +36,8 @@ from fmnist_tasks.registry.releases import SignedManifest
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import render_run
+from fmnist_tasks.serving import withdrawal
+from fmnist_tasks.serving.rollback import roll_back
 from fmnist_tasks.settings import DAG_ID, INCLUDE, MAX_REASON_LENGTH
 from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
@@ -85,25 +87,25 @@ def create_app(
     uploads, renders = Semaphore(_MAX_UPLOADS), CapacityLimiter(_MAX_RENDERS)
 
     @cache
-    def registry() -> ReleaseCache:
+    def get_releases() -> ReleaseCache:
         return ReleaseCache(open_default_store())
 
     @cache
-    def predictor() -> ChampionPredictor:
-        return ChampionPredictor(registry().store)
+    def get_predictor() -> ChampionPredictor:
+        return ChampionPredictor(get_releases().store)
 
     def open_manifest(version: str) -> SignedManifest:
-        return releases.open_manifest(registry().store, require_name("release", version), registry().read_log())
+        return releases.open_manifest(get_releases().store, require_name("release", version), get_releases().read_log())
 
     def describe_signature(signed_by: str | None) -> str:
-        return registry().store.keys.describe(signed_by)
+        return get_releases().store.keys.describe(signed_by)
 
     render.env.globals["describe_signature"] = describe_signature
 
     def read_ahead() -> None:
         try:
-            registry().read_releases()
-            registry().read_log()
+            get_releases().read_releases()
+            get_releases().read_log()
         except errors.FmnistError as error:
             log.warning("cannot read the releases ahead; the first request reads them: %s", error)
 
@@ -133,7 +135,7 @@ def create_app(
 
     @app.get("/")
     def overview(request: Request) -> Response:
-        (rows, faults), champion_log = registry().read_releases(), registry().read_log()
+        (rows, faults), champion_log = get_releases().read_releases(), get_releases().read_log()
         champion = champion_log.champion
         schedule = read_schedule()
         content = {
@@ -145,8 +147,8 @@ def create_app(
             "champion_row": next((row for row in rows if champion and row.version == champion.version), None),
             "dag_id": DAG_ID,
             "schedule": schedule,
-            "last_run": read_last_run(registry().store, schedule),
-            "quarantine": list_quarantine(registry().store),
+            "last_run": read_last_run(get_releases().store, schedule),
+            "quarantine": list_quarantine(get_releases().store),
             "charts": build_charts(rows),
         }
         return render.TemplateResponse(request, "overview.html", content)
@@ -155,14 +157,14 @@ def create_app(
     def release(request: Request, version: str) -> Response:
         signed = open_manifest(version)
         manifest = signed.manifest
-        champion_log = registry().read_log()
+        champion_log = get_releases().read_log()
         content = {
             "manifest": manifest,
             "signed_by": signed.signed_by,
             "champion": champion_log.champion,
             "withdrawn": champion_log.withdrawn.get(version),
             "entries": [entry for entry in champion_log.entries if version in {entry.version, entry.replaces}],
-            "others": [row for row in registry().read_releases()[0] if row.version != version][::-1],
+            "others": [row for row in get_releases().read_releases()[0] if row.version != version][::-1],
             "pictures": {
                 name.removeprefix("figures/").removesuffix(".png"): name
                 for name in manifest.files
@@ -181,7 +183,7 @@ def create_app(
         headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        content = get_verified(registry().store, reference) if reference else signed.data
+        content = get_verified(get_releases().store, reference) if reference else signed.data
         if name.endswith(".html"):
             return respond_with_report(content)
         return Response(content, media_type=_MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
@@ -191,8 +193,8 @@ def create_app(
         require_name("run", run_id)
 
         def render_report() -> bytes:
-            if records := read_records(registry().store, run_id):
-                return render_run(registry().store, run_id, records)
+            if records := read_records(get_releases().store, run_id):
+                return render_run(get_releases().store, run_id, records)
             raise errors.MissingError(f"there is no run {run_id}")
 
         return respond_with_report(await run_limited(render_report))
@@ -211,7 +213,7 @@ def create_app(
         user: str = Depends(may_edit),
     ) -> Response:
         require_name("release", version)
-        announce_champion(service.roll_back(registry().store, version, reason, actor=user, after=after))
+        announce_champion(roll_back(get_releases().store, version, reason, actor=user, after=after))
         return RedirectResponse(build_path(request, "overview"), status_code=303)
 
     @app.post("/withdrawals/{action}", dependencies=[Depends(require_same_origin)])
@@ -224,16 +226,16 @@ def create_app(
     ) -> Response:
         require_name("release", version)
         change = withdrawal.withdraw if action == "withdraw" else withdrawal.restore
-        change(registry().store, version, reason, actor=user)
+        change(get_releases().store, version, reason, actor=user)
         return RedirectResponse(build_path(request, "release", version=version), status_code=303)
 
     @app.get("/try")
     def try_it(request: Request) -> Response:
-        return render.TemplateResponse(request, "try.html", {"champion": registry().read_log().champion})
+        return render.TemplateResponse(request, "try.html", {"champion": get_releases().read_log().champion})
 
     @app.get("/try/examples")
     async def classify_examples() -> list[dict[str, Any]]:
-        return await run_limited(lambda: predictor().predict_examples())
+        return await run_limited(lambda: get_predictor().predict_examples())
 
     @app.post("/try/image", dependencies=[Depends(require_same_origin)])
     async def classify_upload(request: Request) -> dict[str, Any]:
@@ -249,7 +251,7 @@ def create_app(
                 from fmnist_tasks.data.image_files import read_image_file
 
                 image = read_image_file(io.BytesIO(upload), "the upload")
-                return predictor().predict(image[None])[0]
+                return get_predictor().predict(image[None])[0]
 
             return await run_limited(classify)
 

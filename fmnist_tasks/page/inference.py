@@ -7,8 +7,8 @@ import io
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tasks import service
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.serving.release import Release, classify_images, open_release, require_champion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ class ChampionPredictor:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._release: service.Release | None = None
+        self._release: Release | None = None
         self._lock = Lock()
 
     def predict(self, images: np.ndarray) -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ class ChampionPredictor:
         threshold = release.manifest.ood_threshold
         return [
             {**row, "threshold": threshold, "picture": encode_picture(image)}
-            for row, image in zip(service.classify_images(release, images), images, strict=True)
+            for row, image in zip(classify_images(release, images), images, strict=True)
         ]
 
     def predict_examples(self) -> list[dict[str, Any]]:
@@ -44,11 +44,11 @@ class ChampionPredictor:
         rows = self.predict(images[indices])
         return [{"truth": name, **row} for name, row in zip(manifest.classes, rows, strict=True)]
 
-    def _load_champion(self) -> service.Release:
+    def _load_champion(self) -> Release:
         with self._lock:
-            version = service.require_champion(self._store).version
+            version = require_champion(self._store).version
             if self._release is None or self._release.manifest.version != version:
-                self._release = service.open_release(self._store, version)
+                self._release = open_release(self._store, version)
             return self._release
 
 

@@ -11,7 +11,7 @@ from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.base import Reference
 
 
-def describe(key: str, data: bytes | BinaryIO) -> Reference:
+def compute_reference(key: str, data: bytes | BinaryIO) -> Reference:
     """Return the reference to content at a key, whether it is stored yet or not."""
     if isinstance(data, bytes):
         return Reference(uri=key, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
@@ -22,7 +22,7 @@ def describe(key: str, data: bytes | BinaryIO) -> Reference:
 
 def put_blob(store: Store, data: bytes | BinaryIO) -> Reference:
     """Store the content once under its SHA-256 and return the reference."""
-    content = describe("", data)
+    content = compute_reference("", data)
     reference = content.model_copy(update={"uri": f"blobs/sha256/{content.sha256}"})
     stored = store.stat(reference.uri)
     if stored is None or stored.bytes != reference.bytes:
@@ -33,7 +33,7 @@ def put_blob(store: Store, data: bytes | BinaryIO) -> Reference:
 def get_verified(store: Store, reference: Reference) -> bytes:
     """Return the bytes of a reference; raises :class:`IntegrityError` if they are not those that were written."""
     data = store.get(reference.uri, reference.bytes)
-    _require_same_digest(reference, describe(reference.uri, data))
+    _require_same_digest(reference, compute_reference(reference.uri, data))
     return data
 
 
@@ -41,7 +41,7 @@ def open_verified(store: Store, reference: Reference) -> BinaryIO:
     """Return the bytes of a reference as a file, which the caller closes; raises like :func:`get_verified`."""
     file = store.open(reference.uri, reference.bytes)
     try:
-        _require_same_digest(reference, describe(reference.uri, file))
+        _require_same_digest(reference, compute_reference(reference.uri, file))
     except IntegrityError:
         file.close()
         raise

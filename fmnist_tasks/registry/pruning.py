@@ -18,7 +18,7 @@ from typing import Any
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import MAX_BYTES, unseal
-from fmnist_tasks.registry.pruning_flag import forbid_work
+from fmnist_tasks.registry.pruning_markers import forbid_work
 from fmnist_tasks.registry.releases import make_file_key
 from fmnist_tasks.registry.signing import Keys, Kind, extract_text
 from fmnist_tasks.registry.store import Stat, Store, map_parallel, read_clock

@@ -9,7 +9,7 @@ from itertools import chain, count
 from typing import Any
 
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, SettingsError
-from fmnist_tasks.registry.blobs import describe, get_verified
+from fmnist_tasks.registry.blobs import compute_reference, get_verified
 from fmnist_tasks.registry.champion import Log, Origin, read_log
 from fmnist_tasks.registry.documents import MAX_BYTES, compute_digest
 from fmnist_tasks.registry.signing import Keys
@@ -63,7 +63,7 @@ def publish_release(store: Store, version: str, files: dict[str, bytes], facts: 
         references = {}
         for name, data in files.items():
             store.put(make_file_key(version, name), data)
-            references[name] = describe(make_file_key(version, name), data)
+            references[name] = compute_reference(make_file_key(version, name), data)
         manifest = Manifest(**dict(facts), version=version, files=references)
         store.put_if_absent(key, store.keys.encode(key, "manifest", manifest.to_json()))
     manifest = read_manifest(store, version)

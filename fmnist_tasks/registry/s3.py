@@ -27,10 +27,10 @@ from minio.versioningconfig import SUSPENDED, VersioningConfig
 from urllib3.exceptions import HTTPError
 
 from fmnist_tasks.errors import AccessError, MissingError, SettingsError
-from fmnist_tasks.registry.access import Bucket
-from fmnist_tasks.registry.blobs import describe
+from fmnist_tasks.registry.blobs import compute_reference
 from fmnist_tasks.registry.lifecycle import RULES
 from fmnist_tasks.registry.retries import is_operation_retryable, retry, to_store_error
+from fmnist_tasks.registry.s3_address import Bucket
 from fmnist_tasks.registry.signing import NO_KEYS, Keys
 from fmnist_tasks.registry.store import (
     DEFAULT_MAX_BYTES,
@@ -181,7 +181,7 @@ class S3Store:
         return cast(BinaryIO, file)
 
     def _upload(self, key: str, file: BinaryIO) -> None:
-        content = describe(key, file)
+        content = compute_reference(key, file)
         file.seek(0)
         self._client.put_object(
             self.bucket,
@@ -194,7 +194,7 @@ class S3Store:
         )
 
     def _create(self, key: str, data: bytes) -> bool:
-        sha256 = describe(key, data).sha256
+        sha256 = compute_reference(key, data).sha256
         headers: DictType = {
             "If-None-Match": "*",
             "Content-Type": _guess_content_type(key),

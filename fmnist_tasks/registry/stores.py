@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from fmnist_tasks.errors import SettingsError
-from fmnist_tasks.registry.keys import read_keys
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
+from fmnist_tasks.registry.signing_keys import read_keys
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.settings import read_store_uri
 
@@ -31,8 +31,8 @@ def open_store(uri: str) -> Store:
 
 def _make_store(uri: str) -> Store:
     if uri[:5].lower() == "s3://":
-        from fmnist_tasks.registry.access import open_bucket
         from fmnist_tasks.registry.s3 import S3Store
+        from fmnist_tasks.registry.s3_address import open_bucket
 
         return S3Store(open_bucket(uri))
     if match := re.fullmatch(r"(?i)file:(?://|(?!//))(/[^?#]+)", uri):

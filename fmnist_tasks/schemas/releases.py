@@ -1,4 +1,4 @@
-"""Manifests of releases, entries of the champion log, and the policy of the gates."""
+"""Manifests of releases, and entries of the champion log."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from fmnist_tasks.schemas.base import Document, Model, Reference, RunId, RunParameters, Sha256, Share, Time, Version
 from fmnist_tasks.schemas.data import Dataset
-from fmnist_tasks.schemas.evaluation import CandidateMetrics, Check, Decision, OnFailure
+from fmnist_tasks.schemas.evaluation import CandidateMetrics, Check, Decision
+from fmnist_tasks.schemas.policy import Policy
 
 Action = Literal["promote", "rollback", "withdraw", "restore"]
-Positive = Annotated[float, Field(gt=0)]
-Significance = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Code(Model):
@@ -30,70 +29,6 @@ class Machine(Model):
     processor: str
     cores: int | None
     python: str
-
-
-class AccuracyPolicy(Model):
-    """Limit of the test accuracy."""
-
-    min: Share
-    on_failure: OnFailure
-
-
-class ChampionPolicy(Model):
-    """Comparison of the candidate with the champion on the same test images."""
-
-    significance: Significance
-    on_significantly_worse: OnFailure
-    on_inconclusive: OnFailure
-
-
-class ClassPolicy(Model):
-    """Limit of each class's recall, and its comparison with the champion's."""
-
-    min_recall: Share
-    significance: Significance
-    on_failure: OnFailure
-
-
-class CalibrationPolicy(Model):
-    """Limit of the expected calibration error."""
-
-    max_error: Share
-    on_failure: OnFailure
-
-
-class OodFamilyPolicy(Model):
-    """Limits of one family of out-of-distribution images."""
-
-    min_auroc: Share
-    max_fpr99: Share  # false positive rate at 99 % true positive rate
-
-
-class OodPolicy(Model):
-    """The families with limits; others are only reported."""
-
-    families: dict[str, OodFamilyPolicy] = Field(min_length=1)
-    on_failure: OnFailure
-
-
-class ServingPolicy(Model):
-    """Limits of latency and size."""
-
-    max_single_image_ms: Positive
-    max_load_seconds: Positive
-    max_bytes: Annotated[int, Field(gt=0)]
-    on_failure: OnFailure
-
-
-class Policy(Model):
-    """All thresholds of the model checks, and what a failed check does."""
-
-    accuracy: AccuracyPolicy
-    champion: ChampionPolicy
-    classes: ClassPolicy
-    calibration: CalibrationPolicy
-    ood: OodPolicy
-    serving: ServingPolicy
 
 
 class Approval(Model):

@@ -37,7 +37,8 @@ from fmnist_tasks.schemas.evaluation import (
     OtherClasses,
     Verdict,
 )
-from fmnist_tasks.schemas.releases import Code, Machine, Policy
+from fmnist_tasks.schemas.policy import Policy
+from fmnist_tasks.schemas.releases import Code, Machine
 
 Status = Literal["running", "done", "rejected", "failed"]
 

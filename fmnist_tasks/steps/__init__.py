@@ -5,10 +5,11 @@ Steps import heavy libraries (TensorFlow, Great Expectations, matplotlib) only w
 
 from fmnist_tasks.schemas.runs import RESULTS
 from fmnist_tasks.steps.data import detect_change, ingest, validate_data
+from fmnist_tasks.steps.evaluation import evaluate_base, evaluate_tuned
 from fmnist_tasks.steps.gates import accuracy_gate, promotion_gate
-from fmnist_tasks.steps.models import choose_base, evaluate_base, evaluate_tuned, fine_tune, train
 from fmnist_tasks.steps.release import promote, publish, verify_release
 from fmnist_tasks.steps.step import STEPS, Run, read_result, run_step
+from fmnist_tasks.steps.training import choose_base, fine_tune, train
 
 __all__ = [
     "STEPS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fmnist_tasks.evaluation import gate, promotion
+from fmnist_tasks.evaluation import gate, model_checks
 from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.provenance import describe_code
 from fmnist_tasks.registry import champion
@@ -14,7 +14,7 @@ from fmnist_tasks.registry.releases import make_origin
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.evaluation import Verdict
-from fmnist_tasks.schemas.releases import Policy
+from fmnist_tasks.schemas.policy import Policy
 from fmnist_tasks.schemas.runs import (
     BaseModelResult,
     CandidateEvaluationResult,
@@ -39,7 +39,7 @@ def accuracy_gate(
     expected = make_identity(run, validation, base.model)
     checks = [
         gate.check_identity(expected, evaluation),
-        promotion.check_accuracy(read_run_policy(run).accuracy, evaluation.test),
+        model_checks.check_accuracy(read_run_policy(run).accuracy, evaluation.test),
     ]
     return GateResult(**to_gate_result(gate.decide_verdict(expected, checks), "base model", is_approval_on=False))
 
@@ -54,8 +54,8 @@ def promotion_gate(
     repeated = champion.read_log(store).find_withdrawal(make_candidate_origin(run, validation, model))
     checks = [
         gate.check_identity(expected, evaluation),
-        *promotion.check_candidate(policy, evaluation),
-        promotion.check_not_withdrawn(repeated and champion.describe_withdrawal("the candidate", *repeated)),
+        *model_checks.check_candidate(policy, evaluation),
+        model_checks.check_not_withdrawn(repeated and champion.describe_withdrawal("the candidate", *repeated)),
     ]
     return PromotionGateResult(
         **to_gate_result(gate.decide_verdict(expected, checks), "candidate", is_approval_on=run.parameters.approval),

@@ -27,7 +27,8 @@ from fmnist_tasks.schemas.runs import (
     ValidationResult,
     VerificationResult,
 )
-from fmnist_tasks.service import open_release, require_reason
+from fmnist_tasks.serving.release import open_release
+from fmnist_tasks.serving.rollback import require_reason
 from fmnist_tasks.steps.evaluation import count_prediction_mismatches, make_identity
 from fmnist_tasks.steps.gates import make_candidate_origin
 from fmnist_tasks.steps.step import Run, step

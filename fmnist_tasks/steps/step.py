@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 from fmnist_tasks.alerts import deliver_due_alerts
 from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError, RejectedError, StoreError
 from fmnist_tasks.memory import read_peak_memory, reset_peak_memory
-from fmnist_tasks.registry.pruning_flag import forbid_pruning
+from fmnist_tasks.registry.pruning_markers import forbid_pruning
 from fmnist_tasks.registry.runs import make_run_key, read_record, write_record
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_default_store

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from airflow.providers.standard.exceptions import HITLRejectException, HITLTimeoutError
 
-from fmnist_tasks import alerts, service
+from fmnist_tasks import alerts
 from fmnist_tasks.alerts import Alert
 from fmnist_tasks.alerts.watch import check_pipeline
 from fmnist_tasks.errors import RejectedError, StoreError, TrainingError
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.schemas.evaluation import Check, Identity
 from fmnist_tasks.schemas.runs import GateResult, ValidationResult
+from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.settings import DAG_ID, PROJECT, Parameters
 from tests.support.documents import make_dataset, save_record
 from tests.support.outbox import read_alerts
@@ -235,4 +236,4 @@ def test_the_headline_of_a_real_rejection_is_its_failed_check(finished_pipeline:
     alerts.alert_task_failure(make_context(RejectedError("no")))
     (alert,) = (alert for alert in read_alerts(finished_pipeline.store) if alert["event"] == "rejected")
     assert f"{accuracy.value:.2%}, below the threshold of" in alert["headline"]
-    assert service.require_champion(finished_pipeline.store).version in alert["champion"]
+    assert require_champion(finished_pipeline.store).version in alert["champion"]

@@ -11,12 +11,14 @@ from uuid import uuid4
 
 import pytest
 
-from fmnist_tasks import alerts, service
+from fmnist_tasks import alerts
 from fmnist_tasks.alerts import Alert, channels, outbox
 from fmnist_tasks.alerts.message import Message
 from fmnist_tasks.alerts.outbox import DELIVERED, PENDING, UNDELIVERABLE
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.serving.release import require_champion
+from fmnist_tasks.serving.rollback import roll_back
 from tests.alerts.conftest import Clock
 from tests.support.listeners import MailServer, WebhookServer
 from tests.support.outbox import read_alerts
@@ -480,9 +482,9 @@ def test_simultaneous_alerts_leave_no_secret_in_the_environment(
 
 
 def test_a_rollback_is_reported(finished_pipeline: Pipeline, webhook_server: WebhookServer) -> None:
-    version = service.require_champion(finished_pipeline.store).version
+    version = require_champion(finished_pipeline.store).version
     finished_pipeline.promote_second_release()
-    service.roll_back(finished_pipeline.store, version, "it was worse", actor="ann")
+    roll_back(finished_pipeline.store, version, "it was worse", actor="ann")
     (post,) = webhook_server.posts
     assert post["type"] == "success"
     assert post["title"].startswith("Champion changed: ")

@@ -17,7 +17,7 @@ from fmnist_tasks.alerts.watch import check_pipeline
 from fmnist_tasks.errors import AccessError, FmnistError, IntegrityError, RejectedError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.store import read_clock
 from tests.alerts.conftest import Clock
 from tests.support.documents import save_record

@@ -16,7 +16,7 @@ import pytest
 
 from fmnist_tasks.errors import AccessError, IntegrityError, MissingError, SettingsError, StoreError
 from fmnist_tasks.registry import s3
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, decode_key, read_clock, require_valid_key
 from fmnist_tasks.registry.stores import open_store

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.registry.runs import make_run_key, read_records
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID
 from tests.support import synthetic
 from tests.support.airflow_home import QUICK, UNSCHEDULED, AirflowInstallation, wait_until
@@ -123,9 +123,9 @@ def test_a_candidate_on_hold_waits_for_approval_in_a_scheduler(
     with AirflowInstallation(own_migrated_home, finished_pipeline, inbox | scheduled).run_standalone():
         (stat,) = wait_until(lambda: [stat for stat in store.list("predictions/") if stat.key.endswith("summary.json")])
     summary = read_document(store, stat.key)
-    assert (summary["release"], summary["images"]) == (service.require_champion(store).version, 3)
+    assert (summary["release"], summary["images"]) == (require_champion(store).version, 3)
     assert len(champion.list_entries(store)) == 2
-    manifest = service.open_release(store, service.require_champion(store).version).manifest
+    manifest = open_release(store, require_champion(store).version).manifest
     approval = manifest.verdict.approval
     assert approval
     assert (manifest.run_id, manifest.verdict.decision) == ("approved", "hold")
@@ -208,4 +208,4 @@ def test_a_lost_server_fails_the_run_and_cleared_tasks_complete_it(
         assert code == 0, output
         wait_until(lambda: airflow.read_run_state(run_id) == "success")
     assert [entry.write_id for entry in champion.list_entries(store)] == [before[0].write_id, run_id]
-    service.open_release(store, service.require_champion(store).version)
+    open_release(store, require_champion(store).version)

@@ -13,10 +13,12 @@ from typing import NoReturn
 import pytest
 from PIL import Image
 
-from fmnist_tasks import announcement, service
+from fmnist_tasks import announcement
 from fmnist_tasks.registry import champion, stores
 from fmnist_tasks.registry.documents import read_document
 from fmnist_tasks.registry.store import read_clock
+from fmnist_tasks.serving.release import require_champion
+from fmnist_tasks.serving.rollback import roll_back
 from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
 from tests.support.airflow_in_process import AirflowInProcess
@@ -64,12 +66,12 @@ def test_parsing_does_not_open_the_store(path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.integration
 def test_a_rollback_appends_a_log_entry(airflow: AirflowInProcess, finished_pipeline: Pipeline) -> None:
-    first = service.require_champion(finished_pipeline.store).version
+    first = require_champion(finished_pipeline.store).version
     finished_pipeline.promote_second_release()
     conf = {"version": first, "reason": "the second was worse"}
     code, output = airflow.test_dag("fmnist_rollback", **conf)
     assert code == 0, output
-    entry = service.require_champion(finished_pipeline.store)
+    entry = require_champion(finished_pipeline.store)
     assert (entry.version, entry.action, entry.reason) == (first, "rollback", "the second was worse")
     code, output = airflow.test_dag("fmnist_rollback", **conf)
     assert code == 1, output
@@ -112,9 +114,9 @@ def test_the_watch_reports_when_a_run_last_succeeded(airflow: AirflowInProcess, 
 def test_the_watch_announces_an_unannounced_champion(
     airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = service.require_champion(finished_pipeline.store).version
+    first = require_champion(finished_pipeline.store).version
     finished_pipeline.promote_second_release()
-    entry = service.roll_back(finished_pipeline.store, first, "from a shell without Airflow", actor="ann")
+    entry = roll_back(finished_pipeline.store, first, "from a shell without Airflow", actor="ann")
 
     def run_watch() -> list[dict[str, object]]:
         before = airflow.query_database("select max(id) from asset_event")[0][0] or 0

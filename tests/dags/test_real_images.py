@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import Settings
 from tests.support.airflow_home import AirflowInstallation
 from tests.support.minio_server import MinioServer
@@ -44,7 +44,7 @@ def test_quick_on_the_real_images_passes_the_gate_and_plain_keras_agrees(
     airflow = AirflowInstallation(migrated_home, Pipeline(tmp_path), real)
     code, output = airflow.run_dag()
     assert code == 0, output
-    entry = service.require_champion(minio_store)
+    entry = require_champion(minio_store)
     assert re.search(rf"promote +done .*{entry.version} is the champion \(log entry 1\)", output)
     for row in (
         "validation accuracy, base model +9",
@@ -56,7 +56,7 @@ def test_quick_on_the_real_images_passes_the_gate_and_plain_keras_agrees(
         f"model +{minio_server.endpoint}/{minio_store.bucket}/releases/{entry.version}/model.h5",
     ):
         assert re.search(row, output), row
-    manifest = service.open_release(minio_store, entry.version).manifest
+    manifest = open_release(minio_store, entry.version).manifest
     accuracy = manifest.metrics.test.accuracy
     assert manifest.metrics.test.images == 10_000
     assert accuracy >= 0.92

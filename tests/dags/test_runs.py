@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.schemas.data import ImageSet, IncomingFile, NewBatch
 from fmnist_tasks.schemas.runs import AddedBatch
+from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.settings import DAG_ID
 from tests.support.airflow_in_process import AirflowInProcess
 from tests.support.documents import digest, make_reference
@@ -36,7 +36,7 @@ def test_a_successful_run_emits_the_champion_and_a_task_can_run_alone(
     assert code == 0, output
     assert "train-0 done" in output
     assert "train-1 done" in output
-    entry = service.require_champion(replaying_pipeline.store)
+    entry = require_champion(replaying_pipeline.store)
     assert re.search(rf"promote done .*{entry.version} is the champion \(log entry 1\)", output)
     (extra,) = airflow.query_database("select extra from asset_event order by id")[-1]
     assert json.loads(extra)["version"] == entry.version
@@ -73,7 +73,7 @@ def test_xcom_does_not_grow_with_the_number_of_batches(
     replay_steps(monkeypatch, Pipeline(finished_home).store, changes, names=("ingest", "validate_data"))
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
-    run_id = service.require_champion(replaying_pipeline.store).write_id
+    run_id = require_champion(replaying_pipeline.store).write_id
     for step in ("ingest", "validate_data"):
         assert len(replaying_pipeline.store.get(f"runs/{run_id}/{step}.json")) > 50_000
     ((xcom_bytes,),) = airflow.query_database(
@@ -187,7 +187,7 @@ def test_a_store_in_an_airflow_connection_works_and_its_secret_is_not_shown(
     try:
         code, output = airflow.test_dag(**QUICK)
         assert code == 0, output
-        entry = service.require_champion(minio_store)
+        entry = require_champion(minio_store)
         assert "quarantined" in output
         assert len(releases.read_files(minio_store, releases.read_manifest(minio_store, entry.version))) >= 8
         assert list(replaying_pipeline.store.list("runs/")) == []

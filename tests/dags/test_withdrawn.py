@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.data.accepted_batches import list_accepted
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified, put_blob
 from fmnist_tasks.schemas.base import Reference
+from fmnist_tasks.serving.release import require_champion
+from fmnist_tasks.serving.rollback import roll_back
 from tests.support import synthetic
 from tests.support.airflow_in_process import AirflowInProcess
 from tests.support.pipeline import Pipeline
@@ -53,12 +54,12 @@ def count_events(airflow: AirflowInProcess) -> int:
 def test_a_rolled_back_release_is_not_promoted_again(
     airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, first = finished_pipeline.store, service.require_champion(finished_pipeline.store).version
+    store, first = finished_pipeline.store, require_champion(finished_pipeline.store).version
     train_other_model(finished_pipeline, monkeypatch)
     put_batch(finished_pipeline, seed=9)
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
-    second = service.require_champion(store).version
+    second = require_champion(store).version
     assert second != first
 
     events = count_events(airflow)
@@ -88,7 +89,7 @@ def test_a_rolled_back_release_is_not_promoted_again(
     assert code == 0, output
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
-    assert service.require_champion(store).model_sha256 == read_model_digest(finished_pipeline, second)
+    assert require_champion(store).model_sha256 == read_model_digest(finished_pipeline, second)
 
 
 def test_a_batch_is_withdrawn_and_restored_with_the_form(
@@ -98,7 +99,7 @@ def test_a_batch_is_withdrawn_and_restored_with_the_form(
     code, output = airflow.test_dag(**QUICK)
     assert code == 0, output
     (batch,) = list_accepted(replaying_pipeline.store)
-    version = service.require_champion(replaying_pipeline.store).version
+    version = require_champion(replaying_pipeline.store).version
     dataset = releases.read_manifest(replaying_pipeline.store, version).dataset
     assert [image_set.blob.sha256 for image_set in dataset.batches] == [batch.sha256]
     conf = {"name": batch.sha256[:12], "reason": "its labels are wrong"}
@@ -123,12 +124,12 @@ def read_model_digest(pipeline: Pipeline, version: str) -> str:
 def test_promote_of_an_earlier_run_cleared_after_a_rollback_changes_and_announces_nothing(
     airflow: AirflowInProcess, finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, first = finished_pipeline.store, service.require_champion(finished_pipeline.store).version
+    store, first = finished_pipeline.store, require_champion(finished_pipeline.store).version
     train_other_model(finished_pipeline, monkeypatch)
     code, output = airflow.test_dag(**QUICK, seed=3)
     assert code == 0, output
-    entry = service.require_champion(store)
-    service.roll_back(store, first, "the second was worse", actor="ann")
+    entry = require_champion(store)
+    roll_back(store, first, "the second was worse", actor="ann")
     before, events = champion.list_entries(store), count_events(airflow)
     code, output = airflow("tasks", "test", "fmnist_retrain", "release.promote", entry.write_id)
     assert code == 0, output

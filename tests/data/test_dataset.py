@@ -18,7 +18,7 @@ from fmnist_tasks.data.dataset import (
 )
 from fmnist_tasks.data.npz import read_npz
 from fmnist_tasks.errors import DataError, IntegrityError
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.schemas.data import ImageSet
 from tests.support import synthetic
 

@@ -20,7 +20,7 @@ import pytest
 from fmnist_tasks.data import accepted_batches, incoming
 from fmnist_tasks.data.incoming import IncomingBatch, make_display_name, to_incoming_file
 from fmnist_tasks.errors import AccessError, RejectedError, StoreError
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Stat, encode_name, read_clock
 from fmnist_tasks.run_report import render_run
@@ -334,7 +334,7 @@ def test_a_file_with_a_temporary_name_waits_for_a_week(name: str, store: FolderS
     assert sort_files(make_stat(name, HOUR)) == ([], {name: False})
     assert sort_files(make_stat(name, 8 * DAY))[1] == {}
     store.put(f"incoming/{name}", GOOD_BATCH)
-    assert "its name has been that of an incomplete copy for more than a week" in read_content(
+    assert "its name has marked it as an incomplete copy for more than a week" in read_content(
         store, f"incoming/{name}"
     )
 

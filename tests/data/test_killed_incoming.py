@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fmnist_tasks.data.accepted_batches import list_accepted
-from fmnist_tasks.registry.local import to_original_key
+from fmnist_tasks.registry.folder import to_original_key
 from fmnist_tasks.steps import Run, run_step
 from tests.support import synthetic
 from tests.support.killed_step import run_until_killed_at_a_file

@@ -13,7 +13,7 @@ import pytest
 from fmnist_tasks.data.dataset import read_chunks, store_images
 from fmnist_tasks.data.shards import Chunk, ShardedImages
 from fmnist_tasks.errors import IntegrityError
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.store import Store
 from tests.support import synthetic
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fmnist_tasks.evaluation import figures
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.steps.evaluation import draw_errors
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.evaluation.policy import read_policy
-from fmnist_tasks.schemas.releases import Policy
+from fmnist_tasks.schemas.policy import Policy
 from fmnist_tasks.settings import INCLUDE, Parameters
 
 

@@ -17,10 +17,10 @@ import keras
 import numpy as np
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.cnn import build_classifier, build_network
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import PROFILES
 from tests.support.model_files import make_configuration, make_file, make_input, make_layer
 from tests.support.pipeline import Pipeline
@@ -114,7 +114,7 @@ def test_a_model_equals_the_one_that_keras_loads(saved_model: bytes, tmp_path: P
 @pytest.mark.integration
 def test_a_release_equals_the_model_that_keras_loads(finished_pipeline: Pipeline, tmp_path: Path) -> None:
     store = finished_pipeline.store
-    release = service.open_release(store, service.require_champion(store).version)
+    release = open_release(store, require_champion(store).version)
     check_same_model(release.files["model.h5"], tmp_path)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.data.dataset import load_test_split
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.ood.families import make_ood_images
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import PROJECT
 from tests.support.pipeline import Pipeline
 from tests.support.requirements import NETWORK, PYTHONS, find_python, require
@@ -54,7 +54,7 @@ print(tensorflow.__version__)
 @pytest.fixture
 def consumer(finished_pipeline: Pipeline, tmp_path: Path) -> Path:
     """A folder with a released model, test images and OOD images, and this project's predictions."""
-    release = service.open_release(finished_pipeline.store, service.require_champion(finished_pipeline.store).version)
+    release = open_release(finished_pipeline.store, require_champion(finished_pipeline.store).version)
     test, _ = load_test_split(finished_pipeline.store, release.manifest.dataset)
     ood_images = [
         make_ood_images(family, test, 100, seed=0) for family in ("uniform noise", "photo textures", "digits")

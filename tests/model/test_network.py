@@ -27,7 +27,7 @@ from fmnist_tasks.model.ood.families import make_ood_images
 from fmnist_tasks.model.temperature import fit_temperature
 from fmnist_tasks.model.whitening import init_whitening_kernel
 from fmnist_tasks.registry.checkpoints import Checkpoints
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.settings import PROFILES, Profile
 from tests.support import synthetic
 

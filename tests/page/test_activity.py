@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fmnist_tasks.page.activity import MAX_QUARANTINED, Schedule, list_quarantine, read_last_run
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from tests.support.documents import save_record
 
 RUN = "scheduled__2026-11-23T02:00:00+00:00"

@@ -14,10 +14,10 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Browser, FrameLocator, Locator, Page, expect
 
-from fmnist_tasks import service
 from fmnist_tasks.alerts.events import find_event
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.settings import DAG_ID
 from fmnist_tasks.templates import shorten_version
 from tests.support import synthetic
@@ -216,7 +216,7 @@ def test_a_user_trains_inspects_predicts_and_rolls_back(deployment: Deployment, 
     expect(wide_page.locator(".react-flow__node")).to_have_count(14 + 4)  # tasks and groups
     expect(wide_page.get_by_text("verify_release")).to_be_visible()
 
-    assert service.require_champion(deployment.store).version == newer
+    assert require_champion(deployment.store).version == newer
     assert releases.read_manifest(deployment.store, newer).parameters["profile"] == "quick"
     releases_page = open_releases_page(page)
     expect(find_champion_card(releases_page)).to_contain_text(newer)
@@ -245,7 +245,7 @@ def test_a_user_trains_inspects_predicts_and_rolls_back(deployment: Deployment, 
     for text in ("shirts of week 47 have wrong labels", "admin", shorten_version(newer)):
         expect(entry).to_contain_text(text)
     entry.scroll_into_view_if_needed()
-    assert service.require_champion(deployment.store).version == older
+    assert require_champion(deployment.store).version == older
     ((event,),) = deployment.airflow.query_database("select extra from asset_event order by id desc limit 1")
     assert json.loads(event)["version"] == older
 
@@ -303,7 +303,7 @@ def test_a_user_approves_a_candidate_on_hold(deployment: Deployment, chromium: B
     assert champion.list_entries(deployment.store) == before
     approve(page, "it is small enough")
     assert deployment.wait_for_run(page, "held") == "success"
-    manifest = releases.read_manifest(deployment.store, service.require_champion(deployment.store).version)
+    manifest = releases.read_manifest(deployment.store, require_champion(deployment.store).version)
     assert manifest.verdict.approval
     assert (manifest.run_id, manifest.verdict.approval.by) == ("held", "admin")
     *others, last = champion.list_entries(deployment.store)
@@ -344,7 +344,7 @@ def test_the_page_works_behind_a_tls_proxy(deployment: Deployment, chromium: Bro
         use_page(page, current, earlier)
         assert page.url == f"{proxy}/fmnist/"
     assert errors == []
-    last = service.require_champion(deployment.store)
+    last = require_champion(deployment.store)
     assert (last.version, last.replaces, last.actor) == (earlier, current, "admin")
 
 
@@ -361,7 +361,7 @@ def test_anonymous_users_see_nothing_and_viewers_change_nothing(deployment: Depl
 
 
 def test_the_page_is_readable_on_a_phone_in_dark_mode(deployment: Deployment, chromium: Browser) -> None:
-    version = service.require_champion(deployment.store).version
+    version = require_champion(deployment.store).version
     phone = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "color_scheme": "dark"}
     page = deployment.sign_in(chromium, **phone)
     for address in ("", f"releases/{version}", "try"):

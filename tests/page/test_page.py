@@ -21,7 +21,6 @@ from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from fmnist_tasks import service, withdrawal
 from fmnist_tasks.data.image_files import read_image_file
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.page.activity import Schedule
@@ -29,10 +28,12 @@ from fmnist_tasks.page.app import create_app
 from fmnist_tasks.page.release_cache import ReleaseCache
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.keys import make_keys
 from fmnist_tasks.registry.runs import read_record
 from fmnist_tasks.registry.signing import Keys
+from fmnist_tasks.registry.signing_keys import make_keys
 from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.serving import withdrawal
+from fmnist_tasks.serving.release import open_release, require_champion
 from tests.support import synthetic
 from tests.support.documents import copy_facts, save_record
 from tests.support.hostile_images import HOSTILE_IMAGES, encode_image, make_png
@@ -80,7 +81,7 @@ def page(finished_pipeline: Pipeline) -> TestClient:
 
 @pytest.fixture
 def version(finished_pipeline: Pipeline) -> str:
-    return service.require_champion(finished_pipeline.store).version
+    return require_champion(finished_pipeline.store).version
 
 
 class Links(HTMLParser):
@@ -313,7 +314,7 @@ def test_a_user_rolls_back_with_a_reason(page: TestClient, finished_pipeline: Pi
     assert 'name="after" value="2"' in page.get(f"/releases/{version}").text
     response = page.post("/rollback", data=form, headers=SAME_ORIGIN)
     assert (response.status_code, response.headers["location"]) == (303, "/")
-    entry = service.require_champion(finished_pipeline.store)
+    entry = require_champion(finished_pipeline.store)
     assert (entry.version, entry.action) == (version, "rollback")
     assert (entry.reason, entry.actor, entry.replaces) == ("<script>alert('worse')</script>", "ann", "second")
     text = page.get("/").text
@@ -333,7 +334,7 @@ def test_a_champion_that_changed_since_the_page_was_loaded_is_not_replaced(
     response = page.post("/rollback", data=form, headers=SAME_ORIGIN)
     assert response.status_code == 409
     assert "and is now second (log entry 2); nothing was rolled back" in response.text
-    assert service.require_champion(finished_pipeline.store).version == "second"
+    assert require_champion(finished_pipeline.store).version == "second"
 
 
 @pytest.mark.integration
@@ -381,7 +382,7 @@ def test_requests_from_another_site_change_nothing(
     finished_pipeline.promote_second_release()
     response = make_client(make_app()).post("/rollback", data={"version": version, "reason": "r"}, headers=headers)
     assert response.status_code == status
-    assert (service.require_champion(finished_pipeline.store).version == version) == (status == 303)
+    assert (require_champion(finished_pipeline.store).version == version) == (status == 303)
 
 
 @pytest.mark.integration
@@ -390,7 +391,7 @@ def test_a_viewer_reads_but_changes_nothing(finished_pipeline: Pipeline, version
     page = make_client(make_app(may_edit=refuse_with(403)))
     assert page.get("/").status_code == 200
     assert page.post("/rollback", data={"version": version, "reason": "r"}, headers=SAME_ORIGIN).status_code == 403
-    assert service.require_champion(finished_pipeline.store).version == "second"
+    assert require_champion(finished_pipeline.store).version == "second"
     for reason in ("", "   "):
         response = make_client(make_app()).post(
             "/rollback", data={"version": version, "reason": reason}, headers=SAME_ORIGIN
@@ -560,7 +561,7 @@ def test_the_page_shows_signatures_and_nothing_forged(
     monkeypatch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
     monkeypatch.setenv("FMNIST_SIGNING_KEY", pem)
     store = open_store(finished_pipeline.environment["FMNIST_STORE"])
-    release = service.open_release(store, version)
+    release = open_release(store, version)
     published = releases.publish_release(store, "second", release.files, copy_facts(release.manifest))
     withdrawal.withdraw(store, "second", "wrong labels", actor="ann")
     text = make_client(make_app()).get("/releases/second").text

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import expect
 
-from fmnist_tasks import service
+from fmnist_tasks.serving.release import require_champion
 from tests.support.airflow_home import AirflowInstallation, copy_migrated_home, wait_until
 from tests.support.chromium import launch_chromium
 from tests.support.pipeline import Pipeline
@@ -45,7 +45,7 @@ def run_api_server(airflow: AirflowInstallation, port: int) -> Iterator[None]:
 @pytest.mark.parametrize("path", ["", "/airflow"])
 def test_the_page_works_wherever_airflow_is_mounted(finished_pipeline: Pipeline, tmp_path: Path, path: str) -> None:
     require(CHROMIUM, NGINX)
-    earlier = service.require_champion(finished_pipeline.store).version
+    earlier = require_champion(finished_pipeline.store).version
     current = finished_pipeline.promote_second_release()
     port = reserve_port()
     with run_tls_proxy(tmp_path, port) as proxy:
@@ -65,7 +65,7 @@ def test_the_page_works_wherever_airflow_is_mounted(finished_pipeline: Pipeline,
             assert urlsplit(frame.url).path == f"{path}/fmnist/"
             assert frame.url.startswith(proxy)
             assert errors == []
-    entry = service.require_champion(finished_pipeline.store)
+    entry = require_champion(finished_pipeline.store)
     assert (entry.version, entry.action, entry.actor) == (earlier, "rollback", "admin")
 
 

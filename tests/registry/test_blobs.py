@@ -9,8 +9,8 @@ from typing import BinaryIO
 import pytest
 
 from fmnist_tasks.errors import IntegrityError, MissingError
-from fmnist_tasks.registry.blobs import describe, get_verified, open_verified, put_blob
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.blobs import compute_reference, get_verified, open_verified, put_blob
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.schemas.base import Reference
 
 DATA = b"images and labels"
@@ -44,8 +44,8 @@ def test_bytes_and_a_file_of_them_have_the_same_reference() -> None:
     file = io.BytesIO(DATA)
     for position in (0, 5, len(DATA)):
         file.seek(position)
-        assert describe("some/key", file) == REFERENCE.model_copy(update={"uri": "some/key"})
-    assert describe("some/key", DATA) == REFERENCE.model_copy(update={"uri": "some/key"})
+        assert compute_reference("some/key", file) == REFERENCE.model_copy(update={"uri": "some/key"})
+    assert compute_reference("some/key", DATA) == REFERENCE.model_copy(update={"uri": "some/key"})
 
 
 @pytest.mark.parametrize("content", [DATA, io.BytesIO(DATA)], ids=["bytes", "file"])
@@ -78,7 +78,10 @@ def test_foreign_bytes_are_refused_by_key(store: FolderStore, read, foreign: byt
     expected = f"expected {len(DATA)} bytes with {SHA256}"
     with pytest.raises(IntegrityError) as error:
         read(store, REFERENCE)
-    assert str(error.value).startswith(f"{REFERENCE.uri}: {actual}, {expected}; restore it")
+    assert str(error.value) == (
+        f"{REFERENCE.uri}: {actual}, {expected}; restore it from a backup or, below runs/ and blobs/, delete it and "
+        "clear the task that wrote it"
+    )
 
 
 @pytest.mark.parametrize("read", [get_verified, open_verified])

@@ -14,7 +14,7 @@ import pytest
 from fmnist_tasks.errors import StoreError
 from fmnist_tasks.registry import checkpoints
 from fmnist_tasks.registry.checkpoints import Checkpoints
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.store import Store
 from tests.support.signed_store import make_signing_keys
 

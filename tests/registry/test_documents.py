@@ -9,7 +9,7 @@ import pytest
 
 from fmnist_tasks.errors import DataError, IntegrityError
 from fmnist_tasks.registry.documents import MAX_BYTES, compute_digest, read_document, render_document, seal, unseal
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 
 CONTENT = {"name": "Größe", "share": 0.1, "rows": [1, 2, None, True], "nested": {"seal": "", "a": 2}}
 

@@ -174,7 +174,7 @@ def test_an_unreachable_server_is_reported(
     minio_store: S3Store, monkeypatch: pytest.MonkeyPatch, serve: Callable[[], AbstractContextManager[str]], reason: str
 ) -> None:
     monkeypatch.setattr(retries, "MAX_RETRY_SECONDS", 0.5)
-    monkeypatch.setattr("fmnist_tasks.registry.access._TIMEOUT", urllib3.Timeout(connect=0.2, read=0.2))
+    monkeypatch.setattr("fmnist_tasks.registry.s3_address._TIMEOUT", urllib3.Timeout(connect=0.2, read=0.2))
     with serve() as endpoint:
         store = open_store(f"s3://bucket?endpoint={endpoint}")
         for send in (

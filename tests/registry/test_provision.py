@@ -32,8 +32,8 @@ from minio.versioningconfig import SUSPENDED, VersioningConfig
 
 from fmnist_tasks.errors import AccessError, SettingsError
 from fmnist_tasks.registry import provision
-from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.s3_address import Bucket
 from fmnist_tasks.settings import PROJECT
 from tests.support.forged_uploads import (
     CONTENT,

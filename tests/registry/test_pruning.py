@@ -14,10 +14,10 @@ import pytest
 
 from fmnist_tasks import memory
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, StoreError
-from fmnist_tasks.registry import champion, pruning, pruning_flag, releases
-from fmnist_tasks.registry.blobs import describe, put_blob
+from fmnist_tasks.registry import champion, pruning, pruning_markers, releases
+from fmnist_tasks.registry.blobs import compute_reference, put_blob
 from fmnist_tasks.registry.documents import MAX_BYTES, seal
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.store import Store, read_clock
 from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.data import BatchDocument
@@ -211,7 +211,7 @@ def test_damaged_and_foreign_objects_stay_and_are_reported(store_of_each_kind: S
 
 
 def find_blob(data: bytes) -> str:
-    return f"blobs/sha256/{describe('', data).sha256}"
+    return f"blobs/sha256/{compute_reference('', data).sha256}"
 
 
 def test_a_recent_run_with_a_damaged_record_blocks_a_prune(store: FolderStore) -> None:
@@ -264,29 +264,29 @@ def put_old_blob(store: FolderStore) -> str:
 
 
 def test_no_work_starts_during_a_prune(store_of_each_kind: Store) -> None:
-    with pruning_flag.forbid_work(store_of_each_kind):
+    with pruning_markers.forbid_work(store_of_each_kind):
         with pytest.raises(StoreError, match="retry when it has ended, or in 60 minutes"):
             do_work(store_of_each_kind)
         with pytest.raises(ConflictError, match="another prune is in progress"):
             prune_something(store_of_each_kind)
     do_work(store_of_each_kind)
-    assert list_keys(store_of_each_kind, "working/", pruning_flag.KEY) == []
+    assert list_keys(store_of_each_kind, "working/", pruning_markers.KEY) == []
 
 
 def test_nothing_is_deleted_while_work_is_in_progress(store_of_each_kind: Store) -> None:
     with (
-        pruning_flag.forbid_pruning(store_of_each_kind, "rollback to v1"),
+        pruning_markers.forbid_pruning(store_of_each_kind, "rollback to v1"),
         pytest.raises(
             ConflictError, match="rollback to v1 is in progress, so nothing is deleted; prune when it has ended"
         ),
     ):
         prune_something(store_of_each_kind)
-    assert list_keys(store_of_each_kind, "working/", pruning_flag.KEY) == []
+    assert list_keys(store_of_each_kind, "working/", pruning_markers.KEY) == []
     prune_something(store_of_each_kind)
 
 
 def do_work(store: Store) -> None:
-    with pruning_flag.forbid_pruning(store, "step train of run run-1"):
+    with pruning_markers.forbid_pruning(store, "step train of run run-1"):
         pass
 
 
@@ -307,23 +307,23 @@ def prune_something(store: Store) -> None:
 
 
 @pytest.mark.parametrize("days", [1, -1])
-def test_the_flag_of_a_killed_prune_expires(store: FolderStore, days: int) -> None:
-    """A flag from the future, which a wrong clock left, is ignored too."""
-    store.put(pruning_flag.KEY, b"left by a killed prune")
+def test_the_marker_of_a_killed_prune_expires(store: FolderStore, days: int) -> None:
+    """A marker from the future, which a wrong clock left, is ignored too."""
+    store.put(pruning_markers.KEY, b"left by a killed prune")
     with pytest.raises(
         ConflictError, match=r"another prune is in progress \(.*\); if it was killed, prune again in 60"
     ):
         prune_something(store)
-    make_old(store, pruning_flag.KEY, days=days)
+    make_old(store, pruning_markers.KEY, days=days)
     do_work(store)
     prune_something(store)
-    assert list_keys(store, "predictions/", pruning_flag.KEY) == []
+    assert list_keys(store, "predictions/", pruning_markers.KEY) == []
 
 
-def test_a_prune_stops_before_its_flag_expires(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prune_stops_before_its_marker_expires(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     key = put_old_blob(store)
-    seconds = iter([0.0, pruning_flag.LIFETIME.total_seconds() - 600])
-    monkeypatch.setattr(pruning_flag, "_read_seconds", lambda: next(seconds))
+    seconds = iter([0.0, pruning_markers.LIFETIME.total_seconds() - 600])
+    monkeypatch.setattr(pruning_markers, "_read_seconds", lambda: next(seconds))
     with pytest.raises(ConflictError, match="the prune stops after its time limit of 45 minutes; prune again"):
         prune(store)
     assert store.stat(key)
@@ -332,12 +332,12 @@ def test_a_prune_stops_before_its_flag_expires(store: FolderStore, monkeypatch: 
 def test_a_prune_stops_when_another_has_started(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     key = put_old_blob(store)
     monkeypatch.setattr(
-        pruning, "execute_plan", run_before(pruning.execute_plan, lambda: store.put(pruning_flag.KEY, b"other"))
+        pruning, "execute_plan", run_before(pruning.execute_plan, lambda: store.put(pruning_markers.KEY, b"other"))
     )
     with pytest.raises(ConflictError, match="another prune has started, so this one stops"):
         prune(store)
     assert store.stat(key)
-    assert store.get(pruning_flag.KEY) == b"other"
+    assert store.get(pruning_markers.KEY) == b"other"
 
 
 def run_before(function: Callable[..., Any], event: Callable[[], object]) -> Callable[..., Any]:
@@ -367,7 +367,7 @@ class InterruptedStore(FolderStore):
 def start_run(store: Store) -> str:
     """Use an old blob that nothing refers to, as `ingest` does."""
     try:
-        with pruning_flag.forbid_pruning(store, "step ingest"):
+        with pruning_markers.forbid_pruning(store, "step ingest"):
             save_record(store, "run-9", "ingest", result={"blob": put_blob(store, b"old").to_json()})
     except StoreError:
         return "refused"
@@ -378,7 +378,7 @@ def roll_back(store: Store) -> str:
     """Make an old release the champion again, if it still exists."""
     current = champion.find_champion(store)
     try:
-        with pruning_flag.forbid_pruning(store, "rollback"):
+        with pruning_markers.forbid_pruning(store, "rollback"):
             releases.read_manifest(store, "v1")
             after = current.sequence if current else 0
             champion.append_entry(store, version="v1", action="rollback", reason="r", write_id="w", after=after)

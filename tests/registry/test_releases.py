@@ -6,9 +6,9 @@ import pytest
 
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.blobs import describe
+from fmnist_tasks.registry.blobs import compute_reference
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.schemas.releases import Manifest
 from tests.support.documents import make_facts
 
@@ -30,7 +30,7 @@ def test_a_release_exists_once_its_manifest_does(store: FolderStore) -> None:
 def test_a_manifest_names_version_facts_and_each_file_with_its_digest(store: FolderStore) -> None:
     files = {"model.h5": b"model", "card.md": b"# Card"}
     manifest = releases.publish_release(store, "v1", files, FACTS)
-    references = {name: describe(f"releases/v1/{name}", data) for name, data in files.items()}
+    references = {name: compute_reference(f"releases/v1/{name}", data) for name, data in files.items()}
     assert manifest == Manifest(**dict(FACTS), version="v1", files=references)
     assert (manifest.version, manifest.files, manifest.schema_version) == ("v1", references, 2)
     stored = {name: getattr(releases.read_manifest(store, "v1"), name) for name in type(FACTS).model_fields}
@@ -122,11 +122,14 @@ def test_a_release_is_published_under_the_first_version_that_is_free_or_its_own(
 
 
 def test_a_release_that_was_the_champion_keeps_its_version(store: FolderStore) -> None:
-    """Its promotion may be repeated, whatever was evaluated since."""
+    """Its promotion may be repeated, whatever was evaluated since. The log is not read again."""
     releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
     champion.append_entry(store, version="v1", action="promote", reason="why", write_id="w", after=0)
     other = make_facts("model", ood_threshold=2.0)
-    assert releases.choose_version(store, "v1", other, champion.read_log(store)) == "v1"
+    log = champion.read_log(store)
+    store.put("champion/00000001.json", b"damaged since")
+    assert releases.choose_version(store, "v1", other, log) == "v1"
+    assert releases.choose_version(store, "v1", FACTS, champion.Log()) == "v1"
 
 
 def test_a_manifest_is_compared_with_the_log_that_was_read(store: FolderStore) -> None:

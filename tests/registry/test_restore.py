@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.champion import append_entry, list_entries
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
+from fmnist_tasks.serving.release import open_release, require_champion
+from fmnist_tasks.serving.rollback import roll_back
 from tests.support.minio_server import MinioServer, VersityServer
 from tests.support.pipeline import Pipeline
 from tests.support.ports import reserve_port
@@ -46,8 +47,8 @@ def test_a_restored_folder_passes_the_audit_and_loses_only_what_came_later(
     assert list_entries(restored) == entries
     with pytest.raises(IntegrityError, match="entry 3 is missing"):
         audit_store(restored, later["head"])
-    release = service.roll_back(restored, earlier, "r", actor="admin", after=len(entries))
-    assert service.require_champion(restored) == release
+    release = roll_back(restored, earlier, "r", actor="admin", after=len(entries))
+    assert require_champion(restored) == release
 
 
 @pytest.mark.exhaustive
@@ -80,6 +81,6 @@ def test_a_restored_volume_of_a_server_passes_the_audit(
     try:
         restored = restored_server.open_store("fmnist")
         assert audit_store(restored, before["head"]) == before
-        assert service.open_release(restored, service.require_champion(restored).version).model.name == "classifier"
+        assert open_release(restored, require_champion(restored).version).model.name == "classifier"
     finally:
         restored_server.stop()

@@ -12,7 +12,7 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError
 from urllib3.exceptions import TimeoutError as TookTooLong
 
 from fmnist_tasks.errors import StoreError
-from fmnist_tasks.registry import access, retries
+from fmnist_tasks.registry import retries, s3_address
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.steps import run_step
@@ -38,7 +38,7 @@ class Clock:
 def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock, and an unreachable server: each attempt takes as long as the client's time limits allow."""
     clock = Clock()
-    connect, read = access._TIMEOUT.connect_timeout, access._TIMEOUT.read_timeout
+    connect, read = s3_address._TIMEOUT.connect_timeout, s3_address._TIMEOUT.read_timeout
     seconds = {"refused": 0, "no connection": connect, "no response": read}.get(request.param, connect + read)
 
     def urlopen(pool: urllib3.PoolManager, method: str, url: str, **_: object) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.runs import make_run_key, read_record, read_records, write_record
 from fmnist_tasks.schemas.runs import StepRecord
 from tests.support.documents import make_record, save_record

@@ -24,9 +24,9 @@ from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
 from fmnist_tasks.errors import AccessError, SettingsError, StoreError
 from fmnist_tasks.registry import retries, s3
-from fmnist_tasks.registry.access import open_bucket
 from fmnist_tasks.registry.lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.s3_address import open_bucket
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.settings import Settings

@@ -18,7 +18,7 @@ from fmnist_tasks.errors import AccessError, FmnistError, IntegrityError, Settin
 from fmnist_tasks.registry import champion, pruning, releases
 from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.blobs import put_blob
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.signing import Keys, SealedEntries, digest_entries
 from fmnist_tasks.registry.store import Store

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.alerts import alert_task_failure
 from fmnist_tasks.alerts.watch import check_pipeline
 from fmnist_tasks.errors import (
@@ -30,6 +29,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal, unseal
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.schemas.runs import StepRecord
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import DAG_ID, PROJECT, Parameters
 from fmnist_tasks.steps import Run, run_step
 from tests.support import synthetic
@@ -107,7 +107,7 @@ def test_images_and_labels_of_different_length_stop_the_run(pipeline: Pipeline) 
 
 @pytest.mark.integration
 def test_an_altered_dataset_file_stops_the_run(finished_pipeline: Pipeline) -> None:
-    before = service.require_champion(finished_pipeline.store)
+    before = require_champion(finished_pipeline.store)
     path = finished_pipeline.data / "train_images.gz"
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[5000] ^= 1
@@ -115,7 +115,7 @@ def test_an_altered_dataset_file_stops_the_run(finished_pipeline: Pipeline) -> N
     with pytest.raises(DataError, match=r"train_images.gz: SHA-256 is .*, expected"):
         run_step("ingest", NEXT)
     assert read_step_record(finished_pipeline, "ingest", NEXT).status == "failed"
-    assert service.require_champion(finished_pipeline.store) == before
+    assert require_champion(finished_pipeline.store) == before
 
 
 def test_a_full_disk_is_reported_and_a_retry_succeeds(pipeline: Pipeline) -> None:
@@ -181,7 +181,7 @@ def test_a_foreign_file_in_place_of_a_record_is_refused(finished_pipeline: Pipel
 def test_a_published_model_that_is_not_the_evaluated_one_is_not_promoted(
     finished_pipeline: Pipeline, change: str
 ) -> None:
-    version = service.require_champion(finished_pipeline.store).version
+    version = require_champion(finished_pipeline.store).version
     finished_pipeline.clear_champion_log()
     key = f"releases/{version}/model.h5"
     if change == "byte":
@@ -193,7 +193,7 @@ def test_a_published_model_that_is_not_the_evaluated_one_is_not_promoted(
     else:  # another intact model, as if two runs were mixed up
         from fmnist_tasks.model import h5
 
-        release = service.open_release(finished_pipeline.store, version)
+        release = open_release(finished_pipeline.store, version)
         kernel = release.model.get_layer("logits").kernel
         kernel.assign(kernel + 1e-3 * np.sign(kernel))
         facts = copy_facts(release.manifest)
@@ -214,14 +214,14 @@ def test_a_published_model_that_is_not_the_evaluated_one_is_not_promoted(
 
 @pytest.mark.integration
 def test_a_weak_model_is_rejected_with_metric_and_threshold_and_the_champion_stays(finished_pipeline: Pipeline) -> None:
-    before = service.require_champion(finished_pipeline.store)
+    before = require_champion(finished_pipeline.store)
     test = finished_pipeline.read_result("evaluate_base").test.to_json()
     finished_pipeline.change_result("evaluate_base", test=test | {"accuracy": 0.9199})
     message = r"base model rejected: test accuracy is 91.99%, below the threshold of 92.00%"
     with pytest.raises(RejectedError, match=message):
         run_step("accuracy_gate", RUN)
     assert finished_pipeline.read_result("accuracy_gate").decision == "reject"
-    assert service.require_champion(finished_pipeline.store) == before
+    assert require_champion(finished_pipeline.store) == before
 
 
 @pytest.mark.integration
@@ -320,7 +320,7 @@ def test_a_change_of_data_code_or_parameters_starts_a_training(finished_pipeline
 
 @pytest.mark.integration
 def test_a_damaged_manifest_of_the_champion_stops_the_run(finished_pipeline: Pipeline) -> None:
-    key = f"releases/{service.require_champion(finished_pipeline.store).version}/manifest.json"
+    key = f"releases/{require_champion(finished_pipeline.store).version}/manifest.json"
     manifest = unseal(finished_pipeline.store.get(key), key)
     finished_pipeline.store.put(key, seal(manifest).replace(b"quick", b"quiet", 1))
     with pytest.raises(IntegrityError, match=key):

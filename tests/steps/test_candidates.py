@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_tasks import service, steps
+from fmnist_tasks import steps
 from fmnist_tasks.model import h5
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import PROJECT
 from fmnist_tasks.steps import read_result, run_step
 from tests.support import synthetic
@@ -37,7 +38,7 @@ def test_the_best_of_three_on_validation_becomes_the_champion(pipeline: Pipeline
     assert (base.seed, base.model) == (best.seed, best.model)
     assert [row.chosen for row in base.candidates] == [candidate is best for candidate in trained]
     assert "<b>chosen</b>" in pipeline.store.get(f"runs/{RUN_OF_THREE.id}/report.html").decode()
-    manifest = service.open_release(pipeline.store, service.require_champion(pipeline.store).version).manifest
+    manifest = open_release(pipeline.store, require_champion(pipeline.store).version).manifest
     assert manifest.parameters["candidates"] == 3
     assert list(pipeline.store.list("checkpoints/")) == []
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.runs import read_record
+from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.steps import STEPS, run_step
 from tests.support.pipeline import Pipeline
 from tests.support.replay import replay_steps
@@ -24,7 +24,7 @@ def test_clearing_a_step_and_all_after_it_keeps_the_later_champion(
     finished_pipeline: Pipeline, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Like "Clear" with "Downstream"; steps that train or predict return their recorded results."""
-    store, version = finished_pipeline.store, service.require_champion(finished_pipeline.store).version
+    store, version = finished_pipeline.store, require_champion(finished_pipeline.store).version
     replay_steps(monkeypatch, store)
     later_version = finished_pipeline.promote_second_release()
     before = champion.list_entries(store)

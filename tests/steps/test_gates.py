@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from fmnist_tasks import service, withdrawal
 from fmnist_tasks.data.dataset import load_splits
 from fmnist_tasks.errors import ConflictError, IntegrityError, RejectedError, SettingsError, TrainingError
 from fmnist_tasks.evaluation.policy import read_policy
@@ -19,6 +18,8 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.runs import make_run_key, read_record
 from fmnist_tasks.schemas.evaluation import ChampionComparison
 from fmnist_tasks.schemas.releases import Approval
+from fmnist_tasks.serving import withdrawal
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import Run, run_step
 from tests.support.pipeline import Pipeline
@@ -67,9 +68,7 @@ def test_every_check_is_in_the_verdict_the_report_the_manifest_and_the_log(
         "withdrawn releases",
     ]
     report = finished_pipeline.store.get(make_run_key(RUN.id, "report.html")).decode()
-    manifest = service.open_release(
-        finished_pipeline.store, service.require_champion(finished_pipeline.store).version
-    ).manifest
+    manifest = open_release(finished_pipeline.store, require_champion(finished_pipeline.store).version).manifest
     assert [check.name for check in manifest.verdict.checks] == names
     assert (manifest.policy, manifest.policy_digest) == (verdict.policy, verdict.policy_digest)
     for check in verdict.checks:
@@ -87,7 +86,7 @@ def test_the_report_is_self_contained_and_the_model_card_has_the_threshold_and_t
         "data:image/png;base64",
         "data_docs/index.html",  # the only link to another file
     }
-    release = service.open_release(finished_pipeline.store, service.require_champion(finished_pipeline.store).version)
+    release = open_release(finished_pipeline.store, require_champion(finished_pipeline.store).version)
     card, manifest = release.files["model_card.md"].decode(), release.manifest
     assert f"above **{manifest.ood_threshold:.6f}**" in card
     for fact in (manifest.version, manifest.run_id, manifest.model_sha256, manifest.dataset.fingerprint):
@@ -142,7 +141,7 @@ def test_a_release_is_promoted_only_on_the_verdict_with_which_it_was_published(f
     assert run_step("publish", run, approval=response).version == version  # a retry
     run_step("verify_release", run)
     run_step("promote", run)
-    entry = service.require_champion(finished_pipeline.store)
+    entry = require_champion(finished_pipeline.store)
     assert (entry.version, entry.actor, entry.reason) == (
         version,
         "admin",
@@ -158,7 +157,7 @@ def test_a_verdict_by_another_policy_publishes_nothing(finished_pipeline: Pipeli
 
 
 def test_an_approval_does_not_publish_a_candidate_that_repeats_a_withdrawn_release(finished_pipeline: Pipeline) -> None:
-    first = service.require_champion(finished_pipeline.store).version
+    first = require_champion(finished_pipeline.store).version
     finished_pipeline.promote_second_release()
     withdrawal.withdraw(finished_pipeline.store, first, "its labels were wrong", actor="ann")
     verdict = run_step("promotion_gate", make_run(approval=True, policy={}))
@@ -183,7 +182,7 @@ def test_the_next_candidate_is_compared_with_the_champion(
     accuracy = {"accuracy": {"min": 0.5}}
     finished_pipeline.promote_second_release(policy=read_policy(accuracy), ood_threshold=-1_000.0)
     replay_steps(monkeypatch, finished_pipeline.store, names=("train", "fine_tune"))
-    before = service.require_champion(finished_pipeline.store)
+    before = require_champion(finished_pipeline.store)
     finished_pipeline.run_until("promotion_gate", NEXT)
     verdict = finished_pipeline.read_result("promotion_gate", NEXT)
     assert isinstance(verdict.champion, ChampionComparison)
@@ -206,7 +205,7 @@ def test_a_record_of_an_earlier_version_stops_the_run(finished_pipeline: Pipelin
 
 
 def test_a_champion_of_an_earlier_version_stops_the_run(finished_pipeline: Pipeline) -> None:
-    store, version = finished_pipeline.store, service.require_champion(finished_pipeline.store).version
+    store, version = finished_pipeline.store, require_champion(finished_pipeline.store).version
     key = f"releases/{version}/manifest.json"
     earlier = {**releases.read_manifest(store, version).to_json(), "schema_version": 1}
     store.put(key, store.keys.encode(key, "manifest", earlier))
@@ -224,7 +223,7 @@ def test_a_champion_of_an_earlier_version_stops_the_run(finished_pipeline: Pipel
 
 
 def test_the_threshold_accepts_99_percent_of_the_validation_images(finished_pipeline: Pipeline) -> None:
-    release = service.open_release(finished_pipeline.store, service.require_champion(finished_pipeline.store).version)
+    release = open_release(finished_pipeline.store, require_champion(finished_pipeline.store).version)
     images = load_splits(finished_pipeline.store, release.manifest.dataset).validation_images
     _, ood_scores = h5.predict(release.model, images)
     accepted = (ood_scores <= release.manifest.ood_threshold).mean()

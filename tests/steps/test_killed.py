@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.steps import STEPS, read_result, run_step
 from tests.support.killed_step import run_until_killed
 from tests.support.pipeline import Pipeline
@@ -47,7 +47,7 @@ def check_store(pipeline: Pipeline) -> None:
 def test_publish_and_promote_can_be_killed_at_every_write(
     finished_pipeline: Pipeline, tmp_path: Path, step: str
 ) -> None:
-    expected = service.require_champion(finished_pipeline.store).version
+    expected = require_champion(finished_pipeline.store).version
     delete_from(finished_pipeline, step)
     before = tmp_path / "before"
     shutil.copytree(finished_pipeline.store.root, before)
@@ -76,7 +76,7 @@ def save_verification(finished_pipeline: Pipeline, tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("step", [name for name in ORDER if name not in {"publish", "promote"}])
 def test_every_other_step_can_be_killed_in_the_middle(finished_pipeline: Pipeline, step: str) -> None:
-    expected = service.require_champion(finished_pipeline.store).version
+    expected = require_champion(finished_pipeline.store).version
     model = releases.read_manifest(finished_pipeline.store, expected).model_sha256
     trained = read_result(finished_pipeline.store, RUN, "train")
     delete_from(finished_pipeline, step)

@@ -13,10 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.steps import run_step
 from tests.support.documents import copy_facts
 from tests.support.outbox import mark_alerts_delivered
@@ -34,8 +34,8 @@ def evaluated_run(finished_home: Path, tmp_path_factory: pytest.TempPathFactory)
     """A store with an old champion and a run that is about to publish, and the version of its release."""
     finished = Pipeline(finished_home)
     pipeline = Pipeline(tmp_path_factory.mktemp("evaluated"))
-    version = service.require_champion(finished.store).version
-    old = service.open_release(finished.store, version)
+    version = require_champion(finished.store).version
+    old = open_release(finished.store, version)
     releases.publish_release(pipeline.store, OLD, old.files, copy_facts(old.manifest, run_id="run-0"))
     champion.append_entry(pipeline.store, version=OLD, action="promote", reason="first", write_id="run-0", after=0)
     for stat in finished.store.list(""):
@@ -60,7 +60,7 @@ def version_to_publish(evaluated_run: tuple[FolderStore, str], pipeline: Pipelin
 
 def check_store(store: S3Store, *champions: str) -> None:
     """Assert that the champion is one of these, and that every release is intact."""
-    assert service.require_champion(store).version in champions
+    assert require_champion(store).version in champions
     for version in releases.list_versions(store):
         releases.read_files(store, releases.read_manifest(store, version))
 

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fmnist_tasks import service
 from fmnist_tasks.cli import app
 from fmnist_tasks.data.dataset import load_splits
 from fmnist_tasks.errors import AccessError, IntegrityError
@@ -22,6 +21,7 @@ from fmnist_tasks.registry import champion, pruning, releases
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, read_clock
 from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps import run_step
 from tests.support import synthetic
@@ -47,7 +47,7 @@ def run_fmnist(*arguments: str) -> str:
 def test_a_reader_can_only_read(
     minio_server: MinioServer, finished_minio_store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = service.require_champion(finished_minio_store).version
+    version = require_champion(finished_minio_store).version
     store = act_as(monkeypatch, minio_server.create_user("reader", finished_minio_store.bucket))
     picture = tmp_path / "garment.png"
     Image.fromarray(synthetic.make_images(1, 5)[0][0]).save(picture)
@@ -70,14 +70,14 @@ def test_a_reader_can_only_read(
 def test_a_publisher_can_run_the_pipeline_and_cannot_delete_releases(
     minio_server: MinioServer, finished_minio_store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = service.require_champion(finished_minio_store).version
+    version = require_champion(finished_minio_store).version
     for stat in list(finished_minio_store.list("releases/")) + list(finished_minio_store.list("champion")):
         finished_minio_store.delete(stat.key)
     finished_minio_store.put("incoming/bad.npz", b"not a batch")
     store = act_as(monkeypatch, minio_server.create_user("publisher", finished_minio_store.bucket))
     for step in ("ingest", "validate_data", "publish", "verify_release", "promote"):
         run_step(step, RUN)
-    assert service.require_champion(store).version == version
+    assert require_champion(store).version == version
     assert [stat.key for stat in store.list("incoming/")] == []
     assert store.stat(f"quarantine/{RUN.id}/bad.npz")
     for key in (f"releases/{version}/manifest.json", "champion/00000001.json"):
@@ -85,7 +85,7 @@ def test_a_publisher_can_run_the_pipeline_and_cannot_delete_releases(
             store.delete(key)
 
 
-def test_a_pruner_can_delete_old_objects_and_write_only_its_flag(
+def test_a_pruner_can_delete_old_objects_and_write_only_its_marker(
     minio_server: MinioServer,
     finished_minio_store: S3Store,
     monkeypatch: pytest.MonkeyPatch,
@@ -122,7 +122,7 @@ def test_every_changed_byte_is_refused_before_keras_loads_the_model(
     finished_minio_store: S3Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """50 changes of each object, 200 in all."""
-    version = service.require_champion(finished_minio_store).version
+    version = require_champion(finished_minio_store).version
     manifest = releases.read_manifest(finished_minio_store, version)
     key = {
         "model": manifest.files["model.h5"].uri,
@@ -152,13 +152,13 @@ def read_all(store: Store) -> None:
     assert entry
     manifest = releases.read_manifest(store, entry.version)
     load_splits(store, manifest.dataset)
-    service.open_release(store, entry.version)
+    open_release(store, entry.version)
 
 
 def test_a_consumer_without_this_project_needs_a_client_and_keras(
     minio_server: MinioServer, finished_minio_store: S3Store, tmp_path: Path
 ) -> None:
-    entry = service.require_champion(finished_minio_store)
+    entry = require_champion(finished_minio_store)
     reader = minio_server.create_user("reader", finished_minio_store.bucket)
     path = tmp_path / "model.h5"
     minio_client = client.Minio(f"127.0.0.1:{minio_server.port}", *reader.values(), secure=False)

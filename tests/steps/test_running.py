@@ -13,7 +13,7 @@ from fmnist_tasks import steps
 from fmnist_tasks.data import sources
 from fmnist_tasks.data.dataset import load_test_split
 from fmnist_tasks.errors import ConflictError, DataError, RejectedError, StoreError
-from fmnist_tasks.registry import pruning, pruning_flag
+from fmnist_tasks.registry import pruning, pruning_markers
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.runs import ChangeResult, StepRecord, ValidationResult
@@ -49,7 +49,7 @@ def test_nothing_is_pruned_while_ingest_reuses_old_content(pipeline: Pipeline, m
 
 
 def test_a_step_that_starts_during_a_prune_can_be_retried(pipeline: Pipeline) -> None:
-    with pruning_flag.forbid_work(pipeline.store), pytest.raises(StoreError, match="`fmnist prune` is deleting"):
+    with pruning_markers.forbid_work(pipeline.store), pytest.raises(StoreError, match="`fmnist prune` is deleting"):
         run_step("ingest", RUN)
     run_step("ingest", RUN)
     assert read_record(pipeline.store, RUN.id, "ingest").status == "done"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fmnist_tasks import memory, service
+from fmnist_tasks import memory
 from fmnist_tasks.data.dataset import load_splits
 from fmnist_tasks.errors import DataError, FmnistError, IntegrityError, SettingsError
 from fmnist_tasks.page.inference import ChampionPredictor
@@ -16,11 +16,13 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.documents import MAX_BYTES
-from fmnist_tasks.registry.keys import make_keys
 from fmnist_tasks.registry.runs import read_record, write_record
 from fmnist_tasks.registry.signing import Keys
+from fmnist_tasks.registry.signing_keys import make_keys
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.serving.release import open_release, require_champion, verify_release
+from fmnist_tasks.serving.rollback import roll_back
 from fmnist_tasks.steps import run_step
 from fmnist_tasks.steps.evaluation import compare_with_champion
 from tests.support.pipeline import Pipeline
@@ -53,28 +55,28 @@ def test_runs_and_rollbacks_are_signed_and_verified_from_the_first_key_on(
     signed_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_with_keys(signed_pipeline)
-    first = service.require_champion(store).version
+    first = require_champion(store).version
     signed_pipeline.run_until("promote", SECOND)
-    second = service.require_champion(store).version
+    second = require_champion(store).version
     assert second != first
-    service.roll_back(store, first, "the second is worse", actor="ann")
+    roll_back(store, first, "the second is worse", actor="ann")
     signatures = [store.keys.describe(entry.signed_by).split()[0] for entry in champion.list_entries(store)]
     assert signatures == ["unsigned", "signed", "signed"]
-    assert service.verify_release(store, first)["signature"] == "unsigned"
-    assert service.verify_release(store, second)["signature"].startswith("signed by key ")
+    assert verify_release(store, first)["signature"] == "unsigned"
+    assert verify_release(store, second)["signature"].startswith("signed by key ")
     assert audit_store(store)["signed_entries"] == 2
 
     # A writer without a key changes the champion's classes and gives the manifest a correct seal.
     key = f"releases/{second}/manifest.json"
-    service.roll_back(store, second, "it was good after all", actor="ann")
+    roll_back(store, second, "it was good after all", actor="ann")
     manifest = releases.read_manifest(store, second)
     changed = {**manifest.to_json(), "classes": manifest.classes[::-1]}
     store.put(key, Keys().encode(key, "manifest", changed))
     before, arrays = champion.list_entries(store), load_splits(store, manifest.dataset)
     for operation in (
-        lambda: service.open_release(store, second),
+        lambda: open_release(store, second),
         lambda: ChampionPredictor(store).predict_examples(),
-        lambda: service.roll_back(store, first, "r", actor="ann"),
+        lambda: roll_back(store, first, "r", actor="ann"),
         lambda: run_step("detect_change", SECOND),
         lambda: compare_with_champion(store, manifest.classes, arrays, np.empty(0), 1.0),  # as evaluate_tuned does
         lambda: audit_store(store),

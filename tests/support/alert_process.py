@@ -25,7 +25,7 @@ from unittest.mock import patch
 from fmnist_tasks.alerts import alert_task_failure, channels, deliver_due_alerts, outbox
 from fmnist_tasks.alerts.watch import check_pipeline
 from fmnist_tasks.errors import RejectedError, StoreError
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.store import Store, read_clock
 from fmnist_tasks.settings import DAG_ID

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from fmnist_tasks.alerts.outbox import find_pending
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.store import Store
 from tests.support.alert_process import AlertProcesses, Call
 from tests.support.documents import save_record

@@ -19,7 +19,7 @@ from fmnist_tasks.data.dataset import Arrays
 from fmnist_tasks.data.shards import Chunk, ShardedImages
 from fmnist_tasks.model import mini_batches, training
 from fmnist_tasks.registry.checkpoints import Checkpoints
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.settings import PROFILES, Stage
 from tests.support import synthetic
 

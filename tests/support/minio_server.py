@@ -14,9 +14,9 @@ import urllib3
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 
-from fmnist_tasks.registry.access import open_bucket
 from fmnist_tasks.registry.provision import User, add_user
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.s3_address import open_bucket
 from fmnist_tasks.settings import INCLUDE, PROJECT
 from tests.support.ports import accepts_connections, reserve_port
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmnist_tasks import service
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.runs import read_record, read_records, write_record
 from fmnist_tasks.schemas.runs import RESULTS, parse_result
+from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.steps import STEPS, Run, run_step
 from tests.support.documents import copy_facts
 from tests.support.synthetic import RUN
@@ -72,8 +72,8 @@ class Pipeline:
 
     def promote_second_release(self, **changes: Any) -> str:
         """Publish and promote another release with the champion's files, and return its version."""
-        release = service.open_release(self.store, service.require_champion(self.store).version)
+        release = open_release(self.store, require_champion(self.store).version)
         releases.publish_release(self.store, "second", release.files, copy_facts(release.manifest, **changes))
-        current = service.require_champion(self.store).sequence
+        current = require_champion(self.store).sequence
         champion.append_entry(self.store, version="second", action="promote", reason="r", write_id="w", after=current)
         return "second"

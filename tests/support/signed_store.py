@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmnist_tasks.registry import champion, releases
-from fmnist_tasks.registry.blobs import describe
+from fmnist_tasks.registry.blobs import compute_reference
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.keys import make_keys, parse_signing_key
 from fmnist_tasks.registry.signing import Keys, Kind
+from fmnist_tasks.registry.signing_keys import make_keys, parse_signing_key
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.schemas.runs import PromotionResult
@@ -125,7 +125,7 @@ def _replace_model(store: Store, keys: Keys) -> None:
     store.put(key, model)
     files = _read(store, manifest_key("v2"), "manifest")["files"]
     _forge_manifest(
-        store, "v2", keys, files={**files, "model.h5": describe(key, model).to_json()}, model_sha256="0" * 64
+        store, "v2", keys, files={**files, "model.h5": compute_reference(key, model).to_json()}, model_sha256="0" * 64
     )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from minio import Minio
 from minio.credentials.providers import StaticProvider
 
-from fmnist_tasks.registry.access import Bucket
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.s3_address import Bucket
 from fmnist_tasks.settings import PROJECT
 from tests.support.airflow_api import AirflowApi
 from tests.support.cluster.declaration import Service, read_services, read_settings

@@ -13,8 +13,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, FloatRect, Locator, Page, StorageState, expect
 
-from fmnist_tasks import service
 from fmnist_tasks.registry.champion import list_entries
+from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.settings import DAG_ID
 from tests.support.airflow_home import AirflowInstallation, copy_migrated_home, wait_until
 from tests.support.chromium import launch_chromium
@@ -78,7 +78,7 @@ class Photographer:
         for scheme, suffix in (("light", ""), ("dark", "-dark")):
             with self._open("/fmnist/", color_scheme=scheme, viewport={"width": 1080, "height": 1400}) as page:
                 self._take(page, f"releases{suffix}", end=page.locator("tbody tr").nth(3))
-        current = service.require_champion(self._store).version
+        current = require_champion(self._store).version
         with self._open(f"/fmnist/releases/{current}") as page:
             self._take(page, "release", end=page.get_by_role("row", name="calibration").first)
         with self._open("/fmnist/#log") as page:

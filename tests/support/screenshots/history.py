@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_tasks import service
 from fmnist_tasks.data.declaration import read_declaration
 from fmnist_tasks.data.sources import load_base
 from fmnist_tasks.registry.champion import list_entries
+from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.settings import INCLUDE, PROJECT, Settings
 from tests.support.airflow_home import AirflowInstallation
 from tests.support.synthetic import encode_idx
@@ -105,7 +105,7 @@ def write_history(airflow: AirflowInstallation, images: Images) -> None:
             conf["policy"] = FIRST_POLICY
         _run_at(airflow, monday, "run", monday.isoformat(), json.dumps(conf))
         if week == ROLLBACK_WEEK:
-            current = service.require_champion(store).version
+            current = require_champion(store).version
             earlier = next(entry.version for entry in reversed(list_entries(store)) if entry.version != current)
             _run_at(airflow, monday + timedelta(days=2, hours=7), "fmnist", "rollback", earlier, "--reason", REASON)
         for path in (store.root / "quarantine").rglob("*.*"):

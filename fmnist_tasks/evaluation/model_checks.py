@@ -12,7 +12,7 @@ from fmnist_tasks.schemas.evaluation import (
     OtherClasses,
     make_check,
 )
-from fmnist_tasks.schemas.releases import (
+from fmnist_tasks.schemas.policy import (
     AccuracyPolicy,
     CalibrationPolicy,
     ChampionPolicy,
@@ -40,14 +40,14 @@ def check_candidate(policy: Policy, metrics: CandidateEvaluation) -> list[Check]
 
 
 def check_accuracy(policy: AccuracyPolicy, test: Classification) -> Check:
-    """The test accuracy is high enough."""
+    """Check that the test accuracy reaches the threshold."""
     check = check_minimum("accuracy", test.accuracy, policy.min, "test accuracy", policy.on_failure)
     low, high = test.interval
     return _replace_message(check, f"{check.message} (95 % interval {low:.2%} to {high:.2%})")
 
 
 def check_against_champion(policy: ChampionPolicy, champion: Champion) -> Check:
-    """The candidate is not significantly worse than the champion; if inconclusive, not less accurate on validation."""
+    """Check that the candidate is not significantly worse or, if inconclusive, not less accurate on validation."""
     name, threshold = "champion", f"not worse (exact McNemar test, p < {policy.significance})"
     if not isinstance(champion, ChampionComparison):
         return _explain_no_comparison(name, threshold, champion, policy.on_inconclusive)
@@ -67,14 +67,14 @@ def check_against_champion(policy: ChampionPolicy, champion: Champion) -> Check:
 
 
 def check_recall(policy: ClassPolicy, test: Classification) -> Check:
-    """The recall of every class is high enough."""
+    """Check that the recall of every class reaches the threshold."""
     worst = min(test.classes, key=lambda row: row.recall)
     what = f"the lowest recall of a class ({worst.name})"
     return check_minimum("class recall", worst.recall, policy.min_recall, what, policy.on_failure)
 
 
 def check_classes_against_champion(policy: ClassPolicy, champion: Champion) -> Check:
-    """No class has a significantly lower recall than with the champion."""
+    """Check that no class has a significantly lower recall than with the champion."""
     name, threshold = (
         "class recall against champion",
         f"none lower (one-sided McNemar, Holm, p < {policy.significance})",
@@ -94,7 +94,7 @@ def check_classes_against_champion(policy: ClassPolicy, champion: Champion) -> C
 
 
 def check_calibration(policy: CalibrationPolicy, metrics: CandidateEvaluation) -> Check:
-    """The expected calibration error is low enough."""
+    """Check that the expected calibration error is at most the threshold."""
     calibration, what = metrics.calibration, "the expected calibration error"
     check = check_maximum("calibration", calibration.error, policy.max_error, what, policy.on_failure, ".4f")
     low, high = calibration.interval
@@ -102,7 +102,7 @@ def check_calibration(policy: CalibrationPolicy, metrics: CandidateEvaluation) -
 
 
 def check_ood_detection(policy: OodPolicy, metrics: CandidateEvaluation) -> list[Check]:
-    """Each OOD family in the policy is detected well enough."""
+    """Check that each OOD family in the policy reaches its thresholds."""
     checks = []
     for family, limits in policy.families.items():
         measured = metrics.ood.families.get(family)
@@ -117,13 +117,13 @@ def check_ood_detection(policy: OodPolicy, metrics: CandidateEvaluation) -> list
 
 
 def check_not_withdrawn(repeated: str | None) -> Check:
-    """The candidate does not repeat a withdrawn release; `repeated` says which one it repeats, and what to do."""
+    """Check that the candidate repeats no withdrawn release; `repeated` says which one it repeats, and what to do."""
     message = repeated or "the candidate does not repeat a withdrawn release"
     return make_check("withdrawn releases", None, "none repeated", repeated is None, message, "hold")
 
 
 def check_serving(policy: ServingPolicy, metrics: CandidateEvaluation) -> list[Check]:
-    """The model is fast and small enough for serving."""
+    """Check that the model is fast and small enough for serving."""
     serving, on_failure = metrics.serving, policy.on_failure
     latency = "latency of one image (95th percentile, ms)"
     return [
@@ -134,7 +134,7 @@ def check_serving(policy: ServingPolicy, metrics: CandidateEvaluation) -> list[C
 
 
 def _explain_no_comparison(name: str, threshold: str, champion: OtherClasses | None, on_failure: OnFailure) -> Check:
-    """The check without a champion, or with one that has other classes."""
+    """Return the check for a comparison without a champion, or with one that has other classes."""
     if champion is None:
         return make_check(name, None, threshold, True, "there is no champion yet")
     message = f"the champion {champion.version} has other classes ({champion.other_classes}) and cannot be compared"

@@ -15,7 +15,7 @@ from fmnist_tasks.errors import READ_ERRORS, MissingError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.releases import Action
-from fmnist_tasks.service import find_origin, require_reason
+from fmnist_tasks.serving.rollback import find_origin, require_reason
 
 if TYPE_CHECKING:
     from fmnist_tasks.data.accepted_batches import AcceptedBatch

@@ -1,8 +1,7 @@
-"""The steps of the task groups `base_model` and `tuned_model`, except the gates: training and evaluation."""
+"""The steps that train: base models, the choice of one, and its fine-tuning into the candidate."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,39 +9,26 @@ from typing import TYPE_CHECKING, Any, Literal
 from fmnist_tasks.errors import ConflictError
 from fmnist_tasks.machine_lock import hold_machine_lock
 from fmnist_tasks.provenance import describe_code
-from fmnist_tasks.registry import checkpoints
 from fmnist_tasks.registry.blobs import get_verified, put_blob
 from fmnist_tasks.registry.checkpoints import Checkpoints
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.schemas.evaluation import OodDetection, Serving
 from fmnist_tasks.schemas.runs import (
     BaseModelResult,
     Candidate,
-    CandidateEvaluationResult,
     CandidateModel,
-    EvaluationResult,
     GateResult,
     TrainingResult,
     TunedModelResult,
     ValidationResult,
 )
 from fmnist_tasks.settings import Settings
-from fmnist_tasks.steps.evaluation import compare_with_champion, draw_errors, make_identity
 from fmnist_tasks.steps.step import Run, step
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fmnist_tasks.data.dataset import Arrays
     from fmnist_tasks.model.training import Fit
-    from fmnist_tasks.schemas.base import Reference
 
 _validation_loss = attrgetter("validation_loss")  # decides, since close accuracies differ at random
-
-_MAX_OOD_IMAGES = 1_000  # of each family
-# Of each near family: with 1,000 images, an FPR of 1.5 % has a standard error of 0.4 points.
-_MAX_NEAR_OOD_IMAGES = 10_000
-_SELECTIVE_ACCURACY = 0.99  # of selective prediction; coverage is measured at it
 
 
 @step("validate_data", per_seed=True)
@@ -75,18 +61,6 @@ def choose_base(store: Store, run: Run, candidates: list[TrainingResult]) -> Bas
     which = f"best of {len(rows)} base models by validation loss:" if len(rows) > 1 else "the only base model,"
     summary = f"{which} seed {best.seed}; {best.summary.removeprefix('base model: ')}"
     return BaseModelResult(**dict(best) | {"summary": summary}, candidates=rows)
-
-
-@step("validate_data", "choose_base")
-def evaluate_base(store: Store, run: Run, validation: ValidationResult, base: BaseModelResult) -> EvaluationResult:
-    """Evaluate the base model on the test images."""
-    from fmnist_tasks.data.dataset import load_test_split
-    from fmnist_tasks.model import h5
-
-    checkpoints.delete_checkpoints(store, run.id)
-    images, labels = load_test_split(store, validation.dataset)
-    model = h5.load_model(get_verified(store, base.model), "base model")
-    return EvaluationResult(**_evaluate(store, run, "base", validation, base.model, labels, h5.classify(model, images)))
 
 
 @step("validate_data", "choose_base", "accuracy_gate")
@@ -134,98 +108,10 @@ def fine_tune(
     )
 
 
-@step("validate_data", "fine_tune")
-def evaluate_tuned(
-    store: Store, run: Run, validation: ValidationResult, tuned: TunedModelResult
-) -> CandidateEvaluationResult:
-    """Evaluate the candidate: metrics on test and OOD images, comparison with the champion, latency and size."""
-    from fmnist_tasks.data.dataset import load_splits, pack_arrays
-    from fmnist_tasks.evaluation import calibration, figures, metrics
-    from fmnist_tasks.model import h5
-    from fmnist_tasks.model.ood.detector import Predictions, pick_examples
-    from fmnist_tasks.model.ood.families import FAMILIES, NEAR_FAMILIES, TRAINING_FAMILIES, make_ood_images
-
-    checkpoints.delete_checkpoints(store, run.id)
-    candidate, classes = tuned.candidate, validation.dataset.classes
-    arrays = load_splits(store, validation.dataset)
-    images, labels = arrays.test_images, arrays.test_labels
-    file = get_verified(store, candidate.model)
-    clock = time.monotonic()
-    model = h5.load_model(file, "candidate model")
-    load_seconds = time.monotonic() - clock
-    threshold = candidate.ood_threshold
-    test = Predictions.of(model, images, [classes[label] for label in labels])
-    families = {}
-    for family in FAMILIES:
-        ood = make_ood_images(
-            family, images, _MAX_NEAR_OOD_IMAGES if family in NEAR_FAMILIES else _MAX_OOD_IMAGES, seed=0
-        )
-        families[family] = Predictions.of(model, ood, [family] * len(ood))
-    examples, pictured = pick_examples(test, list(families.values()), classes, threshold)
-    fields = _evaluate(store, run, "candidate", validation, candidate.model, labels, test.probabilities)
-    calibrated = calibration.measure_calibration(labels, test.probabilities)
-    selective = calibration.measure_selective_prediction(labels, test.probabilities, _SELECTIVE_ACCURACY)
-    with pack_arrays(probabilities=test.probabilities, ood_score=test.ood_scores) as packed:
-        predictions = put_blob(store, packed)
-    truths, predicted = [example.truth for example in examples], [example.answer for example in examples]
-    pictures = {
-        **fields.pop("pictures"),
-        "candidate_calibration": put_blob(store, figures.draw_reliability(calibrated, selective)),
-        **draw_errors(store, classes, images, labels, test.probabilities),
-        "candidate_examples": put_blob(store, figures.draw_predictions(truths, predicted, pictured, classes)),
-    }
-    return CandidateEvaluationResult(
-        **fields,
-        temperature=candidate.temperature,
-        calibration=calibrated,
-        selective_prediction=selective,
-        ood=OodDetection(
-            threshold=threshold,
-            accepted=float((test.ood_scores <= threshold).mean()),
-            families={
-                family: metrics.measure_detection(
-                    test.ood_scores, ood.ood_scores, threshold, in_training=family in TRAINING_FAMILIES
-                )
-                for family, ood in families.items()
-            },
-            examples=examples,
-        ),
-        champion=compare_with_champion(store, classes, arrays, test.probabilities, candidate.validation_accuracy),
-        serving=Serving(
-            single_image_ms=h5.measure_latency(model, images), load_seconds=load_seconds, bytes=candidate.model.bytes
-        ),
-        predictions=predictions,
-        pictures=pictures,
-    )
-
-
 def _make_checkpoints(store: Store, run: Run, name: str, validation: ValidationResult, **recipe: Any) -> Checkpoints:
     """The checkpoints of the training of one model, from which only the same run, data, code and recipe resume."""
     identity = {"data": validation.dataset.fingerprint, "code": describe_code().digest, **recipe}
     return Checkpoints(store, run.id, name, identity)
-
-
-def _evaluate(
-    store: Store,
-    run: Run,
-    name: str,
-    validation: ValidationResult,
-    model: Reference,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-) -> dict[str, Any]:
-    """The fields of an evaluation, from test labels (N,), uint8, and probabilities (N, classes), float32."""
-    from fmnist_tasks.evaluation import figures, metrics
-
-    classes = validation.dataset.classes
-    test = metrics.measure_classification(labels, probabilities, classes)
-    confusion = put_blob(store, figures.draw_confusion_matrix(test.confusion, classes))
-    return {
-        **dict(make_identity(run, validation, model)),
-        "test": test,
-        "pictures": {f"{name}_confusion": confusion},
-        "summary": f"{name} model: test accuracy {test.accuracy:.2%}, mean F1 {test.means.f1:.2%}",
-    }
 
 
 def _save_fit(

@@ -10,8 +10,8 @@ import pytest
 from urllib3.exceptions import MaxRetryError, ProtocolError
 
 from fmnist_tasks.errors import SettingsError, StoreError
-from fmnist_tasks.registry import access
-from fmnist_tasks.registry.access import open_bucket
+from fmnist_tasks.registry import s3_address
+from fmnist_tasks.registry.s3_address import open_bucket
 from fmnist_tasks.registry.stores import open_store
 
 REFUSED = [
@@ -47,7 +47,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object, *args: Any, **kwargs: Any) -> NoReturn:
         raise MaxRetryError(None, "/", ProtocolError("refused"))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(access._RetryingPool, "urlopen", refuse)
+    monkeypatch.setattr(s3_address._RetryingPool, "urlopen", refuse)
     for name in ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"):
         monkeypatch.setenv(name, "key")
 

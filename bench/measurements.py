@@ -1,4 +1,4 @@
-"""Measurements, each in a separate process: `python -m bench.probes NAME [ARGUMENT]` prints one as JSON.
+"""Measurements, each in a separate process: `python -m bench.measurements NAME [ARGUMENT]` prints one as JSON.
 
 Each function imports its modules before its clock starts; imports at the top would count towards the memory of all.
 """
@@ -75,14 +75,14 @@ def predict_with_and_without_ood() -> dict[str, float]:
     """
     import numpy as np
 
-    from fmnist_tasks import service
     from fmnist_tasks.model import cnn, h5
     from fmnist_tasks.model.libraries import keras
     from fmnist_tasks.registry.stores import open_store
+    from fmnist_tasks.serving.release import open_release, require_champion
     from fmnist_tasks.settings import Settings
 
     store = open_store(Settings.from_environment().store)
-    with_ood = service.open_release(store, service.require_champion(store).version).model
+    with_ood = open_release(store, require_champion(store).version).model
     without_ood = keras.Model(with_ood.input, with_ood.get_layer(cnn.PROBABILITIES).output)
     images = np.random.default_rng(0).integers(0, 256, (10_000, 28, 28), "uint8")
 
@@ -107,16 +107,16 @@ def load_page() -> dict[str, float]:
     """Milliseconds of the Releases page with 200 releases. First publishes 199 copies of the champion's release."""
     from fastapi.testclient import TestClient
 
-    from fmnist_tasks import service
     from fmnist_tasks.page.activity import Schedule
     from fmnist_tasks.page.app import create_app
     from fmnist_tasks.registry import releases
     from fmnist_tasks.registry.stores import open_store
     from fmnist_tasks.schemas.releases import ReleaseFacts
+    from fmnist_tasks.serving.release import open_release, require_champion
     from fmnist_tasks.settings import Settings
 
     store = open_store(Settings.from_environment().store)
-    release = service.open_release(store, service.require_champion(store).version)
+    release = open_release(store, require_champion(store).version)
     facts = ReleaseFacts(**{name: getattr(release.manifest, name) for name in ReleaseFacts.model_fields})
     for number in range(1, 200):
         releases.publish_release(store, f"{release.manifest.version}-{number}", {"model_card.md": b"a card"}, facts)
@@ -141,13 +141,11 @@ def load_page() -> dict[str, float]:
 def find_champion() -> float:
     """Seconds to open the store and find the champion."""
     # Opening a store on a server imports these.
-    import fmnist_tasks.registry.access
-    import fmnist_tasks.registry.s3  # noqa: F401
-    from fmnist_tasks import service
     from fmnist_tasks.registry.stores import open_store
+    from fmnist_tasks.serving.release import require_champion
     from fmnist_tasks.settings import Settings
 
-    seconds, _ = _measure_seconds(lambda: service.require_champion(open_store(Settings.from_environment().store)))
+    seconds, _ = _measure_seconds(lambda: require_champion(open_store(Settings.from_environment().store)))
     return seconds
 
 
@@ -205,7 +203,7 @@ _PROBES: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     """Run one measurement, and print it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.probes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.measurements", description=__doc__)
     parser.add_argument("probe", choices=_PROBES)
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fmnist_tasks.evaluation import metrics, promotion
+from fmnist_tasks.evaluation import metrics, model_checks
 from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.schemas.evaluation import (
     CandidateEvaluation,
@@ -22,7 +22,7 @@ from fmnist_tasks.schemas.evaluation import (
     OtherClasses,
     Outcome,
 )
-from fmnist_tasks.schemas.releases import Policy
+from fmnist_tasks.schemas.policy import Policy
 
 CLASSES = ["shirt", "bag"]
 POLICY = read_policy({})
@@ -69,7 +69,7 @@ def make_metrics(correct: int = 9300, **changes: dict[str, Any] | None) -> Candi
 
 def run_checks(candidate: CandidateEvaluation, policy: Policy = POLICY) -> dict[str, Check]:
     """Run all checks of a candidate; return them by name."""
-    checks = promotion.check_candidate(policy, candidate)
+    checks = model_checks.check_candidate(policy, candidate)
     by_name = {check.name: check for check in checks}
     assert len(by_name) == len(checks)
     return by_name
@@ -113,7 +113,7 @@ def test_a_good_candidate_passes_every_check() -> None:
 @pytest.mark.parametrize(("correct", "outcome"), [(9199, {"accuracy": "reject"}), (9200, {})])
 def test_the_accuracy_of_predictions_is_checked(correct: int, outcome: dict[str, str]) -> None:
     assert find_failures(correct) == outcome
-    accuracy = promotion.check_accuracy(POLICY.accuracy, make_metrics(correct).test)
+    accuracy = model_checks.check_accuracy(POLICY.accuracy, make_metrics(correct).test)
     assert "95 % interval 91.4" in accuracy.message
 
 
@@ -208,7 +208,7 @@ def test_a_family_that_was_not_measured_rejects() -> None:
 
 def test_families_that_were_not_measured_reject_even_if_the_policy_holds() -> None:
     policy = read_policy({"ood": {"on_failure": "hold"}})
-    checks = promotion.check_ood_detection(policy.ood, make_metrics(ood={"families": {}}))
+    checks = model_checks.check_ood_detection(policy.ood, make_metrics(ood={"families": {}}))
     assert [(check.value, check.outcome) for check in checks] == [(None, "reject")] * 22
 
 
@@ -307,7 +307,7 @@ def test_the_policy_decides_for_each_section_what_a_failed_check_does(on_failure
     )
     outcomes = {name: check.outcome for name, check in run_checks(failing, policy).items()}
     assert outcomes == dict.fromkeys(outcomes, on_failure)
-    inconclusive = promotion.check_against_champion(policy.champion, make_comparison(0, 0, candidate=0.9))
+    inconclusive = model_checks.check_against_champion(policy.champion, make_comparison(0, 0, candidate=0.9))
     assert inconclusive.outcome == on_failure
 
 
@@ -385,13 +385,13 @@ def test_the_message_has_the_interval_whatever_the_outcome(name: str) -> None:
 def test_a_significant_difference_is_described_with_its_direction(
     champion: ChampionComparison, outcome: Outcome, message: str
 ) -> None:
-    result = promotion.check_against_champion(POLICY.champion, champion)
+    result = model_checks.check_against_champion(POLICY.champion, champion)
     assert result.to_json() == make_expected("champion", pytest.approx(0.0135, abs=1e-4), outcome, message)
 
 
 def test_classes_with_lower_recall_are_named() -> None:
     champion = make_comparison(20, 40, classes=[(0, 10), (0, 9)])
-    result = promotion.check_classes_against_champion(POLICY.classes, champion)
+    result = model_checks.check_classes_against_champion(POLICY.classes, champion)
     message = "recall significantly lower than the champion's: shirt (p = 0.002), bag (p = 0.002)"
     assert result.to_json() == make_expected("class recall against champion", pytest.approx(1 / 512), "hold", message)
 
@@ -401,7 +401,7 @@ def test_classes_with_lower_recall_are_named() -> None:
 )
 def test_a_p_value_below_a_thousandth_is_not_shown_as_zero(lost: int, p_value: str) -> None:
     """Eleven of eleven images: p = 2/2048."""
-    result = promotion.check_against_champion(POLICY.champion, make_comparison(0, lost))
+    result = model_checks.check_against_champion(POLICY.champion, make_comparison(0, lost))
     assert f"({p_value}): significantly worse" in result.message
 
 
@@ -437,10 +437,10 @@ def test_an_evaluation_of_the_base_model_is_not_accepted_for_a_candidate() -> No
 
 def test_a_candidate_that_repeats_a_withdrawn_release_is_held() -> None:
     expected = {"name": "withdrawn releases", "value": None, "threshold": "none repeated"}
-    assert promotion.check_not_withdrawn(None).to_json() == {
+    assert model_checks.check_not_withdrawn(None).to_json() == {
         **expected,
         "outcome": "passed",
         "message": "the candidate does not repeat a withdrawn release",
     }
     held = {**expected, "outcome": "hold", "message": "it repeats v1"}
-    assert promotion.check_not_withdrawn("it repeats v1").to_json() == held
+    assert model_checks.check_not_withdrawn("it repeats v1").to_json() == held

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from fmnist_tasks.errors import AccessError, MissingError, StoreError
-from fmnist_tasks.registry import local
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry import folder
+from fmnist_tasks.registry.folder import FolderStore
 
 SHA256 = hashlib.sha256(b"x").hexdigest()
 
@@ -59,7 +59,7 @@ def test_an_impossible_file_time_does_not_stop_a_listing(
     store = FolderStore(tmp_path)
     store.put("k", b"x")
     lstat = os.lstat
-    monkeypatch.setattr(local.os, "lstat", lambda path: StatusWithTime(lstat(path), seconds))
+    monkeypatch.setattr(folder.os, "lstat", lambda path: StatusWithTime(lstat(path), seconds))
     (stat,) = store.list("")
     assert stat.modified + timedelta(days=365) > stat.modified > datetime(1, 1, 1, tzinfo=UTC)
 
@@ -186,8 +186,8 @@ def test_missing_rights_are_permanent_errors_that_name_the_object(unprivileged_s
     (stat,) = (stat for stat in store.list("incoming/") if stat.key == "incoming/z")
     with pytest.raises(AccessError, match=r"cannot delete .*incoming/z: Permission denied"):
         store.remove_if_unchanged(stat)
-    for folder in ("incoming", "incoming/closed", "incoming/listed"):
-        (store.root / folder).chmod(0o700)
+    for name in ("incoming", "incoming/closed", "incoming/listed"):
+        (store.root / name).chmod(0o700)
 
 
 def test_the_umask_decides_who_may_read(store: FolderStore) -> None:
@@ -215,7 +215,7 @@ def test_a_file_system_without_hard_links_is_refused_at_the_first_write(
 def test_the_parent_of_each_new_folder_is_flushed(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put("a", b"x")
     flushed: list[Path] = []
-    monkeypatch.setattr(local, "_flush_folder", flushed.append)
+    monkeypatch.setattr(folder, "_flush_folder", flushed.append)
     store.put("b/c/d", b"x")
     assert set(flushed) == {store.root, store.root / "b", store.root / "b" / "c"}
 
@@ -257,11 +257,11 @@ def test_a_file_of_another_user_that_cannot_be_linked_gets_its_name_back(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(local.os, "link", refuse)
+    monkeypatch.setattr(folder.os, "link", refuse)
     (tmp_path / "hidden").write_bytes(b"x")
-    local._restore_name(tmp_path / "hidden", tmp_path / "b")
+    folder._restore_name(tmp_path / "hidden", tmp_path / "b")
     (tmp_path / "hidden").write_bytes(b"y")
-    local._restore_name(tmp_path / "hidden", tmp_path / "b")
+    folder._restore_name(tmp_path / "hidden", tmp_path / "b")
     assert [(tmp_path / name).read_bytes() for name in ("b", "hidden")] == [b"x", b"y"]
 
 
@@ -319,7 +319,7 @@ def test_an_interrupted_removal_is_completed(
             store.remove_if_unchanged(stat, to, SHA256)
     ((hidden, kind),) = list_kinds(store, "incoming/").items()
     assert (hidden.startswith("incoming/."), kind) == (True, "file")  # the next listing shows it
-    assert local.to_original_key(hidden) == "incoming/b"
+    assert folder.to_original_key(hidden) == "incoming/b"
     assert store.remove_if_unchanged(stat, to, SHA256)
     assert list(list_kinds(store)) == ([] if to is None else [to])
 
@@ -327,8 +327,8 @@ def test_an_interrupted_removal_is_completed(
 def test_a_file_that_an_interrupted_removal_has_hidden_can_be_removed(store: FolderStore) -> None:
     store.put("incoming/sub/.taken.0123456789abcdef.b.npz", b"x")
     (stat,) = store.list("incoming/")
-    assert local.to_original_key(stat.key) == "incoming/sub/b.npz"
-    assert local.to_original_key("incoming/.taken.0123456789abcdef.sub/b") == "incoming/.taken.0123456789abcdef.sub/b"
+    assert folder.to_original_key(stat.key) == "incoming/sub/b.npz"
+    assert folder.to_original_key("incoming/.taken.0123456789abcdef.sub/b") == "incoming/.taken.0123456789abcdef.sub/b"
     assert store.remove_if_unchanged(stat, "quarantine/r/b", SHA256)
     assert list_kinds(store) == {"quarantine/r/b": "file"}
 
@@ -353,8 +353,8 @@ def test_a_listing_after_a_key_skips_earlier_folders(store: FolderStore, monkeyp
     for number in range(20):
         store.put(f"inbox/{number:02d}/image", b"x")
     scanned: list[bytes] = []
-    list_names = local._list_names
-    monkeypatch.setattr(local, "_list_names", lambda root, name: scanned.append(name) or list_names(root, name))
+    list_names = folder._list_names
+    monkeypatch.setattr(folder, "_list_names", lambda root, name: scanned.append(name) or list_names(root, name))
     assert [stat.key for stat in store.list("inbox/", after="inbox/17/image")] == ["inbox/18/image", "inbox/19/image"]
     assert scanned == [b"inbox/", b"inbox/17/", b"inbox/18/", b"inbox/19/"]
 

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmnist_tasks import batch_prediction, service
 from fmnist_tasks.errors import MissingError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.documents import read_document
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.store import Stat, encode_name
+from fmnist_tasks.serving import batch_prediction
+from fmnist_tasks.serving.release import require_champion
 from tests.support import synthetic
 from tests.support.pipeline import Pipeline
 
@@ -46,7 +47,7 @@ def test_image_files_and_arrays_are_classified_in_shards(finished_pipeline: Pipe
     finished_pipeline.store.put("inbox/notes.txt", b"not an image")
     finished_pipeline.store.put("inboxes/other.png", b"under another prefix")
     shards = batch_prediction.plan_shards(finished_pipeline.store, "inbox/", files=4)
-    version = service.require_champion(finished_pipeline.store).version
+    version = require_champion(finished_pipeline.store).version
     assert [(shard["files"], shard["release"]) for shard in shards] == [(4, version), (4, version), (1, version)]
     results = [batch_prediction.predict_shard(finished_pipeline.store, "r", shard) for shard in shards]
     totals = batch_prediction.write_summary(finished_pipeline.store, "r", shards, results)

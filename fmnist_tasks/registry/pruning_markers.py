@@ -1,8 +1,8 @@
 """Mutual exclusion of pruning and of work that relies on stored objects: steps and rollbacks.
 
-A prune writes the flag `pruning.json`, then looks for markers of work. A step or a rollback writes a marker below
-`working/`, then looks for the flag. So whichever comes second sees the other one, and stops. A flag or marker that a
-killed process left expires.
+A prune writes the marker `pruning.json`, then looks for markers of work. A step or a rollback writes a marker below
+`working/`, then looks for that of a prune. So whichever comes second sees the other one, and stops. The marker of a
+killed process expires.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 KEY = "pruning.json"
 _WORKING = "working/"
-LIFETIME = timedelta(hours=1)  # by the store's clock; an older flag is that of a killed prune
+LIFETIME = timedelta(hours=1)  # by the store's clock; an older marker is that of a killed prune
 TIME_LIMIT = timedelta(minutes=45)  # by this machine's clock; then a prune stops
 _WORK_LIFETIME = TASK_LIMIT + timedelta(hours=1)  # an older marker is that of a killed process
 
@@ -32,7 +32,7 @@ _WORK_LIFETIME = TASK_LIMIT + timedelta(hours=1)  # an older marker is that of a
 def forbid_work(store: Store) -> Iterator[Callable[[], None]]:
     """Prevent steps and rollbacks from starting within the context.
 
-    Yields a function to call before each deletion; it raises :class:`ConflictError` if the flag is no longer this
+    Yields a function to call before each deletion; it raises :class:`ConflictError` if the marker is no longer this
     prune's, or expires soon. Raises :class:`ConflictError` if work or another prune is in progress.
     """
     if time_left := _compute_time_left(store):
@@ -41,11 +41,11 @@ def forbid_work(store: Store) -> Iterator[Callable[[], None]]:
             f"{_count_minutes(time_left)} minutes"
         )
     start = _read_seconds()
-    flag = json.dumps({"writer": uuid4().hex}).encode()
-    store.put(KEY, flag)
+    marker = json.dumps({"writer": uuid4().hex}).encode()
+    store.put(KEY, marker)
 
     def check() -> None:
-        if _read_flag(store) != flag:
+        if _read_marker(store) != marker:
             raise ConflictError("another prune has started, so this one stops; run one at a time")
         if _read_seconds() - start > TIME_LIMIT.total_seconds():
             raise ConflictError(
@@ -56,7 +56,7 @@ def forbid_work(store: Store) -> Iterator[Callable[[], None]]:
         _refuse_while_working(store)
         yield check
     finally:
-        if _read_flag(store) == flag:
+        if _read_marker(store) == marker:
             store.delete(KEY)
 
 
@@ -105,7 +105,7 @@ def _refuse_while_pruning(store: Store) -> None:
 
 
 def _compute_time_left(store: Store) -> timedelta | None:
-    """Return the time until the flag expires; None without a valid flag."""
+    """Return the time until the marker expires; None without a valid marker."""
     stat = store.stat(KEY)
     if stat is None:
         return None
@@ -118,7 +118,7 @@ def _count_minutes(time: timedelta) -> int:
     return -(-time // timedelta(minutes=1))
 
 
-def _read_flag(store: Store) -> bytes:
+def _read_marker(store: Store) -> bytes:
     try:
         return store.get(KEY)
     except MissingError:

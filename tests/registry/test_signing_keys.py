@@ -16,8 +16,8 @@ from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.audit import audit_store
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.keys import make_keys, parse_trusted_keys, read_keys, write_keys
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
+from fmnist_tasks.registry.signing_keys import make_keys, parse_trusted_keys, read_keys, write_keys
 from fmnist_tasks.registry.stores import open_store
 from tests.support.signed_store import make_history, make_signing_keys, promote, publish
 

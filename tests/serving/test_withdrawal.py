@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fmnist_tasks import withdrawal
 from fmnist_tasks.errors import MissingError
 from fmnist_tasks.registry import champion
-from fmnist_tasks.registry.local import FolderStore
+from fmnist_tasks.registry.folder import FolderStore
+from fmnist_tasks.serving import withdrawal
 from tests.support.signed_store import manifest_key, publish
 
 

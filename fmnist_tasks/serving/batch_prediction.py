@@ -15,10 +15,10 @@ from itertools import takewhile
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from fmnist_tasks import service
 from fmnist_tasks.errors import AccessError, DataError, MissingError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.store import FILE, Stat, Store, decode_key, decode_prefix, require_response
+from fmnist_tasks.serving.release import Release, classify_images, open_release, require_champion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def plan_shards(store: Store, prefix: str, files: int, max_shards: int = MAX_SHA
     A shard names its first and last key. If there would be more than `max_shards` shards, each gets more files. Raises
     :class:`SettingsError` for a folder that the pipeline uses, and :class:`RejectedError` for an empty one.
     """
-    version = service.require_champion(store).version
+    version = require_champion(store).version
     folder = prefix if prefix.endswith("/") else f"{prefix}/"
     if decode_prefix(folder).decode(errors="replace").partition("/")[0].casefold() in _RESERVED_FOLDERS:
         raise SettingsError(f"the pipeline uses the folder {folder}; put the images into another folder of the store")
@@ -78,7 +78,7 @@ def predict_shard(store: Store, run_id: str, shard: Shard) -> dict[str, Any]:
         "shard %s begins: %s files below %s, release %s",
         *(shard[key] for key in ("number", "files", "prefix", "release")),
     )
-    release = service.open_release(store, shard["release"])
+    release = open_release(store, shard["release"])
     classes = release.manifest.classes
     columns = ["image", "answer", "class", "probability", "ood_score", "release", *classes, "error"]
     counts = {"images": 0, "out_of_distribution": 0, "unreadable": 0}
@@ -124,9 +124,9 @@ def write_summary(store: Store, run_id: str, shards: list[Shard], results: list[
     return {**summary, "location": store.location(f"predictions/{run_id}/summary.json")}
 
 
-def _classify(release: service.Release, images: np.ndarray) -> Iterator[dict[str, Any]]:
+def _classify(release: Release, images: np.ndarray) -> Iterator[dict[str, Any]]:
     for start in range(0, len(images), _CHUNK_SIZE):
-        yield from service.classify_images(release, images[start : start + _CHUNK_SIZE])
+        yield from classify_images(release, images[start : start + _CHUNK_SIZE])
 
 
 def _read(store: Store, stat: Stat) -> tuple[list[str], np.ndarray]:

@@ -1,0 +1,1 @@
+"""Use of releases: verification, predictions, rollback and withdrawal."""

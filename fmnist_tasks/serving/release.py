@@ -1,0 +1,113 @@
+"""Open a release after checking every byte, verify it, and classify images with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fmnist_tasks.errors import ConflictError, MissingError, ModelError
+from fmnist_tasks.registry import champion, releases
+from fmnist_tasks.registry.store import Store
+from fmnist_tasks.schemas.releases import Entry, Manifest
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+# Allowed difference from the accuracy in the manifest: on another processor, rounding can change single predictions.
+_ACCURACY_TOLERANCE = 0.001
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release with verified files and a loaded model."""
+
+    manifest: Manifest
+    manifest_sha256: str
+    signature: str  # text: signed by which key, or unsigned
+    files: dict[str, bytes]
+    model: keras.Model
+
+
+def require_champion(store: Store, expected: str | None = None) -> Entry:
+    """The log entry that made the current champion.
+
+    Raises :class:`MissingError` if there is no champion, and :class:`ConflictError` if it is not the expected release.
+    """
+    entry = champion.find_champion(store)
+    if entry is None:
+        raise MissingError("there is no champion yet; create one with `make run`")
+    if expected and entry.version != expected:
+        raise ConflictError(
+            f"the champion is {entry.version}, not {expected} as expected; nothing was changed. Check the new "
+            "champion, then repeat with it as the release to replace"
+        )
+    return entry
+
+
+def open_release(store: Store, version: str) -> Release:
+    """Check a release's manifest, check every file against it, then load its model."""
+    signed = releases.open_manifest(store, version)
+    files = releases.read_files(store, signed.manifest)
+
+    from fmnist_tasks.model import h5  # imports TensorFlow, so only after the files are verified
+
+    return Release(
+        signed.manifest,
+        signed.sha256,
+        store.keys.describe(signed.signed_by),
+        files,
+        h5.load_model(files["model.h5"], f"model.h5 of release {version}"),
+    )
+
+
+def verify_release(store: Store, version: str) -> dict[str, Any]:
+    """Open a release and evaluate it on its test images again.
+
+    Raises :class:`ModelError` if a prediction is not finite, or if the accuracy differs from the manifest's.
+    """
+    from fmnist_tasks.data.dataset import load_test_split
+    from fmnist_tasks.evaluation.metrics import measure_accuracy
+    from fmnist_tasks.model import h5
+
+    release = open_release(store, version)
+    images, labels = load_test_split(store, release.manifest.dataset)
+    try:
+        probabilities, _ = h5.predict(release.model, images)
+    except ModelError as error:
+        raise ModelError(f"release {version}: {error}") from error
+    accuracy = measure_accuracy(labels, probabilities)
+    expected = release.manifest.metrics.test.accuracy
+    if not abs(accuracy - expected) <= _ACCURACY_TOLERANCE:
+        raise ModelError(f"release {version}: test accuracy is {accuracy:.2%}, but {expected:.2%} in its manifest")
+    return {
+        "version": version,
+        "files": len(release.files),
+        "bytes": sum(map(len, release.files.values())),
+        "test_accuracy": accuracy,
+        "intact": True,
+        "manifest_sha256": release.manifest_sha256,
+        "signature": release.signature,
+    }
+
+
+def classify_images(release: Release, images: np.ndarray) -> list[dict[str, Any]]:
+    """Predictions for images, uint8 (N, 28, 28): class, probabilities and OOD score of each.
+
+    `answer` is the class, or the text for out-of-distribution images if the score is above the threshold.
+    """
+    from fmnist_tasks.model import h5
+    from fmnist_tasks.model.ood import detector
+
+    classes, threshold = release.manifest.classes, release.manifest.ood_threshold
+    return [
+        {
+            "answer": detector.choose_label(probabilities, float(score), classes, threshold),
+            "class": classes[int(probabilities.argmax())],
+            "probability": round(float(probabilities.max()), 4),
+            "probabilities": {name: round(float(share), 4) for name, share in zip(classes, probabilities, strict=True)},
+            "ood_score": round(float(score), 4),
+            "release": release.manifest.version,
+        }
+        for probabilities, score in zip(*h5.predict(release.model, images), strict=True)
+    ]
