@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
@@ -147,6 +148,8 @@ def read_schedule() -> CronTriggerTimetable | None:
     try:
         if len(expression.split()) != 5 and not expression.startswith("@"):  # six fields would include seconds
             raise ValueError("a cron expression has five fields")
+        if re.search(r"(?i)(?<![A-Z])[RH](?![A-Z])", expression):  # croniter's random and hashed fields
+            raise ValueError("a random field differs from one parse to the next")
         timetable = SchedulersTimetable(expression, timezone=timezone)
         timetable.validate()
         timetable.next_dagrun_info(

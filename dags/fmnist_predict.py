@@ -18,9 +18,9 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 from fmnist_defaults import TAGS, TASKS, declare_task, get_operator
 
 from fmnist_tasks.registry.stores import open_default_store
-from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, Settings
+from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, read_predict_prefix
 
-PREFIX = Settings.from_environment().predict_prefix
+PREFIX = read_predict_prefix()
 
 
 @task.short_circuit

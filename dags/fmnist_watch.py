@@ -27,7 +27,7 @@ from airflow.sdk import CronTriggerTimetable, dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 from fmnist_defaults import CHAMPION, TAGS, TASKS, declare_task, link_pages, read_schedule
 
-from fmnist_tasks.settings import WATCH_ID, Settings
+from fmnist_tasks.settings import WATCH_ID
 
 
 @declare_task
@@ -41,10 +41,10 @@ def check_pipeline() -> str:
 @declare_task
 def check_settings() -> None:
     """Raise if a setting of the DAGs, or the gates file, cannot be used."""
-    from fmnist_tasks.evaluation.policy import read_policy
+    from fmnist_tasks.steps.gates import read_valid_policy
 
     read_schedule()
-    read_policy({}, Settings.from_environment().gates)
+    read_valid_policy({})
 
 
 @declare_task(inlets=[CHAMPION], outlets=[CHAMPION])

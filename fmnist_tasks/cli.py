@@ -9,8 +9,10 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import os
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from functools import partial, wraps
 from inspect import cleandoc
 from pathlib import Path
@@ -26,10 +28,11 @@ from fmnist_tasks.errors import READ_ERRORS, DataError, FmnistError, MissingErro
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as release_store
 from fmnist_tasks.registry.champion import find_champion_at, list_entries, read_log
-from fmnist_tasks.registry.runs import make_run_key, read_record, read_records
+from fmnist_tasks.registry.runs import make_run_key, read_record
 from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store, read_clock
 from fmnist_tasks.registry.stores import open_default_store
+from fmnist_tasks.run_report import read_run
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.serving.release import classify_images, open_release, require_champion, verify_release
@@ -98,6 +101,14 @@ def download(as_json: AsJson = False) -> None:
         print(f"{declaration.title}: sizes and digests of all four files match; source: {source}")
 
 
+def _parse_json(text: str) -> Any:
+    """Parse JSON; typer reports a ValueError as a usage error."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+
+
 @command
 def ingest(
     profile: Annotated[str, typer.Option(help="Training budget: quick, standard or thorough.")] = Parameters().profile,
@@ -108,7 +119,7 @@ def ingest(
     ] = None,
     policy: Annotated[
         dict[str, Any] | None,
-        typer.Option(parser=json.loads, metavar="JSON", help="Values that replace those of include/gates.toml."),
+        typer.Option(parser=_parse_json, metavar="JSON", help="Values that replace those of include/gates.toml."),
     ] = None,
     run: Annotated[str | None, typer.Option(help="ID of the new run; by default created from the time.")] = None,
     as_json: AsJson = False,
@@ -170,7 +181,8 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
     """Summarise a run; exit code 1 unless it promoted a champion or nothing had changed."""
     store = open_default_store()
     run_id = _find_run(store, run).id
-    records = read_records(store, run_id)
+    recorded = read_run(store, run_id)
+    records = recorded.records
     if as_json:
         promoted = "promote" in records and records["promote"].status == "done"
         unchanged = has_succeeded(records) and not promoted
@@ -178,8 +190,10 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
         print_json({"run_id": run_id, "promoted": promoted, "unchanged": unchanged, "steps": steps})
     else:
         show_steps(records)
-        show_metrics(store, run_id, records)
-    if not has_succeeded(records):
+        show_metrics(store, run_id, recorded)
+    for fault in recorded.faults:
+        _print_error("error:", fault)
+    if recorded.faults or not has_succeeded(records):
         running = [name for name, record in records.items() if record.status == "running"]
         state = f"{', '.join(running)} is still running" if running else "no champion was promoted"
         _print_error(f"run {run_id}:", state)
@@ -210,7 +224,9 @@ def releases(as_json: AsJson = False) -> None:
                 "withdrawn": version in champion_log.withdrawn,
             }
         )
-    show_rows(rows, as_json, "no releases yet; create one with `make run`")
+    if fault := release_store.find_missing_champion(store, champion_log):
+        faults.append(fault)
+    show_rows(rows, as_json, "" if faults else "no releases yet; create one with `make run`")
     for fault in faults:
         _print_error("error:", fault)
     if faults:
@@ -227,7 +243,8 @@ def champion(as_json: AsJson = False) -> None:
 def _parse_moment(text: str) -> datetime:
     """A date means the end of that day, a time without a zone is UTC. Typer reports a ValueError as a usage error."""
     moment = datetime.fromisoformat(text)
-    if len(text) == len("2026-11-23"):
+    with suppress(ValueError):
+        date.fromisoformat(text)
         moment += timedelta(days=1, microseconds=-1)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -267,14 +284,25 @@ def audit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify the champion log, every manifest and every file; stop at the first fault with exit code 1."""
+    """Verify the champion log, every release, and the documents of batches; exit code 1 at the first fault."""
+    from fmnist_tasks.data.accepted_batches import list_accepted
     from fmnist_tasks.registry.audit import audit_store
 
-    show_rows(audit_store(open_default_store(), expect), as_json)
+    store = open_default_store()
+    show_rows({**audit_store(store, expect), "batches": len(list_accepted(store))}, as_json)
+
+
+def _parse_folder(text: str) -> Path:
+    """Parse a folder's name; typer reports a ValueError as a usage error."""
+    if not text:
+        raise ValueError("is empty")  # which would mean the current folder
+    return Path(text)
 
 
 def make_keys(
-    folder: Annotated[Path, typer.Argument(help="Folder for the two files; created if missing.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=_parse_folder, metavar="FOLDER", help="For the two files; created if missing.")
+    ],
     revoke_earlier: Annotated[
         bool,
         typer.Option(
@@ -445,13 +473,18 @@ def predict(
 
 @command
 def batches(as_json: AsJson = False) -> None:
-    """List the accepted batches, and the reasons for withdrawals."""
-    from fmnist_tasks.data.accepted_batches import list_accepted
+    """List the accepted batches, and the reasons for withdrawals; exit code 1 if a document cannot be read."""
+    from fmnist_tasks.data.accepted_batches import find_accepted
 
-    rows = [batch.to_json() for batch in sorted(list_accepted(open_default_store()), key=lambda batch: batch.accepted)]
+    accepted, faults = find_accepted(open_default_store())
+    rows = [batch.to_json() for batch in sorted(accepted, key=lambda batch: batch.accepted)]
     if not as_json:
         rows = [{**row, "sha256": row["sha256"][:12]} for row in rows]
-    show_rows(rows, as_json, "no accepted batches yet; put one into incoming/")
+    show_rows(rows, as_json, "" if faults else "no accepted batches yet; put one into incoming/")
+    for fault in faults:
+        _print_error("error:", str(fault))
+    if faults:
+        raise typer.Exit(1)
 
 
 @command
@@ -471,8 +504,12 @@ def alert_test(as_json: AsJson = False) -> None:
 
 
 def _find_actor() -> str:
-    """The name of the user of this shell."""
-    return f"{getpass.getuser()} {SHELL_SUFFIX}"
+    """The name of the user of this shell, or the ID of a user without a name."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"uid {os.getuid()}"
+    return f"{name} {SHELL_SUFFIX}"
 
 
 def _describe(store: Store, entry: Entry) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from dataclasses import dataclass, field
 
-from fmnist_tasks.errors import READ_ERRORS, IntegrityError
+from fmnist_tasks.errors import READ_ERRORS, IntegrityError, StoreError
 from fmnist_tasks.registry.blobs import get_verified
-from fmnist_tasks.registry.runs import make_run_key, read_records
+from fmnist_tasks.registry.runs import find_records, make_run_key
 from fmnist_tasks.registry.store import Store, map_parallel, require_max_size
 from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.runs import RESULTS, Result, StepRecord, parse_result
@@ -17,21 +17,47 @@ log = logging.getLogger(__name__)
 _MAX_FIGURE = 8 << 20  # bytes; ours have at most 300 thousand
 
 
+@dataclass(frozen=True)
+class RecordedRun:
+    """What can be read of a run: its records and results, by step name, and the faults of the others."""
+
+    records: dict[str, StepRecord]
+    results: dict[str, Result]
+    faults: list[str] = field(default_factory=list)
+
+
+def read_run(store: Store, run_id: str, *, require_signature: bool = False) -> RecordedRun:
+    """Read the records of a run. One that cannot be read is a fault, and does not hide the others."""
+    found, errors = find_records(store, run_id, require_signature=require_signature)
+    records: dict[str, StepRecord] = {}
+    results: dict[str, Result] = {}
+    for step, record in found.items():
+        try:
+            results |= parse_results({step: record})
+        except IntegrityError as error:
+            errors.append(error)
+        else:
+            records[step] = record
+    return RecordedRun(records, results, [str(error) for error in errors])
+
+
 def save_report(store: Store, run_id: str) -> None:
-    """Write the report of a run that has ended to `runs/RUN/report.html`; only log it if a record cannot be read."""
+    """Write the report of a run to `runs/RUN/report.html`; an error is only logged, since the run has ended."""
     try:
-        records = read_records(store, run_id, require_signature=True)
-        store.put(make_run_key(run_id, "report.html"), render_run(store, run_id, records))
-    except READ_ERRORS as error:  # the Releases page shows the report without the record that the error names
-        log.error("the report of run %s could not be written: %s", run_id, error)
+        report = render_run(store, run_id, read_run(store, run_id, require_signature=True))
+        store.put(make_run_key(run_id, "report.html"), report)
+    except StoreError:
+        raise  # the task is retried
+    except Exception:  # whatever a damaged record or figure raises
+        log.exception("the report of run %s could not be written", run_id)
 
 
-def render_run(store: Store, run_id: str, records: dict[str, StepRecord]) -> bytes:
+def render_run(store: Store, run_id: str, run: RecordedRun) -> bytes:
     """The report of a run as one self-contained HTML page."""
     from fmnist_tasks.evaluation.report import render_report
 
-    results = parse_results(records)
-    return render_report(f"Run {run_id}", records, results, read_figures(store, results))
+    figures, faults = find_figures(store, run.results)
+    return render_report(f"Run {run_id}", run.records, run.results, figures, [*run.faults, *map(str, faults)])
 
 
 def parse_results(records: dict[str, StepRecord]) -> dict[str, Result]:
@@ -49,9 +75,25 @@ def parse_results(records: dict[str, StepRecord]) -> dict[str, Result]:
 
 def read_figures(store: Store, results: dict[str, Result]) -> dict[str, bytes]:
     """All figures of the steps, as PNG bytes by name; raises :class:`IntegrityError` if one was changed."""
+    figures, faults = find_figures(store, results)
+    if faults:
+        raise faults[0]
+    return figures
+
+
+def find_figures(store: Store, results: dict[str, Result]) -> tuple[dict[str, bytes], list[Exception]]:
+    """The figures of :func:`read_figures` that are intact, and the faults of the others."""
     blobs: dict[str, Reference] = {}
     for result in results.values():
         blobs |= result.pictures
-    for reference in blobs.values():
-        require_max_size(reference.uri, reference.bytes, _MAX_FIGURE)
-    return dict(zip(blobs, map_parallel(partial(get_verified, store), blobs.values()), strict=True))
+
+    def read(reference: Reference) -> bytes | Exception:
+        try:
+            require_max_size(reference.uri, reference.bytes, _MAX_FIGURE)
+            return get_verified(store, reference)
+        except READ_ERRORS as error:
+            return error
+
+    contents = dict(zip(blobs, map_parallel(read, blobs.values()), strict=True))
+    figures = {name: content for name, content in contents.items() if isinstance(content, bytes)}
+    return figures, [content for content in contents.values() if isinstance(content, Exception)]

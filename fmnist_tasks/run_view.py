@@ -17,8 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.errors import FmnistError
 from fmnist_tasks.registry.stores import open_default_store
+from fmnist_tasks.run_report import read_run
 from fmnist_tasks.tables import has_succeeded, show_metrics
 from fmnist_tasks.text import make_printable
 
@@ -97,6 +98,15 @@ def show_texts(texts: Iterable[str]) -> None:
 
 def main(file: Path) -> int:
     """Follow a run, then show its metrics; return the exit code."""
+    try:
+        return follow_run(file)
+    except (FmnistError, OSError) as error:
+        print(f"error: {make_printable(str(error))}", file=sys.stderr)
+        return 1
+
+
+def follow_run(file: Path) -> int:
+    """Follow a run, then show its metrics; return the exit code. Raises what the store or the file raises."""
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends Airflow, whose last lines are still logged
@@ -114,9 +124,11 @@ def main(file: Path) -> int:
         print("no step began; end of the log:", *lines, sep="\n", file=sys.stderr)
         return 1
     store = open_default_store()
-    records = read_records(store, view.run_id)
-    show_metrics(store, view.run_id, records)
-    return 0 if has_succeeded(records) else 1
+    recorded = read_run(store, view.run_id)
+    show_metrics(store, view.run_id, recorded)
+    for fault in recorded.faults:
+        print(f"error: {make_printable(fault)}", file=sys.stderr)
+    return 0 if has_succeeded(recorded.records) and not recorded.faults else 1
 
 
 def show_run(lines: Iterable[str], log: TextIO, view: RunView) -> None:

@@ -33,7 +33,9 @@ ALERT_LOOKBACK = timedelta(days=7)  # fmnist_watch looks this far back for failu
 MAX_CANDIDATES = 16
 SHELL_SUFFIX = "(shell)"  # follows the name of a user who acts from a shell
 MAX_REASON_LENGTH = 500  # characters of a user's reason for a decision
-_MAX_TAG_LENGTH = 100  # characters; Airflow refuses longer tags
+_MAX_LABEL_LENGTH = 100  # characters of a name, owner or tag; Airflow refuses longer tags
+_MAX_SCHEDULE_LENGTH = 200  # characters; Airflow's database has room for five times as many
+_LOCAL_TIMEZONES = {"localtime", "posixrules", "Factory"}  # names of files that differ between machines
 _DEFAULT_LABEL = "fmnist"  # owner and tag of the DAGs
 # Schema of integer DAG parameters: newer drafts of JSON Schema accept 1.0 as an integer.
 EXACT_TYPE: Mapping[str, Any] = {"$schema": "http://json-schema.org/draft-04/schema#"}
@@ -49,7 +51,6 @@ class Settings:
     data_dir: Path | None  # folder with the dataset's files, searched after the cache
     overdue_after: timedelta  # FMNIST_OVERDUE_DAYS: alert if no run has succeeded for this long
     settle_time: timedelta  # FMNIST_SETTLE_SECONDS: ignore files in incoming/ of a folder that changed more recently
-    predict_prefix: str  # folder of the store whose images each new champion classifies; empty: none
     instance: str  # name of this installation, for the subjects of alerts; empty: no name
     gates: Path  # policy (TOML) of the gates
 
@@ -83,8 +84,7 @@ class Settings:
             data_dir=_read_path(environment, "FMNIST_DATA_DIR", home) if environment.get("FMNIST_DATA_DIR") else None,
             overdue_after=timedelta(days=int(days)),
             settle_time=timedelta(seconds=int(seconds)),
-            predict_prefix=environment.get("FMNIST_PREDICT_PREFIX", ""),
-            instance=read_instance(environment),
+            instance=_read_label(environment, "FMNIST_INSTANCE"),
             gates=_read_path(environment, "FMNIST_GATES", INCLUDE / "gates.toml"),
         )
 
@@ -106,7 +106,7 @@ class DagSettings:
             schedule=_read_schedule(environment),
             timezone=_read_timezone(environment),
             defaults=_read_defaults(environment),
-            owner=make_printable(environment.get("FMNIST_OWNER", "")) or _DEFAULT_LABEL,
+            owner=_read_label(environment, "FMNIST_OWNER") or _DEFAULT_LABEL,
             tags=_read_tags(environment),
         )
 
@@ -117,26 +117,47 @@ def read_store_uri(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def read_instance(environment: Mapping[str, str] = os.environ) -> str:
-    """The name of this installation, read separately like :func:`read_store_uri`."""
-    return make_printable(environment.get("FMNIST_INSTANCE", ""))
+    """The name of this installation, shortened if it is too long, read separately like :func:`read_store_uri`."""
+    return make_printable(environment.get("FMNIST_INSTANCE", ""))[:_MAX_LABEL_LENGTH]
+
+
+def read_predict_prefix(environment: Mapping[str, str] = os.environ) -> str:
+    """The folder in the store whose images are classified after every change of the champion; empty: none."""
+    return environment.get("FMNIST_PREDICT_PREFIX", "")
+
+
+def _read_label(environment: Mapping[str, str], name: str) -> str:
+    """A name for users, as one printable line."""
+    value = make_printable(environment.get(name, ""))
+    _require_short(name, value, _MAX_LABEL_LENGTH)
+    return value
+
+
+def _require_short(name: str, value: str, limit: int) -> None:
+    """Raise :class:`SettingsError` if a value is too long for Airflow's database."""
+    if len(value) > limit:
+        raise SettingsError(f"{name}: {value[:40]!r}… is longer than {limit} characters")
 
 
 def _read_schedule(environment: Mapping[str, str]) -> str | None:
     """The cron expression. It is validated when the timetable is created, since that needs Airflow."""
     schedule = environment.get("FMNIST_SCHEDULE") or "0 2 * * 1"
+    _require_short("FMNIST_SCHEDULE", schedule, _MAX_SCHEDULE_LENGTH)
     return None if schedule == "none" else schedule
 
 
 def _read_tags(environment: Mapping[str, str]) -> tuple[str, ...]:
     tags = tuple(filter(None, map(make_printable, environment.get("FMNIST_TAGS", "").split(","))))
-    if too_long := next((tag for tag in tags if len(tag) > _MAX_TAG_LENGTH), None):
-        raise SettingsError(f"FMNIST_TAGS: {too_long[:40]!r}… is longer than {_MAX_TAG_LENGTH} characters")
+    for tag in tags:
+        _require_short("FMNIST_TAGS", tag, _MAX_LABEL_LENGTH)
     return tags or (_DEFAULT_LABEL,)
 
 
 def _read_timezone(environment: Mapping[str, str]) -> str:
     timezone = environment.get("FMNIST_TIMEZONE") or "UTC"
     try:
+        if timezone in _LOCAL_TIMEZONES or timezone.startswith(("posix/", "right/")):
+            raise ValueError(timezone)
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise SettingsError(

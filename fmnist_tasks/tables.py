@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fmnist_tasks.registry.runs import make_run_key
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.run_report import parse_results
+from fmnist_tasks.run_report import RecordedRun
 from fmnist_tasks.schemas.runs import (
     BaseModelResult,
     CandidateEvaluationResult,
@@ -51,10 +51,10 @@ def show_steps(records: dict[str, StepRecord]) -> None:
     _print_table(["step", "status", "seconds", "outcome"], rows)
 
 
-def show_metrics(store: Store, run_id: str, records: dict[str, StepRecord]) -> None:
+def show_metrics(store: Store, run_id: str, run: RecordedRun) -> None:
     """Print accuracies, verdicts, and the location of model and report of a run."""
     report, lines = make_run_key(run_id, "report.html"), []
-    for step, result in parse_results(records).items():
+    for step, result in run.results.items():
         match result:
             case BaseModelResult():
                 lines.append(["validation accuracy, base model", f"{result.validation_accuracy:.2%}"])
@@ -68,10 +68,10 @@ def show_metrics(store: Store, run_id: str, records: dict[str, StepRecord]) -> N
                 lines.append([step.replace("_", " "), result.decision])
             case PublishResult():
                 lines.append(["model", result.location])
-    if ignored := sorted({key for record in records.values() for key in record.ignored}):
+    if ignored := sorted({key for record in run.records.values() for key in record.ignored}):
         lines.append(["ignored unknown parameters", ", ".join(ignored)])
     lines.append(["report", store.location(report) if store.stat(report) else "written when the run ends"])
-    lines.append(["seconds in steps", f"{sum(record.seconds for record in records.values()):.0f}"])
+    lines.append(["seconds in steps", f"{sum(record.seconds for record in run.records.values()):.0f}"])
     _print_table(["", ""], lines, headless=True)
 
 
@@ -92,4 +92,4 @@ def _print_table(columns: list[str], rows: list[list[str]], headless: bool = Fal
 
 def print_json(content: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(content, indent=2))
+    print(json.dumps(content, indent=2, allow_nan=False))

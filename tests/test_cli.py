@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from fmnist_tasks import cli
 from fmnist_tasks.cli import app
 from fmnist_tasks.data import accepted_batches
 from fmnist_tasks.data.dataset import store_images
@@ -96,6 +98,32 @@ def test_an_invalid_policy_fails_the_run_at_ingest(pipeline: Pipeline) -> None:
     family = '{"ood": {"families": {"digit": {"min_auroc": 0.9, "max_fpr99": 0.1}}}}'
     unknown = run_fmnist("ingest", "--policy", family, "--run", "r", expect=1).stderr
     assert "policy: ood: unknown families: digit; use " in unknown
+
+
+@pytest.mark.integration
+def test_a_damaged_record_does_not_hide_the_others(finished_pipeline: Pipeline) -> None:
+    finished_pipeline.store.put(f"runs/{RUN.id}/fine_tune.json", b"{")
+    result = run_fmnist("summary", expect=1)
+    assert f"error: runs/{RUN.id}/fine_tune.json: its bytes were changed" in result.stderr
+    assert "promotion gate" in result.stdout
+
+
+@pytest.mark.integration
+def test_a_missing_champion_is_not_an_empty_store(finished_pipeline: Pipeline) -> None:
+    version = require_champion(finished_pipeline.store).version
+    shutil.rmtree(finished_pipeline.store.root / "releases" / version)
+    result = run_fmnist("releases", expect=1)
+    assert f"releases/{version}/manifest.json is missing, although log entry 1" in " ".join(result.stderr.split())
+    assert "no releases yet" not in result.stdout
+
+
+def test_a_user_without_a_name_is_recorded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr("getpass.getuser", fail)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert cli._find_actor() == "uid 54321 (shell)"
 
 
 @pytest.mark.integration
@@ -235,7 +263,7 @@ def test_a_release_is_withdrawn_and_restored(finished_pipeline: Pipeline) -> Non
     first, second = (require_champion(finished_pipeline.store).version, finished_pipeline.promote_second_release())
     assert f"{second} is the champion: roll back" in run_fmnist("withdraw", second, "--reason", "bad", expect=1).stderr
     for command in ("withdraw", "restore"):
-        neither = "there is neither a release nor a batch gone"
+        neither = "there is neither a release nor a batch 'gone'"
         assert neither in run_fmnist(command, "gone", "--reason", "bad", expect=1).stderr
     entry = run_json("withdraw", first, "--reason", "its labels were wrong")
     assert (entry["action"], entry["version"], entry["reason"]) == ("withdraw", first, "its labels were wrong")
@@ -261,6 +289,7 @@ def test_history_shows_the_champion_at_a_date(pipeline: Pipeline) -> None:
     for date, version in (
         ("2026-11-02", "v1"),
         ("2026-11-09", "v2"),
+        ("20261109", "v2"),
         ("2026-11-09T01:59", "v1"),
         ("2026-11-09T03:00+01:00", "v2"),
     ):
@@ -280,6 +309,8 @@ def test_history_shows_the_champion_at_a_date(pipeline: Pipeline) -> None:
         ("--accuracy-threshold", "nan", "accuracy_threshold: nan is not between 0 and 1"),
         ("--policy", "[]", "policy"),
         ("--policy", "{", "--policy"),
+        ("--policy", "[" * 100_000, "--policy"),
+        ("--run", "a" * 251, "has 251 characters; the limit is 250"),
         ("--run", "a/b", "run ID 'a/b'"),
         ("--run", ".", "run ID '.'"),
     ],
@@ -319,8 +350,8 @@ def test_predict_reports_the_class_or_out_of_distribution(finished_pipeline: Pip
     assert sum(correct) >= 19
     assert "pattern" in run_fmnist("predict", paths[0]).stdout
     (tmp_path / "notes.png").write_text("not an image")
-    for path in (tmp_path / "notes.png", tmp_path / "missing.png"):
-        assert f"{path}: is not a readable image" in run_fmnist("predict", path, expect=1).stderr
+    for path, fault in (("notes.png", "is not a readable image"), ("missing.png", "there is no such file")):
+        assert f"{tmp_path / path}: {fault}" in run_fmnist("predict", tmp_path / path, expect=1).stderr
 
 
 @pytest.mark.integration
@@ -348,6 +379,12 @@ def test_batches_are_listed_with_withdrawals(pipeline: Pipeline) -> None:
     assert (row["batch"], row["images"], row["sha256"]) == ("week 1.npz", 20, batch.blob.sha256)
     assert row["withdrawn"].endswith("by ada: labels are shifted")
     assert f"week 1.npz  {batch.blob.sha256[:12]}" in run_fmnist("batches").stdout
+    assert run_json("audit")["batches"] == 1
+    pipeline.store.put(f"batches/{'d' * 64}.json", b"{")
+    result = run_fmnist("batches", expect=1)
+    assert "week 1.npz" in result.stdout
+    for stderr in (result.stderr, run_fmnist("audit", expect=1).stderr):
+        assert f"error: batches/{'d' * 64}.json: its bytes were changed" in stderr
 
 
 def test_the_command_reference_is_up_to_date(tmp_path: Path) -> None:

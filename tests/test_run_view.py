@@ -129,3 +129,31 @@ def test_the_log_is_complete_after_an_interruption(follow: subprocess.Popen[byte
     _, errors = follow.communicate(b"the last line\n")
     assert (follow.returncode, errors) == (1, b"no step began; end of the log:\nthe last line\n")
     assert (tmp_path / "run.log").read_text() == "the last line\n"
+
+
+BEGIN = b"2026-11-30T09:00:01Z [info     ] ingest begins: run r with {} [fmnist_tasks.steps.step] loc=step.py:88\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"FMNIST_STORE": "bogus"}, b"error: FMNIST_STORE does not name a store"),
+        ({"FMNIST_STORE": "file://{folder}"}, b"error: runs/r/ingest.json: its bytes were changed"),
+    ],
+)
+def test_a_store_that_cannot_be_read_is_one_line(tmp_path: Path, environment: dict[str, str], message: bytes) -> None:
+    (tmp_path / "runs/r").mkdir(parents=True)
+    (tmp_path / "runs/r/ingest.json").write_text("{")
+    values = {name: value.format(folder=tmp_path) for name, value in environment.items()}
+    command = [sys.executable, "-m", "fmnist_tasks.run_view", str(tmp_path / "run.log")]
+    result = subprocess.run(command, cwd=PROJECT, env={**os.environ, **values}, input=BEGIN, capture_output=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith(message)
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_a_log_that_cannot_be_written_is_one_line() -> None:
+    command = [sys.executable, "-m", "fmnist_tasks.run_view", "/proc/no/run.log"]
+    result = subprocess.run(command, cwd=PROJECT, input=BEGIN, capture_output=True)
+    assert (result.returncode, result.stderr.count(b"\n")) == (1, 1)
+    assert result.stderr.startswith(b"error: [Errno 2] No such file or directory")

@@ -28,9 +28,9 @@ def test_the_environment_overrides_the_defaults(tmp_path: Path) -> None:
     loaded = Settings.from_environment({"FMNIST_HOME": str(tmp_path), "FMNIST_STORE": "", "FMNIST_DATA_DIR": "~/x"})
     assert loaded.store == (tmp_path / "store").as_uri()
     assert loaded.data_dir == Path.home() / "x"
-    environment = {"FMNIST_DATASET": str(tmp_path), "FMNIST_OVERDUE_DAYS": "3", "FMNIST_PREDICT_PREFIX": "inbox/"}
+    environment = {"FMNIST_DATASET": str(tmp_path), "FMNIST_OVERDUE_DAYS": "3"}
     loaded = Settings.from_environment(environment)
-    assert (loaded.dataset, loaded.overdue_after, loaded.predict_prefix) == (tmp_path, timedelta(days=3), "inbox/")
+    assert (loaded.dataset, loaded.overdue_after) == (tmp_path, timedelta(days=3))
 
 
 def test_without_a_checkout_everything_is_below_airflow_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -68,11 +68,15 @@ def test_invalid_seconds_are_refused(seconds: str) -> None:
     [
         ("FMNIST_TIMEZONE", "Mars/Olympus", "'Mars/Olympus' is not a time zone; use a name like Europe/Berlin"),
         ("FMNIST_TIMEZONE", "../etc/passwd", "is not a time zone"),
+        ("FMNIST_TIMEZONE", "localtime", "is not a time zone"),
+        ("FMNIST_TIMEZONE", "right/UTC", "is not a time zone"),
         ("FMNIST_PROFILE", "fast", "'fast' is unknown; choose one of quick, standard, thorough"),
         ("FMNIST_CANDIDATES", "two", "'two' is not a whole number from 1 to 16"),
         ("FMNIST_CANDIDATES", "17", "17 is not between 1 and 16"),
         ("FMNIST_CANDIDATES", "9" * 5_000, "is not a whole number from 1 to 16"),
         ("FMNIST_TAGS", f"a,{'b' * 101}", "is longer than 100 characters"),
+        ("FMNIST_OWNER", "o" * 101, "is longer than 100 characters"),
+        ("FMNIST_SCHEDULE", f"0 2 * * 1{',1' * 100}", "is longer than 200 characters"),
     ],
 )
 def test_an_invalid_setting_of_the_dags_is_refused(name: str, value: str, fault: str) -> None:
@@ -99,6 +103,12 @@ def test_schedule_defaults_owner_and_tags_are_settings() -> None:
     assert (blank.owner, blank.tags) == ("fmnist", ("fmnist",))
 
 
+def test_a_long_instance_name_is_refused_and_shortened_in_the_alert_about_it() -> None:
+    with pytest.raises(SettingsError, match=r"^FMNIST_INSTANCE: 'p{40}'… is longer than 100 characters"):
+        Settings.from_environment({"FMNIST_INSTANCE": "p" * 5000})
+    assert settings.read_instance({"FMNIST_INSTANCE": "p" * 5000}) == "p" * 100
+
+
 @pytest.mark.parametrize("name", ["FMNIST_HOME", "FMNIST_DATASET", "FMNIST_DATA_DIR", "FMNIST_GATES"])
 @pytest.mark.parametrize("value", ["~nobody-of-that-name/x", "a\0b"])
 def test_an_invalid_path_is_refused(name: str, value: str) -> None:
@@ -117,6 +127,7 @@ def test_every_setting_is_documented_and_reaches_the_containers() -> None:
 
     Settings.from_environment(Environment())
     DagSettings.from_environment(Environment())
+    settings.read_predict_prefix(Environment())
     table = re.findall(r"^\| `(FMNIST_\w+)` \|", (PROJECT / "docs" / "configuration.md").read_text(), re.MULTILINE)
     assert set(table) == names
     compose = (PROJECT / "docker-compose.yaml").read_text()

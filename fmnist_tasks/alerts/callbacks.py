@@ -15,7 +15,7 @@ from typing import Any
 from fmnist_tasks.alerts.events import Alert
 from fmnist_tasks.alerts.sending import send_alert
 from fmnist_tasks.errors import FmnistError, IntegrityError, RejectedError
-from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.registry.runs import find_records
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.schemas.evaluation import Check
 from fmnist_tasks.schemas.runs import RESULTS, GateResult, StepRecord, ValidationResult, parse_result
@@ -112,7 +112,7 @@ def _find_record(run_id: str, task: Any, outcome: str) -> StepRecord | None:
     """Return the record that the failed task has saved, if any."""
     step, index = task.task_id.rpartition(".")[2], getattr(task, "map_index", -1)
     store = open_default_store()
-    for name, record in read_records(store, run_id).items():
+    for name, record in find_records(store, run_id)[0].items():
         is_mapped = index is not None and index >= 0 and name == f"{step}-{record.parameters['seed'] + index}"
         if (name == step or is_mapped) and record.status != "done" and record.outcome == outcome:
             return record

@@ -22,10 +22,11 @@ from uuid import uuid4
 from fmnist_tasks.alerts.channels import MAX_SECONDS, Channel, Outcome, deliver
 from fmnist_tasks.alerts.events import Alert
 from fmnist_tasks.alerts.message import Message
-from fmnist_tasks.errors import FmnistError, IntegrityError, MissingError
+from fmnist_tasks.errors import READ_ERRORS, AccessError, FmnistError, IntegrityError, MissingError
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store, is_ahead, read_clock
 from fmnist_tasks.schemas.alerts import Attempt, SavedAlert
+from fmnist_tasks.text import make_printable
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ _RETRY_DELAYS = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=1
 
 # Channels that were found recently: if a look-up fails, Airflow reports that the connection does not exist.
 _CHANNELS = "alerts/channels/"
+_MAX_NAME_BYTES = 1 << 10  # of a channel
 _CHANNEL_LIFETIME = timedelta(days=1)
 _CHANNEL_REFRESH = timedelta(hours=1)
 
@@ -98,18 +100,25 @@ class Flush:
             return self._advance(alert_id, keys)
         except MissingError:
             log.debug("alert %s was closed by another process in the meantime", alert_id)
-        except IntegrityError as error:
+        except (IntegrityError, AccessError) as error:
             return self._set_aside(alert_id, error)
         return None
 
     def _set_aside(self, alert_id: str, error: Exception) -> str:
-        """Move an unreadable alert out of the way; return the ID of the alert that reports it."""
+        """Move an unreadable alert out of the way if that is possible; return the ID of the alert that reports it."""
         key = f"{UNDELIVERABLE}{alert_id}.damaged"
-        text = f"A pending alert cannot be read: {error}. It is now at {self.store.location(key)}"
+        try:
+            stat = self.store.stat(f"{PENDING}{alert_id}.json")
+            has_moved = stat is not None and self.store.remove_if_unchanged(stat, key)
+        except (IntegrityError, AccessError) as second:
+            log.error("%s", second)
+            has_moved = False
+        place = f"It is now at {self.store.location(key)}" if has_moved else "It cannot be moved either; delete it"
+        text = f"A pending alert cannot be read: {error}. {place}"
         log.error("%s", text)
         report_id = self.report(Alert("alert undeliverable", None, text, "", identity=alert_id))
-        self.store.put(key, self.store.get(f"{PENDING}{alert_id}.json"))
-        clean_up(self.store, alert_id)
+        if has_moved:
+            clean_up(self.store, alert_id)
         return report_id
 
     def _find_missing(self) -> list[str]:
@@ -121,11 +130,18 @@ class Flush:
                 self.store.put(f"{_CHANNELS}{channel.id}", f"{channel.name}\n".encode())
         missing = last_found.keys() - {channel.id for channel in self.channels}
         return [
-            f"the channel {self.store.get(_CHANNELS + channel_id).decode().strip()} has disappeared within the last "
-            "day; check its connection"
+            f"the channel {self._read_name(channel_id)} has disappeared within the last day; check its connection"
             for channel_id in sorted(missing)
             if now - last_found[channel_id] < _CHANNEL_LIFETIME
         ]
+
+    def _read_name(self, channel_id: str) -> str:
+        try:
+            name = self.store.get(_CHANNELS + channel_id, _MAX_NAME_BYTES).decode(errors="replace")
+        except READ_ERRORS as error:
+            log.error("the name of a channel cannot be read: %s", error)
+            return channel_id
+        return make_printable(name)
 
     def _advance(self, alert_id: str, keys: list[str]) -> str | None:
         """Make the attempts that are due; return the ID of the alert that reports this one, if it was given up."""

@@ -8,6 +8,7 @@ the last one counts.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,14 +17,17 @@ from typing import Any
 from uuid import uuid4
 
 from fmnist_tasks.data.incoming import PREFIX
-from fmnist_tasks.errors import ConflictError, MissingError, RejectedError
+from fmnist_tasks.errors import READ_ERRORS, ConflictError, IntegrityError, MissingError, RejectedError
 from fmnist_tasks.registry.documents import read_document, seal
-from fmnist_tasks.registry.store import Store, encode_name, map_parallel, read_clock
+from fmnist_tasks.registry.store import Stat, Store, encode_name, map_parallel, read_clock
 from fmnist_tasks.schemas.data import Action, BatchDecision, BatchDocument, ImageSet
 from fmnist_tasks.text import make_printable
 
+log = logging.getLogger(__name__)
+
 _PREFIX = "batches/"
-_KEY = re.compile(rf"{_PREFIX}[0-9a-f]{{64}}(/[0-9]{{8}})?\.json")
+_KEY = re.compile(rf"{_PREFIX}(?P<digest>[0-9a-f]{{64}})(/[0-9]{{8}})?\.json")
+_COPIED = "so it was copied or renamed; it is not used. Delete the copy, and restore the original if it is missing"
 _MIN_DIGITS = 6  # of a SHA-256 that names a batch
 
 
@@ -68,17 +72,64 @@ class AcceptedBatch:
 
 
 def list_accepted(store: Store) -> list[AcceptedBatch]:
-    """Return all batches that were ever accepted, by digest, with their decisions."""
-    stats = [stat for stat in store.list(_PREFIX) if _KEY.fullmatch(stat.key)]
-    documents = map_parallel(partial(read_document, store), [stat.key for stat in stats])
-    batches: dict[str, AcceptedBatch] = {}
-    for stat, document in zip(stats, documents, strict=True):
-        digest = stat.key[len(_PREFIX) :][:64]
-        if stat.key.endswith(f"{digest}.json"):
-            batches[digest] = AcceptedBatch(BatchDocument.parse(document, stat.key).image_set, stat.modified)
-        elif digest in batches:
-            batches[digest].decisions.append(BatchDecision.parse(document, stat.key))
-    return list(batches.values())
+    """Return all batches that were ever accepted, by digest, with their decisions.
+
+    Raises :class:`IntegrityError`, or what the store raises, if the document of a batch or of a decision is damaged,
+    missing, or was copied or renamed.
+    """
+    batches, faults = find_accepted(store)
+    if faults:
+        raise faults[0]
+    return batches
+
+
+def find_accepted(store: Store) -> tuple[list[AcceptedBatch], list[Exception]]:
+    """Return the batches of :func:`list_accepted` whose documents are intact, and the faults of the others."""
+    stats: dict[str, list[Stat]] = {}
+    for stat in store.list(_PREFIX):
+        if match := _KEY.fullmatch(stat.key):
+            stats.setdefault(match["digest"], []).append(stat)
+    batches, faults = [], list[Exception]()
+    for result in map_parallel(partial(_read_batch, store), stats.items()):
+        if isinstance(result, AcceptedBatch):
+            batches.append(result)
+        else:
+            faults.append(result)
+    return batches, faults
+
+
+def _read_batch(store: Store, item: tuple[str, list[Stat]]) -> AcceptedBatch | Exception:
+    """Return a batch from its digest and objects, or its fault."""
+    digest, stats = item
+    key = f"{_PREFIX}{digest}.json"
+    try:
+        image_set = BatchDocument.parse(read_document(store, key), key).image_set
+        if image_set.blob.sha256 != digest:
+            raise IntegrityError(f"{key}: is the document of batch {image_set.blob.sha256[:12]}, {_COPIED}")
+        (accepted,) = (stat.modified for stat in stats if stat.key == key)
+        decision_keys = [stat.key for stat in stats if stat.key != key]
+        decisions = [_read_decision(store, digest, number, found) for number, found in enumerate(decision_keys, 1)]
+    except MissingError:
+        return IntegrityError(f"{key} is missing, but there are decisions about this batch; restore it from a backup")
+    except READ_ERRORS as error:
+        return error
+    return AcceptedBatch(image_set, accepted, decisions)
+
+
+def _read_decision(store: Store, digest: str, number: int, key: str) -> BatchDecision:
+    """Return the decision at a key, which must be the one with this number about the batch with this digest."""
+    if key != (expected := _make_decision_key(digest, number)):
+        raise IntegrityError(
+            f"{expected} is missing, but {key} exists; restore it from a backup or an earlier version of the object"
+        )
+    decision = BatchDecision.parse(read_document(store, key), key)
+    if key != _make_decision_key(decision.batch, decision.number):
+        raise IntegrityError(f"{key}: is decision {decision.number} about batch {decision.batch[:12]}, {_COPIED}")
+    return decision
+
+
+def _make_decision_key(digest: str, number: int) -> str:
+    return f"{_PREFIX}{digest}/{number:08d}.json"
 
 
 def accept_batch(store: Store, image_set: ImageSet) -> None:
@@ -102,7 +153,10 @@ def restore_batch(store: Store, name: str, *, by: str, reason: str) -> AcceptedB
 
 
 def _append_decision(store: Store, name: str, action: Action, by: str, reason: str) -> AcceptedBatch:
-    batch = _find(list_accepted(store), name)
+    batches, faults = find_accepted(store)
+    for fault in faults:  # a damaged document of one batch must not prevent the withdrawal of another
+        log.error("%s", fault)
+    batch = _find(batches, name)
     if not reason.strip():
         raise RejectedError(f"a reason is required to {action} a batch; it is stored with the batch")
     if (batch.withdrawal is None) == (action == "restore"):
@@ -110,6 +164,8 @@ def _append_decision(store: Store, name: str, action: Action, by: str, reason: s
             f"batch {batch.name} ({batch.sha256[:12]}) is {'not' if action == 'restore' else 'already'} withdrawn"
         )
     decision = BatchDecision(
+        batch=batch.sha256,
+        number=len(batch.decisions) + 1,
         action=action,
         by=make_printable(by),
         reason=make_printable(reason),
@@ -117,7 +173,7 @@ def _append_decision(store: Store, name: str, action: Action, by: str, reason: s
         write_id=str(uuid4()),
     )
     document = decision.to_json()
-    key = f"{_PREFIX}{batch.sha256}/{len(batch.decisions) + 1:08d}.json"
+    key = _make_decision_key(batch.sha256, decision.number)
     if not store.put_if_absent(key, seal(document)) and read_document(store, key) != document:
         raise ConflictError(
             f"somebody else withdrew or restored batch {batch.name} at the same time; check `fmnist batches`, then "

@@ -40,6 +40,8 @@ def read_image_file(file: Path | BinaryIO, name: str) -> np.ndarray:
         raise DataError(f"{name}: has too many pixels ({error})") from error
     except DataError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: there is no such file") from error
     except UnidentifiedImageError as error:  # its text only names a Python object
         raise DataError(f"{name}: is not a readable image (supported: {', '.join(_FORMATS)})") from error
     except Exception as error:  # any, since the bytes are untrusted

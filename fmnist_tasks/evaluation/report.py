@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,11 +15,18 @@ from fmnist_tasks.templates import make_environment
 
 
 def render_report(
-    title: str, records: dict[str, StepRecord], results: dict[str, Result], pictures: dict[str, bytes]
+    title: str,
+    records: dict[str, StepRecord],
+    results: dict[str, Result],
+    pictures: dict[str, bytes],
+    faults: Sequence[str] = (),
 ) -> bytes:
-    """The report of a run as UTF-8 HTML; records and results are by step name, figures (PNG) by their name."""
+    """The report of a run as UTF-8 HTML; records and results are by step name, figures (PNG) by their name.
+
+    `faults` are the reasons why other records or figures cannot be shown.
+    """
     embedded = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()}
-    return _render("report.html", title=title, records=records, results=results, pictures=embedded)
+    return _render("report.html", title=title, records=records, results=results, pictures=embedded, faults=faults)
 
 
 def render_card(version: str, facts: ReleaseFacts) -> bytes:

@@ -33,9 +33,8 @@ from fmnist_tasks.page.security import SecurityMiddleware, require_same_origin, 
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.releases import SignedManifest
-from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.stores import open_default_store
-from fmnist_tasks.run_report import render_run
+from fmnist_tasks.run_report import read_run, render_run
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.serving.rollback import roll_back
 from fmnist_tasks.settings import DAG_ID, INCLUDE, MAX_REASON_LENGTH
@@ -137,6 +136,8 @@ def create_app(
     def overview(request: Request) -> Response:
         (rows, faults), champion_log = get_releases().read_releases(), get_releases().read_log()
         champion = champion_log.champion
+        if fault := releases.find_missing_champion(get_releases().store, champion_log):
+            faults.append(fault)
         schedule = read_schedule()
         content = {
             "rows": rows[::-1],
@@ -193,8 +194,9 @@ def create_app(
         require_name("run", run_id)
 
         def render_report() -> bytes:
-            if records := read_records(get_releases().store, run_id):
-                return render_run(get_releases().store, run_id, records)
+            recorded = read_run(get_releases().store, run_id)
+            if recorded.records or recorded.faults:
+                return render_run(get_releases().store, run_id, recorded)
             raise errors.MissingError(f"there is no run {run_id}")
 
         return respond_with_report(await run_limited(render_report))

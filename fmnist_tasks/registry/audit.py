@@ -38,12 +38,8 @@ def audit_store(store: Store, expected_head: str | None = None) -> dict[str, Any
         map_parallel(partial(get_verified, store), document.manifest.files.values())
         files += len(document.manifest.files)
         signed_releases += document.signed_by is not None
-    current = champion_log.champion
-    if current and current.version not in versions:
-        raise IntegrityError(
-            f"releases/{current.version}/manifest.json is missing, although log entry {current.sequence} made this "
-            "release the champion; restore it from a backup or an earlier version of the object"
-        )
+    if fault := releases.find_missing_champion(store, champion_log):
+        raise IntegrityError(fault)
     _require_recorded_promotions(store, champion_log)
     return {
         "entries": len(champion_log.entries),
@@ -52,7 +48,7 @@ def audit_store(store: Store, expected_head: str | None = None) -> dict[str, Any
         "signed_releases": signed_releases,
         "files": files,
         "signatures": "verified" if store.keys.trusted else "not verified: FMNIST_TRUSTED_KEYS is not set",
-        "champion": current.version if current else None,
+        "champion": champion_log.champion.version if champion_log.champion else None,
         "head": f"{len(champion_log.entries)}:{champion_log.digests[-1]}" if champion_log.digests else None,
     }
 

@@ -20,9 +20,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from fmnist_tasks.errors import ConflictError, FmnistError, IntegrityError, RejectedError, SettingsError, StoreError
+from fmnist_tasks.errors import (
+    ConflictError,
+    FmnistError,
+    IntegrityError,
+    MissingError,
+    RejectedError,
+    SettingsError,
+    StoreError,
+)
 from fmnist_tasks.registry.signing import Keys, compute_key_id, digest_entries
 from fmnist_tasks.registry.store import Stat, Store, map_parallel, read_clock
+from fmnist_tasks.schemas.base import VERSION_PATTERN
 from fmnist_tasks.schemas.releases import Action, Entry
 from fmnist_tasks.text import make_printable
 
@@ -31,6 +40,7 @@ log = logging.getLogger(__name__)
 _CHAMPION_ACTIONS = {"promote", "rollback"}  # they make a release the champion
 _ENTRY_PREFIX, _RECEIPT_PREFIX = "champion/", "champion-receipts/"
 _ENTRY_KEY, _RECEIPT_KEY = re.compile(r"champion/[0-9]{8}\.json"), re.compile(r"champion-receipts/[0-9]{8}\.txt")
+_MODEL_DIGITS = re.compile(r"-([0-9a-f]{8})(\.\d+)?$")  # of a version
 _MAX_ATTEMPTS = 100  # to append an entry while other writers append theirs
 _MAX_ENTRY_BYTES = 64 << 10
 
@@ -106,8 +116,9 @@ class Log:
         only the version, its suffix, the first digits of the model's digest, is compared.
         """
         for version, entry in self.withdrawn.items():
-            digest = entry.model_sha256 or version.rpartition("-")[2].partition(".")[0]
-            same_model = candidate.model_sha256 is not None and candidate.model_sha256.startswith(digest)
+            digits = _MODEL_DIGITS.search(version)
+            digest = entry.model_sha256 or (digits and digits[1])
+            same_model = bool(digest and candidate.model_sha256 and candidate.model_sha256.startswith(digest))
             if same_model or (candidate.inputs is not None and candidate.inputs == entry.inputs):
                 return version, entry
         return None
@@ -196,6 +207,7 @@ def append_entry(
     withdrawn release, or if the release cannot be withdrawn or restored, and :class:`SettingsError` if this process
     cannot sign the entry.
     """
+    require_version(version)
     origin, champion_log = origin or Origin(), Log()
     for _ in range(_MAX_ATTEMPTS):
         champion_log = read_log(store, champion_log)
@@ -239,6 +251,12 @@ def append_entry(
         f"cannot add {version} to the champion log: other writers were first, {_MAX_ATTEMPTS} times in a row; retry "
         "later"
     )
+
+
+def require_version(version: str) -> None:
+    """Raise :class:`MissingError` for text that cannot be the version of a release, such as a renamed folder's name."""
+    if not re.fullmatch(VERSION_PATTERN, version):
+        raise MissingError(f"{version!r:.100} is not the version of a release; `fmnist releases` lists all")
 
 
 def require_signing(keys: Keys, champion_log: Log) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry.blobs import compute_reference, get_verified
-from fmnist_tasks.registry.champion import Log, Origin, read_log
+from fmnist_tasks.registry.champion import Log, Origin, read_log, require_version
 from fmnist_tasks.registry.documents import MAX_BYTES, compute_digest
 from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.schemas.releases import Manifest, ReleaseFacts
+from fmnist_tasks.schemas.releases import Entry, Manifest, ReleaseFacts
 from fmnist_tasks.settings import Parameters
 
 _MANIFEST = re.compile(r"releases/([^/]+)/manifest\.json")
@@ -84,10 +84,14 @@ def open_manifest(store: Store, version: str, champion_log: Log | None = None) -
     that was published: it was changed or copied, differs from the one that the log names, or is unsigned or signed by a
     replaced key and not named in the log.
     """
+    require_version(version)
+    champion_log = read_log(store) if champion_log is None else champion_log
     key = make_file_key(version, "manifest.json")
     try:
         data = store.get(key, MAX_BYTES)
     except MissingError as error:
+        if champion_log.champion and champion_log.champion.version == version:
+            raise IntegrityError(describe_missing_champion(champion_log.champion)) from error
         raise MissingError(f"there is no release {version}; `fmnist releases` lists all") from error
     document = store.keys.decode(key, "manifest", data)
     if document.content.get("version") != version:
@@ -95,7 +99,6 @@ def open_manifest(store: Store, version: str, champion_log: Log | None = None) -
             f"{key}: is the manifest of release {document.content.get('version')!s:.100}, so it was copied or renamed; "
             "it is not used. Restore the original from a backup, or delete it"
         )
-    champion_log = read_log(store) if champion_log is None else champion_log
     if entry := champion_log.find_manifest_entry(version):
         if document.sha256 != entry.manifest_sha256:
             raise IntegrityError(
@@ -110,6 +113,23 @@ def open_manifest(store: Store, version: str, champion_log: Log | None = None) -
             "names it; it is not used. Delete the release (docs/signing.md, Replace a key)"
         )
     return SignedManifest(Manifest.parse(document.content, key), data, document.sha256, document.signed_by)
+
+
+def find_missing_champion(store: Store, champion_log: Log) -> str | None:
+    """Return a message if the champion's manifest is missing, and None otherwise."""
+    current = champion_log.champion
+    if current is None or store.stat(make_file_key(current.version, "manifest.json")):
+        return None
+    return describe_missing_champion(current)
+
+
+def describe_missing_champion(entry: Entry) -> str:
+    """Return what is missing if the champion has no manifest, and what to do."""
+    return (
+        f"releases/{entry.version}/manifest.json is missing, although log entry {entry.sequence} made this release the "
+        "champion; restore it from a backup or an earlier version of the object. If that is impossible, roll back to "
+        "another release (fmnist rollback VERSION --force), or start again with an empty store"
+    )
 
 
 def _require_unsigned(keys: Keys, version: str, sha256: str, key: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fmnist_tasks.schemas.base import Count, Document, Time
+from fmnist_tasks.schemas.base import Document, Time
 
 
 class SavedAlert(Document):
@@ -26,7 +26,7 @@ class SavedAlert(Document):
 class Attempt(Document):
     """`alerts/pending/ID.CHANNEL.NUMBER.json`: an attempt of a channel to deliver an alert."""
 
-    number: Count
+    number: Annotated[int, Field(ge=0, le=999_999)]
     status: Literal["open", "failed", "delivered"]
     time: Time
     writer: str = ""  # identifies the process

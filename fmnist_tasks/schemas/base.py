@@ -19,6 +19,7 @@ from fmnist_tasks.text import make_printable
 SCHEMA_VERSION = 2  # of all documents, since 0.2
 
 _FAULTS = {"missing": "missing", "extra_forbidden": "unknown"}  # by pydantic's error type; shorter than its messages
+_EDITED = "probably edited by hand, and is not used. Restore it from a backup"
 _MAX_NAME_LENGTH = 80  # characters of a field's name in a message
 
 
@@ -33,7 +34,8 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]  # lower and upper bound
 Time = Annotated[str, AfterValidator(_require_utc)]  # UTC, ISO 8601
-Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of a release
+VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Version = Annotated[str, Field(pattern=VERSION_PATTERN)]  # of a release
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~:+-]+$")]
 
 
@@ -75,30 +77,30 @@ class Document(Model):
     def parse(cls, content: dict[str, Any], key: str) -> Self:
         """Validate the content of the object at a key; raises :class:`IntegrityError` with its faults."""
         version = content.get("schema_version", 1)
-        if version != SCHEMA_VERSION:
-            is_newer = isinstance(version, int) and version > SCHEMA_VERSION
-            remedy = (
-                "install the version of this project that wrote it"
-                if is_newer
-                else "version 0.1 of this project wrote it; start with an empty store, or install 0.1 to read it"
-            )
+        if type(version) is not int or version != SCHEMA_VERSION:
+            if version == 1 and version is not True:
+                remedy = "version 0.1 of this project wrote it; start with an empty store, or install 0.1 to read it"
+            elif type(version) is int and version > SCHEMA_VERSION:
+                remedy = "install the version of this project that wrote it"
+            else:
+                remedy = f"it was {_EDITED}"
             raise IntegrityError(f"{key}: has schema version {version!r:.20}, not {SCHEMA_VERSION}: {remedy}")
         try:
-            _require_unicode(content)
+            _require_finite_unicode(content)
             return cls.model_validate(content)
         except (ValueError, RecursionError) as error:
             faults = describe_faults(error) if isinstance(error, ValidationError) else str(error)
-            raise IntegrityError(
-                f"{key}: {faults}; it was probably edited by hand, and is not used. Restore it from a backup"
-            ) from error
+            raise IntegrityError(f"{key}: {faults}; it was {_EDITED}") from error
 
 
-def _require_unicode(content: dict[str, Any]) -> None:
-    """Raise ValueError for text with lone surrogates, which JSON can express, but no page or file can contain."""
+def _require_finite_unicode(content: dict[str, Any]) -> None:
+    """Raise ValueError for NaN, infinity, and text with lone surrogates, which no page or file can contain."""
     try:
-        json.dumps(content, ensure_ascii=False).encode()
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError("a text has a lone surrogate, so it is not valid Unicode") from error
+    except ValueError as error:
+        raise ValueError("a number is NaN or infinite") from error
 
 
 def describe_faults(error: ValidationError) -> str:

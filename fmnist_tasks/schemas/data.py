@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -105,6 +105,8 @@ class BatchDocument(Document):
 class BatchDecision(Document):
     """`batches/SHA256/NUMBER.json`: the withdrawal or restoration of a batch."""
 
+    batch: Sha256
+    number: Annotated[int, Field(ge=1)]  # of the decisions about this batch
     action: Action
     by: str
     reason: str

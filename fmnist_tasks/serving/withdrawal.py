@@ -65,7 +65,7 @@ def _decide_batch(
         return act(store, name, by=actor, reason=reason).to_json()
     except MissingError as error:
         raise MissingError(
-            f"there is neither a release nor a batch {name}; `fmnist releases` and `fmnist batches` list them"
+            f"there is neither a release nor a batch {name!r}; `fmnist releases` and `fmnist batches` list them"
         ) from error
 
 

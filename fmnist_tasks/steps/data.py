@@ -8,8 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fmnist_tasks.alerts import Alert, send_alert
-from fmnist_tasks.errors import AccessError, MissingError, SettingsError, StoreError
-from fmnist_tasks.evaluation.policy import read_policy
+from fmnist_tasks.errors import AccessError, MissingError, StoreError
 from fmnist_tasks.provenance import describe_code, describe_machine
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import put_blob
@@ -19,6 +18,7 @@ from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.data import NewBatch, QuarantinedBatch, Split, UnreadableBatch, WaitingFile, WithdrawnBatch
 from fmnist_tasks.schemas.runs import AddedBatch, ChangeResult, IngestResult, ValidationResult
 from fmnist_tasks.settings import Settings
+from fmnist_tasks.steps.gates import read_run_policy
 from fmnist_tasks.steps.step import Run, step
 
 if TYPE_CHECKING:
@@ -39,13 +39,9 @@ def ingest(store: Store, run: Run) -> IngestResult:
     from fmnist_tasks.data.dataset import make_dataset, store_images
     from fmnist_tasks.data.declaration import read_declaration
     from fmnist_tasks.data.sources import load_base
-    from fmnist_tasks.model.ood.families import FAMILIES
 
     settings = Settings.from_environment()
-    # First, so an invalid policy is found before any training.
-    policy = read_policy(run.parameters.policy_overrides, settings.gates)
-    if unknown := sorted(policy.ood.families.keys() - FAMILIES.keys()):
-        raise SettingsError(f"policy: ood: unknown families: {', '.join(unknown)}; use {', '.join(FAMILIES)}")
+    read_run_policy(run)  # first, so an invalid policy is found before any training
     declaration = read_declaration(settings.dataset)
     arrays, source = load_base(declaration, settings)
     splits: tuple[Split, Split] = ("train", "test")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.evaluation import gate, model_checks
 from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.provenance import describe_code
@@ -66,8 +68,18 @@ def promotion_gate(
 
 
 def read_run_policy(run: Run) -> Policy:
-    """The policy with the overrides of this run."""
-    return read_policy(run.parameters.policy_overrides, Settings.from_environment().gates)
+    """The policy with the overrides of this run; raises :class:`SettingsError` like :func:`read_valid_policy`."""
+    return read_valid_policy(run.parameters.policy_overrides)
+
+
+def read_valid_policy(overrides: Mapping[str, Any]) -> Policy:
+    """The policy with overrides; raises :class:`SettingsError` for a fault or an unknown OOD family."""
+    from fmnist_tasks.model.ood.families import FAMILIES
+
+    policy = read_policy(overrides, Settings.from_environment().gates)
+    if unknown := sorted(policy.ood.families.keys() - FAMILIES.keys()):
+        raise SettingsError(f"policy: ood: unknown families: {', '.join(unknown)}; use {', '.join(FAMILIES)}")
+    return policy
 
 
 def make_candidate_origin(run: Run, validation: ValidationResult, model: Reference) -> champion.Origin:

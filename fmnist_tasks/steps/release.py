@@ -11,7 +11,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import read_record, read_records
 from fmnist_tasks.registry.store import Store, is_ahead
-from fmnist_tasks.run_report import parse_results, read_figures, render_run
+from fmnist_tasks.run_report import RecordedRun, parse_results, read_figures, render_run
 from fmnist_tasks.schemas.base import RunParameters
 from fmnist_tasks.schemas.evaluation import CandidateMetrics
 from fmnist_tasks.schemas.releases import Approval, ReleaseFacts, ReleaseMetrics, ReleaseVerdict, ValidationAccuracy
@@ -95,11 +95,12 @@ def publish(
         for name, record in read_records(store, run.id, require_signature=True).items()
         if name not in _RELEASE_STEPS
     }
+    results = parse_results(records)
     files = {
         "model.h5": get_verified(store, candidate.model),
         "model_card.md": render_card(version, facts),
-        "report.html": render_run(store, run.id, records),
-        **{f"figures/{name}.png": png for name, png in read_figures(store, parse_results(records)).items()},
+        "report.html": render_run(store, run.id, RecordedRun(records, results)),
+        **{f"figures/{name}.png": png for name, png in read_figures(store, results).items()},
     }
     model = releases.publish_release(store, version, files, facts).files["model.h5"]
     return PublishResult(

@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -14,8 +16,10 @@ import pytest
 from fmnist_tasks import alerts
 from fmnist_tasks.alerts import Alert, channels, outbox
 from fmnist_tasks.alerts.message import Message
-from fmnist_tasks.alerts.outbox import DELIVERED, PENDING, UNDELIVERABLE
+from fmnist_tasks.alerts.outbox import DELIVERED, PENDING, UNDELIVERABLE, find_pending
 from fmnist_tasks.registry import champion
+from fmnist_tasks.registry.documents import seal
+from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.serving.rollback import roll_back
@@ -407,6 +411,41 @@ def test_a_damaged_alert_is_reported_and_does_not_delay_the_others(
     assert list(pipeline.store.list(PENDING)) == []
     alerts.deliver_due_alerts()
     assert len(webhook_server.posts) == 2
+
+
+def put_attempt_with_a_huge_number(store: FolderStore) -> None:
+    content = {"schema_version": 2, "number": 10**250, "status": "failed", "time": "2026-11-23T02:00:00+00:00"}
+    alert_id = next(iter(find_pending(store)))
+    store.put(f"{PENDING}{alert_id}.channel.000001.json", seal(content))
+
+
+def put_large_object(store: FolderStore) -> None:
+    store.put(f"{PENDING}{'0' * 24}.json", b"")
+    os.truncate(store.root / PENDING / f"{'0' * 24}.json", 100 << 20)
+
+
+@pytest.mark.parametrize(
+    "manipulate",
+    [
+        lambda store: (store.root / PENDING / f"{'0' * 24}.json").symlink_to("/etc/passwd"),
+        lambda store: os.mkfifo(store.root / PENDING / f"{'0' * 24}.json"),
+        put_large_object,
+        put_attempt_with_a_huge_number,
+        lambda store: store.put("alerts/channels/zz", b"\xff\xfe"),
+        lambda store: (store.root / "alerts/channels/zz").symlink_to("/etc/passwd"),
+    ],
+    ids=["link", "pipe", "large", "number of an attempt", "name of a channel", "link as a channel"],
+)
+def test_one_bad_object_of_the_outbox_delays_no_other_alert(
+    pipeline: Pipeline, mail_server: MailServer, webhook_server: WebhookServer, manipulate: Callable[..., None]
+) -> None:
+    refuse_messages(mail_server, webhook_server)
+    alerts.send_alert(REJECTION)
+    accept_messages(mail_server, webhook_server)
+    manipulate(pipeline.store)
+    for _ in range(2):
+        alerts.send_alert(replace(REJECTION, text="another text"))
+    assert any("another text" in post["message"] for post in webhook_server.posts)
 
 
 def test_a_damaged_attempt_counts_as_interrupted(

@@ -239,13 +239,16 @@ def test_without_a_schedule_runs_start_only_on_request(monkeypatch: pytest.Monke
     assert type(parse_dag(monkeypatch, FMNIST_SCHEDULE="none").timetable).__name__ == "NullTimetable"
 
 
-@pytest.mark.parametrize("expression", ["weekly", "0 2 * *", "61 2 * * 1", "* * * * * *", "0 0 30 2 *", "@once", " "])
+@pytest.mark.parametrize(
+    "expression",
+    ["weekly", "0 2 * *", "61 2 * * 1", "* * * * * *", "0 0 30 2 *", "@once", " ", "R 2 * * 1", "H(0-9) 2 * * 1"],
+)
 def test_an_invalid_schedule_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, expression: str) -> None:
     with pytest.raises(SettingsError, match=r"^FMNIST_SCHEDULE: .* is not a cron expression that has a next time"):
         parse_dag(monkeypatch, FMNIST_SCHEDULE=expression)
 
 
-@pytest.mark.parametrize("schedule", ["@weekly", "0 2 29 2 *", "30 4 * * MON"])
+@pytest.mark.parametrize("schedule", ["@weekly", "0 2 29 2 *", "30 4 * * MON", "0 2 * MAR THU"])
 def test_aliases_names_and_rare_days_are_a_schedule(monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
     assert parse_dag(monkeypatch, FMNIST_SCHEDULE=schedule).timetable.expression in {schedule, "0 0 * * 0"}
 
@@ -258,6 +261,7 @@ def test_aliases_names_and_rare_days_are_a_schedule(monkeypatch: pytest.MonkeyPa
         ("FMNIST_PROFILE", "fast"),
         ("FMNIST_TAGS", "x" * 101),
         ("FMNIST_GATES", "/no/such/gates.toml"),
+        ("FMNIST_OWNER", "x" * 2100),
     ],
 )
 def test_the_watch_loads_and_reports_a_setting_that_cannot_be_used(

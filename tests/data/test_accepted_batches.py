@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -97,7 +99,7 @@ def test_a_decision_without_a_reason_or_effect_is_refused(store: Store) -> None:
 def test_one_of_two_simultaneous_decisions_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     before = accepted_batches.list_accepted(store)
     accepted_batches.withdraw_batch(store, "bbbbbb", by="ada", reason="first")
-    monkeypatch.setattr(accepted_batches, "list_accepted", lambda _: before)
+    monkeypatch.setattr(accepted_batches, "find_accepted", lambda _: (before, []))
     with pytest.raises(ConflictError, match="somebody else withdrew or restored"):
         accepted_batches.withdraw_batch(store, "bbbbbb", by="bob", reason="second")
     monkeypatch.undo()
@@ -119,8 +121,56 @@ def test_a_lost_response_is_not_a_conflict(store: Store, monkeypatch: pytest.Mon
 
 def test_foreign_objects_are_ignored(store: Store) -> None:
     store.put("batches/notes.txt", b"x")
-    store.put(f"batches/{'d' * 64}/00000001.json", seal({"action": "withdraw"}))
+    store.put(f"batches/{'b' * 64}/notes.json", b"x")
     assert len(accepted_batches.list_accepted(store)) == 4
+
+
+def rename(store: Store, old: str, new: str) -> None:
+    store.put(new, store.get(old))
+    store.delete(old)
+
+
+B, D = "b" * 64, "d" * 64  # a batch that is withdrawn, and a digest that no batch has
+DECISION = {"batch": B, "number": 1, "action": "withdraw", "by": "ada", "reason": "r", "write_id": "w"} | {
+    "time": "2026-11-23T02:00:00+00:00"
+}
+
+
+@pytest.mark.parametrize(
+    ("manipulate", "message"),
+    [
+        (
+            lambda store: store.put(f"batches/{D}.json", store.get(f"batches/{B}.json")),
+            f"batches/{D}.json: is the document of batch bbbbbbbbbbbb, so it was copied or renamed; it is not used",
+        ),
+        (
+            lambda store: store.put(f"batches/{'c' * 64}/00000001.json", store.get(f"batches/{B}/00000001.json")),
+            f"batches/{'c' * 64}/00000001.json: is decision 1 about batch bbbbbbbbbbbb, so it was copied or renamed",
+        ),
+        (
+            lambda store: rename(store, f"batches/{B}/00000001.json", f"batches/{D}/00000001.json"),
+            f"batches/{D}.json is missing, but there are decisions about this batch; restore it from a backup",
+        ),
+        (
+            lambda store: rename(store, f"batches/{B}/00000001.json", f"batches/{B}/00000003.json"),
+            f"batches/{B}/00000001.json is missing, but batches/{B}/00000003.json exists; restore it from a backup",
+        ),
+        (lambda store: store.put(f"batches/{B}.json", b"{"), f"batches/{B}.json: its bytes were changed"),
+    ],
+    ids=["a copied batch", "a copied decision", "a renamed folder", "a gap", "a damaged batch"],
+)
+def test_a_withdrawn_batch_never_returns_by_a_copied_or_lost_document(
+    store: Store, manipulate: Callable[[Store], None], message: str
+) -> None:
+    """The fault stops a run; other batches can still be listed and withdrawn."""
+    accepted_batches.withdraw_batch(store, "bbbbbb", by="ada", reason="labels swapped")
+    manipulate(store)
+    with pytest.raises(IntegrityError, match=f"^{re.escape(message)}"):
+        accepted_batches.list_accepted(store)
+    intact, (fault,) = accepted_batches.find_accepted(store)
+    assert str(fault).startswith(message)
+    assert "week 1.npz" in {batch.name for batch in intact}
+    assert accepted_batches.withdraw_batch(store, "week 1.npz", by="ada", reason="r").withdrawal
 
 
 def test_a_withdrawn_batch_leaves_the_dataset_and_is_not_accepted_again(pipeline: Pipeline) -> None:
@@ -154,7 +204,7 @@ def test_documents_of_version_0_1_are_refused(store: Store) -> None:
     key = f"batches/{blob['sha256']}.json"
     store.put(key, seal(document))
     with pytest.raises(IntegrityError, match=f"^{key}: has schema version 1, not 2: version 0.1 of this project wrote"):
-        accepted_batches.withdraw_batch(store, "old.npz", by="ada", reason="r")
+        accepted_batches.list_accepted(store)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +212,8 @@ def test_documents_of_version_0_1_are_refused(store: Store) -> None:
     [
         ("b" * 64, {"image_set": {"split": "train"}}, "image_set.source: missing"),
         ("b" * 64, {}, "image_set: missing"),
-        (f"{'b' * 64}/00000001", {"action": "forget"}, "action: Input should be 'withdraw' or 'restore'"),
-        (f"{'b' * 64}/00000001", {"action": "withdraw", "by": 1}, "by: Input should be a valid string"),
+        (f"{B}/00000001", DECISION | {"action": "forget"}, "action: Input should be 'withdraw' or 'restore'"),
+        (f"{B}/00000001", DECISION | {"by": 1}, "by: Input should be a valid string"),
     ],
 )
 def test_the_error_about_an_invalid_document_names_its_key(

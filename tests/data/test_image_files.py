@@ -54,6 +54,6 @@ def test_an_image_file_above_the_size_limit_is_refused(monkeypatch: pytest.Monke
 
 def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, reason in ((tmp_path / "pipe", "is not a regular file"), (tmp_path / "gone", "No such file")):
+    for path, reason in ((tmp_path / "pipe", "is not a regular file"), (tmp_path / "gone", "there is no such file")):
         with pytest.raises(DataError, match=reason):
             read_image_file(path, path.name)

@@ -21,9 +21,8 @@ from fmnist_tasks.data import accepted_batches, incoming
 from fmnist_tasks.data.incoming import IncomingBatch, make_display_name, to_incoming_file
 from fmnist_tasks.errors import AccessError, RejectedError, StoreError
 from fmnist_tasks.registry.folder import FolderStore
-from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Stat, encode_name, read_clock
-from fmnist_tasks.run_report import render_run
+from fmnist_tasks.run_report import read_run, render_run
 from fmnist_tasks.schemas.data import IncomingFile
 from fmnist_tasks.schemas.runs import ValidationResult
 from fmnist_tasks.steps import Run, run_step
@@ -385,7 +384,7 @@ def test_a_batch_that_is_still_being_written_waits_and_no_byte_is_lost(
         assert count_training_images(run_step("validate_data", RUN)) == 1600
         writer.write(GOOD_BATCH[len(GOOD_BATCH) // 2 :])
     assert path.read_bytes() == GOOD_BATCH
-    report = render_run(pipeline.store, RUN.id, read_records(pipeline.store, RUN.id)).decode()
+    report = render_run(pipeline.store, RUN.id, read_run(pipeline.store, RUN.id)).decode()
     assert "incoming/b.npz waits for the next run: it changed in the last 60 seconds" in report
 
 

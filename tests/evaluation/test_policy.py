@@ -191,6 +191,7 @@ def test_a_file_that_cannot_be_read_lacks_a_section_or_is_not_toml_is_refused(tm
         ),
         (b"accuracy =", "Invalid value"),
         (b"a = " + b"[" * 100_000, "is not valid TOML"),
+        (b"#" * (1 << 20) + b"\n", r"has more than 1,048,576 bytes, so it is not such a file"),
     ):
         policy_file.write_bytes(content)
         with pytest.raises(SettingsError, match=fault):

@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from threading import Event
@@ -231,8 +232,22 @@ def test_a_run_shows_its_report_and_nothing_else_of_the_store(page: TestClient, 
 def test_a_record_of_an_unknown_step_is_reported(page: TestClient, finished_pipeline: Pipeline) -> None:
     save_record(finished_pipeline.store, RUN.id, "distil", result={"summary": "smaller"})
     response = page.get(f"/runs/{RUN.id}")
-    message = "runs/run-1/distil.json: no step has this name, so it is not used"
-    assert (response.status_code, message in response.text) == (500, True)
+    assert "Cannot be shown: runs/run-1/distil.json: no step has this name, so it is not used" in response.text
+    assert "Promotion gate: promote" in response.text
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("step", ["choose_base", "fine_tune", "ingest"])
+@pytest.mark.parametrize("content", [None, b"{"], ids=["missing", "damaged"])
+def test_a_report_shows_every_record_that_can_be_read(
+    page: TestClient, finished_pipeline: Pipeline, step: str, content: bytes | None
+) -> None:
+    key = f"runs/{RUN.id}/{step}.json"
+    finished_pipeline.store.delete(key) if content is None else finished_pipeline.store.put(key, content)
+    response = page.get(f"/runs/{RUN.id}")
+    assert response.status_code == 200
+    assert "Promotion gate: promote" in response.text
+    assert (f"Cannot be shown: {key}: its bytes were changed" in response.text) == (content is not None)
 
 
 @pytest.mark.integration
@@ -240,8 +255,7 @@ def test_a_report_takes_limited_memory(page: TestClient, finished_pipeline: Pipe
     pictures = finished_pipeline.read_result("fine_tune").to_json()["pictures"]
     pictures["tuned_learning_curves"]["bytes"] = 1 << 30
     finished_pipeline.change_result("fine_tune", pictures=pictures)
-    response = page.get(f"/runs/{RUN.id}")
-    assert (response.status_code, "has 1,073,741,824 bytes, expected at most" in response.text) == (500, True)
+    assert "has 1,073,741,824 bytes, expected at most" in page.get(f"/runs/{RUN.id}").text
     for number in range(4):
         finished_pipeline.store.put(f"runs/{RUN.id}/{number}.json", bytes(4 << 20))
     response = page.get(f"/runs/{RUN.id}")
@@ -504,6 +518,25 @@ def test_a_damaged_release_does_not_hide_others(page: TestClient, finished_pipel
     response = make_client(make_app()).get("/")
     assert response.status_code == 200
     assert response.text.count("its bytes were changed") == 2
+
+
+@pytest.mark.integration
+def test_a_champion_without_its_release_is_reported(
+    page: TestClient, finished_pipeline: Pipeline, version: str
+) -> None:
+    shutil.rmtree(finished_pipeline.store.root / "releases" / version)
+    assert f"releases/{version}/manifest.json is missing, although log entry 1 made this" in page.get("/").text
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["-x", "+a", "copy of it"])
+def test_a_folder_that_is_no_version_cannot_be_withdrawn(
+    page: TestClient, finished_pipeline: Pipeline, version: str, name: str
+) -> None:
+    folder = finished_pipeline.store.root / "releases"
+    shutil.copytree(folder / version, folder / name)
+    response = page.post("/withdrawals/withdraw", data={"version": name, "reason": "a copy"}, headers=SAME_ORIGIN)
+    assert response.status_code == 404
 
 
 @pytest.mark.integration

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from fmnist_tasks.errors import AccessError, ConflictError, IntegrityError, RejectedError, SettingsError, StoreError
+from fmnist_tasks.errors import (
+    AccessError,
+    ConflictError,
+    IntegrityError,
+    MissingError,
+    RejectedError,
+    SettingsError,
+    StoreError,
+)
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.blobs import compute_reference
 from fmnist_tasks.registry.documents import compute_digest, seal
@@ -401,6 +409,24 @@ def test_a_withdrawn_release_with_only_a_version_is_recognised_by_its_suffix(sto
     for start in ("0c50bb14", "1c50bb14"):
         assert log.find_withdrawal(champion.Origin(start + 56 * "0"))
     assert not log.find_withdrawal(champion.Origin("0c50bb15" + 56 * "0"))
+
+
+def test_a_withdrawn_copy_of_a_release_bars_no_other_model(store: FolderStore) -> None:
+    for version in ("20261123T020000Z-0c50bb14-", "20261123T020000Z-0c50bb14-2", "copy"):
+        append(store, "withdraw", version)
+    log = champion.read_log(store)
+    for digit in "02a":
+        assert log.find_withdrawal(champion.Origin(64 * digit)) is None
+    assert log.find_withdrawal(champion.Origin()) is None
+
+
+@pytest.mark.parametrize("version", ["", "..", "-x", "20261123T020000Z-0c50bb14 copy", "a/b", "v" * 5000 + " "])
+def test_a_name_that_is_not_a_version_enters_no_log(store: FolderStore, version: str) -> None:
+    for action in ("withdraw", "restore", "promote", "rollback"):
+        with pytest.raises(MissingError, match=r"^'.{0,100} is not the version of a release; `fmnist releases` lists"):
+            append(store, action, version, after=0)
+    with pytest.raises(MissingError, match="is not the version of a release"):
+        releases.read_manifest(store, version)
 
 
 def test_a_withdrawal_in_between_does_not_stop_a_promotion(store: FolderStore) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError
@@ -88,6 +90,10 @@ def test_a_missing_release_is_reported(store: FolderStore) -> None:
     [
         ({"schema_version": None}, r"has schema version 1, not 2: version 0\.1 of this project wrote it"),
         ({"schema_version": 3}, r"has schema version 3, not 2: install the version of this project that wrote it"),
+        ({"schema_version": "2"}, r"has schema version '2', not 2: it was probably edited by hand, and is not used"),
+        ({"schema_version": True}, r"has schema version True, not 2: it was probably edited by hand"),
+        ({"schema_version": 2.0}, r"has schema version 2\.0, not 2: it was probably edited by hand"),
+        ({"schema_version": -1}, r"has schema version -1, not 2: it was probably edited by hand"),
         ({"files": None}, r"files: missing; it was probably edited by hand, and is not used"),
         ({"temperature": "1"}, r"temperature: Input should be a valid number; it was probably edited by hand"),
         ({"parameters": {"profile": "quick"}}, r"parameters\.seed: missing"),
@@ -156,3 +162,19 @@ def test_a_copied_manifest_is_refused(store: FolderStore) -> None:
     )
     with pytest.raises(IntegrityError, match=rf"^{message}$"):
         releases.read_manifest(store, "v2")
+
+
+def test_a_champion_without_its_manifest_is_reported_with_a_remedy(store: FolderStore) -> None:
+    releases.publish_release(store, "v1", {"model.h5": b"model"}, FACTS)
+    champion.append_entry(store, version="v1", action="promote", reason="why", write_id="w", after=0)
+    assert releases.find_missing_champion(store, champion.read_log(store)) is None
+    store.delete("releases/v1/manifest.json")
+    message = (
+        "releases/v1/manifest.json is missing, although log entry 1 made this release the champion; restore it from a "
+        "backup or an earlier version of the object. If that is impossible, roll back to another release "
+        "(fmnist rollback VERSION --force), or start again with an empty store"
+    )
+    assert releases.find_missing_champion(store, champion.read_log(store)) == message
+    for log in (None, champion.read_log(store)):
+        with pytest.raises(IntegrityError, match=f"^{re.escape(message)}$"):
+            releases.read_manifest(store, "v1", log)

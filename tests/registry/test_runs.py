@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 
-from fmnist_tasks.errors import IntegrityError
+from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.folder import FolderStore
-from fmnist_tasks.registry.runs import make_run_key, read_record, read_records, write_record
+from fmnist_tasks.registry.runs import find_records, make_run_key, read_record, read_records, write_record
 from fmnist_tasks.schemas.runs import StepRecord
 from tests.support.documents import make_record, save_record
 
@@ -43,8 +44,32 @@ def test_the_record_of_another_run_in_the_same_folder_is_not_used(tmp_path: Path
     """Simulates a file system that ignores case."""
     save_record(FolderStore(tmp_path), "Run", "ingest")
     (tmp_path / "runs" / "Run").rename(tmp_path / "runs" / "run")
-    with pytest.raises(IntegrityError, match=r"is the record of run Run, which has the same folder"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"^runs/run/ingest.json: is the record of step ingest of run Run, the two share a folder on this file",
+    ):
         read_record(FolderStore(tmp_path), "run", "ingest")
+
+
+@pytest.mark.parametrize("copy", ["runs/other/train-0.json", "runs/run/train-1.json"])
+def test_a_copied_record_is_not_used(tmp_path: Path, copy: str) -> None:
+    store = FolderStore(tmp_path)
+    save_record(store, "run", "train-0")
+    store.put(copy, store.get("runs/run/train-0.json"))
+    message = f"^{copy}: is the record of step train-0 of run run, so it was copied or renamed; delete it$"
+    _, run, name = copy.removesuffix(".json").split("/")
+    with pytest.raises(IntegrityError, match=message):
+        read_record(store, run, name)
+    with pytest.raises(IntegrityError, match=message):
+        read_records(store, run)
+    records, (fault,) = find_records(store, run)
+    assert list(records) == ([] if run == "other" else ["train-0"])
+    assert copy in str(fault)
+
+
+def test_a_long_run_id_is_refused_by_its_length() -> None:
+    with pytest.raises(SettingsError, match=r"^run ID aaaaaaaaaaaaaaaaaaaa…: has 251 characters; the limit is 250$"):
+        make_run_key("a" * 251, "ingest.json")
 
 
 def test_a_record_is_read_back_unchanged(tmp_path: Path) -> None:
@@ -96,6 +121,14 @@ def test_a_document_that_is_not_the_record_of_a_step_is_refused(
 def test_a_record_with_text_that_is_not_unicode_is_refused() -> None:
     content = make_record("run", "ingest").to_json() | {"outcome": "\ud800"}
     with pytest.raises(IntegrityError, match=r"^k: a text has a lone surrogate, so it is not valid Unicode"):
+        StepRecord.parse(content, "k")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_record_with_a_number_that_is_not_finite_is_refused(value: float) -> None:
+    content = make_record("run", "ingest").to_json()
+    content["parameters"]["accuracy_threshold"] = value
+    with pytest.raises(IntegrityError, match=r"^k: a number is NaN or infinite; it was probably edited by hand"):
         StepRecord.parse(content, "k")
 
 

@@ -36,6 +36,12 @@ RSA_PUBLIC = (
 )
 
 
+def test_an_empty_folder_name_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_fmnist("keys", "new", "", exit_code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_by_default_there_are_no_keys() -> None:
     assert read_keys({}) == read_keys({"FMNIST_TRUSTED_KEYS": "", "FMNIST_SIGNING_KEY": ""})
     assert read_keys({}).trusted is None

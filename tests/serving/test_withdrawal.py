@@ -23,5 +23,5 @@ def test_a_pruned_release_can_be_restored(store: FolderStore, caplog: pytest.Log
 
 def test_a_name_of_neither_a_release_nor_a_batch_is_refused(store: FolderStore) -> None:
     for decide in (withdrawal.withdraw, withdrawal.restore):
-        with pytest.raises(MissingError, match="there is neither a release nor a batch v9; `fmnist releases` and"):
+        with pytest.raises(MissingError, match="there is neither a release nor a batch 'v9'; `fmnist releases` and"):
             decide(store, "v9", "why", actor="ann")
