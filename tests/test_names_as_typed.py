@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fmnist_tasks import cli, tables
 from fmnist_tasks.cli import app
 from fmnist_tasks.registry.folder import FolderStore
+from fmnist_tasks.run_report import RecordedRun
 from fmnist_tasks.schemas.runs import PublishResult
 from tests.support.documents import digest, make_record, make_reference, save_record
 from tests.support.pipeline import Pipeline
@@ -48,7 +49,7 @@ def test_the_steps_and_metrics_of_a_run_show_names_as_typed(
     }
     tables.show_steps(records)
     assert capsys.readouterr().out.count(name) == 2  # the step, and its outcome
-    tables.show_metrics(store, "run-1", records)
+    tables.show_metrics(store, "run-1", RecordedRun(records, {"publish": published}))
     assert capsys.readouterr().out.count(name) == 3  # the model, the ignored parameter, and the report
 
 
