@@ -48,8 +48,8 @@ def save_report(store: Store, run_id: str) -> None:
         store.put(make_run_key(run_id, "report.html"), report)
     except StoreError:
         raise  # the task is retried
-    except Exception:  # whatever a damaged record or figure raises
-        log.exception("the report of run %s could not be written", run_id)
+    except Exception as error:  # whatever a damaged record or figure raises
+        log.exception("the report of run %s could not be written: %s", run_id, error)
 
 
 def render_run(store: Store, run_id: str, run: RecordedRun) -> bytes:

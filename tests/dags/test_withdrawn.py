@@ -114,7 +114,7 @@ def test_a_batch_is_withdrawn_and_restored_with_the_form(
     assert code == 0, output
     assert list_accepted(replaying_pipeline.store)[0].withdrawal is None
     code, output = airflow.test_dag("fmnist_withdraw", **conf | {"name": "nothing"})
-    assert (code, "there is neither a release nor a batch nothing" in output) == (1, True), output
+    assert (code, "there is neither a release nor a batch 'nothing'" in output) == (1, True), output
 
 
 def read_model_digest(pipeline: Pipeline, version: str) -> str:
