@@ -141,6 +141,8 @@ def load_page() -> dict[str, float]:
 def find_champion() -> float:
     """Seconds to open the store and find the champion."""
     # Opening a store on a server imports these.
+    import fmnist_tasks.registry.s3
+    import fmnist_tasks.registry.s3_address  # noqa: F401
     from fmnist_tasks.registry.stores import open_store
     from fmnist_tasks.serving.release import require_champion
     from fmnist_tasks.settings import Settings

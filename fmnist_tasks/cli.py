@@ -178,7 +178,7 @@ def publish(run: RunId = None, as_json: AsJson = False) -> None:
 
 @command
 def summary(run: RunId = None, as_json: AsJson = False) -> None:
-    """Summarise a run; exit code 1 unless it promoted a champion or nothing had changed."""
+    """Summarise a run; exit code 1 unless it promoted a champion or nothing had changed, and all records are intact."""
     store = open_default_store()
     run_id = _find_run(store, run).id
     recorded = read_run(store, run_id)
@@ -193,10 +193,11 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
         show_metrics(store, run_id, recorded)
     for fault in recorded.faults:
         _print_error("error:", fault)
-    if recorded.faults or not has_succeeded(records):
+    if not has_succeeded(records):
         running = [name for name, record in records.items() if record.status == "running"]
         state = f"{', '.join(running)} is still running" if running else "no champion was promoted"
         _print_error(f"run {run_id}:", state)
+    if recorded.faults or not has_succeeded(records):
         raise typer.Exit(1)
 
 

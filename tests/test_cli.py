@@ -106,6 +106,7 @@ def test_a_damaged_record_does_not_hide_the_others(finished_pipeline: Pipeline) 
     result = run_fmnist("summary", expect=1)
     assert f"error: runs/{RUN.id}/fine_tune.json: its bytes were changed" in result.stderr
     assert "promotion gate" in result.stdout
+    assert "no champion was promoted" not in result.stderr
 
 
 @pytest.mark.integration
