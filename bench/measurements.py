@@ -189,9 +189,9 @@ def _measure_seconds(action: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - clock, result
 
 
-_PROBES: dict[str, Callable[..., Any]] = {
-    probe.__name__: probe
-    for probe in (
+_MEASUREMENTS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
         parse_dag_file,
         ingest_and_check,
         release_candidate,
@@ -206,10 +206,10 @@ _PROBES: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """Run one measurement, and print it."""
     parser = argparse.ArgumentParser(prog="python -m bench.measurements", description=__doc__)
-    parser.add_argument("probe", choices=_PROBES)
+    parser.add_argument("measurement", choices=_MEASUREMENTS)
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
-    print(json.dumps(_PROBES[options.probe](*options.arguments)))
+    print(json.dumps(_MEASUREMENTS[options.measurement](*options.arguments)))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from fmnist_tasks.settings import PROJECT, Parameters, Settings
 from tests.support import synthetic
 from tests.support.minio_server import MinioServer
 
-PROBES = "bench.measurements"
+MODULE = "bench.measurements"
 _IMAGE_COUNTS = (70_000, 350_000, 700_000)  # a seventh of them are test images
 _CHUNK_IMAGES = 10_000
 _ENTRY_COUNTS = (1_000, 10_000, 100_000)  # of the champion log
@@ -57,9 +57,9 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str,
             minio.put(stat.key, store.get(stat.key))
         home["FMNIST_STORE"] = minio_server.build_uri(minio.bucket)
         home |= minio_server.credentials
-        release = run_module(PROBES, "release_candidate", manifest.run_id, **home)
-        prediction = run_module(PROBES, "predict_with_and_without_ood", **home)
-        page = run_module(PROBES, "load_page", **home)
+        release = run_module(MODULE, "release_candidate", manifest.run_id, **home)
+        prediction = run_module(MODULE, "predict_with_and_without_ood", **home)
+        page = run_module(MODULE, "load_page", **home)
     metrics = manifest.metrics
     base = parse_result(BaseModelResult, records["choose_base"], "choose_base")
     tuned = parse_result(TunedModelResult, records["fine_tune"], "fine_tune")
@@ -102,7 +102,7 @@ def measure_synthetic_images(count: int) -> dict[str, float]:
             test_labels=labels[:test],
         )
         home = {"FMNIST_HOME": folder, "FMNIST_STORE": "", "FMNIST_DATASET": str(declaration)}
-        metrics: dict[str, float] = run_module(PROBES, "ingest_and_check", **home, FMNIST_DATA_DIR=folder)
+        metrics: dict[str, float] = run_module(MODULE, "ingest_and_check", **home, FMNIST_DATA_DIR=folder)
     return metrics
 
 
@@ -128,7 +128,7 @@ def measure_champion_log(minio_server: MinioServer) -> dict[int, list[float]]:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(write, range(written + 1, entries + 1)))
         written = entries
-        seconds[entries] = [run_module(PROBES, "find_champion", **home) for _ in range(5)]
+        seconds[entries] = [run_module(MODULE, "find_champion", **home) for _ in range(5)]
     return seconds
 
 
@@ -150,7 +150,7 @@ def main(
         table.add_row(name, *cells, str(len(values)))
 
     add_row("`make setup` with nothing to do, seconds", [run_command("include/setup")[0] for _ in range(5)])
-    add_row("parsing the file of `fmnist_retrain`, seconds", [run_module(PROBES, "parse_dag_file") for _ in range(5)])
+    add_row("parsing the file of `fmnist_retrain`, seconds", [run_module(MODULE, "parse_dag_file") for _ in range(5)])
     for count in _IMAGE_COUNTS:
         for name, value in measure_synthetic_images(count).items():
             add_row(f"`ingest` and `validate_data`, {count:,} images, {name}", [value])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from fmnist_tasks.errors import READ_ERRORS, IntegrityError, StoreError
+from fmnist_tasks.errors import IntegrityError, StoreError
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.runs import find_records, make_run_key
-from fmnist_tasks.registry.store import Store, map_parallel, require_max_size
+from fmnist_tasks.registry.store import Store, map_readable, require_max_size
 from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.runs import RESULTS, Result, StepRecord, parse_result
 
@@ -87,13 +87,9 @@ def find_figures(store: Store, results: dict[str, Result]) -> tuple[dict[str, by
     for result in results.values():
         blobs |= result.pictures
 
-    def read(reference: Reference) -> bytes | Exception:
-        try:
-            require_max_size(reference.uri, reference.bytes, _MAX_FIGURE)
-            return get_verified(store, reference)
-        except READ_ERRORS as error:
-            return error
+    def read(name: str) -> tuple[str, bytes]:
+        require_max_size(blobs[name].uri, blobs[name].bytes, _MAX_FIGURE)
+        return name, get_verified(store, blobs[name])
 
-    contents = dict(zip(blobs, map_parallel(read, blobs.values()), strict=True))
-    figures = {name: content for name, content in contents.items() if isinstance(content, bytes)}
-    return figures, [content for content in contents.values() if isinstance(content, Exception)]
+    figures, faults = map_readable(read, blobs)
+    return dict(figures), faults

@@ -17,9 +17,9 @@ from typing import Any
 from uuid import uuid4
 
 from fmnist_tasks.data.incoming import PREFIX
-from fmnist_tasks.errors import READ_ERRORS, ConflictError, IntegrityError, MissingError, RejectedError
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, RejectedError
 from fmnist_tasks.registry.documents import read_document, seal
-from fmnist_tasks.registry.store import Stat, Store, encode_name, map_parallel, read_clock
+from fmnist_tasks.registry.store import Stat, Store, encode_name, map_readable, read_clock
 from fmnist_tasks.schemas.data import Action, BatchDecision, BatchDocument, ImageSet
 from fmnist_tasks.text import make_printable
 
@@ -89,31 +89,20 @@ def find_accepted(store: Store) -> tuple[list[AcceptedBatch], list[Exception]]:
     for stat in store.list(_PREFIX):
         if match := _KEY.fullmatch(stat.key):
             stats.setdefault(match["digest"], []).append(stat)
-    batches, faults = [], list[Exception]()
-    for result in map_parallel(partial(_read_batch, store), stats.items()):
-        if isinstance(result, AcceptedBatch):
-            batches.append(result)
-        else:
-            faults.append(result)
-    return batches, faults
+    return map_readable(partial(_read_batch, store), stats.items())
 
 
-def _read_batch(store: Store, item: tuple[str, list[Stat]]) -> AcceptedBatch | Exception:
-    """Return a batch from its digest and objects, or its fault."""
-    digest, stats = item
+def _read_batch(store: Store, item: tuple[str, list[Stat]]) -> AcceptedBatch:
+    """Return a batch from its digest and objects: its document, which is listed first, and the decisions about it."""
+    digest, (first, *others) = item
     key = f"{_PREFIX}{digest}.json"
-    try:
-        image_set = BatchDocument.parse(read_document(store, key), key).image_set
-        if image_set.blob.sha256 != digest:
-            raise IntegrityError(f"{key}: is the document of batch {image_set.blob.sha256[:12]}, {_COPIED}")
-        (accepted,) = (stat.modified for stat in stats if stat.key == key)
-        decision_keys = [stat.key for stat in stats if stat.key != key]
-        decisions = [_read_decision(store, digest, number, found) for number, found in enumerate(decision_keys, 1)]
-    except MissingError:
-        return IntegrityError(f"{key} is missing, but there are decisions about this batch; restore it from a backup")
-    except READ_ERRORS as error:
-        return error
-    return AcceptedBatch(image_set, accepted, decisions)
+    if first.key != key:
+        raise IntegrityError(f"{key} is missing, but there are decisions about this batch; restore it from a backup")
+    image_set = BatchDocument.parse(read_document(store, key), key).image_set
+    if image_set.blob.sha256 != digest:
+        raise IntegrityError(f"{key}: is the document of batch {image_set.blob.sha256[:12]}, {_COPIED}")
+    decisions = [_read_decision(store, digest, number, stat.key) for number, stat in enumerate(others, 1)]
+    return AcceptedBatch(image_set, first.modified, decisions)
 
 
 def _read_decision(store: Store, digest: str, number: int, key: str) -> BatchDecision:

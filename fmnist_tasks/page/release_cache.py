@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 
-from fmnist_tasks.errors import READ_ERRORS
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.champion import Log
-from fmnist_tasks.registry.store import Store, map_parallel
+from fmnist_tasks.registry.store import Store, map_readable
 from fmnist_tasks.schemas.evaluation import Decision
 
 
@@ -45,10 +44,9 @@ class ReleaseCache:
         with self._lock:
             versions = releases.list_versions(self.store)
             new = [version for version in versions if version not in self._rows]
-            results = map_parallel(partial(self._read_row, champion_log), new)
-            self._rows |= {row.version: row for row in results if isinstance(row, ReleaseRow)}
-            faults = [fault for fault in results if isinstance(fault, str)]
-            return [self._rows[version] for version in versions if version in self._rows], faults
+            rows, faults = map_readable(partial(self._read_row, champion_log), new)
+            self._rows |= {row.version: row for row in rows}
+            return [self._rows[version] for version in versions if version in self._rows], [*map(str, faults)]
 
     def read_log(self) -> Log:
         """The champion log."""
@@ -56,12 +54,8 @@ class ReleaseCache:
             self._log = champion.read_log(self.store, self._log)
             return self._log
 
-    def _read_row(self, champion_log: Log, version: str) -> ReleaseRow | str:
-        """The row of a release, or its fault."""
-        try:
-            manifest = releases.read_manifest(self.store, version, champion_log)
-        except READ_ERRORS as error:
-            return str(error)
+    def _read_row(self, champion_log: Log, version: str) -> ReleaseRow:
+        manifest = releases.read_manifest(self.store, version, champion_log)
         metrics, families = manifest.metrics, manifest.policy.ood.families
         return ReleaseRow(
             version=version,

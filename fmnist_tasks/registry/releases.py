@@ -91,7 +91,7 @@ def open_manifest(store: Store, version: str, champion_log: Log | None = None) -
         data = store.get(key, MAX_BYTES)
     except MissingError as error:
         if champion_log.champion and champion_log.champion.version == version:
-            raise IntegrityError(describe_missing_champion(champion_log.champion)) from error
+            raise IntegrityError(_describe_missing_champion(champion_log.champion)) from error
         raise MissingError(f"there is no release {version}; `fmnist releases` lists all") from error
     document = store.keys.decode(key, "manifest", data)
     if document.content.get("version") != version:
@@ -120,10 +120,10 @@ def find_missing_champion(store: Store, champion_log: Log) -> str | None:
     current = champion_log.champion
     if current is None or store.stat(make_file_key(current.version, "manifest.json")):
         return None
-    return describe_missing_champion(current)
+    return _describe_missing_champion(current)
 
 
-def describe_missing_champion(entry: Entry) -> str:
+def _describe_missing_champion(entry: Entry) -> str:
     """Return what is missing if the champion has no manifest, and what to do."""
     return (
         f"releases/{entry.version}/manifest.json is missing, although log entry {entry.sequence} made this release the "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
-from fmnist_tasks.errors import READ_ERRORS, IntegrityError, SettingsError
+from fmnist_tasks.errors import IntegrityError, SettingsError
 from fmnist_tasks.registry.documents import MAX_BYTES
 from fmnist_tasks.registry.signing import is_envelope
-from fmnist_tasks.registry.store import Stat, Store, map_parallel, require_max_size
+from fmnist_tasks.registry.store import Store, map_readable, require_max_size
 from fmnist_tasks.schemas.runs import StepRecord
 
 _MAX_RUN_BYTES = 16 << 20  # of all records of a run
@@ -78,17 +79,6 @@ def find_records(
     prefix = make_run_key(run_id, "")
     stats = [stat for stat in store.list(prefix) if re.fullmatch(r"[^/]+\.json", stat.key.removeprefix(prefix))]
     require_max_size(f"{prefix}*.json", sum(stat.bytes for stat in stats), _MAX_RUN_BYTES)
-
-    def read(stat: Stat) -> StepRecord | Exception:
-        try:
-            return read_record_at(store, stat.key, require_signature=require_signature)
-        except READ_ERRORS as error:
-            return error
-
-    records, faults = [], list[Exception]()
-    for result in map_parallel(read, stats):
-        if isinstance(result, StepRecord):
-            records.append(result)
-        else:
-            faults.append(result)
+    read = partial(read_record_at, store, require_signature=require_signature)
+    records, faults = map_readable(read, [stat.key for stat in stats])
     return {record.step: record for record in sorted(records, key=lambda record: record.started)}, faults

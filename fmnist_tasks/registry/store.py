@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from fmnist_tasks.errors import IntegrityError, SettingsError, StoreError
+from fmnist_tasks.errors import READ_ERRORS, IntegrityError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     from fmnist_tasks.registry.signing import Keys
@@ -127,6 +127,19 @@ def map_parallel(read: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """
     with ThreadPoolExecutor(8) as threads:
         return list(threads.map(read, items))
+
+
+def map_readable(read: Callable[[T], R], items: Iterable[T]) -> tuple[list[R], list[Exception]]:
+    """Return `read` of each item that can be read, in order, and the errors of the others; see :func:`map_parallel`."""
+
+    def read_or_catch(item: T) -> tuple[list[R], list[Exception]]:
+        try:
+            return [read(item)], []
+        except READ_ERRORS as error:
+            return [], [error]
+
+    results = map_parallel(read_or_catch, items)
+    return [value for values, _ in results for value in values], [error for _, errors in results for error in errors]
 
 
 def encode_name(name: bytes) -> str:

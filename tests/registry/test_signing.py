@@ -188,6 +188,13 @@ def test_unsigned_entries_cannot_be_changed_after_signing_began(store: FolderSto
         champion.read_log(store)
 
 
+def require_refusal(store: Store, message: str) -> None:
+    """Assert that neither the log nor the champion alone can be read."""
+    for read in (champion.read_log, champion.find_champion):
+        with pytest.raises(IntegrityError, match=message):
+            read(store)
+
+
 def test_an_unsigned_entry_after_a_signed_one_is_refused_with_and_without_keys(signed_store: FolderStore) -> None:
     content = champion.list_entries(signed_store)[3].to_json()  # a withdrawal: the champion is an entry before it
     forged = {**content, "sequence": 6, "previous_sha256": champion.read_log(signed_store).digests[-1]}
@@ -199,9 +206,7 @@ def test_an_unsigned_entry_after_a_signed_one_is_refused_with_and_without_keys(s
             r"process without the signing key wrote it, or it is forged\. As the store's administrator, delete it and "
             r"its receipt below champion-receipts/ \(docs/signing\.md\)"
         )
-        for read in (champion.read_log, champion.find_champion):
-            with pytest.raises(IntegrityError, match=rf"^{message}$"):
-                read(reader)
+        require_refusal(reader, rf"^{message}$")
 
 
 def test_the_champion_is_not_found_behind_an_entry_that_names_another_predecessor(signed_store: FolderStore) -> None:
@@ -226,9 +231,7 @@ def test_the_champion_is_not_an_entry_of_a_revoked_key(signed_store: FolderStore
         r"it may be forged\. As the store's administrator, delete it and its receipt below champion-receipts/ "
         r"\(docs/signing\.md\)"
     )
-    for read in (champion.read_log, champion.find_champion):
-        with pytest.raises(IntegrityError, match=rf"^{message}$"):
-            read(reader)
+    require_refusal(reader, rf"^{message}$")
 
 
 def test_a_manifest_from_before_signing_cannot_be_changed(store: FolderStore) -> None:
@@ -280,9 +283,7 @@ def test_entries_verify_with_the_key_of_their_time(signed_store: FolderStore) ->
     }
     forged = outdated.keys.encode(entry_key(7), "champion-entry", {**content, "sequence": 7})
     signed_store.put(entry_key(7), forged)
-    for read in (champion.read_log, champion.find_champion):
-        with pytest.raises(IntegrityError, match=r"00000007.json: is signed by key .* replaced or revoked by then"):
-            read(signed_store)
+    require_refusal(signed_store, r"00000007.json: is signed by key .* replaced or revoked by then")
 
 
 def test_a_release_signed_with_a_replaced_key_is_valid_only_if_the_log_names_it(signed_store: FolderStore) -> None:
@@ -322,9 +323,9 @@ def test_a_revoked_key_cannot_rewrite_earlier_entries(signed_store: FolderStore)
     content = champion.list_entries(signed_store)[4].to_json()
     signed_store.put(entry_key(5), first.encode(entry_key(5), "champion-entry", {**content, "version": "v3"}))
     champion.read_log(signed_store)  # with the old keys, this is not detected
-    for read in (champion.read_log, champion.find_champion):
-        with pytest.raises(IntegrityError, match=r"differ from the entries that existed when .* a key was revoked"):
-            read(replace_keys(signed_store, second))
+    require_refusal(
+        replace_keys(signed_store, second), r"differ from the entries that existed when .* a key was revoked"
+    )
 
 
 @pytest.mark.parametrize(
