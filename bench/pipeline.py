@@ -78,12 +78,12 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str,
         "test accuracy, candidate": metrics.test.accuracy,
         "temperature": manifest.temperature,
         "expected calibration error": metrics.calibration.error,
-        "coverage at 99 % accuracy, test images": metrics.selective_prediction.coverage,
+        "coverage at 99% accuracy, test images": metrics.selective_prediction.coverage,
         "share of test images accepted as in distribution": metrics.ood.accepted,
         **{
             f"{family}, {name}": getattr(row, key)
             for family, row in metrics.ood.families.items()
-            for name, key in (("AUROC", "auroc"), ("FPR at 99 % TPR", "fpr99"))
+            for name, key in (("AUROC", "auroc"), ("FPR at 99% TPR", "fpr99"))
         },
     }
 

@@ -148,7 +148,7 @@ def plot_runs(results: list[Result], path: Path) -> None:
     for recipe, colour in _COLOURS.items():
         runs = [result for result in results if result["recipe"] == recipe]
         for number, result in enumerate(runs):
-            label = f"{name_recipe(recipe)}: {100 * statistics.mean(run['test_accuracy'][-1] for run in runs):.2f} %"
+            label = f"{name_recipe(recipe)}: {100 * statistics.mean(run['test_accuracy'][-1] for run in runs):.2f}%"
             accuracies = 100 * np.array(result["test_accuracy"])
             axes.plot(result["seconds"], accuracies, color=colour, alpha=0.7, label="" if number else label)
             axes.plot(result["seconds"][-1], accuracies[-1], "o", color=colour, markersize=4)

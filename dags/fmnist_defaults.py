@@ -107,7 +107,7 @@ class Approval(ApprovalOperator):
         reason = Param(
             "",
             title="Reason",
-            description="Required to approve. It is stored with the decision.",
+            description="Required, also to reject. It is stored with the decision.",
             type="string",
             maxLength=MAX_REASON_LENGTH,
         )

@@ -266,7 +266,7 @@ class Parameters:
         if isinstance(threshold, bool) or not isinstance(threshold, int | float | None):
             raise SettingsError(f"accuracy_threshold: {threshold!r} is not a number")
         if threshold is not None and not 0 <= threshold <= 1:  # NaN fails this too
-            raise SettingsError(f"accuracy_threshold: {threshold} is not between 0 and 1 (0.92 means 92 %)")
+            raise SettingsError(f"accuracy_threshold: {threshold} is not between 0 and 1 (0.92 means 92%)")
         if not isinstance(self.policy, Mapping):
             raise SettingsError(
                 f"policy: {self.policy!r} is not an object of sections, such as {{'accuracy': {{'min': 0.92}}}}"

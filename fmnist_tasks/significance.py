@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of the share `successes / count` (Wilson 1927)."""
+    """The 95% confidence interval of the share `successes / count` (Wilson 1927)."""
     interval = binomtest(successes, count).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 

@@ -1,4 +1,4 @@
-"""Calibration: of the images that are classified with 80 % confidence, 80 % should be correct.
+"""Calibration: of the images that are classified with 80% confidence, 80% should be correct.
 
 Expected calibration error: Guo et al. 2017, arXiv:1706.04599. Selective prediction: Geifman and El-Yaniv 2017,
 arXiv:1705.08500.
@@ -17,7 +17,7 @@ _RESAMPLES = 1000  # of the bootstrap
 def measure_calibration(labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> Calibration:
     """The calibration of probabilities (N, classes), float32, for labels (N,), uint8.
 
-    It consists of the expected calibration error, its 95 % bootstrap interval, and the confidence bins with images.
+    It consists of the expected calibration error, its 95% bootstrap interval, and the confidence bins with images.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)

@@ -19,7 +19,7 @@ from fmnist_tasks.significance import wilson_interval
 def measure_classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> Classification:
     """The metrics of probabilities (N, classes), float32, for labels (N,), uint8.
 
-    They are accuracy with its 95 % interval, confusion matrix (rows: true class), and precision, recall, F1 and
+    They are accuracy with its 95% interval, confusion matrix (rows: true class), and precision, recall, F1 and
     one-vs-rest accuracy, (true positives + true negatives) / N, of each class and their means.
     """
     predicted = probabilities.argmax(axis=1)
@@ -85,7 +85,7 @@ def measure_detection(
 ) -> OodFamily:
     """The metrics of OOD detection, from OOD scores (N,), float32, of in-distribution images and of one OOD family.
 
-    They are the AUROC, the FPR at 99 % TPR (the share of OOD images that is accepted where 99 % of the in-distribution
+    They are the AUROC, the FPR at 99% TPR (the share of OOD images that is accepted where 99% of the in-distribution
     images are), and the share of OOD images above the threshold.
     """
     truth = np.concatenate([np.zeros(len(in_distribution)), np.ones(len(ood))])

@@ -43,12 +43,12 @@ def check_accuracy(policy: AccuracyPolicy, test: Classification) -> Check:
     """Check that the test accuracy reaches the threshold."""
     check = check_minimum("accuracy", test.accuracy, policy.min, "test accuracy", policy.on_failure)
     low, high = test.interval
-    return _replace_message(check, f"{check.message} (95 % interval {low:.2%} to {high:.2%})")
+    return _replace_message(check, f"{check.message} (95% confidence interval {low:.2%} to {high:.2%})")
 
 
 def check_against_champion(policy: ChampionPolicy, champion: Champion) -> Check:
     """Check that the candidate is not significantly worse or, if inconclusive, not less accurate on validation."""
-    name, threshold = "champion", f"not worse (exact McNemar test, p < {policy.significance})"
+    name, threshold = "champion", f"not significantly worse (exact McNemar test, p < {policy.significance})"
     if not isinstance(champion, ChampionComparison):
         return _explain_no_comparison(name, threshold, champion, policy.on_inconclusive)
     gained, lost = champion.only_candidate, champion.only_champion
@@ -77,7 +77,7 @@ def check_classes_against_champion(policy: ClassPolicy, champion: Champion) -> C
     """Check that no class has a significantly lower recall than with the champion."""
     name, threshold = (
         "class recall against champion",
-        f"none lower (one-sided McNemar, Holm, p < {policy.significance})",
+        f"no class significantly worse (one-sided McNemar tests, Holm's correction, p < {policy.significance})",
     )
     if not isinstance(champion, ChampionComparison):
         return _explain_no_comparison(name, threshold, champion, policy.on_failure)
@@ -98,7 +98,7 @@ def check_calibration(policy: CalibrationPolicy, metrics: CandidateEvaluation) -
     calibration, what = metrics.calibration, "the expected calibration error"
     check = check_maximum("calibration", calibration.error, policy.max_error, what, policy.on_failure, ".4f")
     low, high = calibration.interval
-    return _replace_message(check, f"{check.message} (95 % interval {low:.4f} to {high:.4f})")
+    return _replace_message(check, f"{check.message} (95% confidence interval {low:.4f} to {high:.4f})")
 
 
 def check_ood_detection(policy: OodPolicy, metrics: CandidateEvaluation) -> list[Check]:
@@ -110,7 +110,7 @@ def check_ood_detection(policy: OodPolicy, metrics: CandidateEvaluation) -> list
         checks += [
             check_minimum(f"{family}, AUROC", auroc, limits.min_auroc, f"AUROC of {family}", policy.on_failure, ".4f"),
             check_maximum(
-                f"{family}, FPR at 99 % TPR", fpr, limits.max_fpr99, f"FPR of {family} at 99 % TPR", policy.on_failure
+                f"{family}, FPR at 99% TPR", fpr, limits.max_fpr99, f"FPR of {family} at 99% TPR", policy.on_failure
             ),
         ]
     return checks

@@ -83,7 +83,7 @@ class Classification(Model):
 
     images: Count
     accuracy: Share
-    interval: Interval  # 95 % confidence interval of the accuracy
+    interval: Interval  # 95% confidence interval of the accuracy
     confusion: list[list[Count]]  # rows: true class, columns: predicted class
     classes: Annotated[list[NamedClassMetrics], Field(min_length=1)]
     means: ClassMetrics
@@ -101,7 +101,7 @@ class Calibration(Model):
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599)."""
 
     error: Share
-    interval: Interval  # 95 %, bootstrap
+    interval: Interval  # 95%, bootstrap
     bins: list[ConfidenceBin]
 
 
@@ -150,7 +150,7 @@ class OodFamily(Model):
     """Detection of one family of out-of-distribution images."""
 
     auroc: Share
-    fpr99: Share  # false positive rate at 99 % true positive rate
+    fpr99: Share  # false positive rate at 99% true positive rate
     detected: Share  # share of the family above the threshold
     in_training: bool  # whether the probe is fitted on images of this family
 

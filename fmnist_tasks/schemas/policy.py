@@ -47,7 +47,7 @@ class OodFamilyPolicy(Model):
     """Limits of one family of out-of-distribution images."""
 
     min_auroc: Share
-    max_fpr99: Share  # false positive rate at 99 % true positive rate
+    max_fpr99: Share  # false positive rate at 99% true positive rate
 
 
 class OodPolicy(Model):

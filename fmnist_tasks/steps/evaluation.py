@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_ERRORS = 40  # in the figure
 _MAX_OOD_IMAGES = 1_000  # of each family
-# Of each near family: with 1,000 images, an FPR of 1.5 % has a standard error of 0.4 points.
+# Of each near family: with 1,000 images, an FPR of 1.5% has a standard error of 0.4 points.
 _MAX_NEAR_OOD_IMAGES = 10_000
 _SELECTIVE_ACCURACY = 0.99  # of selective prediction; coverage is measured at it
 

@@ -23,7 +23,10 @@ const drawChart = (figure) => {
     const step = Math.ceil(times.length / Math.max(1, Math.floor(chart.width / 90)));
     return times.filter((_, index) => (times.length - 1 - index) % step === 0);
   };
-  const day = (time) => new Date(time * 1000).toLocaleDateString("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
+  const day = (time) => { // as in the table; "en-GB" abbreviates September to "Sept"
+    const date = new Date(time * 1000);
+    return `${date.getUTCDate()} ${date.toLocaleDateString("en-US", { month: "short", timeZone: "UTC" })}`;
+  };
   const font = "13px system-ui, sans-serif";
   const axes = { stroke: quiet, font, labelFont: font, labelSize: 22, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
   const chart = new uPlot({

@@ -16,7 +16,7 @@ if (area) {
     image.alt = "the image as the model receives it";
     const isOod = prediction.answer !== prediction.class;
     const likely = Object.entries(prediction.probabilities).sort((a, b) => b[1] - a[1]).slice(0, 3);
-    for (const [name, share] of likely) list.append(createElement("li", `${name} ${(100 * share).toFixed(1)} %`));
+    for (const [name, share] of likely) list.append(createElement("li", `${name} ${(100 * share).toFixed(1)}%`));
     const score = `OOD score ${prediction.ood_score.toFixed(2)}, threshold ${prediction.threshold.toFixed(2)}`;
     const isWrong = prediction.truth && prediction.truth !== prediction.answer;
     card.append(image, createElement("h2", prediction.answer, isOod || isWrong ? "bad" : "good"));

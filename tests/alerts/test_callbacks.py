@@ -23,7 +23,7 @@ from tests.support.documents import make_dataset, save_record
 from tests.support.outbox import read_alerts
 from tests.support.pipeline import Pipeline
 
-MESSAGE = "test accuracy is 91.20%, below the threshold of 92.00% (95 % interval 90.01% to 92.30%)"
+MESSAGE = "test accuracy is 91.20%, below the threshold of 92.00% (95% confidence interval 90.01% to 92.30%)"
 CHECK = Check(name="accuracy", value=0.912, threshold="≥ 92.00%", outcome="reject", message=MESSAGE)
 IDENTITY = Identity(run_id="run-1", model_sha256="a" * 64, data_fingerprint="b" * 64, code_digest="c" * 64)
 STARTED = "2026-11-23T02:00:00+00:00"

@@ -55,7 +55,7 @@ def change_share(share: float, change: Callable[[np.ndarray], np.ndarray]) -> Da
 
 
 def swap_labels(images: np.ndarray, labels: np.ndarray) -> Images:
-    """Label 5 % of the trousers as dresses, and as many dresses as trousers."""
+    """Label 5% of the trousers as dresses, and as many dresses as trousers."""
     labels = labels.copy()
     for label, other in ((1, 3), (3, 1)):
         members = np.flatnonzero(labels == label)

@@ -45,7 +45,7 @@ def test_a_score_at_the_threshold_is_not_detected() -> None:
 
 
 def test_the_fpr_is_measured_where_99_percent_of_the_in_distribution_images_are_accepted() -> None:
-    in_distribution = -np.arange(1000)  # -9.99 is their 99 % quantile
+    in_distribution = -np.arange(1000)  # -9.99 is their 99% quantile
     ood = -np.array([9.9, 10.0, 49.9, 51.0])
     assert measure_detection(in_distribution, ood, 0, in_training=False).fpr99 == 0.75
 

@@ -114,7 +114,7 @@ def test_a_good_candidate_passes_every_check() -> None:
 def test_the_accuracy_of_predictions_is_checked(correct: int, outcome: dict[str, str]) -> None:
     assert find_failures(correct) == outcome
     accuracy = model_checks.check_accuracy(POLICY.accuracy, make_metrics(correct).test)
-    assert "95 % interval 91.4" in accuracy.message
+    assert "95% confidence interval 91.4" in accuracy.message
 
 
 METRICS: list[tuple[str | int, ...]] = [
@@ -196,13 +196,13 @@ def test_metrics_without_classes_are_refused(section: str) -> None:
 
 def test_a_family_that_was_not_measured_rejects() -> None:
     families = {name: make_family().to_json() for name in POLICY.ood.families if name != "digits"}
-    names = ["digits, AUROC", "digits, FPR at 99 % TPR"]
+    names = ["digits, AUROC", "digits, FPR at 99% TPR"]
     assert find_failures(ood={"families": families}) == dict.fromkeys(names, "reject")
     checks = run_checks(make_metrics(ood={"families": families}))
     assert [checks[name].value for name in names] == [None, None]
     assert [checks[name].message for name in names] == [
         "AUROC of digits is missing or not a number (None); required: ≥ 0.9950",
-        "FPR of digits at 99 % TPR is missing or not a number (None); required: ≤ 1.00%",
+        "FPR of digits at 99% TPR is missing or not a number (None); required: ≤ 1.00%",
     ]
 
 
@@ -274,7 +274,7 @@ def test_calibration_latency_load_time_and_size_hold_above_their_thresholds(
     [
         (make_family(0.995, 0.01), []),
         (make_family(0.9949, 0.01), ["digits, AUROC"]),
-        (make_family(0.995, 0.0101), ["digits, FPR at 99 % TPR"]),
+        (make_family(0.995, 0.0101), ["digits, FPR at 99% TPR"]),
     ],
 )
 def test_each_ood_family_has_two_thresholds(family: OodFamily, names: list[str]) -> None:
@@ -316,11 +316,11 @@ EXPECTED = {  # value, threshold and message if all checks pass and the comparis
     "accuracy": (
         0.93,
         "≥ 92.00%",
-        "test accuracy is 93.00%, at least the threshold of 92.00% (95 % interval 92.48% to 93.48%)",
+        "test accuracy is 93.00%, at least the threshold of 92.00% (95% confidence interval 92.48% to 93.48%)",
     ),
     "champion": (
         1.0,
-        "not worse (exact McNemar test, p < 0.05)",
+        "not significantly worse (exact McNemar test, p < 0.05)",
         f"{INCONCLUSIVE}; validation accuracy 95.00%, the champion's 94.00%",
     ),
     "class recall": (
@@ -330,16 +330,19 @@ EXPECTED = {  # value, threshold and message if all checks pass and the comparis
     ),
     "class recall against champion": (
         1.0,
-        "none lower (one-sided McNemar, Holm, p < 0.05)",
+        "no class significantly worse (one-sided McNemar tests, Holm's correction, p < 0.05)",
         "no class has a significantly lower recall (lowest p = 1.000)",
     ),
     "calibration": (
         0.005,
         "≤ 0.0150",
-        "the expected calibration error is 0.0050, at most the threshold of 0.0150 (95 % interval 0.0030 to 0.0090)",
+        (
+            "the expected calibration error is 0.0050, at most the threshold of 0.0150 "
+            "(95% confidence interval 0.0030 to 0.0090)"
+        ),
     ),
     "digits, AUROC": (1.0, "≥ 0.9950", "AUROC of digits is 1.0000, at least the threshold of 0.9950"),
-    "digits, FPR at 99 % TPR": (0.0, "≤ 1.00%", "FPR of digits at 99 % TPR is 0.00%, at most the threshold of 1.00%"),
+    "digits, FPR at 99% TPR": (0.0, "≤ 1.00%", "FPR of digits at 99% TPR is 0.00%, at most the threshold of 1.00%"),
     "latency": (1.0, "≤ 50.0", "latency of one image (95th percentile, ms) is 1.0, at most the threshold of 50.0"),
     "load time": (1.0, "≤ 20.0", "load time (s) is 1.0, at most the threshold of 20.0"),
     "size": (1_000_000, "≤ 10,000,000", "size (bytes) is 1,000,000, at most the threshold of 10,000,000"),
@@ -364,7 +367,7 @@ def test_the_message_has_the_interval_whatever_the_outcome(name: str) -> None:
     failed = run_checks(make_metrics(**{section: failing | {"interval": [0.1, 0.2]}}))[name]
     assert not failed.has_passed
     interval = {"accuracy": "10.00% to 20.00%", "calibration": "0.1000 to 0.2000"}[name]
-    assert failed.message.endswith(f"(95 % interval {interval})")
+    assert failed.message.endswith(f"(95% confidence interval {interval})")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_every_check_is_in_the_verdict_the_report_the_manifest_and_the_log(
         "class recall",
         "class recall against champion",
         "calibration",
-        *(f"{family}, {metric}" for family in read_policy({}).ood.families for metric in ("AUROC", "FPR at 99 % TPR")),
+        *(f"{family}, {metric}" for family in read_policy({}).ood.families for metric in ("AUROC", "FPR at 99% TPR")),
         "latency",
         "load time",
         "size",

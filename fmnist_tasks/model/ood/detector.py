@@ -4,7 +4,7 @@ The released model has two outputs. `probabilities` (N, classes) come from the l
 images less like the training data, is the logit of a probe on the feature maps of the two middle stages. The probe
 learns to separate training images and their horizontal flips from the OOD images of `families.TRAINING_FAMILIES`
 (outlier exposure: Hendrycks et al. 2019, arXiv:1812.04606). An image is out of distribution if its score is above the
-threshold, which accepts 99 % of the validation images.
+threshold, which accepts 99% of the validation images.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def expand_pooled_kernel(kernel: np.ndarray, shape: tuple[int, int]) -> np.ndarr
 
 
 def choose_threshold(ood_scores: np.ndarray) -> float:
-    """The `ood_threshold`: the quantile of the OOD scores (N,), float32, of validation images that accepts 99 %."""
+    """The `ood_threshold`: the quantile of the OOD scores (N,), float32, of validation images that accepts 99%."""
     return float(np.quantile(ood_scores, _TPR))
 
 

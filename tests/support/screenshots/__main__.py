@@ -21,9 +21,9 @@ from tests.support.chromium import launch_chromium
 from tests.support.listeners import MailServer
 from tests.support.pipeline import Pipeline
 from tests.support.requirements import CHROMIUM, FAKETIME, require
-from tests.support.screenshots.history import REJECTED_THRESHOLD, read_images, write_history
+from tests.support.screenshots.history import read_images, write_history
 
-_HOLD = {  # holds every candidate: none has a recall of 90 % in each class
+_HOLD = {  # holds every candidate: none has a recall of 90% in each class
     "champion": {"on_significantly_worse": "hold", "on_inconclusive": "hold"},
     "classes": {"min_recall": 0.9, "on_failure": "hold"},
     "ood": {"on_failure": "hold"},
@@ -59,7 +59,7 @@ def main(pictures: Path) -> None:
         airflow = AirflowInstallation(copy_migrated_home(home / "airflow"), Pipeline(home / "pipeline"), overrides)
         write_history(airflow, images)
         alerts = [mail_body.get_content() for mail in mail_server.mails if (mail_body := mail.get_body(("html",)))]
-        rejection = next(alert for alert in alerts if f"below the threshold of {REJECTED_THRESHOLD:.2%}" in alert)
+        rejection = [alert for alert in alerts if "Retraining rejected" in alert][-1]
         with launch_chromium() as browser, airflow.run_standalone() as url:
             expect.set_options(timeout=WAIT)
             airflow.unpause_dag(DAG_ID)
@@ -88,16 +88,19 @@ class Photographer:
             expect(page.locator("#draw")).to_be_enabled()
             page.locator("#draw").click()
             expect(page.locator(".prediction")).to_have_count(10)
-            self._take(page, "try", end=page.locator(".prediction").nth(3))
-        for address, name in (("", "phone"), (f"releases/{current}", "phone-release")):
+            self._take(page, "try", end=page.locator(".prediction").last)
+        for address, name, last in (
+            ("", "phone", ".panel >> nth=1"),
+            (f"releases/{current}", "phone-release", ".cards"),
+        ):
             with self._open(f"/fmnist/{address}", color_scheme="dark", viewport={"width": 390, "height": 844}) as page:
-                self._take(page, name)
+                self._take(page, name, end=page.locator(last))
         run_id = next(
             entry.reason.split()[1] for entry in reversed(list_entries(self._store)) if entry.action == "promote"
         )
         with self._open(f"/fmnist/runs/{run_id}") as page:
             heading = page.get_by_role("heading", name="Evaluate the candidate")
-            heading.evaluate("heading => heading.scrollIntoView()")
+            heading.evaluate("(heading, margin) => scrollTo(0, heading.offsetTop - margin)", MARGIN)
             self._take(
                 page, "report", start=heading, end=page.locator("h2:text('Evaluate the candidate') ~ p img").first
             )
@@ -109,7 +112,7 @@ class Photographer:
         self._take_approval()
 
     def _take_graph(self, run_id: str) -> None:
-        with self._open(f"/dags/{DAG_ID}/runs/{run_id}", viewport={"width": 1300, "height": 560}) as page:
+        with self._open(f"/dags/{DAG_ID}/runs/{run_id}", viewport={"width": 1300, "height": 640}) as page:
             for button in ("Show Graph", "Collapse Details Panel"):
                 page.get_by_role("button", name=button).click()
             page.locator(".react-flow__node", has_text="tuned_model").get_by_role("button").first.click()
