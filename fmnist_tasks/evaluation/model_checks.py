@@ -54,15 +54,18 @@ def check_against_champion(policy: ChampionPolicy, champion: Champion) -> Check:
     gained, lost = champion.only_candidate, champion.only_champion
     p = mcnemar(lost, gained)
     counts = (
-        f"{gained} test images are correct with the candidate only, {lost} with {champion.version} only "
-        f"({_format_p_value(p)})"
+        f"(only the candidate classifies {gained} test images correctly, only {champion.version} {lost}; "
+        f"{_format_p_value(p)})"
     )
     if p < policy.significance:
         is_better = gained > lost
-        message = f"{counts}: significantly {'better' if is_better else 'worse'}"
+        message = f"the candidate is significantly {'better' if is_better else 'worse'} than the champion {counts}"
         return make_check(name, p, threshold, is_better, message, policy.on_significantly_worse)
     candidate, current = champion.candidate_validation_accuracy, champion.validation_accuracy
-    message = f"{counts}: inconclusive; validation accuracy {candidate:.2%}, the champion's {current:.2%}"
+    message = (
+        f"the candidate is neither significantly better nor worse than the champion {counts}; validation accuracy "
+        f"{candidate:.2%}, the champion's {current:.2%}"
+    )
     return make_check(name, p, threshold, candidate >= current, message, policy.on_inconclusive)
 
 

@@ -43,14 +43,23 @@ def make_context(
     }
 
 
-def save_rejection(pipeline: Pipeline, started: str = STARTED) -> RejectedError:
+def save_rejection(pipeline: Pipeline, started: str = STARTED, message: str = MESSAGE) -> RejectedError:
     """Save a rejection by the accuracy gate, whose first and last check failed; return the error that it raises."""
-    changes: list[dict[str, str]] = [{}, {"outcome": "passed"}, {"message": "too large"}]
+    changes: list[dict[str, str]] = [{"message": message}, {"outcome": "passed"}, {"message": "too large"}]
     checks = [CHECK.model_copy(update=change) for change in changes]
     result = GateResult(summary="no", rejection="no", decision="reject", checks=checks, **dict(IDENTITY))
     fields = {"started": started, "status": "rejected", "outcome": "no", "result": result.to_json()}
     save_record(pipeline.store, "run-1", "accuracy_gate", **fields)
     return RejectedError("no")
+
+
+def test_a_comparison_with_the_champion_fits_into_a_headline(pipeline: Pipeline) -> None:
+    counts = " (only the candidate classifies 161 test images correctly, only 20261123T020003Z-6ade6f55 188; p = 0.164)"
+    conclusion = "the candidate is neither significantly better nor worse than the champion"
+    accuracies = "; validation accuracy 94.54%, the champion's 94.83%"
+    alerts.alert_task_failure(make_context(save_rejection(pipeline, message=conclusion + counts + accuracies)))
+    (alert,) = read_alerts(pipeline.store)
+    assert alert["headline"] == f"{conclusion}{accuracies} (and 1 more)"
 
 
 def test_a_rejection_has_the_value_and_the_threshold_in_its_headline(pipeline: Pipeline) -> None:

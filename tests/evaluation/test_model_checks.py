@@ -311,7 +311,10 @@ def test_the_policy_decides_for_each_section_what_a_failed_check_does(on_failure
     assert inconclusive.outcome == on_failure
 
 
-INCONCLUSIVE = "3 test images are correct with the candidate only, 2 with v1 only (p = 1.000): inconclusive"
+INCONCLUSIVE = (
+    "the candidate is neither significantly better nor worse than the champion "
+    "(only the candidate classifies 3 test images correctly, only v1 2; p = 1.000)"
+)
 EXPECTED = {  # value, threshold and message if all checks pass and the comparison with the champion is inconclusive
     "accuracy": (
         0.93,
@@ -376,12 +379,18 @@ def test_the_message_has_the_interval_whatever_the_outcome(name: str) -> None:
         (
             make_comparison(20, 40),
             "reject",
-            "20 test images are correct with the candidate only, 40 with v1 only (p = 0.013): significantly worse",
+            (
+                "the candidate is significantly worse than the champion "
+                "(only the candidate classifies 20 test images correctly, only v1 40; p = 0.013)"
+            ),
         ),
         (
             make_comparison(40, 20),
             "passed",
-            "40 test images are correct with the candidate only, 20 with v1 only (p = 0.013): significantly better",
+            (
+                "the candidate is significantly better than the champion "
+                "(only the candidate classifies 40 test images correctly, only v1 20; p = 0.013)"
+            ),
         ),
     ],
 )
@@ -405,7 +414,7 @@ def test_classes_with_lower_recall_are_named() -> None:
 def test_a_p_value_below_a_thousandth_is_not_shown_as_zero(lost: int, p_value: str) -> None:
     """Eleven of eleven images: p = 2/2048."""
     result = model_checks.check_against_champion(POLICY.champion, make_comparison(0, lost))
-    assert f"({p_value}): significantly worse" in result.message
+    assert f"; {p_value})" in result.message
 
 
 COMPARISONS = ["champion", "class recall against champion"]

@@ -30,7 +30,7 @@ _HOLD = {  # holds every candidate: none has a recall of 90% in each class
 }
 HELD = {"profile": "quick", "seed": 99, "approval": True, "force": True, "policy": _HOLD}
 WAIT = 60_000  # ms
-MARGIN = 16  # pixels above the first element of a picture
+MARGIN = 16  # pixels above the first element of a picture; half as many below the last
 
 
 def main(pictures: Path) -> None:
@@ -182,7 +182,7 @@ class Photographer:
                 "x": 0,
                 "y": top,
                 "width": page.viewport_size["width"],
-                "height": last["y"] + last["height"] + 1 - top,
+                "height": last["y"] + last["height"] + MARGIN / 2 - top,
             }
         page.screenshot(path=self._pictures / f"{name}.png", full_page=full_page, clip=clip)
         print(name, flush=True)
