@@ -90,7 +90,7 @@ class Photographer:
             expect(page.locator(".prediction")).to_have_count(10)
             self._take(page, "try", end=page.locator(".prediction").last)
         for address, name, last in (
-            ("", "phone", ".panel >> nth=1"),
+            ("", "phone", ".panel >> nth=0"),
             (f"releases/{current}", "phone-release", ".cards"),
         ):
             with self._open(f"/fmnist/{address}", color_scheme="dark", viewport={"width": 390, "height": 844}) as page:
