@@ -119,7 +119,7 @@ def load_page() -> dict[str, float]:
     release = open_release(store, require_champion(store).version)
     facts = ReleaseFacts(**{name: getattr(release.manifest, name) for name in ReleaseFacts.model_fields})
     for number in range(1, 200):
-        releases.publish_release(store, f"{release.manifest.version}-{number}", {"model_card.md": b"a card"}, facts)
+        releases.publish_release(store, f"{release.manifest.version}-{number}", {"model.h5": b"a model"}, facts)
     app = create_app(
         signed_in=lambda: None,
         may_edit=lambda: "bench",
