@@ -414,6 +414,7 @@ def test_classes_with_lower_recall_are_named() -> None:
 def test_a_p_value_below_a_thousandth_is_not_shown_as_zero(lost: int, p_value: str) -> None:
     """Eleven of eleven images: p = 2/2048."""
     result = model_checks.check_against_champion(POLICY.champion, make_comparison(0, lost))
+    assert "significantly worse" in result.message
     assert f"; {p_value})" in result.message
 
 
