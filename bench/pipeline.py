@@ -136,7 +136,7 @@ def main(
     runs: Annotated[int, typer.Option(min=1, help="Runs of the whole DAG, with seeds from 0.")] = 3,
     profile: Annotated[str, typer.Option(help="Profile of these runs.")] = Parameters().profile,
 ) -> None:
-    """Measure and print the table."""
+    """Measure and print the table; each value is printed once it is measured, so that a failure loses none."""
     console = Console(width=110)
     versions = ", ".join(f"{name} {version(name)}" for name in ("apache-airflow", "tensorflow", "numpy"))
     console.print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {versions}")
@@ -148,6 +148,7 @@ def main(
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         cells = [f"{value:.{digits}f}" for value in (statistics.mean(values), spread, min(values), max(values))]
         table.add_row(name, *cells, str(len(values)))
+        console.print(f"{name}: {', '.join(f'{value:.{digits}f}' for value in values)}")
 
     add_row("`make setup` with nothing to do, seconds", [run_command("include/setup")[0] for _ in range(5)])
     add_row("parsing the file of `fmnist_retrain`, seconds", [run_module(MODULE, "parse_dag_file") for _ in range(5)])
@@ -161,7 +162,10 @@ def main(
         try:
             for entries, seconds in measure_champion_log(minio_server).items():
                 add_row(f"`fmnist champion` on MinIO with {entries:,} log entries, seconds", seconds)
-            results = [measure_run(seed, profile, minio_server) for seed in range(runs)]
+            results = []
+            for seed in range(runs):
+                results.append(measure_run(seed, profile, minio_server))
+                console.print_json(data={"seed": seed, **results[-1]})
         finally:
             minio_server.stop()
     for name in results[0]:

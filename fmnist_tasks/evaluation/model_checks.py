@@ -54,7 +54,7 @@ def check_against_champion(policy: ChampionPolicy, champion: Champion) -> Check:
     gained, lost = champion.only_candidate, champion.only_champion
     p = mcnemar(lost, gained)
     counts = (
-        f"(only the candidate classifies {gained} test images correctly, only {champion.version} {lost}; "
+        f"(test images classified correctly only by the candidate: {gained}, only by the champion: {lost}; "
         f"{_format_p_value(p)})"
     )
     if p < policy.significance:

@@ -54,7 +54,7 @@ def save_rejection(pipeline: Pipeline, started: str = STARTED, message: str = ME
 
 
 def test_a_comparison_with_the_champion_fits_into_a_headline(pipeline: Pipeline) -> None:
-    counts = " (only the candidate classifies 161 test images correctly, only 20261123T020003Z-6ade6f55 188; p = 0.164)"
+    counts = " (test images classified correctly only by the candidate: 161, only by the champion: 188; p = 0.164)"
     conclusion = "the candidate is neither significantly better nor worse than the champion"
     accuracies = "; validation accuracy 94.54%, the champion's 94.83%"
     alerts.alert_task_failure(make_context(save_rejection(pipeline, message=conclusion + counts + accuracies)))

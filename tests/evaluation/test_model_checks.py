@@ -313,7 +313,7 @@ def test_the_policy_decides_for_each_section_what_a_failed_check_does(on_failure
 
 INCONCLUSIVE = (
     "the candidate is neither significantly better nor worse than the champion "
-    "(only the candidate classifies 3 test images correctly, only v1 2; p = 1.000)"
+    "(test images classified correctly only by the candidate: 3, only by the champion: 2; p = 1.000)"
 )
 EXPECTED = {  # value, threshold and message if all checks pass and the comparison with the champion is inconclusive
     "accuracy": (
@@ -381,7 +381,7 @@ def test_the_message_has_the_interval_whatever_the_outcome(name: str) -> None:
             "reject",
             (
                 "the candidate is significantly worse than the champion "
-                "(only the candidate classifies 20 test images correctly, only v1 40; p = 0.013)"
+                "(test images classified correctly only by the candidate: 20, only by the champion: 40; p = 0.013)"
             ),
         ),
         (
@@ -389,7 +389,7 @@ def test_the_message_has_the_interval_whatever_the_outcome(name: str) -> None:
             "passed",
             (
                 "the candidate is significantly better than the champion "
-                "(only the candidate classifies 40 test images correctly, only v1 20; p = 0.013)"
+                "(test images classified correctly only by the candidate: 40, only by the champion: 20; p = 0.013)"
             ),
         ),
     ],
