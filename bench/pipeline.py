@@ -10,6 +10,7 @@ import os
 import platform
 import statistics
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +25,8 @@ from bench.processes import run_command, run_module
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.stores import open_store
-from fmnist_tasks.schemas.releases import Entry
-from fmnist_tasks.schemas.runs import BaseModelResult, TunedModelResult, parse_result
+from fmnist_tasks.schemas.releases import Entry, Manifest
+from fmnist_tasks.schemas.runs import BaseModelResult, StepRecord, TunedModelResult, parse_result
 from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import PROJECT, Parameters, Settings
 from tests.support import synthetic
@@ -37,8 +38,8 @@ _CHUNK_IMAGES = 10_000
 _ENTRY_COUNTS = (1_000, 10_000, 100_000)  # of the champion log
 
 
-def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str, float]:
-    """Measure a run of the DAG on the real images, in a temporary home with the project's dataset cache.
+def measure_run(seed: int, profile: str, minio_server: MinioServer) -> Iterator[tuple[str, float]]:
+    """Yield measurements of a run of the DAG on the real images, in a temporary home with the project's dataset cache.
 
     Its records and blobs are copied to MinIO, and its candidate is published, verified and promoted there again.
     """
@@ -57,21 +58,27 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str,
             minio.put(stat.key, store.get(stat.key))
         home["FMNIST_STORE"] = minio_server.build_uri(minio.bucket)
         home |= minio_server.credentials
+        yield from _describe_candidate(manifest, records, seconds)
         release = run_module(MODULE, "release_candidate", manifest.run_id, **home)
-        prediction = run_module(MODULE, "predict_with_and_without_ood", **home)
-        page = run_module(MODULE, "load_page", **home)
-    metrics = manifest.metrics
+        release_seconds = sum(release.values()) - 2 * release["model load"]
+        yield "release on MinIO (publish, verify, promote), seconds", release_seconds
+        for measurement in ("predict_with_and_without_ood", "load_page"):
+            yield from run_module(MODULE, measurement, **home).items()
+
+
+def _describe_candidate(
+    manifest: Manifest, records: dict[str, StepRecord], seconds: float
+) -> Iterator[tuple[str, float]]:
+    """Yield time and memory of the steps, and the metrics of the candidate."""
     base = parse_result(BaseModelResult, records["choose_base"], "choose_base")
     tuned = parse_result(TunedModelResult, records["fine_tune"], "fine_tune")
     training_seconds = sum(base.curves.seconds) + sum(tuned.curves.seconds)
-    return {
+    metrics = manifest.metrics
+    yield from {
         "whole run, seconds": seconds,
         "training, seconds": training_seconds,
         "everything else, seconds": seconds - training_seconds,
-        "peak memory, MiB": max(record.peak_memory_mb for record in records.values()),
-        "release on MinIO (publish, verify, promote), seconds": sum(release.values()) - 2 * release["model load"],
-        **prediction,
-        **page,
+        "peak memory, MiB": float(max(record.peak_memory_mb for record in records.values())),
         "validation accuracy, base": metrics.validation_accuracy.base,
         "validation accuracy, tuned": metrics.validation_accuracy.tuned,
         "test accuracy, base": metrics.base_test_accuracy,
@@ -85,7 +92,7 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> dict[str,
             for family, row in metrics.ood.families.items()
             for name, key in (("AUROC", "auroc"), ("FPR at 99% TPR", "fpr99"))
         },
-    }
+    }.items()
 
 
 def measure_synthetic_images(count: int) -> dict[str, float]:
@@ -106,8 +113,8 @@ def measure_synthetic_images(count: int) -> dict[str, float]:
     return metrics
 
 
-def measure_champion_log(minio_server: MinioServer) -> dict[int, list[float]]:
-    """Measure the seconds to find the champion on MinIO, by the number of log entries."""
+def measure_champion_log(minio_server: MinioServer) -> Iterator[tuple[int, list[float]]]:
+    """Yield numbers of log entries, each with the seconds that it takes to find the champion on MinIO."""
     store = minio_server.open_store("champions")
 
     def write(number: int) -> None:
@@ -123,20 +130,19 @@ def measure_champion_log(minio_server: MinioServer) -> dict[int, list[float]]:
         store.put(f"champion/{number:08d}.json", seal(entry.to_json()))
 
     home = {"FMNIST_STORE": minio_server.build_uri(store.bucket), **minio_server.credentials}
-    seconds, written = {}, 0
+    written = 0
     for entries in _ENTRY_COUNTS:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(write, range(written + 1, entries + 1)))
         written = entries
-        seconds[entries] = [run_module(MODULE, "find_champion", **home) for _ in range(5)]
-    return seconds
+        yield entries, [run_module(MODULE, "find_champion", **home) for _ in range(5)]
 
 
 def main(
     runs: Annotated[int, typer.Option(min=1, help="Runs of the whole DAG, with seeds from 0.")] = 3,
     profile: Annotated[str, typer.Option(help="Profile of these runs.")] = Parameters().profile,
 ) -> None:
-    """Measure and print the table; each value is printed once it is measured, so that a failure loses none."""
+    """Measure and print the table; values are also printed as they are measured, since a later one may fail."""
     console = Console(width=110)
     versions = ", ".join(f"{name} {version(name)}" for name in ("apache-airflow", "tensorflow", "numpy"))
     console.print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {versions}")
@@ -159,17 +165,18 @@ def main(
         minio_server = MinioServer(Path(folder) / "minio")
         minio_server.start()
         os.environ |= minio_server.credentials
+        results: dict[str, list[float]] = {}
         try:
-            for entries, seconds in measure_champion_log(minio_server).items():
+            for entries, seconds in measure_champion_log(minio_server):
                 add_row(f"`fmnist champion` on MinIO with {entries:,} log entries, seconds", seconds)
-            results = []
             for seed in range(runs):
-                results.append(measure_run(seed, profile, minio_server))
-                console.print_json(data={"seed": seed, **results[-1]})
+                for name, value in measure_run(seed, profile, minio_server):
+                    results.setdefault(name, []).append(value)
+                    console.print(f"seed {seed}, {name}: {value:.4g}")
         finally:
             minio_server.stop()
-    for name in results[0]:
-        add_row(f"{profile}: {name}", [result[name] for result in results])
+    for name, values in results.items():
+        add_row(f"{profile}: {name}", values)
     console.print(table)
 
 

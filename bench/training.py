@@ -161,7 +161,7 @@ def plot_runs(results: list[Result], path: Path) -> None:
     axes.set_xlabel("training time, seconds")
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(title="mean final accuracy", frameon=False, loc="lower right")
     figure.savefig(path, dpi=110)
 
 

@@ -53,9 +53,9 @@ def build_retrain_form() -> dict[str, Param]:
         "policy": Param(
             default.policy,
             title="Policy overrides (JSON)",
-            description="Values that replace those of include/gates.toml in this run, for example "
+            description="Values that replace those of the policy file in this run, for example "
             '{"classes": {"min_recall": 0.8}}. Sections: accuracy, champion, classes, calibration, ood, serving. '
-            "Unknown keys fail the task ingest.",
+            "With an unknown key, the task ingest fails.",
             type="object",
             section="Gates",
         ),

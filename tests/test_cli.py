@@ -110,6 +110,17 @@ def test_a_damaged_record_does_not_hide_the_others(finished_pipeline: Pipeline) 
 
 
 @pytest.mark.integration
+def test_a_damaged_promotion_is_not_a_missing_one(finished_pipeline: Pipeline) -> None:
+    finished_pipeline.store.put(f"runs/{RUN.id}/promote.json", b"{")
+    result = run_fmnist("summary", expect=1)
+    assert "damaged records hide whether a champion was promoted" in result.stderr
+    assert "no champion was promoted" not in result.stderr
+    document = json.loads(run_fmnist("summary", "--json", expect=1).stdout)
+    assert (document["promoted"], document["unchanged"]) == (None, None)
+    assert f"runs/{RUN.id}/promote.json: its bytes were changed" in document["faults"][0]
+
+
+@pytest.mark.integration
 def test_a_missing_champion_is_not_an_empty_store(finished_pipeline: Pipeline) -> None:
     version = require_champion(finished_pipeline.store).version
     shutil.rmtree(finished_pipeline.store.root / "releases" / version)
@@ -200,7 +211,7 @@ def test_a_rejected_model_gives_exit_code_1(pipeline: Pipeline) -> None:
     synthetic.write_dataset(pipeline.data, test_labels=labels)
     for command in (["ingest", "--profile", "quick", "--accuracy-threshold", "0.999"], ["validate"], ["train"]):
         run_fmnist(*command)
-    assert "base model rejected: test accuracy is" in run_fmnist("evaluate", expect=1).stderr
+    assert "base model rejected, since test accuracy is" in run_fmnist("evaluate", expect=1).stderr
     assert "accuracy_gate of run" in run_fmnist("fine-tune", expect=1).stderr
     assert "no champion was promoted" in run_fmnist("summary", expect=1).stderr
     assert run_json("summary", expect=1)["steps"]["accuracy_gate"]["status"] == "rejected"

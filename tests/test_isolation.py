@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import absl.logging
@@ -101,10 +102,21 @@ def test_in_ci_no_test_is_omitted(tmp_path: Path, omitted: str, ci: str, code: i
     assert ("omitted in CI" in result.stdout) == bool(code)
 
 
-@pytest.mark.parametrize(("ci", "measured"), [("", False), ("false", False), ("true", True), ("1", True)])
-def test_in_ci_coverage_is_measured_and_enforced(ci: str, measured: bool) -> None:
+@pytest.mark.parametrize(
+    ("target", "ci", "measured"),
+    [
+        ("test-all", "", False),
+        ("test-all", "false", False),
+        ("test-all", "true", True),
+        ("test-all", "1", True),
+        ("coverage", "", True),
+        ("test", "1", False),
+    ],
+)
+def test_coverage_is_measured_and_enforced_by_some_targets(target: str, ci: str, measured: bool) -> None:
     minimal = {"PATH": os.environ["PATH"], "CI": ci, "ENFORCED": "; true"}
-    command = ["make", "--dry-run", "test-all"]
+    command = ["make", "--dry-run", target]
     output = subprocess.run(command, cwd=PROJECT, env=minimal, capture_output=True, text=True, check=True).stdout
     (tests,) = (line for line in output.splitlines() if "tests.support.contain" in line)
     assert ("coverage run" in tests, "&& coverage report" in tests, "; true" in tests) == (measured, measured, False)
+    assert tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["coverage"]["report"]["fail_under"] >= 97.5

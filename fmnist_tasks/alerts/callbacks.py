@@ -124,7 +124,7 @@ def _write_headline(record: StepRecord) -> str:
     failed = list(_find_failed_checks(record))
     if not failed:
         return ""
-    first = re.sub(r" \([^()]*( interval |; p )[^()]*\)", "", failed[0].message)
+    first = re.sub(r" \((95% confidence interval|test images) [^()]*\)", "", failed[0].message)
     first = re.sub(r"\bis (\d)", r"\1", first)
     return f"{first}{f' (and {len(failed) - 1} more)' if len(failed) > 1 else ''}"
 

@@ -41,9 +41,9 @@ class Event:
 
 EVENTS = {
     "rejected": Event(
-        "Retraining rejected",
+        "Run rejected",
         "failure",
-        "The champion stays. Read the verdict in the report, then check the labels of the newest batches.",
+        "The champion stays. Read the failed checks in the report; the runbook says what to do about each.",
     ),
     "rejected by a user": Event(
         "Rejected by a user", "failure", "The champion stays, and no action is needed. This message gives the reason."

@@ -118,7 +118,7 @@ def _report_changes(store: Store, now: datetime) -> None:
             continue
         is_promotion = entry.action == "promote"
         change = (
-            f"{entry.version} is the champion now"
+            f"{entry.version} is now the champion"
             if is_promotion
             else f"{entry.actor} rolled back from {entry.replaces} to {entry.version}"
         )

@@ -11,6 +11,8 @@ from typing import Any
 
 from fmnist_tasks.schemas.evaluation import Check, Decision, Identity, OnFailure, Verdict, make_check
 
+_MAX_DIGITS = 17  # of a float64
+
 
 def decide_verdict(identity: Identity, checks: list[Check]) -> Verdict:
     """The verdict: `promote` if all checks passed, `hold` if at least one has the outcome `hold` and none rejects.
@@ -55,16 +57,33 @@ def check_maximum(
 def _check_threshold(
     name: str, value: Any, threshold: float, what: str, on_failure: OnFailure, form: str, *, is_minimum: bool
 ) -> Check:
-    required = f"{'≥' if is_minimum else '≤'} {threshold:{form}}"
+    sign = "≥" if is_minimum else "≤"
     if not is_finite(value):
+        required = f"{sign} {threshold:{form}}"
         # Rejects even if the policy says `hold`: a user cannot decide on a metric that was not measured.
         return make_check(
             name, None, required, False, f"{what} is missing or not a number ({value!r}); required: {required}"
         )
     has_passed = math.isfinite(threshold) and (value >= threshold if is_minimum else value <= threshold)
     side = ("at least" if has_passed else "below") if is_minimum else ("at most" if has_passed else "above")
-    message = f"{what} is {value:{form}}, {side} the threshold of {threshold:{form}}"
-    return make_check(name, value, required, has_passed, message, on_failure)
+    measured, limit = format_apart(value, threshold, form)
+    message = f"{what} is {measured}, {side} the threshold of {limit}"
+    return make_check(name, value, f"{sign} {limit}", has_passed, message, on_failure)
+
+
+def format_apart(value: float, other: float, form: str) -> tuple[str, str]:
+    """Format two numbers, such as a metric and its threshold, with as many digits as it takes to tell them apart.
+
+    `form` is a format with a precision. Equal numbers keep it: 0.92 and 0.92 in the format `.2%` become 92.00%, 92.00%;
+    0.91999 and 0.92 become 91.999%, 92.000%.
+    """
+    start, _, end = form.partition(".")
+    for extra in range(_MAX_DIGITS if value != other else 1):
+        longer = f"{start}.{int(end[:-1]) + extra}{end[-1]}"
+        texts = f"{value:{longer}}", f"{other:{longer}}"
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def is_finite(value: Any) -> bool:

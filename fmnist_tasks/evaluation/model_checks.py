@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmnist_tasks.evaluation.gate import check_maximum, check_minimum
+from fmnist_tasks.evaluation.gate import check_maximum, check_minimum, format_apart
 from fmnist_tasks.schemas.evaluation import (
     CandidateEvaluation,
     ChampionComparison,
@@ -27,7 +27,7 @@ Champion = ChampionComparison | OtherClasses | None
 
 
 def check_candidate(policy: Policy, metrics: CandidateEvaluation) -> list[Check]:
-    """All checks of a candidate."""
+    """The checks of a candidate against the policy; the step adds those of its identity and of withdrawn releases."""
     return [
         check_accuracy(policy.accuracy, metrics.test),
         check_against_champion(policy.champion, metrics.champion),
@@ -48,25 +48,31 @@ def check_accuracy(policy: AccuracyPolicy, test: Classification) -> Check:
 
 def check_against_champion(policy: ChampionPolicy, champion: Champion) -> Check:
     """Check that the candidate is not significantly worse or, if inconclusive, not less accurate on validation."""
-    name, threshold = "champion", f"not significantly worse (exact McNemar test, p < {policy.significance})"
+    name = "champion"
+    threshold = (
+        f"not significantly worse (exact McNemar test, level {policy.significance}); "
+        "if inconclusive, not less accurate on validation"
+    )
     if not isinstance(champion, ChampionComparison):
         return _explain_no_comparison(name, threshold, champion, policy.on_inconclusive)
     gained, lost = champion.only_candidate, champion.only_champion
     p = mcnemar(lost, gained)
     counts = (
-        f"(test images classified correctly only by the candidate: {gained}, only by the champion: {lost}; "
-        f"{_format_p_value(p)})"
+        f"{_format_p_value(p, policy.significance)} "
+        f"(test images classified correctly only by the candidate: {gained}, only by the champion: {lost})"
     )
     if p < policy.significance:
         is_better = gained > lost
-        message = f"the candidate is significantly {'better' if is_better else 'worse'} than the champion {counts}"
+        message = f"the candidate is significantly {'better' if is_better else 'worse'} than the champion, {counts}"
         return make_check(name, p, threshold, is_better, message, policy.on_significantly_worse)
-    candidate, current = champion.candidate_validation_accuracy, champion.validation_accuracy
+    has_passed = champion.candidate_validation_accuracy >= champion.validation_accuracy
+    side = "at least" if has_passed else "below"
+    candidate, current = format_apart(champion.candidate_validation_accuracy, champion.validation_accuracy, ".2%")
     message = (
-        f"the candidate is neither significantly better nor worse than the champion {counts}; validation accuracy "
-        f"{candidate:.2%}, the champion's {current:.2%}"
+        f"validation accuracy is {candidate}, {side} the champion's {current}, and the test images show no significant "
+        f"difference, {counts}"
     )
-    return make_check(name, p, threshold, candidate >= current, message, policy.on_inconclusive)
+    return make_check(name, p, threshold, has_passed, message, policy.on_inconclusive)
 
 
 def check_recall(policy: ClassPolicy, test: Classification) -> Check:
@@ -80,19 +86,21 @@ def check_classes_against_champion(policy: ClassPolicy, champion: Champion) -> C
     """Check that no class has a significantly lower recall than with the champion."""
     name, threshold = (
         "class recall against champion",
-        f"no class significantly worse (one-sided McNemar tests, Holm's correction, p < {policy.significance})",
+        f"no class significantly worse (one-sided McNemar tests, Holm's correction, level {policy.significance})",
     )
     if not isinstance(champion, ChampionComparison):
         return _explain_no_comparison(name, threshold, champion, policy.on_failure)
     p_values = holm([mcnemar(row.only_candidate, row.only_champion, one_sided=True) for row in champion.classes])
     worse = [
-        f"{row.name} ({_format_p_value(p)})"
+        f"{row.name} ({_format_p_value(p, policy.significance)})"
         for row, p in zip(champion.classes, p_values, strict=True)
         if p < policy.significance
     ]
     message = f"recall significantly lower than the champion's: {', '.join(worse)}"
     if not worse:
-        message = f"no class has a significantly lower recall (lowest {_format_p_value(min(p_values))})"
+        message = (
+            f"no class has a significantly lower recall (lowest {_format_p_value(min(p_values), policy.significance)})"
+        )
     return make_check(name, min(p_values), threshold, not worse, message, policy.on_failure)
 
 
@@ -144,8 +152,8 @@ def _explain_no_comparison(name: str, threshold: str, champion: OtherClasses | N
     return make_check(name, None, threshold, False, message, on_failure)
 
 
-def _format_p_value(p: float) -> str:
-    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+def _format_p_value(p: float, significance: float) -> str:
+    return f"p = {format_apart(p, significance, '.3f')[0]}" if p >= 0.001 else "p < 0.001"
 
 
 def _replace_message(check: Check, message: str) -> Check:

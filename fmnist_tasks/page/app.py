@@ -284,7 +284,7 @@ def build_charts(rows: list[ReleaseRow]) -> list[dict[str, Any]]:
         ),
         _build_chart(
             "Data drift of each release (0: same distribution, 1: no overlap)",
-            "largest KS distance",
+            "drift",
             rows_with_drift,
             [row.drift for row in rows_with_drift],
         ),

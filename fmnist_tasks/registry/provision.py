@@ -29,7 +29,7 @@ from minio.time import to_amz_date
 
 from fmnist_tasks.credentials import read_secret
 from fmnist_tasks.errors import AccessError, SettingsError
-from fmnist_tasks.registry.lifecycle import RULES, add_rules
+from fmnist_tasks.registry.bucket_lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.s3_address import Bucket
 from fmnist_tasks.settings import INCLUDE

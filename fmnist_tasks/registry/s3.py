@@ -28,7 +28,7 @@ from urllib3.exceptions import HTTPError
 
 from fmnist_tasks.errors import AccessError, MissingError, SettingsError
 from fmnist_tasks.registry.blobs import compute_reference
-from fmnist_tasks.registry.lifecycle import RULES
+from fmnist_tasks.registry.bucket_lifecycle import RULES
 from fmnist_tasks.registry.retries import is_operation_retryable, retry, to_store_error
 from fmnist_tasks.registry.s3_address import Bucket
 from fmnist_tasks.registry.signing import NO_KEYS, Keys

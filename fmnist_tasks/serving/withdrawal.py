@@ -34,7 +34,7 @@ def withdraw(store: Store, name: str, reason: str, *, actor: str) -> dict[str, A
     reason = require_reason(reason)
     if name in releases.list_versions(store):
         champion_log = champion.read_log(store)
-        return _append_entry(
+        return _append_withdrawal(
             store, champion_log, name, "withdraw", reason, actor, find_origin(store, champion_log, name)
         )
     return _log_decision(
@@ -52,7 +52,7 @@ def restore(store: Store, name: str, reason: str, *, actor: str) -> dict[str, An
     reason = require_reason(reason)
     champion_log = champion.read_log(store)
     if name in champion_log.withdrawn or name in releases.list_versions(store):
-        return _append_entry(store, champion_log, name, "restore", reason, actor, champion.Origin())
+        return _append_withdrawal(store, champion_log, name, "restore", reason, actor, champion.Origin())
     return _log_decision(
         "restore", _decide_batch(accepted_batches.restore_batch, store, name, actor, reason), actor, reason
     )
@@ -69,7 +69,7 @@ def _decide_batch(
         ) from error
 
 
-def _append_entry(
+def _append_withdrawal(
     store: Store,
     champion_log: champion.Log,
     version: str,

@@ -99,6 +99,6 @@ def to_gate_result(verdict: Verdict, subject: str, *, is_approval_on: bool) -> d
         accuracy = next(check.message for check in verdict.checks if check.name == "accuracy")
         return {**dict(verdict), "summary": f"{subject} passes {len(verdict.checks)} checks: {accuracy}"}
     if verdict.decision == "hold" and is_approval_on:
-        return {**dict(verdict), "summary": f"{subject} on hold, needs approval: {verdict.failures}"}
-    rejection = f"{subject} rejected: {verdict.failures}. Nothing is promoted"
+        return {**dict(verdict), "summary": f"{subject} on hold until a user approves it: {verdict.failures}"}
+    rejection = f"{subject} rejected, since {verdict.failures}. Nothing is promoted"
     return {**dict(verdict), "summary": rejection, "rejection": rejection}

@@ -181,7 +181,7 @@ def promote(
             f"{version} was promoted before (log entry {entry.sequence}); the champion is now {later}. Nothing changes"
         )
     else:
-        change = f"{version} is the champion now, with a test accuracy of {accuracy:.2%}"
+        change = f"{version} is now the champion, with a test accuracy of {accuracy:.2%}"
         send_alert(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}"))
         summary = f"{version} is the champion (log entry {entry.sequence}), with a test accuracy of {accuracy:.2%}"
     return PromotionResult(

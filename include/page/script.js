@@ -17,10 +17,11 @@ if (area) {
     const isOod = prediction.answer !== prediction.class;
     const likely = Object.entries(prediction.probabilities).sort((a, b) => b[1] - a[1]).slice(0, 3);
     for (const [name, share] of likely) list.append(createElement("li", `${name} ${(100 * share).toFixed(1)}%`));
-    const score = `OOD score ${prediction.ood_score.toFixed(2)}, threshold ${prediction.threshold.toFixed(2)}`;
+    const format = (number) => number.toFixed(2).replace("-", "−");
+    const score = `OOD score ${format(prediction.ood_score)}, threshold ${format(prediction.threshold)}`;
     const isWrong = prediction.truth && prediction.truth !== prediction.answer;
     card.append(image, createElement("h2", prediction.answer, isOod || isWrong ? "bad" : "good"));
-    if (prediction.truth) card.append(createElement("p", `True class: ${prediction.truth}`));
+    if (prediction.truth) card.append(createElement("p", `${isWrong ? "✗" : "✓"} True class: ${prediction.truth}`));
     if (isOod) card.append(createElement("p", "Closest classes:", "quiet"));
     card.append(list, createElement("p", score, "quiet"));
     return card;

@@ -14,12 +14,14 @@ from fmnist_tasks import alerts
 from fmnist_tasks.alerts import Alert
 from fmnist_tasks.alerts.watch import check_pipeline
 from fmnist_tasks.errors import RejectedError, StoreError, TrainingError
+from fmnist_tasks.evaluation import model_checks
+from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.registry.runs import read_record, write_record
-from fmnist_tasks.schemas.evaluation import Check, Identity
+from fmnist_tasks.schemas.evaluation import ChampionComparison, Check, Identity
 from fmnist_tasks.schemas.runs import GateResult, ValidationResult
 from fmnist_tasks.serving.release import require_champion
 from fmnist_tasks.settings import DAG_ID, PROJECT, Parameters
-from tests.support.documents import make_dataset, save_record
+from tests.support.documents import make_comparison, make_dataset, save_record
 from tests.support.outbox import read_alerts
 from tests.support.pipeline import Pipeline
 
@@ -53,13 +55,27 @@ def save_rejection(pipeline: Pipeline, started: str = STARTED, message: str = ME
     return RejectedError("no")
 
 
-def test_a_comparison_with_the_champion_fits_into_a_headline(pipeline: Pipeline) -> None:
-    counts = " (test images classified correctly only by the candidate: 161, only by the champion: 188; p = 0.164)"
-    conclusion = "the candidate is neither significantly better nor worse than the champion"
-    accuracies = "; validation accuracy 94.54%, the champion's 94.83%"
-    alerts.alert_task_failure(make_context(save_rejection(pipeline, message=conclusion + counts + accuracies)))
+@pytest.mark.parametrize(
+    ("comparison", "headline"),
+    [
+        (
+            make_comparison(161, 188, candidate=0.9454, champion=0.9483),
+            (
+                "validation accuracy 94.54%, below the champion's 94.83%, and the test images show no significant "
+                "difference, p = 0.164"
+            ),
+        ),
+        (make_comparison(161, 288), "the candidate is significantly worse than the champion, p < 0.001"),
+    ],
+)
+def test_a_comparison_with_the_champion_fits_into_a_headline(
+    pipeline: Pipeline, comparison: ChampionComparison, headline: str
+) -> None:
+    message = model_checks.check_against_champion(read_policy({}).champion, comparison).message
+    assert "161" in message
+    alerts.alert_task_failure(make_context(save_rejection(pipeline, message=message)))
     (alert,) = read_alerts(pipeline.store)
-    assert alert["headline"] == f"{conclusion}{accuracies} (and 1 more)"
+    assert alert["headline"] == f"{headline} (and 1 more)"
 
 
 def test_a_rejection_has_the_value_and_the_threshold_in_its_headline(pipeline: Pipeline) -> None:

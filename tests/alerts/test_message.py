@@ -31,9 +31,9 @@ def render(repeated: bool = False, instance: str = "", address: str = ADDRESS, *
 
 def test_the_subject_has_instance_event_value_and_threshold() -> None:
     assert render(instance="prod").subject == (
-        "[prod] Retraining rejected: test accuracy 91.20%, below the threshold of 92.00%"
+        "[prod] Run rejected: test accuracy 91.20%, below the threshold of 92.00%"
     )
-    assert render().subject.startswith("Retraining rejected: ")
+    assert render().subject.startswith("Run rejected: ")
     assert render(repeated=True).subject.endswith("(possibly repeated)")
 
 
@@ -43,7 +43,7 @@ def test_a_message_links_to_the_run_its_report_and_the_runbook() -> None:
     for text in (message.text, message.html):
         assert f"{ADDRESS}/dags/fmnist_retrain/runs/{run}" in text
         assert f"{ADDRESS}/fmnist/runs/{run}" in text
-        assert f"{ADDRESS}/fmnist/runbook#retraining-rejected" in text
+        assert f"{ADDRESS}/fmnist/runbook#run-rejected" in text
         assert "2026-11-23 02:10 UTC" in text
     assert "http" not in render(address="").text
 

@@ -45,14 +45,14 @@ def test_an_alert_arrives_through_every_channel(
     alerts.send_alert(REJECTION)
     (mail,), (post,) = mail_server.mails, webhook_server.posts
     assert (mail["To"], mail["From"]) == ("team@example.com", "pipeline@example.com")
-    assert mail["Subject"] == post["title"] == f"[prod] Retraining rejected: {REJECTION.text}"
+    assert mail["Subject"] == post["title"] == f"[prod] Run rejected: {REJECTION.text}"
     assert post["type"] == "failure"
     plain, page = (mail.get_body((kind,)).get_content() for kind in ("plain", "html"))
     assert plain.split() == post["message"].split()
     for text in (page, plain):
         for fact in ("fmnist_retrain", "run-1", "91.99%, below the threshold of 92.00%", "Current champion: v1"):
             assert fact in text
-        for path in ("dags/fmnist_retrain/runs/run-1", "fmnist/runs/run-1", "fmnist/runbook#retraining-rejected"):
+        for path in ("dags/fmnist_retrain/runs/run-1", "fmnist/runs/run-1", "fmnist/runbook#run-rejected"):
             assert f"https://airflow.example.com/pipeline/{path}" in text
     assert [read_alerts(pipeline.store, PENDING), len(read_alerts(pipeline.store, DELIVERED))] == [[], 1]
     assert list(pipeline.store.list(PENDING)) == []
@@ -406,7 +406,7 @@ def test_a_damaged_alert_is_reported_and_does_not_delay_the_others(
     alerts.send_alert(REJECTION)
     titles = sorted(post["title"] for post in webhook_server.posts)
     assert titles[0].startswith("Alert undeliverable: A pending alert cannot be read")
-    assert titles[1].startswith("Retraining rejected")
+    assert titles[1].startswith("Run rejected")
     assert pipeline.store.get(f"{UNDELIVERABLE}{damaged}.damaged") == b"foreign"
     assert list(pipeline.store.list(PENDING)) == []
     alerts.deliver_due_alerts()

@@ -129,14 +129,14 @@ def test_a_change_of_the_champion_that_a_killed_process_did_not_report_is_report
     pipeline: Pipeline, clock: Clock
 ) -> None:
     promote(pipeline, clock, "v1")
-    alerts.send_alert(Alert("champion changed", "run-v1", "v1 is the champion now", identity="entry 1"))
+    alerts.send_alert(Alert("champion changed", "run-v1", "v1 is now the champion", identity="entry 1"))
     champion.append_entry(
         pipeline.store, version="v0", action="rollback", reason="why", write_id="w", actor="ann", after=1
     )
     check_pipeline()
     check_pipeline()
     texts = sorted(alert["text"] for alert in read_alerts(pipeline.store))
-    assert texts == ["ann rolled back from v1 to v0: why", "v1 is the champion now"]
+    assert texts == ["ann rolled back from v1 to v0: why", "v1 is now the champion"]
 
 
 def test_a_retryable_failure_is_reported_after_the_retry_period(pipeline: Pipeline, clock: Clock) -> None:

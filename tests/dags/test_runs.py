@@ -152,7 +152,7 @@ def test_a_store_that_does_not_respond_is_retried(airflow: AirflowInProcess, pip
 def test_a_run_without_a_scheduler_never_waits(airflow: AirflowInProcess, replaying_pipeline: Pipeline) -> None:
     code, output = airflow.test_dag(**QUICK, **HOLD_CONF)
     assert code == 1, output
-    assert "candidate rejected: size (bytes) is" in output
+    assert "candidate rejected, since size (bytes) is" in output
     assert champion.find_champion(replaying_pipeline.store) is None
 
 

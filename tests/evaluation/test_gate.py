@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pytest
 from pydantic import ValidationError
 
-from fmnist_tasks.evaluation.gate import check_identity, check_maximum, check_minimum, decide_verdict
+from fmnist_tasks.evaluation.gate import check_identity, check_maximum, check_minimum, decide_verdict, format_apart
 from fmnist_tasks.schemas.evaluation import Check, Identity, OnFailure, Verdict
 
 IDENTITY = Identity(run_id="run-1", model_sha256="a" * 64, data_fingerprint="d" * 64, code_digest="c" * 64)
@@ -62,6 +62,29 @@ def test_a_check_names_its_value_and_the_side_of_the_threshold(
         "outcome": outcome,
         "message": message,
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "form", "texts"),
+    [
+        (0.92, 0.92, ".2%", ("92.00%", "92.00%")),
+        (0.91, 0.92, ".2%", ("91.00%", "92.00%")),
+        (0.91996, 0.92, ".2%", ("91.996%", "92.000%")),
+        (0.01504, 0.015, ".4f", ("0.01504", "0.01500")),
+        (10_000_000.4, 10_000_000, ",.0f", ("10,000,000.4", "10,000,000.0")),
+        (math.nextafter(0.5, 0), 0.5, ".1f", ("0.4999999999999999", "0.5000000000000000")),
+    ],
+)
+def test_different_numbers_are_never_shown_as_equal(
+    value: float, other: float, form: str, texts: tuple[str, str]
+) -> None:
+    assert format_apart(value, other, form) == texts
+
+
+def test_a_value_just_below_the_threshold_is_shown_below_it() -> None:
+    check = check_minimum("accuracy", 0.91996, 0.92, "test accuracy")
+    assert (check.outcome, check.threshold) == ("reject", "≥ 92.000%")
+    assert check.message == "test accuracy is 91.996%, below the threshold of 92.000%"
 
 
 def test_a_metric_is_written_in_the_required_form() -> None:

@@ -16,13 +16,13 @@ from fmnist_tasks.schemas.evaluation import (
     CandidateEvaluation,
     ChampionComparison,
     Check,
-    ClassDifferences,
     Evaluation,
     OodFamily,
     OtherClasses,
     Outcome,
 )
 from fmnist_tasks.schemas.policy import Policy
+from tests.support.documents import make_comparison
 
 CLASSES = ["shirt", "bag"]
 POLICY = read_policy({})
@@ -79,29 +79,6 @@ def find_failures(correct: int = 9300, **changes: dict[str, Any] | None) -> dict
     """Names and outcomes of the checks that did not pass."""
     checks = run_checks(make_metrics(correct, **changes)).values()
     return {check.name: check.outcome for check in checks if not check.has_passed}
-
-
-def make_comparison(
-    only_candidate: int,
-    only_champion: int,
-    candidate: float = 0.94,
-    champion: float = 0.94,
-    classes: list[tuple[int, int]] | None = None,
-) -> ChampionComparison:
-    """A comparison with the champion; `classes` has the images that only one of them classifies correctly, by class."""
-    return ChampionComparison(
-        version="v1",
-        sequence=1,
-        accuracy=0.93,
-        only_candidate=only_candidate,
-        only_champion=only_champion,
-        candidate_validation_accuracy=candidate,
-        validation_accuracy=champion,
-        classes=[
-            ClassDifferences(name=name, only_candidate=gained, only_champion=lost)
-            for name, (gained, lost) in zip(CLASSES, classes or [(0, 0), (0, 0)], strict=True)
-        ],
-    )
 
 
 def test_a_good_candidate_passes_every_check() -> None:
@@ -311,10 +288,6 @@ def test_the_policy_decides_for_each_section_what_a_failed_check_does(on_failure
     assert inconclusive.outcome == on_failure
 
 
-INCONCLUSIVE = (
-    "the candidate is neither significantly better nor worse than the champion "
-    "(test images classified correctly only by the candidate: 3, only by the champion: 2; p = 1.000)"
-)
 EXPECTED = {  # value, threshold and message if all checks pass and the comparison with the champion is inconclusive
     "accuracy": (
         0.93,
@@ -323,8 +296,11 @@ EXPECTED = {  # value, threshold and message if all checks pass and the comparis
     ),
     "champion": (
         1.0,
-        "not significantly worse (exact McNemar test, p < 0.05)",
-        f"{INCONCLUSIVE}; validation accuracy 95.00%, the champion's 94.00%",
+        ("not significantly worse (exact McNemar test, level 0.05); if inconclusive, not less accurate on validation"),
+        (
+            "validation accuracy is 95.00%, at least the champion's 94.00%, and the test images show no significant "
+            "difference, p = 1.000 (test images classified correctly only by the candidate: 3, only by the champion: 2)"
+        ),
     ),
     "class recall": (
         0.93,
@@ -333,7 +309,7 @@ EXPECTED = {  # value, threshold and message if all checks pass and the comparis
     ),
     "class recall against champion": (
         1.0,
-        "no class significantly worse (one-sided McNemar tests, Holm's correction, p < 0.05)",
+        "no class significantly worse (one-sided McNemar tests, Holm's correction, level 0.05)",
         "no class has a significantly lower recall (lowest p = 1.000)",
     ),
     "calibration": (
@@ -380,16 +356,16 @@ def test_the_message_has_the_interval_whatever_the_outcome(name: str) -> None:
             make_comparison(20, 40),
             "reject",
             (
-                "the candidate is significantly worse than the champion "
-                "(test images classified correctly only by the candidate: 20, only by the champion: 40; p = 0.013)"
+                "the candidate is significantly worse than the champion, p = 0.013 "
+                "(test images classified correctly only by the candidate: 20, only by the champion: 40)"
             ),
         ),
         (
             make_comparison(40, 20),
             "passed",
             (
-                "the candidate is significantly better than the champion "
-                "(test images classified correctly only by the candidate: 40, only by the champion: 20; p = 0.013)"
+                "the candidate is significantly better than the champion, p = 0.013 "
+                "(test images classified correctly only by the candidate: 40, only by the champion: 20)"
             ),
         ),
     ],
@@ -415,7 +391,26 @@ def test_a_p_value_below_a_thousandth_is_not_shown_as_zero(lost: int, p_value: s
     """Eleven of eleven images: p = 2/2048."""
     result = model_checks.check_against_champion(POLICY.champion, make_comparison(0, lost))
     assert "significantly worse" in result.message
-    assert f"; {p_value})" in result.message
+    assert f", {p_value} (" in result.message
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "message"),
+    [
+        (25, 42, "significantly worse than the champion, p = 0.0498 ("),
+        (10, 22, "no significant difference, p = 0.0501 ("),
+    ],
+)
+def test_a_p_value_is_never_shown_as_equal_to_the_significance_level(gained: int, lost: int, message: str) -> None:
+    assert message in model_checks.check_against_champion(POLICY.champion, make_comparison(gained, lost)).message
+
+
+def test_validation_accuracies_that_differ_by_one_image_are_shown_as_different() -> None:
+    """Of 12,000 images; both would be 94.53%."""
+    comparison = make_comparison(3, 2, candidate=11_343 / 12_000, champion=11_344 / 12_000)
+    check = model_checks.check_against_champion(POLICY.champion, comparison)
+    assert check.outcome == "hold"
+    assert check.message.startswith("validation accuracy is 94.525%, below the champion's 94.533%, and ")
 
 
 COMPARISONS = ["champion", "class recall against champion"]

@@ -272,7 +272,7 @@ def test_a_rejected_run_fails_sends_an_alert_and_changes_nothing(deployment: Dep
     assert champion.list_entries(deployment.store) == before
 
     assert deployment.count_alerts("rejected") == 1
-    (mail,) = deployment.find_mails("Retraining rejected")
+    (mail,) = deployment.find_mails("Run rejected")
     content = mail.get_body(("html",)).get_content()
     assert re.search(r"test accuracy is [0-9.]+%, below the threshold of 99.90%", content)
     assert before[-1].version in content

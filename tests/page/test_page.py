@@ -581,7 +581,7 @@ def test_the_plugin_reads_ahead(pipeline: Pipeline, monkeypatch: pytest.MonkeyPa
 def test_the_runbook_has_an_anchor_for_each_event(page: TestClient) -> None:
     response = page.get("/runbook")
     assert response.status_code == 200
-    assert '<h2 id="retraining-rejected">Retraining rejected</h2>' in response.text
+    assert '<h2 id="run-rejected">Run rejected</h2>' in response.text
     assert ">Runbook</a>" in response.text
 
 

@@ -24,7 +24,7 @@ from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
 from fmnist_tasks.errors import AccessError, SettingsError, StoreError
 from fmnist_tasks.registry import retries, s3
-from fmnist_tasks.registry.lifecycle import RULES, add_rules
+from fmnist_tasks.registry.bucket_lifecycle import RULES, add_rules
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.registry.s3_address import open_bucket
 from fmnist_tasks.registry.store import Store

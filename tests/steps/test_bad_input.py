@@ -217,7 +217,7 @@ def test_a_weak_model_is_rejected_with_metric_and_threshold_and_the_champion_sta
     before = require_champion(finished_pipeline.store)
     test = finished_pipeline.read_result("evaluate_base").test.to_json()
     finished_pipeline.change_result("evaluate_base", test=test | {"accuracy": 0.9199})
-    message = r"base model rejected: test accuracy is 91.99%, below the threshold of 92.00%"
+    message = r"base model rejected, since test accuracy is 91.99%, below the threshold of 92.00%"
     with pytest.raises(RejectedError, match=message):
         run_step("accuracy_gate", RUN)
     assert finished_pipeline.read_result("accuracy_gate").decision == "reject"

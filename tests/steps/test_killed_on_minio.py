@@ -127,9 +127,16 @@ def scenario(
 
 @pytest.mark.integration
 def test_publish_and_promote_can_be_killed_at_the_deciding_write(scenario: Scenario) -> None:
-    written = {"publish": "manifest.json", "promote": "champion/00000002.json"}[scenario.step]
+    decides, *others = {
+        "publish": ("manifest.json", "model.h5", "report.html", "publish.json"),
+        "promote": ("champion/00000002.json", "report.html", "promote.json"),
+    }[scenario.step]
+    assert not scenario.run()
+    writes = [request.path.partition("?")[0] for request in scenario.proxy.requests if request.method == "PUT"]
+    for name in (decides, *others):
+        assert any(write.endswith(f"/{name}") for write in writes), name
     for moment in MOMENTS:
-        killer = Killer(lambda request: request.method == "PUT" and request.path.endswith(written), moment)
+        killer = Killer(lambda request: request.method == "PUT" and request.path.endswith(decides), moment)
         assert scenario.run(killer), moment
 
 

@@ -12,6 +12,8 @@ from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.data import Dataset, ImageSet
 from fmnist_tasks.schemas.evaluation import (
     Calibration,
+    ChampionComparison,
+    ClassDifferences,
     Classification,
     ClassMetrics,
     NamedClassMetrics,
@@ -125,3 +127,26 @@ def save_record(store: Store, run_id: str, step: str, **changes: Any) -> None:
 def copy_facts(facts: ReleaseFacts, **changes: Any) -> ReleaseFacts:
     """Return a copy of a release's facts, with some fields changed."""
     return ReleaseFacts(**{name: getattr(facts, name) for name in ReleaseFacts.model_fields} | changes)
+
+
+def make_comparison(
+    only_candidate: int,
+    only_champion: int,
+    candidate: float = 0.94,
+    champion: float = 0.94,
+    classes: list[tuple[int, int]] | None = None,
+) -> ChampionComparison:
+    """A comparison with the champion; `classes` has the images that only one of them classifies correctly, by class."""
+    return ChampionComparison(
+        version="v1",
+        sequence=1,
+        accuracy=0.93,
+        only_candidate=only_candidate,
+        only_champion=only_champion,
+        candidate_validation_accuracy=candidate,
+        validation_accuracy=champion,
+        classes=[
+            ClassDifferences(name=name, only_candidate=gained, only_champion=lost)
+            for name, (gained, lost) in zip(("shirt", "bag"), classes or [(0, 0), (0, 0)], strict=True)
+        ],
+    )
