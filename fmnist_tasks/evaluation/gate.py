@@ -74,12 +74,12 @@ def _check_threshold(
 def format_apart(value: float, other: float, form: str) -> tuple[str, str]:
     """Format two numbers, such as a metric and its threshold, with as many digits as it takes to tell them apart.
 
-    `form` is a format with a precision. Equal numbers keep it: 0.92 and 0.92 in the format `.2%` become 92.00%, 92.00%;
-    0.91999 and 0.92 become 91.999%, 92.000%.
+    `form` is a format with a precision of one digit, which equal numbers keep: with `.2%`, 0.92 and 0.92 become
+    92.00%, 92.00%, and 0.91999 and 0.92 become 91.999%, 92.000%.
     """
     start, _, end = form.partition(".")
     for extra in range(_MAX_DIGITS if value != other else 1):
-        longer = f"{start}.{int(end[:-1]) + extra}{end[-1]}"
+        longer = f"{start}.{int(end[0]) + extra}{end[1]}"
         texts = f"{value:{longer}}", f"{other:{longer}}"
         if texts[0] != texts[1]:
             break
