@@ -53,10 +53,7 @@ cluster-down: setup ## stop the cluster; its data stays
 GROUPS = --dist loadscope --no-loadscope-reorder
 TESTS = @source include/activate && $(ERASE) python -m tests.support.contain $(PYTEST) --numprocesses 2 $(GROUPS)
 UNIT = not integration and not exhaustive
-# CPython 3.11: a thread may not begin if coverage starts tracing it while another thread runs an audit hook. Exceptions
-# in a thread that has begun are reported otherwise, and still fail the test.
-UNTRACED = ignore:Exception ignored in thread started by: <bound method Thread._bootstrap:pytest.PytestUnraisableExceptionWarning
-MEASURED = coverage run -m pytest -W '$(UNTRACED)'
+MEASURED = coverage run -m pytest -p tests.support.traced_threads
 EMPTY = mkdir -p var/coverage && coverage erase &&
 REPORT = && coverage combine --quiet && coverage report --skip-covered --skip-empty
 PYTEST = pytest

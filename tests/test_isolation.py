@@ -102,6 +102,28 @@ def test_in_ci_no_test_is_omitted(tmp_path: Path, omitted: str, ci: str, code: i
     assert ("omitted in CI" in result.stdout) == bool(code)
 
 
+@pytest.mark.parametrize(("thread", "code"), [("Thread()._bootstrap", 0), ("fail", 1)])
+def test_only_threads_that_could_not_begin_are_ignored_while_coverage_is_measured(
+    tmp_path: Path, thread: str, code: int
+) -> None:
+    """Such a thread fails in `Thread._bootstrap`, before its own function."""
+    (tmp_path / "test_thread.py").write_text(
+        "import _thread, time\n"
+        "begun = []\n"
+        "def fail(*_): begun.append(1); raise RuntimeError('a trace function is being installed')\n"
+        "class Thread: _bootstrap = fail\n"
+        "Thread._bootstrap.__qualname__ = 'Thread._bootstrap'\n"
+        "def test_it():\n"
+        f"    _thread.start_new_thread({thread}, ())\n"
+        "    while not begun or _thread._count(): time.sleep(0.01)\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    options = ["-q", "-p", "tests.support.traced_threads", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, "-c", tmp_path / "pytest.ini", tmp_path]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == code, result.stdout
+
+
 @pytest.mark.parametrize(
     ("target", "ci", "measured"),
     [
