@@ -190,9 +190,10 @@ def _evaluate(
     classes = validation.dataset.classes
     test = metrics.measure_classification(labels, probabilities, classes)
     confusion = put_blob(store, figures.draw_confusion_matrix(test.confusion, classes))
+    subject = "base model" if name == "base" else name
     return {
         **dict(make_identity(run, validation, model)),
         "test": test,
         "pictures": {f"{name}_confusion": confusion},
-        "summary": f"{name} model: test accuracy {test.accuracy:.2%}, mean F1 {test.means.f1:.2%}",
+        "summary": f"{subject}: test accuracy {test.accuracy:.2%}, mean F1 {test.means.f1:.2%}",
     }

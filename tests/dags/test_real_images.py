@@ -51,7 +51,7 @@ def test_quick_on_the_real_images_passes_the_gate_and_plain_keras_agrees(
         "validation accuracy, tuned model +9",
         "test accuracy, base model +9",
         "test accuracy, candidate +9",
-        "accuracy gate +promote",
+        "accuracy gate +passed",
         "promotion gate +promote",
         f"model +{minio_server.endpoint}/{minio_store.bucket}/releases/{entry.version}/model.h5",
     ):

@@ -589,7 +589,7 @@ def test_the_runbook_has_an_anchor_for_each_event(page: TestClient) -> None:
 def test_the_page_shows_signatures_and_nothing_forged(
     page: TestClient, finished_pipeline: Pipeline, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "Signature of the manifest: unsigned." in page.get(f"/releases/{version}").text
+    assert "Manifest: unsigned." in page.get(f"/releases/{version}").text
     pem, trusted = make_keys(None, champion.read_log(finished_pipeline.store).digests, revoke_earlier=False)
     monkeypatch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
     monkeypatch.setenv("FMNIST_SIGNING_KEY", pem)
@@ -598,7 +598,7 @@ def test_the_page_shows_signatures_and_nothing_forged(
     published = releases.publish_release(store, "second", release.files, copy_facts(release.manifest))
     withdrawal.withdraw(store, "second", "wrong labels", actor="ann")
     text = make_client(make_app()).get("/releases/second").text
-    assert f"Signature of the manifest: signed by key {trusted.keys[0].id[:16]}." in text
+    assert f"Manifest: signed by key {trusted.keys[0].id[:16]}." in text
     assert text.count("signed by key") == 2
     key = "releases/second/manifest.json"
     store.put(key, Keys().encode(key, "manifest", published.to_json() | {"files": {}, "classes": ["a"] * 10}))

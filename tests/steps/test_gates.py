@@ -95,7 +95,8 @@ def test_the_report_is_self_contained_and_the_model_card_has_the_threshold_and_t
 
 
 def test_a_candidate_on_hold_is_rejected_if_approval_is_off(finished_pipeline: Pipeline) -> None:
-    with pytest.raises(RejectedError, match=r"candidate rejected: size \(bytes\) is .*, above the threshold of 1\."):
+    message = r"candidate rejected, since size \(bytes\) is .*, above the threshold of 1\."
+    with pytest.raises(RejectedError, match=message):
         run_step("promotion_gate", make_run(approval=False))
     assert read_record(finished_pipeline.store, RUN.id, "promotion_gate").status == "rejected"
     assert finished_pipeline.read_result("promotion_gate").decision == "hold"
