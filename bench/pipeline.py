@@ -58,7 +58,7 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> Iterator[
             minio.put(stat.key, store.get(stat.key))
         home["FMNIST_STORE"] = minio_server.build_uri(minio.bucket)
         home |= minio_server.credentials
-        yield from _describe_candidate(manifest, records, seconds)
+        yield from _describe_run(manifest, records, seconds).items()
         release = run_module(MODULE, "release_candidate", manifest.run_id, **home)
         release_seconds = sum(release.values()) - 2 * release["model load"]
         yield "release on MinIO (publish, verify, promote), seconds", release_seconds
@@ -66,19 +66,17 @@ def measure_run(seed: int, profile: str, minio_server: MinioServer) -> Iterator[
             yield from run_module(MODULE, measurement, **home).items()
 
 
-def _describe_candidate(
-    manifest: Manifest, records: dict[str, StepRecord], seconds: float
-) -> Iterator[tuple[str, float]]:
-    """Yield time and memory of the steps, and the metrics of the candidate."""
+def _describe_run(manifest: Manifest, records: dict[str, StepRecord], seconds: float) -> dict[str, float]:
+    """Return time and memory of the steps, and the metrics of the candidate."""
     base = parse_result(BaseModelResult, records["choose_base"], "choose_base")
     tuned = parse_result(TunedModelResult, records["fine_tune"], "fine_tune")
     training_seconds = sum(base.curves.seconds) + sum(tuned.curves.seconds)
     metrics = manifest.metrics
-    yield from {
+    return {
         "whole run, seconds": seconds,
         "training, seconds": training_seconds,
         "everything else, seconds": seconds - training_seconds,
-        "peak memory, MiB": float(max(record.peak_memory_mb for record in records.values())),
+        "peak memory, MiB": max(record.peak_memory_mb for record in records.values()),
         "validation accuracy, base": metrics.validation_accuracy.base,
         "validation accuracy, tuned": metrics.validation_accuracy.tuned,
         "test accuracy, base": metrics.base_test_accuracy,
@@ -92,7 +90,7 @@ def _describe_candidate(
             for family, row in metrics.ood.families.items()
             for name, key in (("AUROC", "auroc"), ("FPR at 99% TPR", "fpr99"))
         },
-    }.items()
+    }
 
 
 def measure_synthetic_images(count: int) -> dict[str, float]:

@@ -182,26 +182,31 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
     store = open_default_store()
     run_id = _find_run(store, run).id
     recorded = read_run(store, run_id)
-    records = recorded.records
-    is_known = has_succeeded(records) or not recorded.faults  # a damaged record may be that of the promotion
+    records, faults = recorded.records, recorded.faults
+    has_promoted = "promote" in records and records["promote"].status == "done"
+    is_known = has_succeeded(records) or not faults  # a damaged record may be that of the promotion
     if as_json:
-        promoted = "promote" in records and records["promote"].status == "done"
-        unchanged = has_succeeded(records) and not promoted
-        steps = {name: record.to_json() for name, record in records.items()}
-        fields = {"promoted": promoted, "unchanged": unchanged} if is_known else {"promoted": None, "unchanged": None}
-        print_json({"run_id": run_id, **fields, "steps": steps, "faults": recorded.faults})
+        print_json(
+            {
+                "run_id": run_id,
+                "promoted": has_promoted if is_known else None,
+                "unchanged": has_succeeded(records) and not has_promoted if is_known else None,
+                "steps": {name: record.to_json() for name, record in records.items()},
+                "faults": faults,
+            }
+        )
     else:
         show_steps(records)
         show_metrics(store, run_id, recorded)
-    for fault in recorded.faults:
+    for fault in faults:
         _print_error("error:", fault)
     if not is_known:
-        _print_error(f"run {run_id}:", "damaged records hide whether a champion was promoted; see `fmnist log`")
+        _print_error(f"run {run_id}:", "damaged records hide whether a champion was promoted; see `fmnist history`")
     elif not has_succeeded(records):
         running = [name for name, record in records.items() if record.status == "running"]
         state = f"{', '.join(running)} is still running" if running else "no champion was promoted"
         _print_error(f"run {run_id}:", state)
-    if recorded.faults or not has_succeeded(records):
+    if faults or not has_succeeded(records):
         raise typer.Exit(1)
 
 

@@ -65,8 +65,7 @@ def show_metrics(store: Store, run_id: str, run: RecordedRun) -> None:
             case CandidateEvaluationResult():
                 lines.append(["test accuracy, candidate", f"{result.test.accuracy:.2%}"])
             case GateResult():
-                has_passed = step == "accuracy_gate" and result.decision == "promote"  # it promotes nothing
-                lines.append([step.replace("_", " "), "passed" if has_passed else result.decision])
+                lines.append([step.replace("_", " "), result.conclusion])
             case PublishResult():
                 lines.append(["model", result.location])
     if ignored := sorted({key for record in run.records.values() for key in record.ignored}):

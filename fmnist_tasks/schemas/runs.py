@@ -163,6 +163,11 @@ class CandidateEvaluationResult(Result, CandidateEvaluation):
 class GateResult(Result, Verdict):
     """The verdict of a gate."""
 
+    @property
+    def conclusion(self) -> str:
+        """The decision for users: a model that passes the accuracy gate is not promoted yet."""
+        return "passed" if self.decision == "promote" else self.decision
+
 
 class PromotionGateResult(GateResult):
     """The verdict of the promotion gate, with the champion and the policy of that time."""
@@ -170,6 +175,11 @@ class PromotionGateResult(GateResult):
     champion: ChampionComparison | OtherClasses | None
     policy: Policy
     policy_digest: Sha256
+
+    @property
+    def conclusion(self) -> str:
+        """The decision."""
+        return self.decision
 
 
 class PublishResult(Result):

@@ -296,7 +296,7 @@ EXPECTED = {  # value, threshold and message if all checks pass and the comparis
     ),
     "champion": (
         1.0,
-        ("not significantly worse (exact McNemar test, level 0.05); if inconclusive, not less accurate on validation"),
+        "not significantly worse (exact McNemar test, level 0.05); if inconclusive, not less accurate on validation",
         (
             "validation accuracy is 95.00%, at least the champion's 94.00%, and the test images show no significant "
             "difference, p = 1.000 (test images classified correctly only by the candidate: 3, only by the champion: 2)"

@@ -10,7 +10,9 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ignore the warning about such a thread. A dot stands for the colon, which would separate parts; newer
-    versions of Python write none."""
+    """Ignore the warning about such a thread.
+
+    The dot stands for a colon, which would end this part of the filter; newer versions of Python write none.
+    """
     message = r"Exception ignored in thread started by.? <bound method Thread\._bootstrap "
     config.addinivalue_line("filterwarnings", f"ignore:{message}:pytest.PytestUnraisableExceptionWarning")
