@@ -170,7 +170,7 @@ def main(
             for seed in range(runs):
                 for name, value in measure_run(seed, profile, minio_server):
                     results.setdefault(name, []).append(value)
-                    console.print(f"seed {seed}, {name}: {value:.4g}")
+                    console.print(f"seed {seed}, {name}: {value}")
         finally:
             minio_server.stop()
     for name, values in results.items():

@@ -184,7 +184,8 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
     recorded = read_run(store, run_id)
     records, faults = recorded.records, recorded.faults
     has_promoted = "promote" in records and records["promote"].status == "done"
-    is_known = has_succeeded(records) or not faults  # a damaged record may be that of the promotion
+    deciding = tuple(make_run_key(run_id, f"{step}.json") for step in ("detect_change", "promote"))
+    is_known = has_succeeded(records) or not any(fault.startswith(deciding) for fault in faults)
     if as_json:
         print_json(
             {
@@ -201,7 +202,7 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
     for fault in faults:
         _print_error("error:", fault)
     if not is_known:
-        _print_error(f"run {run_id}:", "damaged records hide whether a champion was promoted; see `fmnist history`")
+        _print_error(f"run {run_id}:", "a damaged record hides whether a champion was promoted; see `fmnist history`")
     elif not has_succeeded(records):
         running = [name for name, record in records.items() if record.status == "running"]
         state = f"{', '.join(running)} is still running" if running else "no champion was promoted"

@@ -113,11 +113,19 @@ def test_a_damaged_record_does_not_hide_the_others(finished_pipeline: Pipeline) 
 def test_a_damaged_promotion_is_not_a_missing_one(finished_pipeline: Pipeline) -> None:
     finished_pipeline.store.put(f"runs/{RUN.id}/promote.json", b"{")
     result = run_fmnist("summary", expect=1)
-    assert "damaged records hide whether a champion was promoted" in result.stderr
+    assert "a damaged record hides whether a champion was promoted" in result.stderr
     assert "no champion was promoted" not in result.stderr
     document = json.loads(run_fmnist("summary", "--json", expect=1).stdout)
     assert (document["promoted"], document["unchanged"]) == (None, None)
     assert f"runs/{RUN.id}/promote.json: its bytes were changed" in document["faults"][0]
+
+
+def test_a_damaged_record_of_another_step_does_not_hide_the_outcome(pipeline: Pipeline) -> None:
+    for step, status in (("ingest", "done"), ("accuracy_gate", "rejected")):
+        save_record(pipeline.store, "r", step, status=status)
+    pipeline.store.put("runs/r/train-0.json", b"{")
+    assert "no champion was promoted" in run_fmnist("summary", "--run", "r", expect=1).stderr
+    assert run_json("summary", "--run", "r", expect=1)["promoted"] is False
 
 
 @pytest.mark.integration

@@ -41,9 +41,7 @@ class Event:
 
 EVENTS = {
     "rejected": Event(
-        "Run rejected",
-        "failure",
-        "The champion stays. Read the failed checks in the report; the runbook says what to do about each.",
+        "Run rejected", "failure", "Read the failed checks in the report, then follow the runbook. The champion stays."
     ),
     "rejected by a user": Event(
         "Rejected by a user", "failure", "The champion stays, and no action is needed. This message gives the reason."

@@ -96,13 +96,12 @@ def _read_batch(store: Store, item: tuple[str, list[Stat]]) -> AcceptedBatch:
     """Return a batch from its digest and objects: its document, which is listed first, and the decisions about it."""
     digest, (first, *others) = item
     key = f"{_PREFIX}{digest}.json"
-    missing = IntegrityError(f"{key} is missing, but there are decisions about this batch; restore it from a backup")
     if first.key != key:
-        raise missing
+        raise IntegrityError(f"{key} is missing, but there are decisions about this batch; restore it from a backup")
     try:
         image_set = BatchDocument.parse(read_document(store, key), key).image_set
     except MissingError as error:  # deleted since it was listed
-        raise missing from error
+        raise IntegrityError(f"{key} was deleted while it was read; restore it from a backup") from error
     if image_set.blob.sha256 != digest:
         raise IntegrityError(f"{key}: is the document of batch {image_set.blob.sha256[:12]}, {_COPIED}")
     decisions = [_read_decision(store, digest, number, stat.key) for number, stat in enumerate(others, 1)]

@@ -72,7 +72,7 @@ def _check_threshold(
 
 
 def format_apart(value: float, other: float, form: str) -> tuple[str, str]:
-    """Format two numbers, such as a metric and its threshold, with as many digits as it takes to tell them apart.
+    """Format two numbers, such as a metric and its threshold, with up to 17 more decimals to tell them apart.
 
     `form` is a format with a precision of one digit, which equal numbers keep: with `.2%`, 0.92 and 0.92 become
     92.00%, 92.00%, and 0.91999 and 0.92 become 91.999%, 92.000%.

@@ -96,7 +96,7 @@ def check_classes_against_champion(policy: ClassPolicy, champion: Champion) -> C
         for row, p in zip(champion.classes, p_values, strict=True)
         if p < policy.significance
     ]
-    message = f"recall significantly lower than the champion's: {', '.join(worse)}"
+    message = f"recall is significantly lower than the champion's: {', '.join(worse)}"
     if not worse:
         message = (
             f"no class has a significantly lower recall (lowest {_format_p_value(min(p_values), policy.significance)})"
@@ -153,7 +153,9 @@ def _explain_no_comparison(name: str, threshold: str, champion: OtherClasses | N
 
 
 def _format_p_value(p: float, significance: float) -> str:
-    return f"p = {format_apart(p, significance, '.3f')[0]}" if p >= 0.001 else "p < 0.001"
+    if p < 0.001 <= significance:
+        return "p < 0.001"
+    return f"p = {format_apart(p, significance, '.3f' if significance >= 0.001 else '.5f')[0]}"
 
 
 def _replace_message(check: Check, message: str) -> Check:

@@ -380,7 +380,7 @@ def test_a_significant_difference_is_described_with_its_direction(
 def test_classes_with_lower_recall_are_named() -> None:
     champion = make_comparison(20, 40, classes=[(0, 10), (0, 9)])
     result = model_checks.check_classes_against_champion(POLICY.classes, champion)
-    message = "recall significantly lower than the champion's: shirt (p = 0.002), bag (p = 0.002)"
+    message = "recall is significantly lower than the champion's: shirt (p = 0.002), bag (p = 0.002)"
     assert result.to_json() == make_expected("class recall against champion", pytest.approx(1 / 512), "hold", message)
 
 
@@ -403,6 +403,12 @@ def test_a_p_value_below_a_thousandth_is_not_shown_as_zero(lost: int, p_value: s
 )
 def test_a_p_value_is_never_shown_as_equal_to_the_significance_level(gained: int, lost: int, message: str) -> None:
     assert message in model_checks.check_against_champion(POLICY.champion, make_comparison(gained, lost)).message
+
+
+@pytest.mark.parametrize(("lost", "message"), [(11, "no significant difference, p = 0.00098"), (12, "p = 0.00049")])
+def test_a_p_value_near_a_small_significance_level_is_shown_with_its_digits(lost: int, message: str) -> None:
+    policy = POLICY.champion.model_copy(update={"significance": 0.0005})
+    assert message in model_checks.check_against_champion(policy, make_comparison(0, lost)).message
 
 
 def test_validation_accuracies_that_differ_by_one_image_are_shown_as_different() -> None:

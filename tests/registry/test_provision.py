@@ -403,16 +403,15 @@ def test_the_init_job_refuses_one_user_for_two_roles(provisioned: Provisioned, m
         run_init_job(provisioned, keys | {"reader": keys["publisher"]}, monkeypatch)
 
 
+@pytest.mark.parametrize("server", ["minio"], indirect=True)  # Versity disables no users
 def test_the_init_job_refuses_a_disabled_user(provisioned: Provisioned, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user of MinIO; Versity disables none."""
-    if provisioned.server.kind == "minio":
-        keys = {role: uuid4().hex[:20] for role in provision.ROLES}
-        provider = StaticProvider(*provisioned.users["root"])
-        admin = MinioAdmin(endpoint=provisioned.authority, credentials=provider, secure=False)
-        admin.user_add(keys["reader"], "a-leaked-secret")
-        admin.user_disable(keys["reader"])
-        with pytest.raises(AccessError, match="the user of the role reader is disabled"):
-            run_init_job(provisioned, keys, monkeypatch)
+    keys = {role: uuid4().hex[:20] for role in provision.ROLES}
+    provider = StaticProvider(*provisioned.users["root"])
+    admin = MinioAdmin(endpoint=provisioned.authority, credentials=provider, secure=False)
+    admin.user_add(keys["reader"], "a-leaked-secret")
+    admin.user_disable(keys["reader"])
+    with pytest.raises(AccessError, match="the user of the role reader is disabled"):
+        run_init_job(provisioned, keys, monkeypatch)
 
 
 def test_not_even_the_administrator_can_overwrite_a_log_entry_in_minio(provisioned: Provisioned) -> None:
