@@ -234,7 +234,7 @@ def measure_training() -> dict[str, Any]:
             for number in range(2, 2 + TRAINED_IMAGES // IMAGES_PER_BATCH)
         ]
         dataset = folder / "dataset.json"
-        dataset.write_text(json.dumps(make_dataset("synthetic", [str(number) for number in range(10)], base, batches)))
+        dataset.write_text(make_dataset(synthetic.PROPERTIES, base, batches).model_dump_json())
         store_uri = minio_server.build_uri("larger")
         metrics: dict[str, Any] = run_module(
             "bench.measurements", "train_one_epoch", str(dataset), FMNIST_STORE=store_uri

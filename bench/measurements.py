@@ -163,14 +163,16 @@ def train_one_epoch(dataset: str) -> dict[str, float]:
     from fmnist_tasks.schemas.data import Dataset
     from fmnist_tasks.settings import PROFILES, Settings
 
-    store, description = open_store(Settings.from_environment().store), json.loads(Path(dataset).read_text())
+    store = open_store(Settings.from_environment().store)
+    description = Dataset.model_validate_json(Path(dataset).read_text())
     clock = time.monotonic()
-    arrays, quick = load_splits(store, Dataset.model_validate(description)), PROFILES["quick"]
+    arrays, quick, image_format = load_splits(store, description), PROFILES["quick"], description.image_format
     profile = replace(quick, base=replace(quick.base, epochs=1))
-    fit = training.train_model(arrays, 10, profile, 0, Checkpoints(store, "bench", "base", {}))
+    fit = training.train_model(arrays, 10, image_format, profile, 0, Checkpoints(store, "bench", "base", {}))
     epoch = fit.curves.seconds[0]
-    classifier = cnn.build_classifier(profile, 10, fit.model)
-    detector.add_ood_head(cnn.export_for_inference(profile, 10, classifier, 1.0), arrays.training)
+    classifier = cnn.build_classifier(profile, 10, image_format, fit.model)
+    exported = cnn.export_for_inference(profile, 10, image_format, classifier, 1.0)
+    detector.add_ood_head(exported, arrays.training, description)
     return {
         "images": len(arrays.training),
         "windows": len(arrays.training.window_sizes),

@@ -51,10 +51,13 @@ class Recorder:
         """None: training always starts from the beginning."""
 
 
+DATASET = read_declaration(Settings.from_environment().dataset)
+FORMAT = DATASET.image_format
+
+
 def load_arrays() -> Arrays:
     """The splits of the dataset, as in a run."""
-    settings = Settings.from_environment()
-    base, _ = load_base(read_declaration(settings.dataset), settings)
+    base, _ = load_base(DATASET, Settings.from_environment())
     images, labels = base["train_images"], base["train_labels"]
     train, validation = split_indices(labels)
     return Arrays(
@@ -116,16 +119,20 @@ def train_baseline(data: Arrays, seed: int) -> dict[str, Any]:
 def train_profile(data: Arrays, profile: Profile, seed: int) -> dict[str, Any]:
     """Train and fine-tune with a profile, and choose a candidate, like the steps `train` and `fine_tune`."""
     recorder = Recorder()
-    base = cnn.build_classifier(profile, 10, training.train_model(data, 10, profile, seed, recorder).model)
+    base = cnn.build_classifier(
+        profile, 10, FORMAT, training.train_model(data, 10, FORMAT, profile, seed, recorder).model
+    )
     base_epochs = len(recorder.states)
     recorder.resume_clock()
-    tuned = cnn.build_classifier(profile, 10, tuning.fine_tune_model(base, data, 10, profile, seed, recorder).model)
+    tuned = cnn.build_classifier(
+        profile, 10, FORMAT, tuning.fine_tune_model(base, data, 10, FORMAT, profile, seed, recorder).model
+    )
     seconds = recorder.seconds[-1]
     base_metrics, tuned_metrics = (_evaluate_on_validation(data, model) for model in (base, tuned))
-    network, optimizer, tests = cnn.build_network(profile, 10), Muon(0.0), []
+    network, optimizer, tests = cnn.build_network(profile, 10, FORMAT), Muon(0.0), []
     optimizer.build(network.trainable_variables)
     # One model for all states, since the first prediction of a model takes seconds.
-    model = cnn.build_classifier(profile, 10, network)
+    model = cnn.build_classifier(profile, 10, FORMAT, network)
     for state in recorder.states:
         network.set_weights(unpack(state, network, optimizer).best_weights)
         cnn.copy_weights(model, network)
@@ -135,8 +142,10 @@ def train_profile(data: Arrays, profile: Profile, seed: int) -> dict[str, Any]:
         candidate, tests[-1] = base, tests[base_epochs - 1]
     # A few images are enough: only the time and size of the released model are measured.
     few = ShardedImages.from_arrays(data.validation_images[:1000], data.validation_labels[:1000])
-    released = detector.add_ood_head(cnn.export_for_inference(profile, 10, candidate, temperature=1.0), few)
-    operations = _count_operations(cnn.build_network(profile, 10)) * len(recorder.states)
+    released = detector.add_ood_head(
+        cnn.export_for_inference(profile, 10, FORMAT, candidate, temperature=1.0), few, DATASET
+    )
+    operations = _count_operations(cnn.build_network(profile, 10, FORMAT)) * len(recorder.states)
     return {
         "seconds": recorder.seconds,
         "test_accuracy": tests,

@@ -10,6 +10,7 @@ import getpass
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -51,6 +52,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 keys_app = typer.Typer(no_args_is_help=True)
 _KEYS_HELP = "Manage the keys that sign releases and the champion log."
 app.add_typer(keys_app, name="keys", help=_KEYS_HELP, short_help=_KEYS_HELP)
+dataset_app = typer.Typer(no_args_is_help=True)
+_DATASET_HELP = "Create a dataset from your own images."
+app.add_typer(dataset_app, name="dataset", help=_DATASET_HELP, short_help=_DATASET_HELP)
 standard_error = Console(stderr=True)
 
 _HISTORY_COLUMNS = ("sequence", "time", "action", "version", "replaces", "actor", "reason", "signature")
@@ -303,6 +307,84 @@ def audit(
     show_rows({**audit_store(store, expect), "batches": len(list_accepted(store))}, as_json)
 
 
+def _parse_size(text: str) -> tuple[int, int]:
+    """Parse a height and width, or the side of a square; typer reports a ValueError as a usage error."""
+    if not (match := re.fullmatch(r"(\d{1,2})(?:x(\d{1,2}))?", text)):
+        raise ValueError("is not a height and width in pixels, such as 32x48, or the side of a square, such as 32")
+    size = int(match[1]), int(match[2] or match[1])
+    if not all(8 <= side <= 96 for side in size):
+        raise ValueError("is not between 8 and 96 pixels")
+    return size
+
+
+def create_dataset(
+    name: Annotated[str, typer.Argument(help="Name of the dataset: letters, digits and -.", metavar="NAME")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder or zip file with a folder of images for each class, a .csv, an .npz, or a folder of IDX."
+        ),
+    ],
+    title: Annotated[str, typer.Option(help="Title for users; by default the name.")] = "",
+    size: Annotated[
+        Any | None,
+        typer.Option(
+            parser=_parse_size, metavar="HxW", help="Size of the images; by default that of most of them, or 32."
+        ),
+    ] = None,
+    colour: Annotated[
+        bool | None, typer.Option("--colour/--grey", help="By default colour if enough images have some.")
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="A mirrored image has the same label.")] = False,
+    upright: Annotated[
+        bool,
+        typer.Option("--upright", help="Images have an upright orientation: rotated ones are out of distribution."),
+    ] = False,
+    classes: Annotated[
+        str, typer.Option(help="Names of the classes, separated by commas, if labels are numbers.")
+    ] = "",
+    ood_label: Annotated[
+        str, typer.Option(help="The answer for an image that is out of distribution.")
+    ] = "out of distribution",
+    as_json: AsJson = False,
+) -> None:
+    """Create a dataset: the declaration, the files of images, and the thresholds of the gates.
+
+    Exact copies are removed. Without a folder for test images, a sixth of each class becomes the test split, without
+    near-duplicates in training. The command reports what it found, and prints the next command.
+    """
+    from fmnist_tasks import new_dataset
+    from fmnist_tasks.data.labelled_sources import read_source
+
+    names = [part.strip() for part in classes.split(",")] if classes else []
+    channels = None if colour is None else 3 if colour else 1
+    source = read_source(path, size=size, channels=channels, classes=names)
+    created = new_dataset.create_dataset(
+        source,
+        Settings.from_environment().datasets,
+        name,
+        title=title or name,
+        ood_label=ood_label,
+        horizontal_flip=flip,
+        upright=upright,
+    )
+    if as_json:
+        print_json(created.report)
+        return
+    show_rows({name: _join(value) for name, value in created.report.items()}, as_json)
+    print(f"\nNext: look at {created.path}, then run\n\n    make run DATASET={name}\n")
+
+
+def _join(value: object) -> object:
+    """A list, or counts by name, on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {count:,}" for name, count in value.items())
+    return "; ".join(map(str, value)) or "none" if isinstance(value, list) else value
+
+
+add_command(dataset_app, "new", create_dataset)
+
+
 def _parse_folder(text: str) -> Path:
     """Parse a folder's name; typer reports a ValueError as a usage error."""
     if not text:
@@ -448,29 +530,29 @@ def prune(
 
 @command
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files; converted to greyscale and scaled to 28 x 28.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files; converted to the format of the dataset.")],
     release: Annotated[str | None, typer.Option(help="The release; by default the champion.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify images, or report them as out of distribution; exit code 1 if an image cannot be read.
 
-    Images should be like those of the dataset. Those of Fashion-MNIST show light garments on a black background.
+    Images should be like those of the dataset: Fashion-MNIST, for example, shows light garments on a black background.
     """
     import numpy as np
 
     from fmnist_tasks.data.image_files import read_image_file
 
     store = open_default_store()
-    version = release or require_champion(store).version
+    opened = open_release(store, release or require_champion(store).version)
     pixels, reasons = {}, {}
     for path in images:
         try:
-            pixels[path] = read_image_file(path, str(path))
+            pixels[path] = read_image_file(path, str(path), opened.manifest.dataset.image_format)
         except DataError as error:
             reasons[path] = str(error)
     predictions = []
     if pixels:
-        predictions = classify_images(open_release(store, version), np.stack([*pixels.values()]))
+        predictions = classify_images(opened, np.stack([*pixels.values()]))
     rows = [{"image": str(path), **row} for path, row in zip(pixels, predictions, strict=True)]
     if as_json:
         print_json([*rows, *({"image": str(path), "error": reason} for path, reason in reasons.items())])

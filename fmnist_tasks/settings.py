@@ -48,6 +48,7 @@ class Settings:
     home: Path  # folder for everything that is written locally
     store: str  # URI of the object store: file:///folder or s3://bucket?endpoint=https://host:port
     dataset: Path  # declaration (TOML) of the dataset
+    datasets: Path  # folder of the declarations that users create
     data_dir: Path | None  # folder with the dataset's files, searched after the cache
     overdue_after: timedelta  # FMNIST_OVERDUE_DAYS: alert if no run has succeeded for this long
     settle_time: timedelta  # FMNIST_SETTLE_SECONDS: ignore files in incoming/ of a folder that changed more recently
@@ -81,6 +82,7 @@ class Settings:
             home=home,
             store=read_store_uri(environment),
             dataset=_read_path(environment, "FMNIST_DATASET", INCLUDE / "datasets" / "fashion_mnist.toml"),
+            datasets=_read_path(environment, "FMNIST_DATASETS", home / "datasets"),
             data_dir=_read_path(environment, "FMNIST_DATA_DIR", home) if environment.get("FMNIST_DATA_DIR") else None,
             overdue_after=timedelta(days=int(days)),
             settle_time=timedelta(seconds=int(seconds)),

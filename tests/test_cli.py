@@ -97,7 +97,9 @@ def test_an_invalid_policy_fails_the_run_at_ingest(pipeline: Pipeline) -> None:
     assert [stat.key for stat in pipeline.store.list("")] == ["runs/r/ingest.json", "runs/r/report.html"]
     family = '{"ood": {"families": {"digit": {"min_auroc": 0.9, "max_fpr99": 0.1}}}}'
     unknown = run_fmnist("ingest", "--policy", family, "--run", "r", expect=1).stderr
-    assert "policy: ood: unknown families: digit; use " in unknown
+    assert (
+        "policy: ood: families that do not exist for Synthetic patterns: digit; remove them from the policy" in unknown
+    )
 
 
 @pytest.mark.integration

@@ -48,11 +48,12 @@ def train_in_each_way():
     from fmnist_tasks.model import training
     from fmnist_tasks.model.ood.probe import fit_probe
     from tests.model.test_network import PROFILE, Checkpoints, FolderStore, make_arrays
+    from tests.support import synthetic
     checkpoints = Checkpoints(FolderStore(pathlib.Path(sys.argv[1])), "run", "base-0", {})
     features = numpy.ones((8, 2), numpy.float32)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    yield lambda: training.train_model(make_arrays(), 10, PROFILE, 0, checkpoints)
+    yield lambda: training.train_model(make_arrays(), 10, synthetic.FORMAT, PROFILE, 0, checkpoints)
     yield lambda: fit_probe(features.copy(), features[:, 0] > 0, 2)
     yield lambda: model.train_on_batch(features, features[:, :1])
     yield lambda: model.fit(features, features[:, :1], verbose=0)

@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult
 
-from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.data.drift import Feature, compare_features, compute_features, measure_drift
 from fmnist_tasks.data.duplicates import compute_digests, find_duplicates
 from fmnist_tasks.data.label_errors import ConfusedClasses, LabelErrorDetector
+from fmnist_tasks.schemas.data import DatasetProperties
 from fmnist_tasks.schemas.evaluation import Check, make_check
 from fmnist_tasks.settings import INCLUDE
 
@@ -44,12 +44,12 @@ class Sample:
     labels: np.ndarray
     count: int | None  # images that the dataset declares; None for a batch, which may have any number
 
-    def is_well_formed(self, classes: int) -> bool:
-        """Whether statistics can be computed: uint8 images of the right size, and labels of the declared classes."""
-        images, labels = self.images, self.labels
+    def is_well_formed(self, dataset: DatasetProperties) -> bool:
+        """Whether statistics can be computed: uint8 images of the right shape, and labels of the declared classes."""
+        images, labels, classes = self.images, self.labels, len(dataset.classes)
         return (
             images.dtype == np.uint8
-            and images.shape[1:] == (SIDE, SIDE)
+            and images.shape[1:] == dataset.image_format.shape
             and len(images) > 0
             and labels.dtype.kind in "ui"
             and bool(((labels >= 0) & (labels < classes)).all())
@@ -67,7 +67,7 @@ class Findings:
 
 
 def check_samples(
-    training: Sample, test: Sample, batches: Iterable[Sample], classes: int
+    training: Sample, test: Sample, batches: Iterable[Sample], dataset: DatasetProperties
 ) -> tuple[dict[str, Findings], dict[str, bytes]]:
     """Return the findings by name of the sample, and the Data Docs as files by relative path.
 
@@ -75,25 +75,31 @@ def check_samples(
     so an iterator need not hold all of them. If the base fails a check, batches are not checked, since they are
     compared with it. An error in checking a batch is a failed check of that batch.
     """
+    classes, image_format = len(dataset.classes), dataset.image_format
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     suites = _Suites(context, context.data_sources.add_pandas("memory"))
     in_training, in_test = (set(compute_digests(sample.images)) for sample in (training, test))
-    references = {sample.name: _Reference.of(sample, classes) for sample in (training, test)}
+    references = {sample.name: _Reference.of(sample, dataset) for sample in (training, test)}
 
     def check(sample: Sample) -> Findings:
         count, digests = sample.count, compute_digests(sample.images)
         frame = build_image_frame(sample)
         frame["duplicate"] = find_duplicates(digests, in_training if count is None else set())
         frame["in_test"] = False if sample is test else [digest in in_test for digest in digests]
-        parameters = {"min_count": count or 1, "max_count": count or _UNLIMITED, "labels": list(range(classes))}
+        parameters = {
+            **image_format.model_dump(include={"height", "width", "channels"}),
+            "min_count": count or 1,
+            "max_count": count or _UNLIMITED,
+            "labels": list(range(classes)),
+        }
         checks = suites.check(f"{sample.name} images", "images", frame, parameters)
         if count is not None:
             shares = {"min_share": 0.5 / classes, "max_share": 2 / classes}
             frame = build_class_frame(sample.labels, classes)
             checks += suites.check(f"{sample.name} classes", "classes", frame, shares)
         name = (test if sample is training else training).name
-        return _compare_with_reference(suites, sample, references[name], classes, name, checks)
+        return _compare_with_reference(suites, sample, references[name], dataset, name, checks)
 
     findings = {sample.name: check(sample) for sample in (training, test)}
     base_has_passed = all(check.has_passed for split in findings.values() for check in split.checks)
@@ -117,10 +123,11 @@ class _Reference:
     detector: LabelErrorDetector
 
     @classmethod
-    def of(cls, sample: Sample, classes: int) -> _Reference | None:
+    def of(cls, sample: Sample, dataset: DatasetProperties) -> _Reference | None:
         """None if the sample is not well formed, or has too few non-blank images of a class."""
-        if not sample.is_well_formed(classes):
+        if not sample.is_well_formed(dataset):
             return None
+        classes = len(dataset.classes)
         features = compute_features(sample.images)
         if np.bincount(sample.labels[features["contrast"] > 0], minlength=classes).min() < _MIN_REFERENCE_IMAGES:
             return None
@@ -128,10 +135,15 @@ class _Reference:
 
 
 def _compare_with_reference(
-    suites: _Suites, sample: Sample, reference: _Reference | None, classes: int, name: str, checks: list[Check]
+    suites: _Suites,
+    sample: Sample,
+    reference: _Reference | None,
+    dataset: DatasetProperties,
+    name: str,
+    checks: list[Check],
 ) -> Findings:
     """Return the checks so far and those against the named reference, which need both to be well formed."""
-    if not sample.is_well_formed(classes):
+    if not sample.is_well_formed(dataset):
         return Findings(checks, None)
     if reference is None:
         requirement = f"the {name} split has at least {_MIN_REFERENCE_IMAGES} valid, non-blank images of each class"
@@ -163,8 +175,9 @@ def build_image_frame(sample: Sample) -> pd.DataFrame:
     minimum, maximum = pixels.min(axis=1).astype(float), pixels.max(axis=1).astype(float)
     return pd.DataFrame(
         {
-            "height": np.full(count, images.shape[1] if images.ndim == 3 else 0),
-            "width": np.full(count, images.shape[2] if images.ndim == 3 else 0),
+            "height": np.full(count, images.shape[1] if images.ndim in {3, 4} else 0),
+            "width": np.full(count, images.shape[2] if images.ndim in {3, 4} else 0),
+            "channels": np.full(count, {3: 1, 4: images.shape[-1] if images.shape[-1] > 1 else 0}.get(images.ndim, 0)),
             "dtype": str(images.dtype),
             "minimum": minimum,
             "maximum": maximum,

@@ -18,18 +18,19 @@ from fmnist_tasks.errors import DataError, IntegrityError
 from fmnist_tasks.registry.blobs import open_verified, put_blob
 from fmnist_tasks.registry.documents import compute_digest
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.schemas.data import Dataset, ImageSet, Split
+from fmnist_tasks.schemas.data import Dataset, DatasetProperties, ImageSet, Split
 
 VALIDATION_SHARE = 0.2
 # Independent of a run's seed: all releases have the same validation images, so their metrics are comparable, and no
 # release is evaluated on images that an earlier one was trained on.
 SPLIT_SEED = 0
+_MODEL_FIELDS = ("name", "classes", "image_format", "excluded_families")  # properties that affect the model
 _CHUNK_SIZE = 10_000  # images that are read at once
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A dataset: images uint8 (N, 28, 28), labels uint8 (N,). The training split may be larger than memory."""
+    """A dataset: images uint8 (N, H, W) or (N, H, W, 3), labels uint8 (N,). Training may be larger than memory."""
 
     training: ShardedImages
     validation_images: np.ndarray
@@ -57,16 +58,20 @@ def store_images(
         return ImageSet(split=split, source=source, images=len(images), blob=put_blob(store, file), keys=list(keys))
 
 
-def make_dataset(name: str, classes: Sequence[str], base: list[ImageSet], batches: Iterable[ImageSet]) -> Dataset:
+def make_dataset(properties: DatasetProperties, base: list[ImageSet], batches: Iterable[ImageSet]) -> Dataset:
     """Return the dataset of the two base splits and the batches; repeated content counts once.
 
-    The fingerprint covers classes and content, but neither the source of images nor the order of batches.
+    The fingerprint covers content, and properties that affect the model; not texts, sources, or the order of batches.
     """
     known = {image_set.blob.sha256 for image_set in base}
     new = {batch.blob.sha256: batch for batch in batches if batch.blob.sha256 not in known}
     image_sets = [*base, *(new[sha256] for sha256 in sorted(new))]
-    content = [name, list(classes), [[image_set.split, image_set.blob.sha256] for image_set in image_sets]]
-    return Dataset(name=name, classes=list(classes), image_sets=image_sets, fingerprint=compute_digest(content))
+    fields = properties.model_dump(include=set(DatasetProperties.model_fields))
+    content = [
+        {name: fields[name] for name in _MODEL_FIELDS},
+        [[image_set.split, image_set.blob.sha256] for image_set in image_sets],
+    ]
+    return Dataset(**fields, image_sets=image_sets, fingerprint=compute_digest(content))
 
 
 def load_images(store: Store, image_set: ImageSet) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +93,7 @@ def load_splits(store: Store, dataset: Dataset) -> Arrays:
     images, labels = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
     shards = [(len(training), partial(read_chunks, store, dataset.base, training))]
     shards += [(batch.images, partial(read_chunks, store, batch)) for batch in dataset.batches]
-    return Arrays(ShardedImages(shards), images, labels, *load_test_split(store, dataset))
+    return Arrays(ShardedImages(dataset.image_format.shape, shards), images, labels, *load_test_split(store, dataset))
 
 
 def load_labels(store: Store, image_set: ImageSet) -> np.ndarray:

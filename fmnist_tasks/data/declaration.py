@@ -1,58 +1,57 @@
-"""Dataset declarations (`include/datasets/*.toml`): classes, and the size and digest of each file."""
+"""Dataset declarations (`include/datasets/*.toml`): what the dataset is, and the size and digest of each file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
 
 from fmnist_tasks.errors import SettingsError
+from fmnist_tasks.schemas.base import Count, Model, Sha256, describe_faults
+from fmnist_tasks.schemas.data import DatasetProperties, Split
 from fmnist_tasks.toml_files import read_toml
 
-ROLES = ("train_images", "train_labels", "test_images", "test_labels")
+Role = Literal["train_images", "train_labels", "test_images", "test_labels"]
+ROLES: tuple[Role, ...] = ("train_images", "train_labels", "test_images", "test_labels")
+_LABELS: dict[Split, Role] = {"train": "train_labels", "test": "test_labels"}
 _LABELS_HEADER = 8  # bytes of the header of an IDX file with one axis
-SIDE = 28  # height and width of every image, in pixels
 
 
-@dataclass(frozen=True)
-class File:
+class File(Model):
     """One IDX file; size and digest are those of its content after gunzip."""
 
-    name: str
-    bytes: int
-    sha256: str
+    name: Annotated[str, Field(pattern=r"^[^/]+$")]
+    bytes: Count
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class Declaration:
+class Declaration(DatasetProperties):
     """A declared dataset. The class of label `i` is `classes[i]`."""
 
-    name: str
     title: str
-    classes: tuple[str, ...]
-    files: dict[str, File]  # by role, see ROLES
-    url: str | None = None  # folder on the web that has the files
+    gates: Annotated[str, Field(pattern=r"^[^/]+$")] | None = None  # the policy file, beside the declaration
+    files: dict[Role, File]
+    url: Annotated[str, Field(pattern=r"^https://")] | None = None  # folder on the web that has the files
     debian_package: str | None = None  # that has the files in /usr/share/datasets/<name>
-    images: dict[str, int] = field(default_factory=dict)  # number of images in `train` and `test`
+    images: dict[Split, Count] = Field(default_factory=dict)  # declared number of images of each split
 
-    def count_images(self, split: str) -> int:
-        """Return the number of images in `train` or `test`: as declared, or else from the size of the labels."""
-        return self.images.get(split, self.files[f"{split}_labels"].bytes - _LABELS_HEADER)
+    def count_images(self, split: Split) -> int:
+        """Return the number of images of a split: as declared, or else from the size of the labels."""
+        return self.images.get(split, self.files[_LABELS[split]].bytes - _LABELS_HEADER)
+
+    @model_validator(mode="after")
+    def _require_files(self) -> Self:
+        if missing := [role for role in ROLES if role not in self.files]:
+            raise ValueError(f"files lacks {', '.join(missing)}")
+        return self
 
 
 def read_declaration(path: Path) -> Declaration:
-    """Read and validate a declaration; raises :class:`SettingsError` naming the file and the fault."""
-    values = read_toml(path, "FMNIST_DATASET")
+    """Read and validate a declaration; raises :class:`SettingsError` naming the file and each fault."""
     try:
-        files = {role: File(**entry) for role, entry in values.pop("files").items()}
-        declaration = Declaration(classes=tuple(values.pop("classes")), files=files, **values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"dataset declaration {path}: {error}") from error
-    if set(declaration.files) != set(ROLES):
-        raise SettingsError(f"dataset declaration {path}: needs the files {', '.join(ROLES)}")
-    if declaration.url and not declaration.url.startswith("https://"):
-        raise SettingsError(f"dataset declaration {path}: url must begin with https://")
-    if unknown := sorted(set(declaration.images) - {"train", "test"}):
-        raise SettingsError(f"dataset declaration {path}: images: unknown key {', '.join(unknown)}; use train and test")
-    if not 2 <= len(declaration.classes) <= 256:
-        raise SettingsError(f"dataset declaration {path}: has {len(declaration.classes)} classes; use 2 to 256")
-    return declaration
+        return Declaration.model_validate(read_toml(path, "FMNIST_DATASET"))
+    except ValidationError as error:
+        raise SettingsError(
+            f"dataset declaration {path}: {describe_faults(error)}; docs/own-data.md lists all keys"
+        ) from error

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, ks_1samp, kstwo, uniform
 
+from fmnist_tasks.data.colour import to_luminance
 from fmnist_tasks.significance import holm
 
 FALSE_ALARMS = 0.001  # probability for a good sample, all tests together
@@ -46,7 +47,7 @@ class Feature:
 
 
 def compute_features(images: np.ndarray, *, negative: bool = False) -> dict[str, np.ndarray]:
-    """Return the features, each float (N,), of images uint8 (N, H, W) or of their negatives."""
+    """Return the features, each float (N,), of images uint8 (N, H, W) or (N, H, W, 3), or of their negatives."""
     slices = (images[start : start + _CHUNK_SIZE] for start in range(0, len(images), _CHUNK_SIZE))
     chunks = [_compute_features(255 - chunk if negative else chunk) for chunk in slices]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -83,6 +84,8 @@ def measure_drift(features: list[Feature]) -> float:
 
 
 def _compute_features(images: np.ndarray) -> dict[str, np.ndarray]:
+    if images.ndim == 4:
+        return _compute_features(to_luminance(images)) | _compute_colour_features(images)
     pixels = images.astype(np.float32)
     flat = pixels.reshape(len(pixels), -1)
     mass = np.maximum(flat.sum(axis=1), 1.0)
@@ -97,6 +100,13 @@ def _compute_features(images: np.ndarray) -> dict[str, np.ndarray]:
         "horizontal centroid": columns @ np.arange(columns.shape[1], dtype=np.float32) / mass,
         "symmetry": np.abs(pixels - pixels[:, :, ::-1]).sum(axis=(1, 2)) / mass,
     }
+
+
+def _compute_colour_features(images: np.ndarray) -> dict[str, np.ndarray]:
+    """The means of the colours, and of the difference between the strongest and the weakest colour of a pixel."""
+    means = images.mean(axis=(1, 2), dtype=np.float32)
+    spread = (images.max(axis=3) - images.min(axis=3)).mean(axis=(1, 2), dtype=np.float32)
+    return {"red": means[:, 0], "green": means[:, 1], "blue": means[:, 2], "colourfulness": spread}
 
 
 def _compute_percentile_ranks(

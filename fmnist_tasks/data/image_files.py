@@ -1,48 +1,121 @@
-"""Untrusted image files (PNG, JPEG, …), converted to the size and format of the dataset."""
+"""Untrusted image files (PNG, JPEG, …), converted to the size and format of the dataset.
+
+The same picture gives the same image in every encoding: 16-bit values are scaled to 8 bits, the orientation in EXIF is
+applied, and transparent areas show the background. A picture of another shape is padded to the dataset's shape with
+the background, as the images of Fashion-MNIST were; without a background, it is cropped at its centre.
+"""
 
 from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.data.files import read_file
 from fmnist_tasks.errors import DataError
+from fmnist_tasks.schemas.data import ImageFormat
 
-_MAX_PIXELS = 4096 * 4096
-MAX_BYTES = 1 << 26  # of a file; uncompressed, an image of `_MAX_PIXELS` has 48 MiB
+_MAX_PIXELS = 64 << 20  # cameras of phones have up to 50 million
+MAX_BYTES = 1 << 26  # of a file
 _MAX_JPEG_SCANS = 100  # each costs a pass over all pixels; usual files have about ten
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow reads more, which nobody needs here
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow reads more, which nobody needs here
+_ORIENTATION = 0x0112  # EXIF's tag
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def read_image_file(file: Path | BinaryIO, name: str) -> np.ndarray:
-    """Return the image as greyscale uint8 (28, 28); `name` is for messages.
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image in the format of the dataset, and what the file had."""
 
-    Raises :class:`DataError` if it is not an image or too large.
+    pixels: np.ndarray  # uint8 (H, W) or (H, W, 3)
+    size: tuple[int, int]  # width and height of the file
+    mode: str  # Pillow's name of the colour mode: L, RGB, RGBA, P, I;16, …
+
+
+def read_image_file(file: Path | BinaryIO, name: str, image_format: ImageFormat) -> np.ndarray:
+    """Return the pixels of :func:`decode_image_file`."""
+    return decode_image_file(file, name, image_format).pixels
+
+
+def decode_image_file(file: Path | BinaryIO, name: str, image_format: ImageFormat) -> DecodedImage:
+    """Return the image in the format of the dataset; `name` is for messages. Of an animation, it is the first picture.
+
+    Raises :class:`DataError` if the file is not an image or too large.
     """
     try:
         content = read_file(file, name, MAX_BYTES)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged metadata, which does not matter
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # about damaged metadata, and large pictures within the limit
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise DataError(f"{name}: has {image.width} x {image.height} pixels; the limit is {_MAX_PIXELS:,}")
                 if content.startswith(b"\xff\xd8") and (scans := content.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
                     raise DataError(f"{name}: is a JPEG with {scans:,} scans; the limit is {_MAX_JPEG_SCANS}")
-                return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                size, mode = image.size, image.mode
+                return DecodedImage(_convert(image, name, image_format), size, mode)
+    except Image.DecompressionBombError as error:
         raise DataError(f"{name}: has too many pixels ({error})") from error
     except DataError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: there is no such file") from error
     except UnidentifiedImageError as error:  # its text only names a Python object
-        raise DataError(f"{name}: is not a readable image (supported: {', '.join(_FORMATS)})") from error
+        kind = "is a HEIC image; save it as JPEG" if content[4:12] in _HEIC else "is not a readable image"
+        raise DataError(f"{name}: {kind} (supported: {', '.join(_FORMATS)})") from error
     except Exception as error:  # any, since the bytes are untrusted
         raise DataError(f"{name}: is not a readable image ({error or type(error).__name__})") from error
+
+
+_HEIC = {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"}
+
+
+def _convert(image: Image.Image, name: str, image_format: ImageFormat) -> np.ndarray:
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    size = (image_format.width, image_format.height)
+    if orientation >= 5:  # the picture is stored on its side
+        size = size[::-1]
+    picture = _to_eight_bits(image, name)
+    is_larger = min(picture.width / size[0], picture.height / size[1]) > 1
+    method = Image.Resampling.BOX if is_larger else Image.Resampling.LANCZOS  # averages, or interpolates
+    shade = image_format.background or 0
+    if image_format.background is None:
+        picture = ImageOps.fit(picture, size, method)
+    else:
+        colour = 0 if picture.mode == "RGBa" else (shade,) * len(picture.getbands())
+        picture = ImageOps.pad(picture, size, method, color=colour)
+    if picture.mode == "RGBa":
+        background = Image.new("RGBA", size, (shade, shade, shade, 255))
+        picture = Image.alpha_composite(background, picture.convert("RGBA"))
+    picture = picture.convert("L" if image_format.channels == 1 else "RGB")
+    if orientation in _TRANSPOSITIONS:
+        picture = picture.transpose(_TRANSPOSITIONS[orientation])
+    return np.asarray(picture)
+
+
+def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Return the picture in mode L, RGB or, if parts are transparent, RGBa (premultiplied, so it can be averaged)."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise DataError(f"{name}: has pixels with 32 bits; save it with 8 or 16")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError(f"{name}: has floating-point pixels; save it with 8 or 16 bits")
+    if "transparency" in image.info or image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
+        return image.convert("RGBA").convert("RGBa")
+    return image.convert("L" if image.mode in {"1", "L"} else "RGB")

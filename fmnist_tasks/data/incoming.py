@@ -20,14 +20,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.data.idx import read_idx
 from fmnist_tasks.data.npz import Header, read_npz
 from fmnist_tasks.errors import AccessError, DataError, StoreError
 from fmnist_tasks.registry.blobs import compute_reference
 from fmnist_tasks.registry.folder import to_original_key
 from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store, is_ahead, require_response
-from fmnist_tasks.schemas.data import IncomingFile, QuarantinedBatch, WaitingFile
+from fmnist_tasks.schemas.data import ImageFormat, IncomingFile, QuarantinedBatch, WaitingFile
 
 PREFIX = "incoming/"
 # Of a file, and of its pixels and labels. A worker with 6 GB has room for them, for the copy that is being stored, and
@@ -136,8 +135,10 @@ def find_batches(
     return batches, waiting
 
 
-def read_batch(store: Store, batch: IncomingBatch) -> tuple[tuple[np.ndarray, np.ndarray] | str, list[IncomingFile]]:
-    """Return images uint8 (N, 28, 28) and integer labels (N,), or the reason against them; and files with digests.
+def read_batch(
+    store: Store, batch: IncomingBatch, image_format: ImageFormat
+) -> tuple[tuple[np.ndarray, np.ndarray] | str, list[IncomingFile]]:
+    """Return images uint8 (N, …) and integer labels (N,), or the reason against them; and files with digests.
 
     Invalid content raises nothing. Raises :class:`AccessError`, :class:`StoreError` or :class:`MissingError` if the
     store cannot read a file.
@@ -162,7 +163,7 @@ def read_batch(store: Store, batch: IncomingBatch) -> tuple[tuple[np.ndarray, np
         except OSError as error:
             raise StoreError(f"cannot read {batch.name}: {error.strerror}; check the disk of the store") from error
         try:
-            return _normalise(*_decode(contents)), files
+            return _normalise(*_decode(contents, image_format), image_format), files
         except DataError as error:
             return str(error), files
 
@@ -235,14 +236,15 @@ def _is_free(store: Store, key: str, size: int, sha256: str | None) -> bool:
         return compute_reference(key, content).sha256 == sha256
 
 
-def _decode(contents: dict[str, BinaryIO]) -> tuple[np.ndarray, np.ndarray]:
+def _decode(contents: dict[str, BinaryIO], image_format: ImageFormat) -> tuple[np.ndarray, np.ndarray]:
     """Return images and labels of one or two open files by key; raises :class:`DataError`."""
     for content in contents.values():
         content.seek(0)
     key, *others = contents
     if others:
         images, labels = (read_idx(content, key, MAX_BYTES) for key, content in contents.items())
-        _require_structure(key, *(Header(array.dtype, array.shape, False, 0) for array in (images, labels)))
+        headers = (Header(array.dtype, array.shape, False, 0) for array in (images, labels))
+        _require_structure(key, image_format, *headers)
         return images, labels
     if not key.lower().endswith(".npz"):
         raise DataError(
@@ -250,18 +252,23 @@ def _decode(contents: dict[str, BinaryIO]) -> tuple[np.ndarray, np.ndarray]:
             "NAME-labels-idx1-ubyte, plain or .gz)"
         )
     images, labels = read_npz(
-        contents[key], key, "images", "labels", max_bytes=MAX_BYTES, check=partial(_require_structure, key)
+        contents[key],
+        key,
+        "images",
+        "labels",
+        max_bytes=MAX_BYTES,
+        check=partial(_require_structure, key, image_format),
     )
     return images, labels
 
 
-def _require_structure(name: str, images: Header, labels: Header) -> None:
+def _require_structure(name: str, image_format: ImageFormat, images: Header, labels: Header) -> None:
     """Raise :class:`DataError` unless these are images of the right size with one integer label each."""
     problems = []
-    if images.dtype != np.uint8 or images.shape[1:] not in {(SIDE, SIDE), (SIDE, SIDE, 1), (SIDE * SIDE,)}:
+    if images.dtype != np.uint8 or images.shape[1:] not in image_format.accepted_shapes:
         problems.append(
             f"images are {images.dtype} of shape {images.shape}, expected uint8 (pixels 0 to 255) of shape "
-            f"(N, {SIDE}, {SIDE}), (N, {SIDE}, {SIDE}, 1) or (N, {SIDE * SIDE})"
+            f"{image_format.describe_shapes()}"
         )
     if labels.dtype.kind not in "iu" or len(labels.shape) not in {1, 2} or labels.shape[1:] not in {(), (1,)}:
         problems.append(
@@ -276,9 +283,9 @@ def _require_structure(name: str, images: Header, labels: Header) -> None:
         raise DataError(f"{name}: {'; '.join(problems)}")
 
 
-def _normalise(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return C-ordered images uint8 (N, 28, 28), and labels (N,), as uint8 if all fit."""
+def _normalise(images: np.ndarray, labels: np.ndarray, image_format: ImageFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Return C-ordered images uint8 (N, H, W) or (N, H, W, 3), and labels (N,), as uint8 if all fit."""
     labels = labels.reshape(len(labels))
     if labels.min() >= 0 and labels.max() <= 255:
         labels = labels.astype(np.uint8)
-    return np.ascontiguousarray(images.reshape(len(images), SIDE, SIDE)), labels
+    return np.ascontiguousarray(images.reshape(len(images), *image_format.shape)), labels

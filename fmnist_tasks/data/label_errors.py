@@ -8,6 +8,7 @@ look alike. Fisher's exact test compares the two numbers, with Holm's correction
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +17,13 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.pipeline import make_pipeline
 
+from fmnist_tasks.data.colour import to_luminance
 from fmnist_tasks.significance import holm
 
 FALSE_ALARMS = 0.001  # probability for a good sample, all pairs of classes together
 _MIN_EXCESS = 0.01  # share of a class's images beyond the expected share; less passes
 _COMPONENTS = 40  # of the pixels
+_MAX_PIXELS = 32 * 32 * 3  # of an image; larger ones are reduced
 _CHUNK_SIZE = 5_000  # images; limits memory
 
 
@@ -45,13 +48,14 @@ class LabelErrorDetector:
     """A classifier fitted to one half of a reference, and the confusions to expect, from the other half."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Fit to images uint8 (N, H, W) and labels (N,), with at least a handful of images of each class."""
+        """Fit to images uint8 (N, H, W) or (N, H, W, 3), and labels (N,), with at least a handful of each class."""
         half = np.random.default_rng(0).permutation(len(images)) < len(images) // 2
-        components = min(_COMPONENTS, int(half.sum()) - 1)
+        pixels = _flatten_pixels(images[half])
+        components = min(_COMPONENTS, len(pixels) - 1, pixels.shape[1])
         self._classifier = make_pipeline(
             PCA(components, random_state=0), QuadraticDiscriminantAnalysis(solver="eigen", shrinkage=0.1)
         )
-        self._classifier.fit(_flatten_pixels(images[half]), labels[half])
+        self._classifier.fit(pixels, labels[half])
         self._classes = self._classifier.classes_
         self._labels = labels[~half]
         probabilities = self._predict_probabilities(images[~half])
@@ -94,4 +98,12 @@ class LabelErrorDetector:
 
 
 def _flatten_pixels(images: np.ndarray) -> np.ndarray:
+    """Return the pixels, float32 (N, pixels) in 0..1; those of large images in greyscale and at a lower resolution."""
+    if images[0].size > _MAX_PIXELS and images.ndim == 4:
+        images = to_luminance(images)
+    step = math.ceil(math.sqrt(images[0].size / _MAX_PIXELS)) if len(images) else 1
+    if step > 1:
+        height, width = (size // step * step for size in images.shape[1:3])
+        blocks = images[:, :height, :width].reshape(len(images), height // step, step, width // step, step)
+        images = blocks.mean(axis=(2, 4))
     return images.reshape(len(images), -1).astype(np.float32) / 255

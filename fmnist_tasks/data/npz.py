@@ -16,10 +16,12 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
+from fmnist_tasks.data.archives import open_archive, require_readable
 from fmnist_tasks.errors import DataError
 
 _MAX_DIRECTORY_BYTES = 1 << 20  # some ten thousand files
 _MAX_HEADER_BYTES = 1 << 16  # of a member
+_KIND = "an .npz file with plain arrays"
 _CHUNK_BYTES = 1 << 20  # read at once
 
 
@@ -51,7 +53,7 @@ def read_npz(
     may raise. Raises :class:`DataError` if the file lacks an array, is damaged or exceeds the limit.
     """
     try:
-        with _open_archive(file, name) as archive:
+        with open_archive(file, name, _KIND, _MAX_DIRECTORY_BYTES) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             if missing := [array for array in arrays if array not in members]:
                 content = ", ".join(repr(member[:80]) for member in list(members)[:5]) or "nothing"
@@ -75,25 +77,20 @@ def read_npz(
         ) from error
 
 
-def _open_archive(file: BinaryIO, name: str) -> zipfile.ZipFile:
-    # ZipFile creates an object of some hundred bytes for each entry of the directory, so its size is checked first.
-    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-    if end is None:
-        raise DataError(f"{name}: is not an .npz file, or is truncated (no zip directory at its end)")
-    if end[zipfile._ECD_SIZE] > _MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]
-        raise DataError(
-            f"{name}: is not an .npz file with plain arrays (its zip directory has more than {_MAX_DIRECTORY_BYTES:,} "
-            "bytes)"
-        )
-    return zipfile.ZipFile(file)
+def list_arrays(file: BinaryIO, name: str) -> list[str]:
+    """Return the names of the arrays in a file; raises :class:`DataError` if it is not an .npz."""
+    try:
+        with open_archive(file, name, _KIND, _MAX_DIRECTORY_BYTES) as archive:
+            return [member.filename.removesuffix(".npy") for member in archive.infolist()]
+    except DataError:
+        raise
+    except Exception as error:  # any, since the bytes are untrusted
+        raise DataError(f"{name}: is not {_KIND}, or is damaged or truncated ({error})") from error
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Header:
     subject = f"{name}: is not an .npz file with plain arrays: {member.filename[:80]!r}"
-    if member.flag_bits & 1:
-        raise DataError(f"{subject} is encrypted; save it without a password")
-    if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise DataError(f"{subject} has an unsupported compression; save it with numpy.savez_compressed")
+    require_readable(member, name)
     with archive.open(member) as content:
         start = io.BytesIO(content.read(_MAX_HEADER_BYTES))
     with warnings.catch_warnings():

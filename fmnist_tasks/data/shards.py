@@ -10,9 +10,7 @@ from itertools import chain
 
 import numpy as np
 
-from fmnist_tasks.data.declaration import SIDE
-
-Chunk = tuple[np.ndarray, np.ndarray]  # images uint8 (n, 28, 28) and labels uint8 (n,)
+Chunk = tuple[np.ndarray, np.ndarray]  # images uint8 (n, H, W) or (n, H, W, 3), and labels uint8 (n,)
 ShardReader = Callable[[], Iterator[Chunk]]  # reads a shard from its beginning, one chunk at a time
 
 _WINDOW_SIZE = 100_000  # images that are shuffled together
@@ -20,22 +18,24 @@ _MAX_CACHED_IMAGES = 500_000
 
 
 class ShardedImages:
-    """Training images in shards, each with its number of images and a reader."""
+    """Training images of one shape, (H, W) or (H, W, 3), in shards, each with its number of images and a reader."""
 
     def __init__(
         self,
+        shape: tuple[int, ...],
         shards: Sequence[tuple[int, ShardReader]],
         window_size: int = _WINDOW_SIZE,
         max_cached: int = _MAX_CACHED_IMAGES,
     ) -> None:
+        self.shape = shape
         self._counts, self._readers = [count for count, _ in shards], [reader for _, reader in shards]
         self._window_size, self._free_cache = window_size, max_cached
         self._cache: dict[int, list[Chunk]] = {}
 
     @classmethod
     def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> ShardedImages:
-        """One shard of images (N, 28, 28) and labels (N,)."""
-        return cls([(len(labels), lambda: iter([(images, labels)]))])
+        """One shard of images (N, H, W) or (N, H, W, 3), and labels (N,)."""
+        return cls(images.shape[1:], [(len(labels), lambda: iter([(images, labels)]))])
 
     def __len__(self) -> int:
         return sum(self._counts)
@@ -52,9 +52,9 @@ class ShardedImages:
         if len(self.window_sizes) > 1:
             np.random.default_rng((seed, epoch)).shuffle(order)
         chunks = chain.from_iterable(self._read(int(number)) for number in order)
-        images, labels = _make_empty_chunk(0)
+        images, labels = self._make_empty_chunk(0)
         for size in self.window_sizes:
-            window, filled = _make_empty_chunk(size), 0
+            window, filled = self._make_empty_chunk(size), 0
             while filled < size:
                 if not len(labels):
                     images, labels = next(chunks)
@@ -65,8 +65,8 @@ class ShardedImages:
             yield window
 
     def read_images(self, indices: np.ndarray) -> np.ndarray:
-        """Return the images at the indices (n,), counted over the shards in their order; uint8 (n, 28, 28)."""
-        order, (selected, _), start = np.argsort(indices), _make_empty_chunk(len(indices)), 0
+        """Return the images at the indices (n,), counted over the shards in their order; uint8 (n, …)."""
+        order, (selected, _), start = np.argsort(indices), self._make_empty_chunk(len(indices)), 0
         for images, _ in chain.from_iterable(self._read(number) for number in range(len(self._readers))):
             rows = order[slice(*np.searchsorted(indices[order], (start, start + len(images))))]
             selected[rows] = images[indices[rows] - start]
@@ -81,6 +81,5 @@ class ShardedImages:
             self._cache[number] = list(self._readers[number]())
         return iter(self._cache[number])
 
-
-def _make_empty_chunk(count: int) -> Chunk:
-    return np.empty((count, SIDE, SIDE), np.uint8), np.empty(count, np.uint8)
+    def _make_empty_chunk(self, count: int) -> Chunk:
+        return np.empty((count, *self.shape), np.uint8), np.empty(count, np.uint8)

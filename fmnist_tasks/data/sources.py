@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import wrap_file
 
-from fmnist_tasks.data.declaration import ROLES, Declaration, File
+from fmnist_tasks.data.declaration import ROLES, Declaration, File, Role
 from fmnist_tasks.data.files import read_file
 from fmnist_tasks.data.idx import gunzip, parse_idx
 from fmnist_tasks.errors import DataError
@@ -40,7 +40,7 @@ _COMMAND_TIMEOUT = 900  # seconds for one apt command
 def load_base(declaration: Declaration, settings: Settings) -> tuple[dict[str, np.ndarray], str]:
     """Return the arrays by role (see ROLES) and their source.
 
-    Images are uint8 (N, 28, 28), labels uint8 (N,), though only size and digest are verified here. Raises
+    Images are uint8, labels uint8 (N,), though only size and digest are verified here. Raises
     :class:`DataError` with the fault of every source if none has all four files intact.
     """
     faults = []
@@ -60,7 +60,7 @@ def load_base(declaration: Declaration, settings: Settings) -> tuple[dict[str, n
 
 def _list_sources(
     declaration: Declaration, settings: Settings
-) -> Iterator[tuple[str, Callable[[Mapping[str, File]], dict[str, bytes]]]]:
+) -> Iterator[tuple[str, Callable[[Mapping[Role, File]], dict[str, bytes]]]]:
     """Yield the name of each source, and a function that returns its verified contents by role."""
     cache = settings.cache / declaration.name
     for folder in (cache, settings.data_dir, SYSTEM_FOLDER / declaration.name):
@@ -72,14 +72,14 @@ def _list_sources(
         yield f"Debian package {package}", partial(_fetch, partial(_unpack, package, declaration.name), cache)
 
 
-def _read(folder: Path, files: Mapping[str, File]) -> dict[str, bytes]:
+def _read(folder: Path, files: Mapping[Role, File]) -> dict[str, bytes]:
     def read(file: File) -> bytes:
         return _verify_content(read_file(folder / file.name, file.name, 2 * file.bytes), file)
 
     return {role: read(files[role]) for role in ROLES}
 
 
-def _fetch(download: Callable[[Path], Path], cache: Path, files: Mapping[str, File]) -> dict[str, bytes]:
+def _fetch(download: Callable[[Path], Path], cache: Path, files: Mapping[Role, File]) -> dict[str, bytes]:
     """Download into a temporary folder; move the files into the cache, atomically, once all are intact."""
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.parent, prefix=f".{cache.name}-") as temporary:
@@ -101,7 +101,7 @@ def _verify_content(data: bytes, file: File) -> bytes:
     return content
 
 
-def _download(url: str, files: Mapping[str, File], folder: Path) -> Path:
+def _download(url: str, files: Mapping[Role, File], folder: Path) -> Path:
     """Download the files over HTTPS into the folder, each with a progress bar; return the folder."""
     for file in files.values():
         address = url + file.name

@@ -109,20 +109,23 @@ def draw_predictions(
 def _draw_sheet(
     axes: Axes, rows: Sequence[Sequence[np.ndarray] | np.ndarray], columns: int, caption: float = 0.0
 ) -> float:
-    """Draw rows of images (H, W), uint8, as one picture with a cell of 1 x 1 for each; an axes for each takes seconds.
+    """Draw rows of images, uint8 (H, W) or (H, W, 3), as one picture with a cell of 1 x 1 for each.
+
+    An axes for each would take seconds.
 
     `caption` is the height that stays free above an image, as a share of the image's height. Returns the position of
     the image's top edge, as a share of the cell.
     """
-    side = next(len(image) for images in rows for image in images)
-    above, gap = round(caption * side), 2
-    sheet = np.full((len(rows), above + side + gap, columns, side + gap), 255, np.uint8)
+    shape: tuple[int, ...] = next(image.shape for images in rows for image in images)
+    (image_height, image_width), colours = shape[:2], shape[2:]
+    above, gap = round(caption * image_height), 2
+    sheet = np.full((len(rows), above + image_height + gap, columns, image_width + gap, *colours), 255, np.uint8)
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
-            sheet[row, above : above + side, column, :side] = image
-    height, width = sheet.shape[1], sheet.shape[3]
+            sheet[row, above : above + image_height, column, :image_width] = image
+    height, width = above + image_height + gap, image_width + gap
     extent = (0, columns, len(rows), 0)
-    pixels = sheet.reshape(len(rows) * height, columns * width)
+    pixels = sheet.reshape(len(rows) * height, columns * width, *colours)
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=extent, aspect=height / width)
     axes.set_xticks([])
     axes.tick_params(length=0)

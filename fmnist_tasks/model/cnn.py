@@ -1,7 +1,8 @@
 """The architecture: four stages of convolution and pooling, residual blocks, dropout and a dense output.
 
-For inference, the network averages the features of an image and of its horizontal flip (flip test-time augmentation).
-It has only built-in Keras layers, float32, each with a name, since automatic names differ between builds.
+For inference, if a flip preserves the label, the network averages the features of an image and of its horizontal flip
+(flip test-time augmentation). It has only built-in Keras layers, float32, each with a name, since automatic names
+differ between builds.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_tasks.data.declaration import SIDE
 from fmnist_tasks.model.libraries import keras
 from fmnist_tasks.model.normalisation import fold_batch_norm
+from fmnist_tasks.schemas.data import ImageFormat
 from fmnist_tasks.settings import Profile
 
-FEATURE_MAPS = ("stage2_pool", "stage3")  # of the two middle stages, each (N, 7, 7, filters)
+FEATURE_MAPS = ("stage2_pool", "stage3")  # of the two middle stages, each (N, H / 4, W / 4, filters)
 PROBABILITIES = "probabilities"
 
 
 def build_network(
     profile: Profile,
     classes: int,
+    image_format: ImageFormat,
     l2: float = 0.0,
     normalisation: type[keras.layers.BatchNormalization] | None = keras.layers.BatchNormalization,
     flip: bool = False,
 ) -> keras.Model:
-    """An untrained network from images (N, H, W, 1), float32, pixels 0..255, to logits (N, classes), float32.
+    """An untrained network from images (N, H, W, C), float32, pixels 0..255, to logits (N, classes), float32.
 
     `l2` is the factor of the L2 penalty on each kernel, `normalisation` the class of normalisation layers; without one,
     convolutions have a bias. With `flip`, the network averages the features of an image and of its horizontal flip.
@@ -62,8 +64,8 @@ def build_network(
 
     def extract_features(x: Any) -> Any:
         if profile.stem:
-            x = convolve(x, profile.stem, "stem")  # (N, 28, 28, stem)
-        for stage, filters in enumerate(profile.filters, start=1):  # of 14 x 14, 14 x 14, 7 x 7 and 3 x 3 positions
+            x = convolve(x, profile.stem, "stem")  # (N, H, W, stem)
+        for stage, filters in enumerate(profile.filters, start=1):  # sides: a half, a half, a quarter, an eighth
             x = convolve(x, filters, f"stage{stage}", pool=stage == 1)
             if stage in profile.residual:
                 x = add_residual(x, filters, f"stage{stage}_residual")
@@ -71,19 +73,20 @@ def build_network(
                 x = share(keras.layers.MaxPooling2D(name=f"stage{stage}_pool"))(x)
         return share(keras.layers.GlobalMaxPooling2D(name="description"))(x)  # (N, filters)
 
-    image = keras.Input((SIDE, SIDE, 1), name="image")
-    x = keras.layers.Rescaling(1 / 255, name="scaling")(image)  # (N, 28, 28, 1) in 0..1
+    height, width, channels = image_format.height, image_format.width, image_format.channels
+    image = keras.Input((height, width, channels), name="image")
+    x = keras.layers.Rescaling(1 / 255, name="scaling")(image)  # in 0..1
     views = [extract_features(x)]
     if flip:
-        rows = keras.layers.Reshape((SIDE, SIDE), name="rows")(x)
-        flipped = keras.layers.Dense(SIDE, use_bias=False, name="flip")(rows)  # reverses the columns
-        views.append(extract_features(keras.layers.Reshape((SIDE, SIDE, 1), name="flipped_image")(flipped)))
+        rows = keras.layers.Reshape((height, width * channels), name="rows")(x)
+        flipped = keras.layers.Dense(width * channels, use_bias=False, name="flip")(rows)  # reverses the columns
+        views.append(extract_features(keras.layers.Reshape((height, width, channels), name="flipped_image")(flipped)))
     features = keras.layers.Average(name="features")(views) if flip else views[0]
     features = keras.layers.Dropout(profile.dropout, name="dropout")(features)
     logits = keras.layers.Dense(classes, kernel_regularizer=penalty, name="logits")(features)
     network = keras.Model(image, logits, name="network")
     if flip:
-        network.get_layer("flip").set_weights([np.eye(SIDE)[::-1]])
+        network.get_layer("flip").set_weights([np.kron(np.eye(width)[::-1], np.eye(channels))])
     return network
 
 
@@ -100,22 +103,24 @@ def copy_weights(target: keras.Model, source: keras.Model) -> None:
             layer.set_weights(layers_by_name[layer.name].get_weights())
 
 
-def build_classifier(profile: Profile, classes: int, network: keras.Model) -> keras.Model:
-    """A classifier from images (N, H, W, 1) to probabilities (N, classes), float32, with the weights of a network.
+def build_classifier(profile: Profile, classes: int, image_format: ImageFormat, network: keras.Model) -> keras.Model:
+    """A classifier from images (N, H, W, C) to probabilities (N, classes), float32, with the weights of a network.
 
-    It averages the features of an image and of its flip. Fine-tuning can start from it.
+    If a flip preserves the label, it averages the features of an image and of its flip. Fine-tuning can start from it.
     """
-    flip_network = build_network(profile, classes, flip=True)
-    copy_weights(flip_network, network)
-    return _add_softmax(flip_network)
+    classifier = build_network(profile, classes, image_format, flip=image_format.horizontal_flip)
+    copy_weights(classifier, network)
+    return _add_softmax(classifier)
 
 
-def export_for_inference(profile: Profile, classes: int, classifier: keras.Model, temperature: float) -> keras.Model:
+def export_for_inference(
+    profile: Profile, classes: int, image_format: ImageFormat, classifier: keras.Model, temperature: float
+) -> keras.Model:
     """The classifier for inference: batch normalisation folded into convolutions, logits divided by the temperature.
 
     It predicts the same classes, up to rounding, with calibrated probabilities.
     """
-    network = build_network(profile, classes, normalisation=None, flip=True)
+    network = build_network(profile, classes, image_format, normalisation=None, flip=image_format.horizontal_flip)
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D):
             (kernel,) = classifier.get_layer(layer.name).get_weights()

@@ -73,7 +73,7 @@ def load_model(data: bytes, name: str) -> keras.Model:
 
 
 def classify(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Class probabilities (N, classes), float32, of images (N, H, W), uint8.
+    """Class probabilities (N, classes), float32, of images, uint8 (N, …).
 
     Raises :class:`ModelError` if one is not a finite number.
     """

@@ -22,13 +22,14 @@ from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.state import Checkpoints, Progress, pack, unpack
 from fmnist_tasks.model.temperature import fit_temperature
 from fmnist_tasks.model.whitening import init_whitening_kernel
+from fmnist_tasks.schemas.data import ImageFormat
 from fmnist_tasks.schemas.runs import Curves
 from fmnist_tasks.settings import Profile, Stage
 
 log = logging.getLogger(__name__)
 
 Schedule = Callable[[float], float]  # progress of the training, 0..1, to the share of the peak learning rate
-Batch = tuple[np.ndarray, np.ndarray]  # images (B, H, W, 1), uint8, and targets (B, classes), float32
+Batch = tuple[np.ndarray, np.ndarray]  # images (B, H, W, C), uint8, and targets (B, classes), float32
 Step = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]  # a batch to cross-entropy and accuracy
 
 
@@ -42,23 +43,33 @@ class Fit:
     train_accuracy: float  # running mean of the best epoch, on augmented images with dropout
 
 
-def train_model(arrays: Arrays, classes: int, profile: Profile, seed: int, checkpoints: Checkpoints) -> Fit:
+def train_model(
+    arrays: Arrays, classes: int, image_format: ImageFormat, profile: Profile, seed: int, checkpoints: Checkpoints
+) -> Fit:
     """Train a network from scratch; the same arrays, profile, seed and machine give the same weights."""
     keras.utils.set_random_seed(seed)
-    model = build_network(profile, classes, profile.base.l2, FusedBatchNormalization)
+    model = build_network(profile, classes, image_format, profile.base.l2, FusedBatchNormalization)
     first = find_first_convolution(model)
     (kernel,) = first.get_weights()
     first.set_weights([init_whitening_kernel(kernel, arrays.training)])
-    return fit_model(model, arrays, profile.base, seed, one_cycle, checkpoints)
+    return fit_model(model, arrays, profile.base, seed, one_cycle, checkpoints, flip=image_format.horizontal_flip)
 
 
 def fit_model(
-    model: keras.Model, arrays: Arrays, stage: Stage, seed: int, schedule: Schedule, checkpoints: Checkpoints
+    model: keras.Model,
+    arrays: Arrays,
+    stage: Stage,
+    seed: int,
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    *,
+    flip: bool,
 ) -> Fit:
     """Minimise cross-entropy; the model ends with the weights of the lowest validation loss.
 
-    Validation loss is measured after temperature scaling, as in a release: overconfidence alone does not make a model
-    worse. Training resumes from the latest checkpoint, and ends with the same weights as without an interruption.
+    With `flip`, half of the training images are flipped horizontally in each epoch. Validation loss is measured after
+    temperature scaling, as in a release: overconfidence alone does not make a model worse. Training resumes from the
+    latest checkpoint, and ends with the same weights as without an interruption.
     Raises :class:`TrainingError` as soon as a loss is NaN or infinite.
     """
     optimizer = Muon(stage.learning_rate)
@@ -69,7 +80,7 @@ def fit_model(
     step = _build_training_step(model, optimizer, stage.label_smoothing)
     while progress.epochs < min(stage.epochs, progress.best_epoch + stage.patience):
         epoch, clock = progress.epochs, time.monotonic()
-        batches = make_training_batches(arrays.training, stage, model.output.shape[-1], seed, epoch)
+        batches = make_training_batches(arrays.training, stage, model.output.shape[-1], seed, epoch, flip=flip)
         rates = [stage.learning_rate * schedule((epoch + number / count) / stage.epochs) for number in range(count)]
         loss, accuracy = _run_epoch(step, optimizer, batches, rates, f"epoch {epoch + 1}")
         probabilities = tf.nn.softmax(predict_outputs(model, arrays.validation_images)[0]).numpy()

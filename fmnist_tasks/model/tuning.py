@@ -10,17 +10,24 @@ from fmnist_tasks.model.libraries import keras
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
 from fmnist_tasks.model.state import Checkpoints
 from fmnist_tasks.model.training import Fit, fit_model
+from fmnist_tasks.schemas.data import ImageFormat
 from fmnist_tasks.settings import Profile
 
 
 def fine_tune_model(
-    base: keras.Model, arrays: Arrays, classes: int, profile: Profile, seed: int, checkpoints: Checkpoints
+    base: keras.Model,
+    arrays: Arrays,
+    classes: int,
+    image_format: ImageFormat,
+    profile: Profile,
+    seed: int,
+    checkpoints: Checkpoints,
 ) -> Fit:
     """Fine-tune a copy of the base model; the base model does not change."""
     keras.utils.set_random_seed(seed)
-    model = build_network(profile, classes, profile.tuning.l2, FusedBatchNormalization)
+    model = build_network(profile, classes, image_format, profile.tuning.l2, FusedBatchNormalization)
     copy_weights(model, base)
-    return fit_model(model, arrays, profile.tuning, seed + 1, cosine, checkpoints)
+    return fit_model(model, arrays, profile.tuning, seed + 1, cosine, checkpoints, flip=image_format.horizontal_flip)
 
 
 def cosine(progress: float) -> float:

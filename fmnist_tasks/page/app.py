@@ -233,7 +233,9 @@ def create_app(
 
     @app.get("/try")
     def try_it(request: Request) -> Response:
-        return render.TemplateResponse(request, "try.html", {"champion": get_releases().read_log().champion})
+        champion = get_releases().read_log().champion
+        content = {"champion": champion, "manifest": open_manifest(champion.version).manifest if champion else None}
+        return render.TemplateResponse(request, "try.html", content)
 
     @app.get("/try/examples")
     async def classify_examples() -> list[dict[str, Any]]:
@@ -252,7 +254,7 @@ def create_app(
             def classify() -> dict[str, Any]:
                 from fmnist_tasks.data.image_files import read_image_file
 
-                image = read_image_file(io.BytesIO(upload), "the upload")
+                image = read_image_file(io.BytesIO(upload), "the upload", get_predictor().read_format())
                 return get_predictor().predict(image[None])[0]
 
             return await run_limited(classify)

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.schemas.data import ImageFormat
 from fmnist_tasks.serving.release import Release, classify_images, open_release, require_champion
 
 if TYPE_CHECKING:
@@ -22,8 +23,12 @@ class ChampionPredictor:
         self._release: Release | None = None
         self._lock = Lock()
 
+    def read_format(self) -> ImageFormat:
+        """The format of the champion's images."""
+        return self._load_champion().manifest.dataset.image_format
+
     def predict(self, images: np.ndarray) -> list[dict[str, Any]]:
-        """Predictions for images, uint8 (N, 28, 28), each with the image as a data URI and the OOD threshold."""
+        """Predictions for images, uint8 (N, …), each with the image as a data URI and the OOD threshold."""
         release = self._load_champion()
         threshold = release.manifest.ood_threshold
         return [
@@ -53,7 +58,7 @@ class ChampionPredictor:
 
 
 def encode_picture(image: np.ndarray) -> str:
-    """An image, uint8 (28, 28), as a PNG in a data URI."""
+    """An image, uint8 (H, W) or (H, W, 3), as a PNG in a data URI."""
     from PIL import Image
 
     buffer = io.BytesIO()

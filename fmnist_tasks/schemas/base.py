@@ -16,8 +16,9 @@ from typing_extensions import TypedDict
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.text import make_printable
 
-SCHEMA_VERSION = 2  # of all documents, since 0.2
+SCHEMA_VERSION = 3  # of all documents, since 0.3
 
+_MIGRATED_VERSION = 2  # the earlier version that is migrated when it is read
 _FAULTS = {"missing": "missing", "extra_forbidden": "unknown"}  # by pydantic's error type; shorter than its messages
 _EDITED = "probably edited by hand, and is not used. Restore it from a backup"
 _MAX_NAME_LENGTH = 80  # characters of a field's name in a message
@@ -71,12 +72,14 @@ class RunParameters(TypedDict):
 class Document(Model):
     """A document that is stored as one object."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
 
     @classmethod
     def parse(cls, content: dict[str, Any], key: str) -> Self:
         """Validate the content of the object at a key; raises :class:`IntegrityError` with its faults."""
         version = content.get("schema_version", 1)
+        if type(version) is int and version == _MIGRATED_VERSION:
+            content, version = cls.migrate(content) | {"schema_version": SCHEMA_VERSION}, SCHEMA_VERSION
         if type(version) is not int or version != SCHEMA_VERSION:
             if version == 1 and version is not True:
                 remedy = "version 0.1 of this project wrote it; start with an empty store, or install 0.1 to read it"
@@ -91,6 +94,11 @@ class Document(Model):
         except (ValueError, RecursionError) as error:
             faults = describe_faults(error) if isinstance(error, ValidationError) else str(error)
             raise IntegrityError(f"{key}: {faults}; it was {_EDITED}") from error
+
+    @classmethod
+    def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Return the content of a document of 0.2 in the present form; only some kinds of documents have changed."""
+        return content
 
 
 def _require_finite_unicode(content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,6 +11,47 @@ from fmnist_tasks.schemas.base import Count, Document, Model, Reference, Sha256,
 
 Action = Literal["withdraw", "restore"]
 Split = Literal["train", "test"]
+
+
+class ImageFormat(Model):
+    """The images of a dataset, and which changes of an image preserve its meaning."""
+
+    height: Annotated[int, Field(ge=8, le=96)]
+    width: Annotated[int, Field(ge=8, le=96)]
+    channels: Literal[1, 3]  # greyscale, or red, green and blue
+    horizontal_flip: bool  # whether a flipped image has the same label
+    upright: bool  # whether a rotated image is out of distribution
+    background: Annotated[int, Field(ge=0, le=255)] | None = None  # shade around the object, 0: black; None: none
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image: (H, W), or (H, W, 3)."""
+        return (self.height, self.width) if self.channels == 1 else (self.height, self.width, self.channels)
+
+    @property
+    def accepted_shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of one image in an array that convert without loss: with a channel axis or not, or flat."""
+        full = (self.height, self.width, self.channels)
+        return [self.shape, *([full] if self.channels == 1 else []), (math.prod(full),)]
+
+    def describe_shapes(self) -> str:
+        """The accepted shapes of arrays, for messages."""
+        shapes = [f"(N, {', '.join(map(str, shape))})" for shape in self.accepted_shapes]
+        return f"{', '.join(shapes[:-1])} or {shapes[-1]}"
+
+    def __str__(self) -> str:
+        return f"{'greyscale' if self.channels == 1 else 'colour'}, {self.height} × {self.width} pixels"
+
+
+class DatasetProperties(Model):
+    """What a dataset is, whatever its images: its classes, the format of its images, and what is unlike them."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    classes: Annotated[list[str], Field(min_length=2, max_length=256)]
+    image_format: ImageFormat
+    image_description: str | None = None  # what an image shows and how, for users who prepare their own
+    ood_label: Annotated[str, Field(min_length=1, max_length=100)]  # the answer for an out-of-distribution image
+    excluded_families: list[str] = Field(default_factory=list)  # OOD families that resemble the dataset
 
 
 class ImageSet(Model):
@@ -22,13 +64,11 @@ class ImageSet(Model):
     keys: list[str] = Field(default_factory=list)  # of a batch's files, below incoming/
 
 
-class Dataset(Model):
+class Dataset(DatasetProperties):
     """The dataset of a run: the base splits, training and test, then the batches, which extend the training split."""
 
-    name: str
-    classes: list[str]
     image_sets: list[ImageSet]
-    fingerprint: Sha256  # of classes and content
+    fingerprint: Sha256  # of properties and content
 
     @property
     def base(self) -> ImageSet:

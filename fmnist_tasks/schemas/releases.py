@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -95,6 +95,14 @@ class Manifest(ReleaseFacts, Document):
 
     version: Version
     files: dict[str, Reference]
+
+    @classmethod
+    def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Add the properties of the dataset. Version 0.2 treated every dataset like Fashion-MNIST."""
+        if not isinstance(dataset := content.get("dataset"), dict):
+            return content
+        image_format = {"height": 28, "width": 28, "channels": 1, "horizontal_flip": True, "upright": True}
+        return content | {"dataset": {"image_format": image_format, "ood_label": "not clothing"} | dataset}
 
     @model_validator(mode="after")
     def _require_model(self) -> Self:

@@ -1,7 +1,7 @@
 """Batch prediction: classify the images in a folder of the store, in shards, all with the champion of planning time.
 
-Inputs are image files (PNG, JPEG, …), or `.npz` files with an array `images`, uint8 (N, 28, 28), (N, 28, 28, 1) or
-(N, 784). Each shard writes one CSV file to `predictions/<run id>/` with one row per image: class, probabilities, OOD
+Inputs are image files (PNG, JPEG, …), or `.npz` files with an array `images`, uint8 (N, H, W), (N, H, W, C) or flat.
+Each shard writes one CSV file to `predictions/<run id>/` with one row per image: class, probabilities, OOD
 score and release. A file that cannot be read is one row with the reason, whatever its content and name.
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fmnist_tasks.data.npz import Header
+    from fmnist_tasks.schemas.data import ImageFormat
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def predict_shard(store: Store, run_id: str, shard: Shard) -> dict[str, Any]:
         stats = store.list(shard["prefix"], after=shard["after"])
         for stat in takewhile(lambda stat: decode_key(stat.key) <= last, stats):
             try:
-                names, images = _read(store, stat)
+                names, images = _read(store, stat, release.manifest.dataset.image_format)
             except (DataError, AccessError, MissingError, StoreError) as error:
                 if isinstance(error, StoreError):
                     require_response(store)
@@ -129,11 +130,10 @@ def _classify(release: Release, images: np.ndarray) -> Iterator[dict[str, Any]]:
         yield from classify_images(release, images[start : start + _CHUNK_SIZE])
 
 
-def _read(store: Store, stat: Stat) -> tuple[list[str], np.ndarray]:
-    """Names and pixels, uint8 (N, 28, 28), of the images in a file. Raises :class:`DataError` if it has none."""
+def _read(store: Store, stat: Stat, image_format: ImageFormat) -> tuple[list[str], np.ndarray]:
+    """Names and pixels, uint8 (N, …), of the images in a file. Raises :class:`DataError` if it has none."""
     import numpy as np
 
-    from fmnist_tasks.data.declaration import SIDE
     from fmnist_tasks.data.image_files import read_image_file
     from fmnist_tasks.data.npz import read_npz
 
@@ -144,13 +144,14 @@ def _read(store: Store, stat: Stat) -> tuple[list[str], np.ndarray]:
         raise DataError(f"{key}: has {stat.bytes:,} bytes, more than the limit of {MAX_BYTES:,}")
 
     def check(images: Header) -> None:
-        if images.dtype != np.uint8 or images.shape[1:] not in {(SIDE, SIDE), (SIDE, SIDE, 1), (SIDE * SIDE,)}:
-            raise DataError(f"{key}: images are {images.dtype} {images.shape}, expected uint8 (N, {SIDE}, {SIDE})")
+        if images.dtype != np.uint8 or images.shape[1:] not in image_format.accepted_shapes:
+            expected = image_format.describe_shapes()
+            raise DataError(f"{key}: images are {images.dtype} {images.shape}, expected uint8 {expected}")
         if not images.shape[0]:
             raise DataError(f"{key}: has no images")
 
     with store.open(key) as file:
         if not key.lower().endswith(".npz"):
-            return [key], read_image_file(file, key)[None]
+            return [key], read_image_file(file, key, image_format)[None]
         (images,) = read_npz(file, key, "images", max_bytes=MAX_BYTES, check=check)
-    return [f"{key}#{number}" for number in range(len(images))], images.reshape(len(images), SIDE, SIDE)
+    return [f"{key}#{number}" for number in range(len(images))], images.reshape(len(images), *image_format.shape)

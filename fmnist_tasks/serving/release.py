@@ -92,17 +92,18 @@ def verify_release(store: Store, version: str) -> dict[str, Any]:
 
 
 def classify_images(release: Release, images: np.ndarray) -> list[dict[str, Any]]:
-    """Predictions for images, uint8 (N, 28, 28): class, probabilities and OOD score of each.
+    """Predictions for images, uint8 (N, H, W) or (N, H, W, 3): class, probabilities and OOD score of each.
 
     `answer` is the class, or the text for out-of-distribution images if the score is above the threshold.
     """
     from fmnist_tasks.model import h5
     from fmnist_tasks.model.ood import detector
 
-    classes, threshold = release.manifest.classes, release.manifest.ood_threshold
+    dataset, threshold = release.manifest.dataset, release.manifest.ood_threshold
+    classes = dataset.classes
     return [
         {
-            "answer": detector.choose_label(probabilities, float(score), classes, threshold),
+            "answer": detector.choose_label(probabilities, float(score), dataset, threshold),
             "class": classes[int(probabilities.argmax())],
             "probability": round(float(probabilities.max()), 4),
             "probabilities": {name: round(float(share), 4) for name, share in zip(classes, probabilities, strict=True)},

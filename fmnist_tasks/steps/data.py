@@ -15,7 +15,15 @@ from fmnist_tasks.registry.blobs import put_blob
 from fmnist_tasks.registry.runs import make_run_key
 from fmnist_tasks.registry.store import Store, read_clock, require_response
 from fmnist_tasks.schemas.base import Reference
-from fmnist_tasks.schemas.data import NewBatch, QuarantinedBatch, Split, UnreadableBatch, WaitingFile, WithdrawnBatch
+from fmnist_tasks.schemas.data import (
+    ImageFormat,
+    NewBatch,
+    QuarantinedBatch,
+    Split,
+    UnreadableBatch,
+    WaitingFile,
+    WithdrawnBatch,
+)
 from fmnist_tasks.schemas.runs import AddedBatch, ChangeResult, IngestResult, ValidationResult
 from fmnist_tasks.settings import Settings
 from fmnist_tasks.steps.gates import read_run_policy
@@ -50,13 +58,15 @@ def ingest(store: Store, run: Run) -> IngestResult:
     ]
     known = list_accepted(store)
     earlier = [batch.image_set for batch in known if not batch.withdrawal]
-    new, unreadable, waiting = _read_batches(store, settings.settle_time, {batch.sha256 for batch in known})
+    new, unreadable, waiting = _read_batches(
+        store, declaration.image_format, settings.settle_time, {batch.sha256 for batch in known}
+    )
     _alert_waiting(run, waiting)
     return IngestResult(
         title=declaration.title,
         source=source,
         declared={split: declaration.count_images(split) for split in splits},
-        dataset=make_dataset(declaration.name, declaration.classes, base, earlier),
+        dataset=make_dataset(declaration, base, earlier),
         batches=new,
         unreadable=unreadable,
         waiting=waiting,
@@ -89,7 +99,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     training, test = (load_images(store, image_set) for image_set in (dataset.base, dataset.test))
     base = Sample("training", *training, declared["train"]), Sample("test", *test, declared["test"])
     batches = (Sample(_name_sample(batch), *load_images(store, batch.image_set), None) for batch in ingestion.batches)
-    findings, pages = check_samples(*base, batches, len(dataset.classes))
+    findings, pages = check_samples(*base, batches, dataset)
     for path, page in pages.items():
         store.put(make_run_key(run.id, f"data_docs/{path}"), page)
 
@@ -106,7 +116,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         pictures = {"samples": examples, **pictures}
     new = [batch.image_set for batch in accepted]
     return ValidationResult(
-        dataset=make_dataset(dataset.name, dataset.classes, [dataset.base, dataset.test], [*dataset.batches, *new]),
+        dataset=make_dataset(dataset, [dataset.base, dataset.test], [*dataset.batches, *new]),
         checks={name: finding.checks for name, finding in findings.items()},
         drift={name: finding.drift for name, finding in findings.items()},
         pictures=pictures,
@@ -174,7 +184,7 @@ def _draw_label_errors(store: Store, findings: Iterable[Findings], classes: list
 
 
 def _read_batches(
-    store: Store, settle_time: timedelta, known: set[str]
+    store: Store, image_format: ImageFormat, settle_time: timedelta, known: set[str]
 ) -> tuple[list[NewBatch], list[UnreadableBatch], list[WaitingFile]]:
     """Batches below `incoming/` that were read and saved as blobs, those that cannot be read, and files that wait.
 
@@ -204,7 +214,7 @@ def _read_batches(
             waiting += [incoming.make_waiting_file(file.key, reason, needs_attention=True) for file in batch.files]
             continue
         try:
-            content, files = incoming.read_batch(store, batch)
+            content, files = incoming.read_batch(store, batch, image_format)
             if incoming.has_changed(store, files):
                 waiting += [incoming.make_waiting_file(file.key, "it changed while it was read") for file in files]
                 continue

@@ -55,11 +55,11 @@ def evaluate_tuned(
     from fmnist_tasks.evaluation import calibration, figures, metrics
     from fmnist_tasks.model import h5
     from fmnist_tasks.model.ood.detector import Predictions, pick_examples
-    from fmnist_tasks.model.ood.families import FAMILIES, NEAR_FAMILIES, TRAINING_FAMILIES, make_ood_images
+    from fmnist_tasks.model.ood.families import NEAR_FAMILIES, TRAINING_FAMILIES, list_families, make_ood_images
 
     checkpoints.delete_checkpoints(store, run.id)
-    candidate, classes = tuned.candidate, validation.dataset.classes
-    arrays = load_splits(store, validation.dataset)
+    candidate, dataset = tuned.candidate, validation.dataset
+    arrays, classes = load_splits(store, dataset), dataset.classes
     images, labels = arrays.test_images, arrays.test_labels
     file = get_verified(store, candidate.model)
     clock = time.monotonic()
@@ -68,12 +68,12 @@ def evaluate_tuned(
     threshold = candidate.ood_threshold
     test = Predictions.of(model, images, [classes[label] for label in labels])
     families = {}
-    for family in FAMILIES:
+    for family in list_families(dataset):
         ood = make_ood_images(
             family, images, _MAX_NEAR_OOD_IMAGES if family in NEAR_FAMILIES else _MAX_OOD_IMAGES, seed=0
         )
         families[family] = Predictions.of(model, ood, [family] * len(ood))
-    examples, pictured = pick_examples(test, list(families.values()), classes, threshold)
+    examples, pictured = pick_examples(test, list(families.values()), dataset, threshold)
     fields = _evaluate(store, run, "candidate", validation, candidate.model, labels, test.probabilities)
     calibrated = calibration.measure_calibration(labels, test.probabilities)
     selective = calibration.measure_selective_prediction(labels, test.probabilities, _SELECTIVE_ACCURACY)

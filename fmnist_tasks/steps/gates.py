@@ -73,12 +73,18 @@ def read_run_policy(run: Run) -> Policy:
 
 
 def read_valid_policy(overrides: Mapping[str, Any]) -> Policy:
-    """The policy with overrides; raises :class:`SettingsError` for a fault or an unknown OOD family."""
-    from fmnist_tasks.model.ood.families import FAMILIES
+    """The policy with overrides; raises :class:`SettingsError` for a fault, or an OOD family that the dataset lacks."""
+    from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.model.ood.families import list_families
 
-    policy = read_policy(overrides, Settings.from_environment().gates)
-    if unknown := sorted(policy.ood.families.keys() - FAMILIES.keys()):
-        raise SettingsError(f"policy: ood: unknown families: {', '.join(unknown)}; use {', '.join(FAMILIES)}")
+    settings = Settings.from_environment()
+    policy, declaration = read_policy(overrides, settings.gates), read_declaration(settings.dataset)
+    families = list_families(declaration)
+    if unknown := sorted(policy.ood.families.keys() - set(families)):
+        raise SettingsError(
+            f"policy: ood: families that do not exist for {declaration.title}: {', '.join(unknown)}; remove them from "
+            f"the policy. These exist: {', '.join(families)}"
+        )
     return policy
 
 

@@ -37,11 +37,14 @@ def train(store: Store, run: Run, validation: ValidationResult, seed: int) -> Tr
     from fmnist_tasks.data.dataset import load_splits
     from fmnist_tasks.model import training
 
-    arrays, profile = load_splits(store, validation.dataset), run.parameters.profile_config
+    dataset, profile = validation.dataset, run.parameters.profile_config
+    arrays = load_splits(store, dataset)
     recipe = {"recipe": asdict(profile), "seed": seed}
     training_checkpoints = _make_checkpoints(store, run, f"base-{seed}", validation, **recipe)
     with hold_machine_lock(Settings.from_environment().training_lock):
-        fit = training.train_model(arrays, len(validation.dataset.classes), profile, seed, training_checkpoints)
+        fit = training.train_model(
+            arrays, len(dataset.classes), dataset.image_format, profile, seed, training_checkpoints
+        )
     return TrainingResult(**_save_fit(store, run, "base", fit, arrays, validation), seed=seed)
 
 
@@ -72,8 +75,8 @@ def fine_tune(
     from fmnist_tasks.model import cnn, h5, tuning
     from fmnist_tasks.model.ood import detector
 
-    arrays, classes = load_splits(store, validation.dataset), len(validation.dataset.classes)
-    profile = run.parameters.profile_config
+    dataset, profile = validation.dataset, run.parameters.profile_config
+    arrays, classes, image_format = load_splits(store, dataset), len(dataset.classes), dataset.image_format
     if verdict.model_sha256 != base.model.sha256:
         raise ConflictError(
             "the accuracy gate accepted a different base model; clear evaluate_base and the tasks after it"
@@ -82,14 +85,14 @@ def fine_tune(
     recipe = {"recipe": asdict(profile), "seed": base.seed, "base": base.model.sha256}
     tuning_checkpoints = _make_checkpoints(store, run, "tuned", validation, **recipe)
     with hold_machine_lock(Settings.from_environment().training_lock):
-        fit = tuning.fine_tune_model(model, arrays, classes, profile, base.seed, tuning_checkpoints)
+        fit = tuning.fine_tune_model(model, arrays, classes, image_format, profile, base.seed, tuning_checkpoints)
     tuned = TrainingResult(**_save_fit(store, run, "tuned", fit, arrays, validation), seed=base.seed)
 
     better: TrainingResult = min(base, tuned, key=_validation_loss)
     chosen: Literal["base", "tuned"] = "tuned" if better is tuned else "base"
     classifier = h5.load_model(get_verified(store, better.model), f"{chosen} model")
-    exported = cnn.export_for_inference(profile, classes, classifier, better.temperature)
-    candidate = detector.add_ood_head(exported, arrays.training)
+    exported = cnn.export_for_inference(profile, classes, image_format, classifier, better.temperature)
+    candidate = detector.add_ood_head(exported, arrays.training, dataset)
     _, ood_scores = h5.predict(candidate, arrays.validation_images)
     gain = tuned.validation_accuracy - base.validation_accuracy
     summary = (
@@ -126,7 +129,8 @@ def _save_fit(
     from fmnist_tasks.model.cnn import build_classifier
     from fmnist_tasks.model.temperature import fit_temperature
 
-    model = build_classifier(run.parameters.profile_config, len(validation.dataset.classes), fit.model)
+    dataset = validation.dataset
+    model = build_classifier(run.parameters.profile_config, len(dataset.classes), dataset.image_format, fit.model)
     probabilities = h5.classify(model, arrays.validation_images)
     accuracy = metrics.measure_accuracy(arrays.validation_labels, probabilities)
     temperature, loss = fit_temperature(arrays.validation_labels, probabilities)

@@ -272,7 +272,7 @@ def test_a_record_that_may_not_be_read_fails_the_watch_after_everything_else(
     assert list_events(pipeline) == ["rejected"]
 
 
-@pytest.mark.parametrize("content", [{}, {"time": None}, {"schema_version": 2, "time": "2026-11-23"}])
+@pytest.mark.parametrize("content", [{}, {"time": None}, {"schema_version": 3, "time": "2026-11-23"}])
 def test_a_damaged_start_of_the_watch_is_replaced(
     pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch, content: dict[str, object]
 ) -> None:

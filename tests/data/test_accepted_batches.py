@@ -203,7 +203,7 @@ def test_documents_of_version_0_1_are_refused(store: Store) -> None:
     document = {"split": "train", "source": "incoming/old.npz", "images": 3, "blob": blob, "keys": []}
     key = f"batches/{blob['sha256']}.json"
     store.put(key, seal(document))
-    with pytest.raises(IntegrityError, match=f"^{key}: has schema version 1, not 2: version 0.1 of this project wrote"):
+    with pytest.raises(IntegrityError, match=f"^{key}: has schema version 1, not 3: version 0.1 of this project wrote"):
         accepted_batches.list_accepted(store)
 
 

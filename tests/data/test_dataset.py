@@ -47,7 +47,7 @@ def test_batches_join_only_the_training_split(store: FolderStore) -> None:
     images, labels = synthetic.make_images(30, 5)
     batch = store_images(store, "train", "incoming/b.npz", images, labels.astype(np.int64))
     without, arrays = (
-        load_splits(store, make_dataset("synthetic", CLASSES, base, batches)) for batches in ([], [batch])
+        load_splits(store, make_dataset(synthetic.PROPERTIES, base, batches)) for batches in ([], [batch])
     )
     assert len(arrays.training) == len(without.training) + 30 == 110
     (window,) = arrays.training.iterate_windows(seed=0, epoch=0)
@@ -60,12 +60,13 @@ def test_batches_join_only_the_training_split(store: FolderStore) -> None:
 
 def test_the_fingerprint_depends_on_content_not_on_source(store: FolderStore) -> None:
     images, labels = synthetic.make_images(50, 1)
-    original = make_dataset("synthetic", CLASSES, [store_images(store, "train", "here", images, labels)], [])
-    moved = make_dataset("synthetic", CLASSES, [store_images(store, "train", "there", images, labels)], [])
+    original = make_dataset(synthetic.PROPERTIES, [store_images(store, "train", "here", images, labels)], [])
+    moved = make_dataset(synthetic.PROPERTIES, [store_images(store, "train", "there", images, labels)], [])
     assert original.fingerprint == moved.fingerprint
     images[0, 0, 0] ^= 1
-    changed = make_dataset("synthetic", CLASSES, [store_images(store, "train", "here", images, labels)], [])
-    renamed = make_dataset("synthetic", CLASSES[::-1], original.image_sets, [])
+    changed = make_dataset(synthetic.PROPERTIES, [store_images(store, "train", "here", images, labels)], [])
+    reversed_classes = synthetic.PROPERTIES.model_copy(update={"classes": synthetic.PROPERTIES.classes[::-1]})
+    renamed = make_dataset(reversed_classes, original.image_sets, [])
     assert len({original.fingerprint, changed.fingerprint, renamed.fingerprint}) == 3
 
 
@@ -75,7 +76,7 @@ def test_batches_count_once_and_in_any_order(store: FolderStore) -> None:
         store_images(store, "train", f"batch {seed}", *synthetic.make_images(20, seed)) for seed in (2, 3)
     )
     first, second = (
-        make_dataset("synthetic", CLASSES, base, batches)
+        make_dataset(synthetic.PROPERTIES, base, batches)
         for batches in ([batch_2, batch_3], [batch_3, *base, batch_2, batch_3])
     )
     assert first == second
@@ -114,7 +115,7 @@ def test_an_invalid_npz_is_refused(data: bytes, message: str) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_one_changed_byte_in_a_stored_split_is_detected(store: FolderStore, split: str) -> None:
-    dataset = make_dataset("synthetic", CLASSES, make_base(store), [])
+    dataset = make_dataset(synthetic.PROPERTIES, make_base(store), [])
     key = (dataset.base if split == "train" else dataset.test).blob.uri
     data = bytearray(store.get(key))
     data[5000] ^= 1

@@ -228,9 +228,8 @@ def test_each_of_a_few_bad_batches_has_its_own_alert(pipeline: Pipeline, caplog:
 
 def read_content(store: FolderStore, *keys: str) -> tuple[np.ndarray, np.ndarray] | str:
     """Return images and labels of a batch, or the reason why it cannot be read."""
-    content, _ = incoming.read_batch(
-        store, IncomingBatch("b", [to_incoming_file(stat) for key in keys if (stat := store.stat(key))])
-    )
+    files = [to_incoming_file(stat) for key in keys if (stat := store.stat(key))]
+    content, _ = incoming.read_batch(store, IncomingBatch("b", files), synthetic.FORMAT)
     return content
 
 

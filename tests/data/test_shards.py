@@ -35,7 +35,7 @@ class Shards:
         shards = [
             (rows.stop - rows.start, lambda number=number: self.read(number)) for number, rows in enumerate(self.rows)
         ]
-        return ShardedImages(shards, **limits)
+        return ShardedImages((28, 28), shards, **limits)
 
     def read(self, number: int) -> Iterator[Chunk]:
         self.reads[number] += 1
@@ -99,7 +99,7 @@ def test_memory_is_bounded_by_window_and_cache(store: FolderStore) -> None:
     """All 40,000 images take 31 MB; a window of 2,000 and a cache of 4,000 take 5 MB."""
     batches = [store_images(store, "train", f"batch {seed}", *synthetic.make_images(2_000, seed)) for seed in range(20)]
     shards = [(2_000, partial(read_chunks, store, batch)) for batch in batches]
-    training = ShardedImages(shards, window_size=2_000, max_cached=4_000)
+    training = ShardedImages((28, 28), shards, window_size=2_000, max_cached=4_000)
     tracemalloc.start()
     try:
         count = sum(len(labels) for _, labels in training.iterate_windows(0, 0))
@@ -127,7 +127,7 @@ def test_an_image_set_is_read_in_chunks_and_only_the_selected_rows(
 
 def test_a_damaged_image_set_is_detected_in_the_epoch_that_reads_it(store: FolderStore) -> None:
     image_set = store_images(store, "train", "base", *synthetic.make_images(100, 1))
-    training = ShardedImages([(100, partial(read_chunks, store, image_set))], window_size=50, max_cached=0)
+    training = ShardedImages((28, 28), [(100, partial(read_chunks, store, image_set))], window_size=50, max_cached=0)
     assert sum(len(labels) for _, labels in training.iterate_windows(0, 0)) == 100
     key = image_set.blob.uri
     data = bytearray(store.get(key))

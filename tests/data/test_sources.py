@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from fmnist_tasks.data.declaration import Declaration, read_declaration
 from fmnist_tasks.data.sources import load_base
 from fmnist_tasks.errors import DataError, SettingsError
 from fmnist_tasks.settings import PROJECT, Settings
-from tests.support import synthetic
 from tests.support.certificate import make_certificate
 from tests.support.pipeline import Pipeline
 from tests.support.requirements import APT, NETWORK, require
@@ -36,7 +34,7 @@ from tests.support.requirements import APT, NETWORK, require
 def read_inputs(pipeline: Pipeline, **changes: object) -> tuple[Declaration, Settings]:
     """Return the declaration, with changed fields, and the settings: the arguments of `load_base`."""
     settings = Settings.from_environment()
-    return replace(read_declaration(settings.dataset), **changes), settings  # type: ignore[arg-type]
+    return read_declaration(settings.dataset).model_copy(update=changes), settings
 
 
 def test_the_folder_in_fmnist_data_dir_is_a_source(pipeline: Pipeline) -> None:
@@ -237,7 +235,6 @@ def test_the_error_says_why_the_debian_package_cannot_be_used(pipeline: Pipeline
 
 LOAD_AS_NOBODY = """\
 import os, sys
-from dataclasses import replace
 from pathlib import Path
 
 from fmnist_tasks.data import sources
@@ -245,7 +242,7 @@ from fmnist_tasks.data.declaration import read_declaration
 from fmnist_tasks.settings import PROJECT, Settings
 
 settings = Settings.from_environment()
-declaration = replace(read_declaration(settings.dataset), url=None)
+declaration = read_declaration(settings.dataset).model_copy(update={"url": None})
 sources.SYSTEM_FOLDER = Path("/nowhere")
 if os.getuid() == 0:
     os.setgroups([])
@@ -281,9 +278,12 @@ def test_the_real_package_is_fetched_without_root() -> None:
     ("text", "message"),
     [
         ("name = ", "dataset.toml"),
-        ('name = "x"\ntitle = "x"\nclasses = ["a", "b"]\n[files]', "needs the files train_images"),
-        ('name = "x"\ntitle = "x"\n[files]', "classes"),
-        ('name = "x"\ntitle = "x"\nclasses = ["a"]\nfiles = {}', "needs the files"),
+        ('name = "x"\ntitle = "x"\nclasses = ["a", "b"]\n[files]', "image_format: missing; ood_label: missing"),
+        ('name = "x"\ntitle = "x"\n[files]', "classes: missing"),
+        (
+            'name = "x/y"\ntitle = "x"\nclasses = ["a"]\nfiles = {}',
+            "name: String should match .*; classes: List should",
+        ),
     ],
 )
 def test_an_incomplete_declaration_is_refused(pipeline: Pipeline, text: str, message: str) -> None:
@@ -293,15 +293,28 @@ def test_an_incomplete_declaration_is_refused(pipeline: Pipeline, text: str, mes
         read_declaration(path)
 
 
-def test_a_declaration_with_plain_http_one_class_or_an_unknown_split_is_refused(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize(
+    ("original", "replacement", "message"),
+    [
+        ('name = "synthetic"', 'name = "synthetic"\nurl = "http://example.org/"', "url: String should match pattern"),
+        ('name = "synthetic"', 'name = "synthetic"\ncolour = "red"', "colour: unknown"),
+        (
+            'name = "synthetic"',
+            'name = "synthetic"\nimages = { training = 1600 }',
+            "images.training.* 'train' or 'test'",
+        ),
+        ("height = 28", "height = 97", "image_format.height: Input should be less than or equal to 96"),
+        ("channels = 1", "channels = 4", "image_format.channels: Input should be 1 or 3"),
+        ("upright = true", 'upright = "yes"', "image_format.upright: Input should be a valid boolean"),
+        ("[files.test_labels]", "[files.validation_labels]", "files.validation_labels"),
+    ],
+)
+def test_an_invalid_value_in_a_declaration_is_refused_by_name(
+    pipeline: Pipeline, original: str, replacement: str, message: str
+) -> None:
     path = pipeline.data / "dataset.toml"
-    original = path.read_text()
-    path.write_text('url = "http://example.org/"\n' + original)
-    with pytest.raises(SettingsError, match="must begin with https"):
-        read_declaration(path)
-    path.write_text(original.replace(str([f"pattern {i}" for i in range(synthetic.CLASSES)]), '["one"]'))
-    with pytest.raises(SettingsError, match="has 1 classes; use 2 to 256"):
-        read_declaration(path)
-    path.write_text("images = { training = 1600 }\n" + original)
-    with pytest.raises(SettingsError, match="images: unknown key training; use train and test"):
+    text = path.read_text()
+    assert original in text
+    path.write_text(text.replace(original, replacement, 1))
+    with pytest.raises(SettingsError, match=rf"^dataset declaration {path}: {message}"):
         read_declaration(path)

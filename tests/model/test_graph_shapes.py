@@ -14,6 +14,7 @@ from fmnist_tasks.model import h5
 from fmnist_tasks.model.cnn import build_classifier, build_network
 from fmnist_tasks.model.graph_shapes import MAX_CALLS, MAX_LAYERS, MAX_OUTPUTS, infer_weight_shapes
 from fmnist_tasks.settings import PROFILES
+from tests.support import synthetic
 from tests.support.model_files import (
     DEFAULTS,
     Layer,
@@ -66,7 +67,9 @@ def test_every_layer_needs_the_weights_that_keras_creates() -> None:
 
 
 def test_our_networks_need_the_weights_that_keras_creates() -> None:
-    model = build_classifier(PROFILES["thorough"], 10, build_network(PROFILES["thorough"], 10))
+    model = build_classifier(
+        PROFILES["thorough"], 10, synthetic.FORMAT, build_network(PROFILES["thorough"], 10, synthetic.FORMAT)
+    )
     with h5py.File(io.BytesIO(h5.encode_model(model))) as file:
         shapes = infer_weight_shapes(file.attrs["model_config"])
     assert shapes == {layer.name: [weight.shape for weight in layer.weights] for layer in model.layers if layer.weights}

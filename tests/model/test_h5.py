@@ -22,6 +22,7 @@ from fmnist_tasks.model import h5
 from fmnist_tasks.model.cnn import build_classifier, build_network
 from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import PROFILES
+from tests.support import synthetic
 from tests.support.model_files import make_configuration, make_file, make_input, make_layer
 from tests.support.pipeline import Pipeline
 
@@ -120,7 +121,9 @@ def test_a_release_equals_the_model_that_keras_loads(finished_pipeline: Pipeline
 
 def test_a_saved_model_has_no_key_that_keras_3_8_does_not_write(saved_model: bytes) -> None:
     assert find_unknown_keys(read_configuration(saved_model)) == set()
-    thorough = build_classifier(PROFILES["thorough"], 10, build_network(PROFILES["thorough"], 10))
+    thorough = build_classifier(
+        PROFILES["thorough"], 10, synthetic.FORMAT, build_network(PROFILES["thorough"], 10, synthetic.FORMAT)
+    )
     assert find_unknown_keys(read_configuration(h5.encode_model(thorough))) == set()
 
 

@@ -16,13 +16,7 @@ from fmnist_tasks.model import h5, training, tuning
 from fmnist_tasks.model.cnn import build_classifier, build_network, export_for_inference, find_first_convolution
 from fmnist_tasks.model.mini_batches import augment, cutmix, make_training_batches
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
-from fmnist_tasks.model.ood.detector import (
-    OOD_LABEL,
-    add_ood_head,
-    choose_label,
-    choose_threshold,
-    expand_pooled_kernel,
-)
+from fmnist_tasks.model.ood.detector import add_ood_head, choose_label, choose_threshold, expand_pooled_kernel
 from fmnist_tasks.model.ood.families import make_ood_images
 from fmnist_tasks.model.temperature import fit_temperature
 from fmnist_tasks.model.whitening import init_whitening_kernel
@@ -47,8 +41,10 @@ def make_arrays(count: int = 320) -> Arrays:
 
 
 def make_candidate(network: keras.Model, arrays: Arrays, temperature: float = 1.0) -> keras.Model:
-    classifier = export_for_inference(PROFILE, 10, build_classifier(PROFILE, 10, network), temperature)
-    return add_ood_head(classifier, arrays.training)
+    classifier = export_for_inference(
+        PROFILE, 10, synthetic.FORMAT, build_classifier(PROFILE, 10, synthetic.FORMAT, network), temperature
+    )
+    return add_ood_head(classifier, arrays.training, synthetic.PROPERTIES)
 
 
 def make_profile(**changes: object) -> Profile:
@@ -57,27 +53,30 @@ def make_profile(**changes: object) -> Profile:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_network_has_the_layers_of_the_design(name: str) -> None:
-    model = build_network(PROFILES[name], 10)
+    model = build_network(PROFILES[name], 10, synthetic.FORMAT)
     kinds = [type(layer).__name__ for layer in model.layers]
     assert kinds[:2] == ["InputLayer", "Rescaling"]
     assert {"Conv2D", "MaxPooling2D", "Dropout"} <= set(kinds)
     assert kinds[-1] == "Dense"
     assert model.layers[1].scale == pytest.approx(1 / 255)
     assert all(variable.dtype == "float32" for variable in model.weights)
-    second = build_network(PROFILES[name], 10)
+    second = build_network(PROFILES[name], 10, synthetic.FORMAT)
     assert [layer.name for layer in model.layers] == [layer.name for layer in second.layers]
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_export_for_inference_keeps_the_predictions_of_every_profile(name: str) -> None:
     keras.utils.set_random_seed(0)
-    network, random = build_network(PROFILES[name], 10), np.random.default_rng(0)
+    network, random = build_network(PROFILES[name], 10, synthetic.FORMAT), np.random.default_rng(0)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([random.uniform(0.5, 2, weight.shape) for weight in layer.get_weights()])
-    classifier, (images, _) = build_classifier(PROFILES[name], 10, network), synthetic.make_images(20, 1)
+    classifier, (images, _) = (
+        build_classifier(PROFILES[name], 10, synthetic.FORMAT, network),
+        synthetic.make_images(20, 1),
+    )
     log_probabilities = np.log(
-        h5.classify(export_for_inference(PROFILES[name], 10, classifier, temperature=1.0), images)
+        h5.classify(export_for_inference(PROFILES[name], 10, synthetic.FORMAT, classifier, temperature=1.0), images)
     )
     np.testing.assert_allclose(log_probabilities, np.log(h5.classify(classifier, images)), atol=1e-3)
     assert np.ptp(log_probabilities, axis=0).max() > 1  # they differ between images
@@ -85,7 +84,7 @@ def test_export_for_inference_keeps_the_predictions_of_every_profile(name: str) 
 
 def test_an_image_and_its_flip_get_the_same_probabilities() -> None:
     images, _ = synthetic.make_images(50, 1)
-    classifier = build_classifier(PROFILE, 10, build_network(PROFILE, 10))
+    classifier = build_classifier(PROFILE, 10, synthetic.FORMAT, build_network(PROFILE, 10, synthetic.FORMAT))
     original, flipped = h5.classify(classifier, images), h5.classify(classifier, images[:, :, ::-1])
     np.testing.assert_allclose(original, flipped, atol=1e-6)
     assert np.ptp(original, axis=0).max() > 0.01  # they differ between images
@@ -106,7 +105,7 @@ def test_augmentation_only_flips_and_shifts() -> None:
     image = np.zeros((28, 28), np.uint8)
     image[10:14, 5:8] = 200
     batch = np.broadcast_to(image, (400, 28, 28)).copy()
-    augmented = augment(batch, replace(STAGE, shift=1), np.random.default_rng(0))
+    augmented = augment(batch, replace(STAGE, shift=1), np.random.default_rng(0), flip=True)
     variants = {picture.tobytes() for picture in augmented}
     expected = {
         np.roll(base, (down, right), (0, 1)).tobytes()
@@ -142,7 +141,7 @@ def test_every_epoch_has_every_image_once_in_a_new_order() -> None:
 
     def make_epoch(number: int) -> list[np.ndarray]:
         batches = make_training_batches(
-            ShardedImages.from_arrays(images, labels), STAGE, classes=10, seed=0, epoch=number
+            ShardedImages.from_arrays(images, labels), STAGE, classes=10, seed=0, epoch=number, flip=True
         )
         return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
 
@@ -162,7 +161,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_different_ones(tm
     arrays = make_arrays()
     stores = [Checkpoints(FolderStore(tmp_path / name), "run", "base", {}) for name in "abc"]
     fits = [
-        training.train_model(arrays, 10, PROFILE, seed, checkpoints)
+        training.train_model(arrays, 10, synthetic.FORMAT, PROFILE, seed, checkpoints)
         for seed, checkpoints in zip((3, 3, 4), stores, strict=True)
     ]
     first, second, other = ([weight.tobytes() for weight in fit.model.get_weights()] for fit in fits)
@@ -175,7 +174,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_different_ones(tm
 @pytest.mark.integration
 def test_the_first_convolution_starts_with_whitening_filters(checkpoints: Checkpoints) -> None:
     arrays = make_arrays()
-    unchanged = training.train_model(arrays, 10, make_profile(epochs=1, learning_rate=0.0), 0, checkpoints).model
+    unchanged = training.train_model(
+        arrays, 10, synthetic.FORMAT, make_profile(epochs=1, learning_rate=0.0), 0, checkpoints
+    ).model
     (kernel,) = find_first_convolution(unchanged).get_weights()
     np.testing.assert_array_equal(kernel, init_whitening_kernel(kernel, arrays.training))
 
@@ -184,13 +185,13 @@ def test_the_first_convolution_starts_with_whitening_filters(checkpoints: Checkp
 def test_label_smoothing_lowers_confidence_but_does_not_change_the_reported_loss(tmp_path: Path) -> None:
     def train(**changes: object) -> training.Fit:
         checkpoints = Checkpoints(FolderStore(tmp_path / repr(changes)), "run", "base", {})
-        return training.train_model(make_arrays(), 10, make_profile(**changes), 0, checkpoints)
+        return training.train_model(make_arrays(), 10, synthetic.FORMAT, make_profile(**changes), 0, checkpoints)
 
     plain, smoothed = (train(epochs=1, learning_rate=0.0, label_smoothing=share).curves.loss for share in (0.0, 0.5))
     assert plain == smoothed
     confidences = []
     for share in (0.0, 0.5):
-        model = build_classifier(PROFILE, 10, train(epochs=8, label_smoothing=share).model)
+        model = build_classifier(PROFILE, 10, synthetic.FORMAT, train(epochs=8, label_smoothing=share).model)
         confidences.append(np.median(h5.classify(model, make_arrays().validation_images).max(axis=1)))
     assert confidences[0] > 0.9
     assert confidences[1] == pytest.approx(0.55, abs=0.1)  # the smoothed target: 0.5 + 0.5 / 10
@@ -199,7 +200,7 @@ def test_label_smoothing_lowers_confidence_but_does_not_change_the_reported_loss
 @pytest.mark.integration
 def test_training_learns_and_reports_every_epoch(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    fit = training.train_model(make_arrays(), 10, make_profile(epochs=4), 0, checkpoints)
+    fit = training.train_model(make_arrays(), 10, synthetic.FORMAT, make_profile(epochs=4), 0, checkpoints)
     assert fit.curves.val_accuracy[fit.best_epoch - 1] > 0.9
     assert {len(values) for values in fit.curves.to_json().values()} == {4}
     assert caplog.text.count("validation accuracy") == 4
@@ -210,7 +211,7 @@ def test_training_learns_and_reports_every_epoch(checkpoints: Checkpoints, caplo
 def test_early_stopping_restores_the_best_epoch(checkpoints: Checkpoints) -> None:
     arrays = make_arrays()
     shuffled = replace(arrays, validation_labels=np.random.default_rng(0).permutation(arrays.validation_labels))
-    fit = training.train_model(shuffled, 10, make_profile(epochs=30, patience=2), 0, checkpoints)
+    fit = training.train_model(shuffled, 10, synthetic.FORMAT, make_profile(epochs=30, patience=2), 0, checkpoints)
     losses = fit.curves.val_loss
     assert len(losses) == fit.best_epoch + 2 < 30
     logits = fit.model.predict(arrays.validation_images[..., None].astype(np.float32), verbose=0)
@@ -223,14 +224,16 @@ def test_a_nan_loss_stops_training_at_once(checkpoints: Checkpoints) -> None:
     with pytest.raises(
         TrainingError, match=r"loss is (nan|inf) at step \d+ of epoch 1; training stopped, nothing was saved"
     ):
-        training.train_model(make_arrays(), 10, make_profile(learning_rate=float("inf")), 0, checkpoints)
+        training.train_model(
+            make_arrays(), 10, synthetic.FORMAT, make_profile(learning_rate=float("inf")), 0, checkpoints
+        )
 
 
 @pytest.mark.integration
 def test_weights_that_become_nan_in_the_last_step_stop_training_too(checkpoints: Checkpoints) -> None:
     only_step = make_profile(epochs=1, learning_rate=float("inf"))  # its training loss is that of the initial weights
     with pytest.raises(TrainingError, match=r"loss is nan on the validation images after epoch 1; training stopped"):
-        training.train_model(make_arrays(16), 10, only_step, 0, checkpoints)
+        training.train_model(make_arrays(16), 10, synthetic.FORMAT, only_step, 0, checkpoints)
     assert checkpoints.load_latest() is None
 
 
@@ -238,15 +241,20 @@ def test_weights_that_become_nan_in_the_last_step_stop_training_too(checkpoints:
 def test_fine_tuning_starts_from_the_base_model_and_does_not_change_it(tmp_path: Path) -> None:
     arrays = make_arrays()
     checkpoints = [Checkpoints(FolderStore(tmp_path), "run", name, {}) for name in ("base", "unchanged", "tuned")]
-    model = build_classifier(PROFILE, 10, training.train_model(arrays, 10, PROFILE, 0, checkpoints[0]).model)
+    model = build_classifier(
+        PROFILE,
+        10,
+        synthetic.FORMAT,
+        training.train_model(arrays, 10, synthetic.FORMAT, PROFILE, 0, checkpoints[0]).model,
+    )
     before = [weight.tobytes() for weight in model.get_weights()]
     no_learning = replace(PROFILE, tuning=replace(PROFILE.tuning, learning_rate=0.0))
-    unchanged = tuning.fine_tune_model(model, arrays, 10, no_learning, 0, checkpoints[1]).model
+    unchanged = tuning.fine_tune_model(model, arrays, 10, synthetic.FORMAT, no_learning, 0, checkpoints[1]).model
     for layer in unchanged.layers:
         if not isinstance(layer, keras.layers.BatchNormalization):
             for a, b in zip(layer.get_weights(), model.get_layer(layer.name).get_weights(), strict=True):
                 np.testing.assert_allclose(a / np.linalg.norm(a), b / np.linalg.norm(b), atol=1e-6)
-    tuned = tuning.fine_tune_model(model, arrays, 10, PROFILE, 0, checkpoints[2]).model
+    tuned = tuning.fine_tune_model(model, arrays, 10, synthetic.FORMAT, PROFILE, 0, checkpoints[2]).model
     assert [weight.tobytes() for weight in model.get_weights()] == before
     kernels = [layer for layer in tuned.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)]
     assert all(layer.kernel_regularizer.l2 == pytest.approx(PROFILE.tuning.l2) for layer in kernels)
@@ -261,11 +269,11 @@ def test_schedules_have_their_first_highest_and_last_values() -> None:
 @pytest.mark.integration
 def test_the_released_model_keeps_the_predictions_and_detects_noise(checkpoints: Checkpoints) -> None:
     arrays = make_arrays(640)
-    network = training.train_model(arrays, 10, make_profile(epochs=4), 0, checkpoints).model
+    network = training.train_model(arrays, 10, synthetic.FORMAT, make_profile(epochs=4), 0, checkpoints).model
     model = make_candidate(network, arrays)
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
     probabilities, ood_scores = h5.predict(model, arrays.test_images)
-    before = h5.classify(build_classifier(PROFILE, 10, network), arrays.test_images)
+    before = h5.classify(build_classifier(PROFILE, 10, synthetic.FORMAT, network), arrays.test_images)
     views = [h5.predict_outputs(network, images)[0] for images in (arrays.test_images, arrays.test_images[:, :, ::-1])]
     np.testing.assert_allclose(before, keras.ops.softmax((views[0] + views[1]) / 2), atol=1e-4)
     np.testing.assert_array_equal(probabilities.argmax(axis=1), before.argmax(axis=1))
@@ -283,8 +291,8 @@ def test_the_released_model_keeps_the_predictions_and_detects_noise(checkpoints:
     noise, noise_scores = h5.predict(model, make_ood_images("Gaussian noise", arrays.test_images, 50, seed=0))
     assert (noise_scores > threshold).mean() > 0.9
     assert np.median(noise_scores) > 0 > np.median(ood_scores)  # the logit of being out of distribution
-    labels = [choose_label(p, s, ["c"] * 10, threshold) for p, s in zip(noise, noise_scores, strict=True)]
-    assert labels.count(OOD_LABEL) == (noise_scores > threshold).sum()
+    labels = [choose_label(p, s, synthetic.PROPERTIES, threshold) for p, s in zip(noise, noise_scores, strict=True)]
+    assert labels.count("not a pattern") == (noise_scores > threshold).sum()
 
 
 def test_the_threshold_itself_is_in_distribution() -> None:
@@ -292,11 +300,9 @@ def test_the_threshold_itself_is_in_distribution() -> None:
     threshold = choose_threshold(scores)
     assert threshold == pytest.approx(scores[99])  # one of a hundred validation images is above it
     probabilities = np.array([0.1, 0.7, 0.2])
-    labels = [
-        choose_label(probabilities, score, ["shirt", "bag", "coat"], threshold)
-        for score in (threshold, threshold + 1e-6)
-    ]
-    assert labels == ["bag", OOD_LABEL]
+    dataset = synthetic.PROPERTIES.model_copy(update={"classes": ["shirt", "bag", "coat"]})
+    labels = [choose_label(probabilities, score, dataset, threshold) for score in (threshold, threshold + 1e-6)]
+    assert labels == ["bag", "not a pattern"]
 
 
 def test_a_probe_on_all_pixels_equals_one_on_pooled_features() -> None:

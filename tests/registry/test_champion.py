@@ -70,7 +70,7 @@ def test_an_unprintable_reason_becomes_one_line_of_text(store: FolderStore, text
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 3, "colour": "x"}, "has schema version 3, not 2: install the version of this project that"),
+        ({"schema_version": 4, "colour": "x"}, "has schema version 4, not 3: install the version of this project that"),
         ({"colour": "x"}, "colour: unknown; it was probably edited by hand, and is not used"),
     ],
 )
@@ -454,7 +454,7 @@ def test_an_entry_of_an_earlier_version_is_refused_with_a_remedy(store: FolderSt
     facts = {"reason": "why", "write_id": "w", "time": "2026-11-02T02:00:00+00:00"}
     store.put("champion/00000001.json", seal({"sequence": 1, "version": "v1", "action": "promote", **facts}))
     message = (
-        r"^champion/00000001\.json: has schema version 1, not 2: version 0\.1 of this project wrote it; start with"
+        r"^champion/00000001\.json: has schema version 1, not 3: version 0\.1 of this project wrote it; start with"
     )
     for read in (champion.find_champion, champion.read_log, lambda store: promote(store, "v2", "run-2", 1)):
         with pytest.raises(IntegrityError, match=message):

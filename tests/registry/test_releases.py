@@ -34,7 +34,7 @@ def test_a_manifest_names_version_facts_and_each_file_with_its_digest(store: Fol
     manifest = releases.publish_release(store, "v1", files, FACTS)
     references = {name: compute_reference(f"releases/v1/{name}", data) for name, data in files.items()}
     assert manifest == Manifest(**dict(FACTS), version="v1", files=references)
-    assert (manifest.version, manifest.files, manifest.schema_version) == ("v1", references, 2)
+    assert (manifest.version, manifest.files, manifest.schema_version) == ("v1", references, 3)
     stored = {name: getattr(releases.read_manifest(store, "v1"), name) for name in type(FACTS).model_fields}
     assert stored == dict(FACTS)
     assert releases.open_manifest(store, "v1").data == store.get("releases/v1/manifest.json")
@@ -88,12 +88,12 @@ def test_a_missing_release_is_reported(store: FolderStore) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": None}, r"has schema version 1, not 2: version 0\.1 of this project wrote it"),
-        ({"schema_version": 3}, r"has schema version 3, not 2: install the version of this project that wrote it"),
-        ({"schema_version": "2"}, r"has schema version '2', not 2: it was probably edited by hand, and is not used"),
-        ({"schema_version": True}, r"has schema version True, not 2: it was probably edited by hand"),
-        ({"schema_version": 2.0}, r"has schema version 2\.0, not 2: it was probably edited by hand"),
-        ({"schema_version": -1}, r"has schema version -1, not 2: it was probably edited by hand"),
+        ({"schema_version": None}, r"has schema version 1, not 3: version 0\.1 of this project wrote it"),
+        ({"schema_version": 4}, r"has schema version 4, not 3: install the version of this project that wrote it"),
+        ({"schema_version": "3"}, r"has schema version '3', not 3: it was probably edited by hand, and is not used"),
+        ({"schema_version": True}, r"has schema version True, not 3: it was probably edited by hand"),
+        ({"schema_version": 3.0}, r"has schema version 3\.0, not 3: it was probably edited by hand"),
+        ({"schema_version": -1}, r"has schema version -1, not 3: it was probably edited by hand"),
         ({"files": None}, r"files: missing; it was probably edited by hand, and is not used"),
         ({"temperature": "1"}, r"temperature: Input should be a valid number; it was probably edited by hand"),
         ({"parameters": {"profile": "quick"}}, r"parameters\.seed: missing"),

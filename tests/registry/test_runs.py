@@ -85,8 +85,8 @@ def test_a_record_is_read_back_unchanged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": None}, r"has schema version 1, not 2: version 0\.1 of this project wrote it; start with"),
-        ({"schema_version": 3}, "has schema version 3, not 2: install the version of this project that wrote it"),
+        ({"schema_version": None}, r"has schema version 1, not 3: version 0\.1 of this project wrote it; start with"),
+        ({"schema_version": 4}, "has schema version 4, not 3: install the version of this project that wrote it"),
         ({"started": None}, "started: missing; it was probably edited by hand, and is not used"),
         ({"status": "ended"}, "status: Input should be 'running', 'done', 'rejected' or 'failed'; it was probably"),
         ({"seconds": "1.0"}, "seconds: Input should be a valid number; it was probably edited by hand"),

@@ -32,6 +32,7 @@ from fmnist_tasks.schemas.releases import (
 )
 from fmnist_tasks.schemas.runs import StepRecord
 from fmnist_tasks.settings import Parameters
+from tests.support import synthetic
 
 
 def digest(text: str) -> str:
@@ -49,7 +50,8 @@ def make_dataset(*blobs: Reference, classes: tuple[str, ...] = ("shirt", "bag"))
         for split in ("train", "test")
     ]
     batches = [ImageSet(split="train", source="incoming/b.npz", images=2, blob=blob) for blob in blobs]
-    return Dataset(name="synthetic", classes=list(classes), image_sets=[*base, *batches], fingerprint=digest("data"))
+    properties = synthetic.PROPERTIES.model_copy(update={"classes": list(classes)})
+    return Dataset(**dict(properties), image_sets=[*base, *batches], fingerprint=digest("data"))
 
 
 def make_metrics(classes: tuple[str, ...] = ("shirt", "bag"), accuracy: float = 0.95) -> ReleaseMetrics:

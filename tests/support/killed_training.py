@@ -53,20 +53,20 @@ def train_until_killed(folder: Path, moment: int, epochs: int) -> None:
         print("memory", int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) >> 10)
 
     def make_batches_with_moments(
-        images: ShardedImages, stage: Stage, classes: int, seed: int, epoch: int
+        images: ShardedImages, stage: Stage, classes: int, seed: int, epoch: int, *, flip: bool
     ) -> Iterator[training.Batch]:
         nonlocal has_begun
         if not has_begun:
             print("begins with epoch", epoch, flush=True)
             has_begun = True
-        for batch in mini_batches.make_training_batches(images, stage, classes, seed, epoch):
+        for batch in mini_batches.make_training_batches(images, stage, classes, seed, epoch, flip=flip):
             pass_moment()
             yield batch
 
     images, labels = synthetic.make_images(16 * BATCHES, 1)
     chunks = [(images[start : start + 16], labels[start : start + 16]) for start in range(0, len(labels), 16)]
     # A small window, so an epoch has several.
-    shards = ShardedImages([(16, partial(read_chunk, chunk)) for chunk in chunks], window_size=32)
+    shards = ShardedImages((28, 28), [(16, partial(read_chunk, chunk)) for chunk in chunks], window_size=32)
     arrays = Arrays(shards, *synthetic.make_images(40, 2), *synthetic.make_images(40, 2))
     checkpoints = Checkpoints(FolderStore(folder), "run", "base-0", {})
     stage = replace(STAGE, epochs=epochs, patience=epochs)
@@ -75,7 +75,7 @@ def train_until_killed(folder: Path, moment: int, epochs: int) -> None:
         patch.object(FolderStore, "put", put_with_moments),
         patch.object(training, "make_training_batches", make_batches_with_moments),
     ):
-        fit = training.train_model(arrays, 10, profile, 0, checkpoints)
+        fit = training.train_model(arrays, 10, synthetic.FORMAT, profile, 0, checkpoints)
     weights = b"".join(weight.tobytes() for weight in fit.model.get_weights())
     print(len(fit.curves.loss), fit.best_epoch, hashlib.sha256(weights).hexdigest())
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import struct
 from pathlib import Path
 
 import numpy as np
 
+from fmnist_tasks.schemas.data import DatasetProperties, ImageFormat
 from fmnist_tasks.settings import Parameters
 from fmnist_tasks.steps import Run
 
 CLASSES = 10
+FORMAT = ImageFormat(height=28, width=28, channels=1, horizontal_flip=True, upright=True)
+PROPERTIES = DatasetProperties(
+    name="synthetic",
+    classes=[f"pattern {number}" for number in range(CLASSES)],
+    image_format=FORMAT,
+    ood_label="not a pattern",
+)
 RUN = Run("run-1", "2026-11-23T02:00:00+00:00", Parameters(profile="quick"))
 
 
@@ -48,6 +57,9 @@ def write_dataset(
         'name = "synthetic"',
         'title = "Synthetic patterns"',
         f"classes = {[f'pattern {i}' for i in range(classes)]}",
+        'ood_label = "not a pattern"',
+        "[image_format]",
+        *(f"{key} = {json.dumps(value)}" for key, value in FORMAT.to_json().items() if value is not None),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for role, array in (arrays | replacements).items():

@@ -2,9 +2,9 @@
 
 The released model has two outputs. `probabilities` (N, classes) come from the logits. `ood_score` (N, 1), higher for
 images less like the training data, is the logit of a probe on the feature maps of the two middle stages. The probe
-learns to separate training images and their horizontal flips from the OOD images of `families.TRAINING_FAMILIES`
-(outlier exposure: Hendrycks et al. 2019, arXiv:1812.04606). An image is out of distribution if its score is above the
-threshold, which accepts 99% of the validation images.
+learns to separate training images and, if a flip preserves the label, their horizontal flips from the OOD images of
+`families.TRAINING_FAMILIES` (outlier exposure: Hendrycks et al. 2019, arXiv:1812.04606). An image is out of
+distribution if its score is above the threshold, which accepts 99% of the validation images.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fmnist_tasks.data.shards import ShardedImages
 from fmnist_tasks.model.cnn import FEATURE_MAPS
 from fmnist_tasks.model.h5 import predict, predict_outputs
 from fmnist_tasks.model.libraries import keras
-from fmnist_tasks.model.ood.families import TRAINING_FAMILIES, make_ood_images
+from fmnist_tasks.model.ood.families import TRAINING_FAMILIES, list_families, make_ood_images
 from fmnist_tasks.model.ood.probe import fit_probe
+from fmnist_tasks.schemas.data import DatasetProperties
 from fmnist_tasks.schemas.evaluation import Example
 
-OOD_LABEL = "not clothing"
 _TPR = 0.99  # share of the validation images that the threshold accepts
 _MAX_TRAINING_IMAGES = 32_000  # that the probe is fitted on
 _MAX_OOD_IMAGES = 6_000  # of each set that the probe is fitted on
@@ -30,13 +30,13 @@ _CELL = 2  # side, in pixels, of the cells that features are averaged over for f
 _HIDDEN = 48  # units of the probe: with more, its weights exceed the processor's cache, and latency increases
 
 
-def add_ood_head(classifier: keras.Model, training: ShardedImages) -> keras.Model:
-    """Add the second output, `ood_score` (N, 1), float32, to a classifier."""
+def add_ood_head(classifier: keras.Model, training: ShardedImages, dataset: DatasetProperties) -> keras.Model:
+    """Add the second output, `ood_score` (N, 1), float32, to a classifier of the dataset."""
     image = classifier.input
     maps = [classifier.get_layer(name).output for name in FEATURE_MAPS]
     features = keras.layers.Concatenate(name="feature_maps")(maps)  # (N, H, W, F)
     cells = keras.layers.AveragePooling2D(_CELL, padding="same")(features)
-    images, is_ood = _make_training_images(training)
+    images, is_ood = _make_training_images(training, dataset)
     (inputs,) = predict_outputs(keras.Model(image, keras.layers.Flatten()(cells)), images)
     (kernel, bias), last = fit_probe(inputs, is_ood, _HIDDEN)
 
@@ -70,7 +70,7 @@ def choose_threshold(ood_scores: np.ndarray) -> float:
 class Predictions:
     """A model's predictions, with images and true classes or OOD families."""
 
-    images: np.ndarray  # (N, H, W), uint8
+    images: np.ndarray  # uint8 (N, H, W) or (N, H, W, C)
     truth: list[str]
     probabilities: np.ndarray  # (N, classes), float32
     ood_scores: np.ndarray  # (N,), float32
@@ -82,9 +82,10 @@ class Predictions:
 
 
 def pick_examples(
-    test: Predictions, families: list[Predictions], classes: list[str], threshold: float
+    test: Predictions, families: list[Predictions], dataset: DatasetProperties, threshold: float
 ) -> tuple[list[Example], np.ndarray]:
-    """Pick two examples of predictions of each class and of each OOD family, with images (N, H, W), uint8."""
+    """Pick two examples of predictions of each class and of each OOD family, with images, uint8 (N, …)."""
+    classes = dataset.classes
     first: dict[str, list[int]] = {}
     for index, truth in enumerate(test.truth):
         if len(indices := first.setdefault(truth, [])) < 2:
@@ -94,7 +95,7 @@ def pick_examples(
     examples = [
         Example(
             truth=group.truth[index],
-            answer=choose_label(group.probabilities[index], float(group.ood_scores[index]), classes, threshold),
+            answer=choose_label(group.probabilities[index], float(group.ood_scores[index]), dataset, threshold),
             predicted_class=classes[int(group.probabilities[index].argmax())],
             probability=float(group.probabilities[index].max()),
             ood_score=float(group.ood_scores[index]),
@@ -105,21 +106,23 @@ def pick_examples(
     return examples, np.stack([group.images[index] for group, index in picked])
 
 
-def choose_label(probabilities: np.ndarray, ood_score: float, classes: list[str], threshold: float) -> str:
-    """The label of an image, from probabilities (classes,), float32: a class, or "not clothing" above the threshold."""
-    return classes[int(probabilities.argmax())] if ood_score <= threshold else OOD_LABEL
+def choose_label(probabilities: np.ndarray, ood_score: float, dataset: DatasetProperties, threshold: float) -> str:
+    """The label of an image, from probabilities (classes,), float32: a class, or the OOD label above the threshold."""
+    return dataset.classes[int(probabilities.argmax())] if ood_score <= threshold else dataset.ood_label
 
 
-def _make_training_images(training: ShardedImages) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, H, W), uint8, that the probe is fitted on, and which of them are OOD, (N,), bool.
+def _make_training_images(training: ShardedImages, dataset: DatasetProperties) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, …) that the probe is fitted on, and which of them are OOD, (N,), bool.
 
-    They are images of the training split, the same ones flipped, and OOD images.
+    They are images of the training split, the same ones flipped if that preserves the label, and OOD images.
     """
     images = training.read_images(np.random.default_rng(0).permutation(len(training))[:_MAX_TRAINING_IMAGES])
     families = [
         make_ood_images(family, images, _MAX_OOD_IMAGES, seed)
-        for family in TRAINING_FAMILIES
+        for family in list_families(dataset)
+        if family in TRAINING_FAMILIES
         for seed in range(_SETS.get(family, 1))
     ]
-    all_images = np.concatenate([images, images[:, :, ::-1], *families])
-    return all_images, np.arange(len(all_images)) >= 2 * len(images)
+    real = [images, images[:, :, ::-1]] if dataset.image_format.horizontal_flip else [images]
+    all_images = np.concatenate([*real, *families])
+    return all_images, np.arange(len(all_images)) >= len(real) * len(images)

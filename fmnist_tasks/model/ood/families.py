@@ -1,6 +1,7 @@
 """OOD families: out-of-distribution images, generated from a seed, images of the dataset, and scikit-learn's pictures.
 
-Each family is a function from images (N, H, W), uint8, and a random generator to as many OOD images (N, H, W).
+Each family is a function from images, uint8 (N, H, W) or (N, H, W, 3), and a random generator to as many OOD images of
+the same shape.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ from collections.abc import Callable
 
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
 
-from fmnist_tasks.data.declaration import SIDE
+from fmnist_tasks.schemas.data import DatasetProperties
 
 Family = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
+_REFERENCE_SIDE = 28  # of the images that margins and widths of strokes, in pixels, were chosen for
 
 
 def _uniform(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -34,11 +40,15 @@ def _bright(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _one_shade(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return np.broadcast_to(random.integers(0, 256, (len(images), 1, 1)), images.shape)
+    return np.broadcast_to(random.integers(0, 256, (len(images), 1, 1, *images.shape[3:])), images.shape)
 
 
 def _permuted(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return random.permuted(images.reshape(len(images), -1), axis=1).reshape(images.shape)
+    height, width = images.shape[1:3]
+    order = random.permuted(np.tile(np.arange(height * width), (len(images), 1)), axis=1)
+    pixels = images.reshape(len(images), height * width, *images.shape[3:])
+    permuted: np.ndarray = pixels[np.arange(len(images))[:, None], order].reshape(images.shape)
+    return permuted
 
 
 def _inverted(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -50,69 +60,86 @@ def _upside_down(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _rotated(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Rotated by 90 degrees, to the left or to the right."""
-    left = random.random((len(images), 1, 1)) < 0.5
-    return np.where(left, np.rot90(images, 1, (1, 2)), np.rot90(images, -1, (1, 2)))
+    """Rotated by 90 degrees, to the left or to the right; stretched to the same height and width."""
+    left = random.random((len(images), *[1] * (images.ndim - 1))) < 0.5
+    rotated = np.where(left, np.rot90(images, 1, (1, 2)), np.rot90(images, -1, (1, 2)))
+    height, width = images.shape[1:3]
+    rows, columns = (np.arange(to) * size // to for size, to in ((width, height), (height, width)))
+    return rotated[:, rows[:, None], columns]
 
 
 def _pixelated(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Squares with a side of 3, 4 or 5 pixels, each in one shade."""
     output = np.empty(images.shape)
+    height, width, *colours = images.shape[1:]
     sizes = random.choice([3, 4, 5], len(images))
     for size in (3, 4, 5):
-        rows, squares = sizes == size, -(-SIDE // size)
-        padding = squares * size - SIDE
-        padded = np.pad(images[rows], ((0, 0), (0, padding), (0, padding)))
-        shades = padded.reshape(-1, squares, size, squares, size).mean(axis=(2, 4))
-        output[rows] = np.kron(shades, np.ones((size, size)))[:, :SIDE, :SIDE]
+        chosen, down, across = sizes == size, -(-height // size), -(-width // size)
+        padding = ((0, 0), (0, down * size - height), (0, across * size - width), *[(0, 0)] * len(colours))
+        padded = np.pad(images[chosen], padding)
+        shades = padded.reshape(-1, down, size, across, size, *colours).mean(axis=(2, 4))
+        output[chosen] = shades.repeat(size, axis=1).repeat(size, axis=2)[:, :height, :width]
     return output
 
 
 def _jigsaw(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Sixteen pieces in random order."""
-    piece = SIDE // 4
-    pieces = images.reshape(-1, 4, piece, 4, piece).swapaxes(2, 3).reshape(-1, 16, piece, piece)
+    """Sixteen pieces in random order; rows and columns beyond a multiple of four stay where they are."""
+    down, across, colours = images.shape[1] // 4, images.shape[2] // 4, images.shape[3:]
+    output = images.copy()
+    area = output[:, : 4 * down, : 4 * across]
+    pieces = area.reshape(-1, 4, down, 4, across, *colours).swapaxes(2, 3).reshape(-1, 16, down, across, *colours)
     order = random.permuted(np.tile(np.arange(16), (len(images), 1)), axis=1)
     pieces = pieces[np.arange(len(images))[:, None], order]
-    output: np.ndarray = pieces.reshape(-1, 4, 4, piece, piece).swapaxes(2, 3).reshape(images.shape)
+    area[:] = pieces.reshape(-1, 4, 4, down, across, *colours).swapaxes(2, 3).reshape(area.shape)
     return output
 
 
 def _scribbles(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Strokes between random points, light on black; every second image is pixelated."""
     count, strokes = len(images), random.integers(2, 6, len(images))
-    points = random.uniform(4, SIDE - 4, (count, 6, 2))
-    distance = np.full((count, SIDE * SIDE), np.inf)  # from each pixel to the nearest stroke
-    pixels = np.indices((SIDE, SIDE)).reshape(2, -1).T
+    height, width, *colours = images.shape[1:]
+    scale = min(height, width) / _REFERENCE_SIDE
+    margin, extent = 4 * scale, np.array([height, width])
+    points = margin + (extent - 2 * margin) * random.random((count, 6, 2))
+    distance = np.full((count, height * width), np.inf)  # from each pixel to the nearest stroke
+    pixels = np.indices((height, width)).reshape(2, -1).T
     for number in range(5):
         start, end = points[:, number, None], points[:, number + 1, None]
         along = ((pixels - start) * (end - start)).sum(axis=-1) / ((end - start) ** 2).sum(axis=-1)
         nearest = start + np.clip(along, 0, 1)[..., None] * (end - start)
         to_stroke = np.linalg.norm(pixels - nearest, axis=-1)
         distance = np.where((number < strokes)[:, None], np.minimum(distance, to_stroke), distance)
-    ink = np.clip(random.uniform(1.5, 3, (count, 1)) - distance, 0, 1) * random.uniform(100, 255, (count, 1))
-    drawings: np.ndarray = ink.reshape(images.shape)
+    ink = np.clip(random.uniform(1.5, 3, (count, 1)) - distance / scale, 0, 1)
+    shade = random.uniform(100, 255, (count, 1, *colours))
+    drawings: np.ndarray = (ink.reshape(count, -1, *[1] * len(colours)) * shade).reshape(images.shape)
     drawings[::2] = _pixelated(drawings[::2], random)
     return drawings
 
 
 def _textures(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Crops of two photographs, a temple and a flower, in greyscale."""
-    photographs = [photograph @ np.array(_LUMINANCE) for photograph in load_sample_images().images]
+    """Crops of two photographs, a temple and a flower."""
+    photographs = load_sample_images().images
+    if images.ndim == 3:
+        photographs = [photograph @ np.array(_LUMINANCE) for photograph in photographs]
     crops = []
     for number in range(len(images)):
         photograph = photographs[number % len(photographs)]
-        top, left = (random.integers(0, size - SIDE) for size in photograph.shape)
-        crops.append(photograph[top : top + SIDE, left : left + SIDE])
+        height, width = images.shape[1:3]
+        top, left = random.integers(0, len(photograph) - height), random.integers(0, photograph.shape[1] - width)
+        crops.append(photograph[top : top + height, left : left + width])
     return np.stack(crops)
 
 
 def _digits(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     digits = load_digits().images  # (1797, 8, 8) in 0..16
     digits = digits[random.integers(0, len(digits), len(images))]
-    enlarged = np.pad(np.kron(digits, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2)))  # (N, 28, 28)
-    shades: np.ndarray = np.clip(enlarged * 16, 0, 255)
-    return shades
+    height, width, *colours = images.shape[1:]
+    factor = min(height, width) // 8
+    above, before = (height - 8 * factor) // 2, (width - 8 * factor) // 2
+    shades = np.zeros((len(images), height, width))
+    enlarged = digits.repeat(factor, axis=1).repeat(factor, axis=2)
+    shades[:, above : above + 8 * factor, before : before + 8 * factor] = np.clip(enlarged * 16, 0, 255)
+    return np.broadcast_to(shades.reshape(*shades.shape, *[1] * len(colours)), images.shape)
 
 
 def _overlaid(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -123,7 +150,8 @@ def _overlaid(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 def _mixed(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """The left half of one image beside the right half of another."""
-    left = np.arange(SIDE) < SIDE // 2
+    width = images.shape[2]
+    left = (np.arange(width) < width // 2).reshape(width, *[1] * (images.ndim - 3))
     return np.where(left, images, np.roll(images, 1, axis=0))
 
 
@@ -138,6 +166,10 @@ TRAINING_FAMILIES: dict[str, Family] = {
     "jigsaw": _jigsaw,
     "scribbles": _scribbles,
 }
+ROTATED_FAMILIES = ("upside down", "rotated by 90°")
+EXTERNAL_FAMILIES = ("photo textures", "digits")  # made of images of scikit-learn
+_COMPARED = 400  # images of a dataset and of a family
+_MIN_TOLD_APART = 0.95  # share of these that a classifier recognises, unless the two resemble each other
 # Near OOD: some of these images may be accepted, so more of them are evaluated.
 NEAR_FAMILIES = ("photo textures", "digits", "upside down", "rotated by 90°")
 FAMILIES: dict[str, Family] = {
@@ -153,8 +185,34 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def list_families(dataset: DatasetProperties) -> list[str]:
+    """The families that are unlike the dataset: without those it excludes and, unless upright, without rotated ones."""
+    excluded = {*dataset.excluded_families, *(() if dataset.image_format.upright else ROTATED_FAMILIES)}
+    return [family for family in FAMILIES if family not in excluded]
+
+
+def find_resembling_families(images: np.ndarray) -> list[str]:
+    """Return the families of other people's images (digits, photographs) that images (N, …), uint8, resemble.
+
+    They do if a quadratic classifier cannot tell the two apart: a detector would reject the dataset itself.
+    """
+    chosen = np.random.default_rng(0).permutation(len(images))[:_COMPARED]
+    resembling = []
+    for family in EXTERNAL_FAMILIES:
+        others = make_ood_images(family, images, len(chosen), seed=1)
+        pixels = np.concatenate([images[chosen], others]).reshape(2 * len(chosen), -1).astype(np.float32)
+        is_other = np.repeat([False, True], len(chosen))
+        components = min(40, pixels.shape[1], len(chosen) // 4)
+        classifier = make_pipeline(
+            PCA(components, random_state=0), QuadraticDiscriminantAnalysis(solver="eigen", shrinkage=0.1)
+        )
+        if cross_val_score(classifier, pixels, is_other, cv=2).mean() < _MIN_TOLD_APART:
+            resembling.append(family)
+    return resembling
+
+
 def make_ood_images(family: str, images: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Generate up to `count` OOD images (M, H, W), uint8, from images (N, H, W), uint8; M is at most N."""
+    """Generate up to `count` OOD images, uint8 (M, …), from images (N, …), uint8; M is at most N."""
     random = np.random.default_rng((seed, *family.encode()))
     picked = images[random.permutation(len(images))[:count]]
     return np.ascontiguousarray(FAMILIES[family](picked, random), dtype=np.uint8)

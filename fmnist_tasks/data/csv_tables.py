@@ -1,0 +1,96 @@
+"""CSV files with one greyscale image in each row: a column with the label, and one for each pixel, as on Kaggle."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+
+from fmnist_tasks.errors import DataError
+
+_LABELS = {"label", "labels", "class", "target", "y"}
+_PIXEL = re.compile(r"(?:pixel|px|p)?[ _-]?(\d+)|(\d+)x(\d+)", re.IGNORECASE)  # pixel0, 0, 1x1
+_MAX_LINE_BYTES = 1 << 20  # 96 x 96 pixels have at most 46 kB
+_CHUNK_ROWS = 4096
+
+
+def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images, uint8 (N, pixels), and labels (N,), int64 or text; `name` is for messages.
+
+    Raises :class:`DataError` if the columns are not as described, or a pixel is not a whole number from 0 to 255, or if
+    the pixels have more than `max_bytes`.
+    """
+    import pandas as pd
+
+    lines = io.TextIOWrapper(io.BufferedReader(_BoundedLines(file, name)), encoding="utf-8-sig", errors="replace")
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            header = [column.strip() for column in next(iter(lines), "").rstrip("\r\n").split(",")]
+            label, pixels = _find_columns(header, name)
+            dtypes = {index: (str if index == label else np.int64) for index in range(len(header))}
+            options = {"header": None, "index_col": False, "names": range(len(header)), "dtype": dtypes}
+            for chunk in pd.read_csv(lines, chunksize=_CHUNK_ROWS, na_filter=False, **options):  # type: ignore[call-overload]
+                values = chunk[pixels].to_numpy()
+                if values.size and (values.min() < 0 or values.max() > 255):
+                    raise DataError(f"{name}: has pixels from {values.min()} to {values.max()}, expected 0 to 255")
+                parts.append((values.astype(np.uint8), chunk[label].str.strip().to_numpy(str)))
+                if sum(images.nbytes for images, _ in parts) > max_bytes:
+                    raise DataError(f"{name}: has more than {max_bytes:,} bytes of pixels; split it into several files")
+    except DataError:
+        raise
+    except Exception as error:  # any, since the file is untrusted
+        raise DataError(
+            f"{name}: is not a table with the columns of its header and whole numbers as pixels "
+            f"({str(error)[:200] or type(error).__name__})"
+        ) from error
+    if not sum(images.size for images, _ in parts):
+        raise DataError(f"{name}: has no images")
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    is_number = np.char.isdigit(labels)
+    return images, labels.astype(np.int64) if is_number.all() and np.char.str_len(labels).max() <= 9 else labels
+
+
+def _find_columns(header: list[str], name: str) -> tuple[int, list[int]]:
+    """Return the position of the label and of the pixels, in order."""
+    header = [column.strip('"') for column in header]
+    labels = [index for index, column in enumerate(header) if column.lower() in _LABELS]
+    if len(labels) != 1:
+        raise DataError(
+            f"{name}: its first line must name the columns, one of them `label`; it begins with "
+            f"{', '.join(header)[:60]!r}"
+        )
+    pixels = [index for index in range(len(header)) if index != labels[0]]
+    numbers = []
+    for index in pixels:
+        if not (match := _PIXEL.fullmatch(header[index])):
+            raise DataError(f"{name}: the column {header[index][:40]!r} is neither a label nor a pixel; remove it")
+        numbers.append(tuple(int(group) for group in match.groups() if group))
+    if numbers != sorted(set(numbers)):
+        raise DataError(f"{name}: its pixel columns are not in order; sort them: pixel0, pixel1, …")
+    return labels[0], pixels
+
+
+class _BoundedLines(io.RawIOBase):
+    """A file that is read only as long as its lines have a sensible length: the parser keeps a whole line in memory."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name, self._length = file, name, 0
+
+    def readable(self) -> bool:
+        """The file can be read."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read the next bytes; raises :class:`DataError` if a line is too long."""
+        content = self._file.read(min(len(buffer), _MAX_LINE_BYTES))
+        last = content.rfind(b"\n")
+        self._length = self._length + len(content) if last < 0 else len(content) - last - 1
+        if self._length > _MAX_LINE_BYTES:
+            raise DataError(f"{self._name}: has a line of more than {_MAX_LINE_BYTES:,} bytes, so it is no such table")
+        buffer[: len(content)] = content
+        return len(content)

@@ -1,0 +1,281 @@
+"""Labelled images in the forms in which people have them: folders, zip files, CSV, `.npz` and IDX.
+
+Whatever the form, the result is one set of arrays for each split that the source has.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fmnist_tasks.data.array_layouts import convert_images, convert_labels, find_pairs, infer_shape
+from fmnist_tasks.data.class_folders import EncodedImage, list_archive, list_folder
+from fmnist_tasks.data.csv_tables import read_csv
+from fmnist_tasks.data.idx import read_idx
+from fmnist_tasks.data.image_files import decode_image_file
+from fmnist_tasks.data.npz import list_arrays, read_npz
+from fmnist_tasks.errors import DataError
+from fmnist_tasks.schemas.data import ImageFormat, Split
+
+MAX_BYTES = 8 << 30  # of all pixels
+MIN_SIDE, MAX_SIDE = 8, 96  # pixels
+_DEFAULT_SIDE = 32  # of images of different or larger sizes
+_SAMPLE = 500  # images whose colours and backgrounds are looked at
+_COLOURED = 16  # difference between red, green and blue from which a pixel has a colour
+_MIN_COLOURED = 0.01  # share of coloured pixels, and of images that have so many, from which a dataset has colour
+_IDX_PAIR = re.compile(r"(?P<prefix>.*?)(?:images|labels)[-.]idx\d(?P<rest>.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images, uint8 (N, H, W) or (N, H, W, 3), and class indices, int64 (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass
+class Findings:
+    """What a source contained, and what was changed."""
+
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # height and width
+    modes: Counter[str] = field(default_factory=Counter)  # Pillow's colour modes
+    resized: int = 0
+    recoloured: int = 0
+    unreadable: list[str] = field(default_factory=list)  # the reason for each image that was left out
+
+
+@dataclass(frozen=True)
+class LabelledSource:
+    """The images of a source by split (None: it has no splits), its classes, and what was found."""
+
+    splits: dict[Split | None, LabelledImages]
+    classes: list[str]
+    height: int
+    width: int
+    channels: int
+    background: int | None
+    findings: Findings
+
+
+def read_source(
+    path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None, classes: Sequence[str] = ()
+) -> LabelledSource:
+    """Read a folder or file of labelled images; raises :class:`DataError` with what is wrong and what to do.
+
+    `size` (height, width) and `channels` are those of the result, by default those of most images; arrays are not
+    resized. `classes` are the names of the class indices, by default the numbers.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such folder or file")
+    if path.is_dir() and not (idx := _find_idx_files(path)):
+        return _read_encoded(list_folder(path), size, channels)
+    if path.is_dir():
+        return _read_arrays(str(path), _read_idx_files(idx), size, channels, classes)
+    suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    with path.open("rb") as file:
+        if suffix == "zip":
+            return _read_encoded(list_archive(io.BytesIO(file.read()), path.name), size, channels)
+        if suffix == "csv":
+            return _read_arrays(path.name, {None: read_csv(file, path.name, MAX_BYTES)}, size, channels, classes)
+        if suffix == "npz":
+            pairs = find_pairs(names := list_arrays(file, path.name))
+            if not pairs:
+                raise DataError(
+                    f"{path.name}: has the arrays {', '.join(names)}, but no usual names for images and labels; save "
+                    "them as images and labels, or x_train, y_train, x_test and y_test"
+                )
+            arrays: dict[str | None, tuple[np.ndarray, np.ndarray]] = {}
+            for split, pair in pairs.items():
+                images, labels = read_npz(file, path.name, *pair, max_bytes=MAX_BYTES)
+                arrays[split] = (images, labels)
+            return _read_arrays(path.name, arrays, size, channels, classes)
+    raise DataError(
+        f"{path.name}: is not a form of labelled images that this project reads: a folder or zip file with one folder "
+        "of images for each class, a .csv with a column `label`, an .npz, or a folder of IDX files"
+    )
+
+
+def _read_encoded(images: list[EncodedImage], size: tuple[int, int] | None, channels: int | None) -> LabelledSource:
+    """Decode images in the format that most of them have."""
+    classes = sorted({image.label for image in images}, key=_to_sort_key)
+    findings = Findings()
+    sample = _decode_sample(images)
+    height, width = size or _choose_size(images)
+    channels = channels or (3 if _has_colour(sample) else 1)
+    background = _find_background(sample)
+    image_format = ImageFormat(
+        height=height,
+        width=width,
+        channels=3 if channels == 3 else 1,
+        horizontal_flip=False,
+        upright=False,
+        background=background,
+    )
+    splits: dict[Split | None, LabelledImages] = {}
+    for split in sorted({image.split for image in images}, key=str):
+        members = [image for image in images if image.split == split]
+        pixels = np.empty((len(members), *image_format.shape), np.uint8)
+        labels = np.empty(len(members), np.int64)
+        count = 0
+        for image in members:
+            try:
+                decoded = decode_image_file(io.BytesIO(image.read()), image.name, image_format)
+            except (DataError, OSError) as error:
+                findings.unreadable.append(str(error))
+                continue
+            findings.sizes[decoded.size[::-1]] += 1
+            findings.modes[decoded.mode] += 1
+            findings.resized += decoded.size != (width, height)
+            findings.recoloured += decoded.mode != ("L" if channels == 1 else "RGB")
+            pixels[count], labels[count] = decoded.pixels, classes.index(image.label)
+            count += 1
+        splits[split] = LabelledImages(pixels[:count], labels[:count])
+    return LabelledSource(splits, classes, height, width, channels, background, findings)
+
+
+def _read_arrays(
+    name: str,
+    arrays: dict[str | None, tuple[np.ndarray, np.ndarray]],
+    size: tuple[int, int] | None,
+    channels: int | None,
+    classes: Sequence[str],
+) -> LabelledSource:
+    """Convert arrays, by split, without loss."""
+    first, _ = next(iter(arrays.values()))
+    shape = infer_shape(first.shape)
+    if size and size != shape[:2]:
+        raise DataError(f"{name}: its images have {shape[0]} x {shape[1]} pixels, and arrays are not resized")
+    if channels and channels != (shape[2] if len(shape) == 3 else 1):
+        raise DataError(f"{name}: its images have the shape {shape}, and the colours of arrays are not converted")
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
+        raise DataError(f"{name}: its images have {shape[0]} x {shape[1]} pixels, expected {MIN_SIDE} to {MAX_SIDE}")
+    names = list(classes) or _list_classes([labels for _, labels in arrays.values()])
+    parts: dict[Split | None, list[LabelledImages]] = {}
+    findings = Findings()
+    for split, (images, labels) in arrays.items():
+        try:
+            converted = LabelledImages(convert_images(images, shape), convert_labels(labels, names))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        if len(converted.images) != len(converted.labels):
+            raise DataError(f"{name}: {len(converted.images):,} images but {len(converted.labels):,} labels")
+        target: Split | None = None if split is None else "test" if split == "test" else "train"
+        parts.setdefault(target, []).append(converted)
+        findings.sizes[shape[0], shape[1]] += len(images)
+    splits = {
+        split: LabelledImages(
+            np.concatenate([part.images for part in members]), np.concatenate([part.labels for part in members])
+        )
+        for split, members in parts.items()
+    }
+    channels = shape[2] if len(shape) == 3 else 1
+    findings.modes["RGB" if channels == 3 else "L"] = sum(findings.sizes.values())
+    background = _find_background(next(iter(splits.values())).images[:_SAMPLE])
+    return LabelledSource(splits, names, shape[0], shape[1], channels, background, findings)
+
+
+def _list_classes(labels: Sequence[np.ndarray]) -> list[str]:
+    """Return the names of classes in labels: names, one-hot columns, or the numbers up to the largest index."""
+    first = labels[0]
+    if first.dtype.kind in "SU":
+        texts = {
+            value.decode(errors="replace") if isinstance(value, bytes) else value
+            for part in labels
+            for value in part.ravel().tolist()
+        }
+        return sorted(texts, key=_to_sort_key)
+    if first.ndim == 2 and first.shape[1] > 1:
+        return [str(number) for number in range(first.shape[1])]
+    if first.dtype.kind not in "iu":
+        raise DataError(f"labels are {first.dtype}, expected whole numbers (class indices, from 0) or class names")
+    largest = max((int(part.max()) for part in labels if part.size), default=0)
+    if not 1 <= largest <= 255:
+        raise DataError(f"labels are indices up to {largest}; there must be 2 to 256 classes")
+    return [str(number) for number in range(largest + 1)]
+
+
+def _to_sort_key(name: str) -> tuple[object, ...]:
+    """Sort numbers in names by value: 2 before 10."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
+
+
+def _choose_size(images: list[EncodedImage]) -> tuple[int, int]:
+    """Return the height and width of most images if that is small enough, and of a default square otherwise."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for image in images:
+        try:
+            with Image.open(io.BytesIO(image.read())) as header:
+                sizes[header.height, header.width] += 1
+        except Exception:  # noqa: BLE001, S112 - it is reported when it is decoded
+            continue
+    (most, count), *_ = sizes.most_common(1) or [((0, 0), 0)]
+    if 2 * count > sizes.total() and all(MIN_SIDE <= side <= MAX_SIDE for side in most):
+        return most
+    return (_DEFAULT_SIDE, _DEFAULT_SIDE)
+
+
+def _decode_sample(images: list[EncodedImage]) -> np.ndarray:
+    """Return some of the images in colour and in a small size, uint8 (N, 32, 32, 3)."""
+    small = ImageFormat(height=32, width=32, channels=3, horizontal_flip=False, upright=False)
+    chosen = np.random.default_rng(0).permutation(len(images))[:_SAMPLE]
+    decoded = []
+    for position in chosen:
+        try:
+            decoded.append(decode_image_file(io.BytesIO(images[position].read()), "", small).pixels)
+        except (DataError, OSError):
+            continue
+    if not decoded:
+        raise DataError("none of the images can be read")
+    return np.stack(decoded)
+
+
+def _has_colour(sample: np.ndarray) -> bool:
+    """Return whether enough images, uint8 (N, H, W, 3), have enough coloured pixels."""
+    is_coloured = np.ptp(sample.astype(np.int16), axis=3) > _COLOURED
+    return bool((is_coloured.mean(axis=(1, 2)) > _MIN_COLOURED).mean() > _MIN_COLOURED)
+
+
+def _find_background(sample: np.ndarray) -> int | None:
+    """Return 0 or 255 if the edges of most images, uint8 (N, H, W, …), are black or white, and None otherwise."""
+    edges = np.concatenate(
+        [part.reshape(len(sample), -1) for part in (sample[:, 0], sample[:, -1], sample[:, :, 0], sample[:, :, -1])],
+        axis=1,
+    )
+    medians = np.median(edges, axis=1)
+    if (medians <= 16).mean() > 0.5:
+        return 0
+    return 255 if (medians >= 239).mean() > 0.5 else None
+
+
+def _find_idx_files(folder: Path) -> dict[str, Path]:
+    """Return the IDX files of a folder by their names without `.gz`, in lower case."""
+    files = {path.name.lower().removesuffix(".gz"): path for path in sorted(folder.iterdir()) if path.is_file()}
+    return {name: path for name, path in files.items() if _IDX_PAIR.fullmatch(name)}
+
+
+def _read_idx_files(files: dict[str, Path]) -> dict[str | None, tuple[np.ndarray, np.ndarray]]:
+    """Return images and labels by split, as the names of the files tell: train-images-idx3-ubyte, t10k-labels-…."""
+    arrays: dict[str | None, tuple[np.ndarray, np.ndarray]] = {}
+    for name, path in files.items():
+        if "images" not in name:
+            continue
+        label_name = re.sub(r"images([-.])idx\d", r"labels\1idx1", name)
+        if label_name not in files:
+            raise DataError(f"{path.name}: the file {label_name} is missing")
+        pair = []
+        for part in (path, files[label_name]):
+            with part.open("rb") as file:
+                pair.append(read_idx(file, part.name, MAX_BYTES))
+        split = "test" if re.match(r"(test|t10k)", name) else "train"
+        arrays[split] = (pair[0], pair[1])
+    if set(arrays) == {"train"}:
+        return {None: arrays["train"]}
+    return arrays

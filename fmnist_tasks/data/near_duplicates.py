@@ -1,0 +1,140 @@
+"""Near-duplicates: images that differ by a few bits, a shift of one pixel, a horizontal flip or their brightness.
+
+Two images are compared only if random hyperplanes separate neither (locality-sensitive hashing, Charikar 2002,
+https://doi.org/10.1145/509907.509965): a table holds a code for each image, one bit for each hyperplane, and is
+searched for equal codes. The hyperplanes ignore the mean brightness and the outermost pixels, which a shift changes. An
+image is looked up as it is, flipped, and shifted by one pixel in each direction. So the time grows with the number of
+images, not with that of pairs; at most `_MAX_CANDIDATES` of a table are compared with an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmnist_tasks.data.colour import to_luminance
+
+_TABLES = 8
+_BITS, _FEW_BITS, _FEW_IMAGES = 40, 24, 10_000  # of a code; few for up to so many images: codes differ less
+_MIN_PROJECTION = 1.0  # a flat image has projections of about 0, whose signs are random
+_MAX_CANDIDATES = 32  # of a table, for one variant of an image
+_MAX_SIZE = 32  # pixels; larger images are compared in this size
+_MIN_CORRELATION = 0.998
+_MAX_DIFFERENCE, _MAX_PIXELS = 8, 3  # shades by which pixels may differ, and how many may differ by more
+_CHUNK = 4096  # images that are looked up at once
+_SHIFTS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (down, right) != (0, 0)]
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """For each image, the position of a near-duplicate among the indexed images, and the correlation; -1: none."""
+
+    neighbours: np.ndarray  # int64 (N,)
+    correlations: np.ndarray  # float32 (N,), of the aligned images
+
+
+class NearDuplicateIndex:
+    """Codes of images, in which near-duplicates of other images are found."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        """Index images, uint8 (N, H, W) or (N, H, W, 3)."""
+        self._pixels = _reduce(_to_shades(images))
+        height, width = self._pixels.shape[1:]
+        self._planes = _make_planes(height, width, _FEW_BITS if len(images) <= _FEW_IMAGES else _BITS)
+        codes = _encode(self._pixels, self._planes)
+        self._order = np.argsort(codes, axis=0, kind="stable").astype(np.int32)
+        self._codes = np.take_along_axis(codes, self._order, axis=0)
+
+    def find(self, images: np.ndarray, *, first: int | None = None) -> NearDuplicates:
+        """Find a near-duplicate of each image, uint8 (N, H, W) or (N, H, W, 3).
+
+        `first` is the position of the first of these images in the index, if they are indexed themselves: an image is
+        not its own near-duplicate.
+        """
+        found = NearDuplicates(np.full(len(images), -1, np.int64), np.zeros(len(images), np.float32))
+        for start in range(0, len(images), _CHUNK):
+            chunk = slice(start, min(start + _CHUNK, len(images)))
+            own = None if first is None else np.arange(first + chunk.start, first + chunk.stop)
+            for variant in _make_variants(_to_shades(images[chunk])):
+                self._compare(variant, own, found, start)
+        return found
+
+    def _compare(self, variant: np.ndarray, own: np.ndarray | None, found: NearDuplicates, start: int) -> None:
+        """Compare variants of a chunk of images with the indexed images that have the same code in a table."""
+        codes = _encode(variant, self._planes)
+        for table in range(_TABLES):
+            column = self._codes[:, table]
+            low = np.searchsorted(column, codes[:, table], "left")
+            counts = np.minimum(np.searchsorted(column, codes[:, table], "right") - low, _MAX_CANDIDATES)
+            rows = np.repeat(np.arange(len(variant)), counts)
+            offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+            candidates = self._order[np.repeat(low, counts) + offsets, table].astype(np.int64)
+            if own is not None:
+                is_other = candidates != own[rows]
+                rows, candidates = rows[is_other], candidates[is_other]
+            for part in range(0, len(rows), _CHUNK):
+                pairs = rows[part : part + _CHUNK], candidates[part : part + _CHUNK]
+                correlations = _correlate(variant[pairs[0]], self._pixels[pairs[1]])
+                for row, candidate, correlation in zip(*pairs, correlations, strict=True):
+                    if correlation > found.correlations[start + row]:
+                        found.neighbours[start + row] = candidate
+                        found.correlations[start + row] = correlation
+
+
+def _to_shades(images: np.ndarray) -> np.ndarray:
+    return to_luminance(images) if images.ndim == 4 else images
+
+
+def _reduce(shades: np.ndarray) -> np.ndarray:
+    """Return images (N, H, W) with at most `_MAX_SIZE` pixels in each direction, each the mean of a block."""
+    factor = -(-max(shades.shape[1:]) // _MAX_SIZE)
+    if factor == 1:
+        return shades
+    height, width = (size // factor for size in shades.shape[1:])
+    blocks = shades[:, : height * factor, : width * factor].reshape(-1, height, factor, width, factor)
+    reduced: np.ndarray = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    return reduced
+
+
+def _make_planes(height: int, width: int, bits: int) -> np.ndarray:
+    """Return hyperplanes, float32 (H·W, tables·bits), that ignore the mean and the outermost pixels."""
+    planes = np.zeros((height, width, _TABLES * bits), np.float32)
+    inner = np.random.default_rng(0).standard_normal((height - 2, width - 2, _TABLES * bits), np.float32)
+    planes[1:-1, 1:-1] = inner - inner.mean(axis=(0, 1))
+    return planes.reshape(height * width, -1)
+
+
+def _encode(pixels: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """Return the codes of images (N, H, W), uint64 (N, tables)."""
+    bits = planes.shape[1] // _TABLES
+    codes = np.zeros((len(pixels), _TABLES, 8), np.uint8)
+    for start in range(0, len(pixels), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        signs = pixels[chunk].reshape(-1, len(planes)).astype(np.float32) @ planes > _MIN_PROJECTION
+        codes[chunk, :, : bits // 8] = np.packbits(signs.reshape(len(signs), _TABLES, bits), axis=2)
+    return codes.view(np.uint64)[..., 0]
+
+
+def _make_variants(shades: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the images (N, H, W) as they are, flipped, and shifted by one pixel in each direction; reduced."""
+    yield _reduce(shades)
+    yield _reduce(np.ascontiguousarray(shades[:, :, ::-1]))
+    for shift in _SHIFTS:
+        yield _reduce(np.roll(shades, shift, axis=(1, 2)))  # what is rolled over is outermost, so it is ignored
+
+
+def _correlate(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the correlation of each pair of images (N, H, W) without their outermost pixels; 0 if they differ more.
+
+    The correlation of flat images is not defined, and that of dim ones falls with a single changed bit. So images are
+    also equal, with a correlation of 1, if almost all pixels are.
+    """
+    first, second = (array[:, 1:-1, 1:-1].reshape(len(array), -1).astype(np.float32) for array in (images, others))
+    is_equal = (np.abs(first - second) > _MAX_DIFFERENCE).sum(axis=1) <= _MAX_PIXELS
+    first -= first.mean(axis=1, keepdims=True)
+    second -= second.mean(axis=1, keepdims=True)
+    norms = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+    correlation = np.divide((first * second).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
+    return np.where(is_equal, 1, np.where(correlation >= _MIN_CORRELATION, correlation, 0))

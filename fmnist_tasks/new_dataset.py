@@ -1,0 +1,225 @@
+"""Creating a dataset from a user's images: its declaration, its canonical files, and its gates.
+
+    datasets/birds.toml          the declaration, to edit
+    datasets/birds-gates.toml    the thresholds of the gates, to edit
+    datasets/birds/              four IDX files, compressed
+
+Exact copies are removed, and without a test split one is chosen, without near-duplicates in training.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmnist_tasks.data.declaration import Declaration, File, Role
+from fmnist_tasks.data.duplicates import compute_digests
+from fmnist_tasks.data.labelled_sources import LabelledImages, LabelledSource
+from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
+from fmnist_tasks.data.splitting import choose_test_images
+from fmnist_tasks.errors import ConflictError, DataError
+from fmnist_tasks.model.ood.families import FAMILIES, find_resembling_families, list_families
+from fmnist_tasks.schemas.data import ImageFormat
+from fmnist_tasks.settings import INCLUDE
+
+MIN_IMAGES = 20  # of a class and split, for the statistical checks
+
+
+@dataclass(frozen=True)
+class NewDataset:
+    """A dataset that was created, and what to tell its user."""
+
+    declaration: Declaration
+    path: Path  # of the declaration
+    report: dict[str, Any]
+
+
+def create_dataset(
+    source: LabelledSource, folder: Path, name: str, *, title: str, ood_label: str, horizontal_flip: bool, upright: bool
+) -> NewDataset:
+    """Write the files of a new dataset into a folder.
+
+    Raises :class:`ConflictError` if the dataset exists, and :class:`DataError` if it has too few images or classes.
+    """
+    path = folder / f"{name}.toml"
+    if path.exists() or (folder / name).exists():
+        raise ConflictError(f"{path} exists; choose another name, or delete it and the folder {folder / name}")
+    if len(source.classes) < 2:
+        raise DataError(f"there is only one class, {source.classes[0]!r}; a classifier needs two or more")
+    splits, copies, conflicts = _remove_copies(source.splits)
+    near = 0
+    if set(splits) == {"train", "test"}:
+        training, test = splits["train"], splits["test"]
+        near = int((NearDuplicateIndex(training.images).find(test.images).neighbours >= 0).sum())
+    else:
+        (everything,) = splits.values()
+        chosen = choose_test_images(everything.images, everything.labels)
+        test = LabelledImages(everything.images[chosen], everything.labels[chosen])
+        training = LabelledImages(
+            np.delete(everything.images, chosen, axis=0), np.delete(everything.labels, chosen, axis=0)
+        )
+    _require_enough(source.classes, training, test)
+    image_format = ImageFormat(
+        height=source.height,
+        width=source.width,
+        channels=3 if source.channels == 3 else 1,
+        horizontal_flip=horizontal_flip,
+        upright=upright,
+        background=source.background,
+    )
+    arrays: dict[Role, np.ndarray] = {
+        "train_images": training.images,
+        "train_labels": training.labels.astype(np.uint8),
+        "test_images": test.images,
+        "test_labels": test.labels.astype(np.uint8),
+    }
+    files = _write_files(folder / name, arrays)
+    gates = f"{name}-gates.toml"
+    declaration = Declaration(
+        name=name,
+        title=title,
+        classes=source.classes,
+        image_format=image_format,
+        ood_label=ood_label,
+        excluded_families=find_resembling_families(training.images),
+        gates=gates,
+        files=files,
+    )
+    largest = np.bincount(training.labels).max() / len(training.labels)
+    (folder / gates).write_text(render_gates(declaration, float(largest)), encoding="utf-8")
+    path.write_text(render_declaration(declaration), encoding="utf-8")
+    findings = source.findings
+    return NewDataset(
+        declaration,
+        path,
+        {
+            "declaration": str(path),
+            "images": f"{image_format}; training {len(training.labels):,}, test {len(test.labels):,}",
+            "classes": ", ".join(source.classes),
+            "images_by_class": _count_by_class(source.classes, training, test),
+            "sizes": ", ".join(f"{h} x {w}: {count:,}" for (h, w), count in findings.sizes.most_common(5)),
+            "colour_modes": ", ".join(f"{mode}: {count:,}" for mode, count in findings.modes.most_common()),
+            "resized": findings.resized,
+            "converted_colours": findings.recoloured,
+            "unreadable": findings.unreadable,
+            "exact_copies_removed": copies,
+            "copies_with_different_labels_removed": conflicts,
+            "near_duplicates_across_the_split": near,
+            "excluded_ood_families": declaration.excluded_families,
+        },
+    )
+
+
+def _remove_copies(splits: dict[Any, LabelledImages]) -> tuple[dict[Any, LabelledImages], int, int]:
+    """Keep one of several identical images, that of the test split if there is one; none if their labels differ."""
+    order = sorted(splits, key=lambda split: split != "test")
+    seen: dict[bytes, set[int]] = {}
+    for split in order:
+        part = splits[split]
+        for digest, label in zip(compute_digests(part.images), part.labels.tolist(), strict=True):
+            seen.setdefault(digest, set()).add(label)
+    kept, copies, conflicts, used = {}, 0, 0, set[bytes]()
+    for split in order:
+        part, selected = splits[split], []
+        for position, digest in enumerate(compute_digests(part.images)):
+            if len(seen[digest]) > 1:
+                conflicts += 1
+            elif digest in used:
+                copies += 1
+            else:
+                selected.append(position)
+                used.add(digest)
+        kept[split] = LabelledImages(part.images[selected], part.labels[selected])
+    return kept, copies, conflicts
+
+
+def _require_enough(classes: list[str], training: LabelledImages, test: LabelledImages) -> None:
+    for split, part in (("training", training), ("test", test)):
+        counts = np.bincount(part.labels, minlength=len(classes))
+        if few := [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < MIN_IMAGES]:
+            raise DataError(
+                f"too few images in the {split} split: {', '.join(few[:5])}; each class needs at least {MIN_IMAGES} "
+                "in each split, so that checks and gates can decide. Add images, or merge classes"
+            )
+
+
+def _count_by_class(classes: list[str], training: LabelledImages, test: LabelledImages) -> dict[str, int]:
+    counts = np.bincount(np.concatenate([training.labels, test.labels]), minlength=len(classes))
+    return dict(zip(classes, counts.tolist(), strict=True))
+
+
+def _write_files(folder: Path, arrays: dict[Role, np.ndarray]) -> dict[Role, File]:
+    """Write the arrays, uint8, as compressed IDX files; the same arrays give the same bytes."""
+    folder.mkdir(parents=True)
+    files: dict[Role, File] = {}
+    for role, array in arrays.items():
+        content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+        name = f"{role.replace('_', '-')}-idx{array.ndim}-ubyte.gz"
+        (folder / name).write_bytes(gzip.compress(content, mtime=0))
+        files[role] = File(name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return files
+
+
+def render_declaration(declaration: Declaration) -> str:
+    """Return a declaration as TOML, with comments for what users may edit."""
+    form = declaration.image_format
+    lines = [
+        f"# {declaration.title}: a dataset declaration; docs/own-data.md describes every key.",
+        f"name = {_quote(declaration.name)}",
+        f"title = {_quote(declaration.title)}",
+        f"classes = {_quote(declaration.classes)}",
+        f"ood_label = {_quote(declaration.ood_label)} # the answer for an image that is unlike the dataset",
+        f"excluded_families = {_quote(declaration.excluded_families)} # OOD families that resemble the dataset",
+        f"gates = {_quote(declaration.gates)} # the thresholds, beside this file",
+        "",
+        "[image_format]",
+        f"height = {form.height}",
+        f"width = {form.width}",
+        f"channels = {form.channels} # 1: greyscale, 3: colour",
+        f"horizontal_flip = {_quote(form.horizontal_flip)} # whether a mirrored image has the same label",
+        f"upright = {_quote(form.upright)} # whether an image that is upside down is out of distribution",
+        *([f"background = {form.background} # shade around the object"] if form.background is not None else []),
+    ]
+    for role, file in declaration.files.items():
+        lines += [
+            "",
+            f"[files.{role}]",
+            f"name = {_quote(file.name)}",
+            f"bytes = {file.bytes}",
+            f"sha256 = {_quote(file.sha256)}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def render_gates(declaration: Declaration, largest_share: float) -> str:
+    """Return a policy to begin with: that of the project, with lower thresholds and the families of this dataset."""
+    text = (INCLUDE / "gates.toml").read_text(encoding="utf-8")
+    minimum = min(0.9, max(0.5, round(1.5 * largest_share, 2)))
+    families = list_families(declaration)
+    lines = []
+    for line in text.splitlines():
+        if match := re.match(r'"([^"]+)" = ', line):
+            if match[1] in families and match[1] in FAMILIES:
+                lines.append(f'"{match[1]}" = {{ min_auroc = 0.9, max_fpr99 = 0.2 }}')
+            continue
+        line = re.sub(r"^min = 0\.92$", f"min = {minimum}", line)
+        line = re.sub(r"^min_recall = 0\.70$", "min_recall = 0.0", line)
+        line = re.sub(r"^max_error = 0\.015$", "max_error = 0.1", line)
+        lines.append(line)
+    heading = (
+        f"# The policy for {declaration.title}. These thresholds only stop a model that is useless.\n"
+        "# Once there is a champion, set them to what you need, slightly below what its report shows."
+    )
+    return "\n".join([heading, *lines, ""])
+
+
+def _quote(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

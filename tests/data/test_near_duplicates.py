@@ -1,0 +1,78 @@
+"""Near-duplicates are found whatever was changed, and different images are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
+from fmnist_tasks.data.splitting import TEST_SHARE, choose_test_images
+
+DIGITS = (load_digits().images * 15.9375).astype(np.uint8)  # 1,797 real images of 8 x 8
+PHOTO = np.random.default_rng(0).integers(0, 256, (60, 12, 12, 3), np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+
+
+def flip_bits(images: np.ndarray) -> np.ndarray:
+    random, changed = np.random.default_rng(1), images.copy()
+    for image in changed:
+        image[random.integers(image.shape[0]), random.integers(image.shape[1])] ^= np.uint8(1 << random.integers(8))
+    return changed
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "nothing": lambda images: images,
+    "one bit": flip_bits,
+    "left": lambda images: np.roll(images, -1, axis=2),
+    "down and right": lambda images: np.roll(images, (1, 1), axis=(1, 2)),
+    "flipped": lambda images: images[:, :, ::-1],
+    "brighter": lambda images: np.clip(images * 1.04, 0, 255).astype(np.uint8),
+    "darker": lambda images: (images * 0.96).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("images", [DIGITS, PHOTO], ids=["digits", "photo"])
+def test_a_changed_copy_is_found(change: str, images: np.ndarray) -> None:
+    found = NearDuplicateIndex(images).find(CHANGES[change](images))
+    assert (found.neighbours == np.arange(len(images))).mean() >= 0.98
+    assert found.correlations[found.neighbours >= 0].min() >= 0.998
+
+
+def test_different_images_are_not_near_duplicates() -> None:
+    found = NearDuplicateIndex(DIGITS[:1000]).find(DIGITS[1000:])
+    assert (found.neighbours >= 0).sum() <= 2
+    assert set(found.correlations[found.neighbours < 0]) == {0}
+
+
+def test_an_indexed_image_is_not_its_own_near_duplicate() -> None:
+    images = np.concatenate([DIGITS[:100], np.roll(DIGITS[:50], 1, axis=1)])
+    found = NearDuplicateIndex(images).find(images, first=0)
+    assert found.neighbours.tolist() == [*range(100, 150), *[-1] * 50, *range(50)]
+
+
+def test_many_copies_of_one_image_take_linear_time() -> None:
+    """With all pairs, 20,000 copies would take 400 million comparisons."""
+    images = np.repeat(DIGITS[:1], 20_000, axis=0)
+    found = NearDuplicateIndex(images).find(images, first=0)
+    assert (found.neighbours >= 0).all()
+
+
+def test_flat_images_are_near_duplicates_of_each_other_only() -> None:
+    flat = np.stack([np.full((8, 8), shade, np.uint8) for shade in (0, 5, 200)])
+    found = NearDuplicateIndex(np.concatenate([flat[:1], DIGITS[:50]])).find(flat)
+    assert found.neighbours.tolist() == [0, 0, -1]
+
+
+def test_no_test_image_has_a_near_duplicate_in_training() -> None:
+    """A third of the images is repeated, changed; each class keeps its share."""
+    labels = load_digits().target
+    images = np.concatenate([DIGITS, np.roll(DIGITS[:300], 1, axis=2), flip_bits(DIGITS[300:600])])
+    labels = np.concatenate([labels, labels[:600]])
+    chosen = choose_test_images(images, labels)
+    training = np.delete(images, chosen, axis=0)
+    assert (NearDuplicateIndex(training).find(images[chosen]).neighbours >= 0).sum() == 0
+    shares = np.bincount(labels[chosen]) / np.bincount(labels)
+    assert np.abs(shares - TEST_SHARE).max() < 0.01
