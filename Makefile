@@ -8,6 +8,7 @@ CANDIDATES ?= 1
 THRESHOLD ?= null
 POLICY ?= {}
 FORCE ?= false
+DATASET ?=
 RUNS ?= 3
 SEEDS ?= $(if $(QUICK),1,5)
 RECIPES ?= $(if $(QUICK),quick)
@@ -24,8 +25,8 @@ help: ## list all targets
 setup: ## create the environment, fetch the dataset and migrate Airflow's database, if not done yet
 	@include/setup
 
-run: setup ## run the whole DAG on the real images: make run PROFILE=quick SEED=1 FORCE=true
-	@source include/activate && include/run '$(PARAMETERS)'
+run: setup ## run the whole DAG: make run PROFILE=quick SEED=1 FORCE=true DATASET=digits
+	@source include/activate && include/run '$(PARAMETERS)' $(DATASET)
 
 ui: setup ## start Airflow with its UI until Ctrl-C; prints address, user and password: make ui PORT=8080
 	@include/ui
@@ -34,7 +35,7 @@ minio: setup ## start a MinIO server for development until Ctrl-C; prints addres
 	@include/minio develop
 
 run-minio: setup ## run the DAG on S3: with the store in FMNIST_STORE, or the MinIO server for development
-	@include/minio run '$(PARAMETERS)'
+	@include/minio run '$(PARAMETERS)' $(DATASET)
 
 secrets: ## complete .env for docker-compose.yaml: add new lines of .env.example, generate missing secrets
 	@include/cluster/secrets

@@ -108,7 +108,7 @@ def load_page() -> dict[str, float]:
     from fastapi.testclient import TestClient
 
     from fmnist_tasks.page.activity import Schedule
-    from fmnist_tasks.page.app import create_app
+    from fmnist_tasks.page.app import Access, create_app
     from fmnist_tasks.registry import releases
     from fmnist_tasks.registry.stores import open_store
     from fmnist_tasks.schemas.releases import ReleaseFacts
@@ -120,11 +120,8 @@ def load_page() -> dict[str, float]:
     facts = ReleaseFacts(**{name: getattr(release.manifest, name) for name in ReleaseFacts.model_fields})
     for number in range(1, 200):
         releases.publish_release(store, f"{release.manifest.version}-{number}", {"model.h5": b"a model"}, facts)
-    app = create_app(
-        signed_in=lambda: None,
-        may_edit=lambda: "bench",
-        read_schedule=lambda: Schedule(last_run_id=release.manifest.run_id, last_run_state="success"),
-    )
+    schedule = Schedule(last_run_id=release.manifest.run_id, last_run_state="success")
+    app = create_app(Access(lambda: None, lambda: "bench", lambda _: schedule))
     page = TestClient(app, headers={"accept": "text/html"})
     ahead, _ = _measure_seconds(app.state.read_ahead)
     first, *others = (_measure_seconds(lambda: page.get("/").raise_for_status()) for _ in range(21))

@@ -12,16 +12,26 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 from airflow.exceptions import AirflowTimetableInvalid
 from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
-from airflow.sdk import Asset, BaseNotifier, CronTriggerTimetable, Param, XComArg, get_current_context, task
+from airflow.sdk import Asset, AssetAlias, BaseNotifier, CronTriggerTimetable, Param, XComArg, get_current_context, task
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from fmnist_tasks.alerts import alert_approval_request, alert_task_failure, find_airflow_address
 from fmnist_tasks.errors import SettingsError, StoreError
-from fmnist_tasks.settings import APPROVAL_LIMIT, CHAMPION_ASSET, MAX_REASON_LENGTH, TASK_LIMIT, DagSettings
+from fmnist_tasks.settings import (
+    APPROVAL_LIMIT,
+    MAX_REASON_LENGTH,
+    TASK_LIMIT,
+    DagSettings,
+    find_page,
+    list_datasets,
+    name_champion_asset,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Operator
+
+    from fmnist_tasks.registry.store import Store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,14 +87,11 @@ TASKS: dict[str, Any] = {
 }
 
 
+DAGS: dict[str, Any] = {"catchup": False, "max_active_runs": 1, "tags": TAGS, "default_args": TASKS}
 # For DAGs that users trigger. They do not retry, because a user waits for the result.
-ON_REQUEST: dict[str, Any] = {
-    "start_date": datetime(2026, 1, 1, tzinfo=UTC),
-    "max_active_runs": 1,
-    "tags": TAGS,
-    "default_args": TASKS | {"retries": 0},
-}
-CHAMPION = Asset(CHAMPION_ASSET)
+ON_REQUEST = DAGS | {"start_date": datetime(2026, 1, 1, tzinfo=UTC), "default_args": TASKS | {"retries": 0}}
+# Tasks that serve all datasets add the event of one asset to this alias: an outlet would emit one of each.
+CHAMPIONS = AssetAlias("fmnist_champion_models")
 REASON = "approval_reason"  # field of an approval; fmnist_rollback has a parameter `reason`
 
 
@@ -163,9 +170,28 @@ def read_schedule() -> CronTriggerTimetable | None:
     return CronTriggerTimetable(expression, timezone=timezone, run_immediately=_FIRST_RUN_DELAY)
 
 
-def link_pages(doc: str | None) -> str:
-    """The documentation of a DAG, with the address of Airflow in links to the Releases page."""
-    return (doc or "").replace("](/fmnist/", f"]({find_airflow_address()}/fmnist/")
+def link_pages(doc: str | None, dataset: str = "") -> str:
+    """The documentation of a DAG, with the whole address in links to the Releases page."""
+    return (doc or "").replace("](/fmnist/", f"]({find_airflow_address()}{find_page(dataset)}")
+
+
+def make_dataset_choice(section: str) -> Param:
+    """The field "Dataset" of a form that serves all datasets."""
+    return Param(
+        "",
+        title="Dataset",
+        description="Empty: the default dataset.",
+        type="string",
+        enum=["", *list_datasets()],
+        section=section,
+    )
+
+
+def open_chosen_store() -> Store:
+    """The store of the dataset that the form of this run names."""
+    from fmnist_tasks.registry.stores import open_default_store
+
+    return open_default_store(get_current_context()["params"]["dataset"])
 
 
 def make_reason(description: str, section: str) -> Param:
@@ -179,6 +205,12 @@ def make_reason(description: str, section: str) -> Param:
         maxLength=MAX_REASON_LENGTH,
         section=section,
     )
+
+
+def emit_champion_event(dataset: str, **extra: Any) -> None:
+    """Emit the event of a dataset's champion from a task whose outlet is `CHAMPIONS`."""
+    events = get_current_context()["outlet_events"]
+    events[CHAMPIONS].add(Asset(name_champion_asset(dataset)), extra=extra)
 
 
 def get_actor() -> str:

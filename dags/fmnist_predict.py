@@ -1,10 +1,11 @@
 """### Batch prediction with the champion
 
 Classifies all images in a folder of the object store, in parallel shards, and writes one CSV file per shard to
-`predictions/<run id>/`: class or "not clothing", all probabilities, OOD score, release. Images are `.npz` (`images`),
-PNG, JPEG, GIF, BMP or WebP. A file that cannot be read is a row with the reason; if no file can be read, the run fails.
+`predictions/<run id>/`: class, or that the image is out of distribution; all probabilities, OOD score, release.
+Images are `.npz` (`images`), PNG, JPEG, GIF, BMP or WebP. A file that cannot be read is a row with the reason; if no
+file can be read, the run fails.
 
-Runs on request, and after every change of the champion if `FMNIST_PREDICT_PREFIX` is set.
+Runs on request, and after every change of the default dataset's champion if `FMNIST_PREDICT_PREFIX` is set.
 
 If `predict_shard` is red, clear it: a shard that runs again replaces its file.
 """
@@ -15,9 +16,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Asset, Param, dag, get_current_context, task
-from fmnist_defaults import TAGS, TASKS, declare_task, get_operator
+from fmnist_defaults import DAGS, declare_task, get_operator, make_dataset_choice, open_chosen_store
 
-from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.settings import CHAMPION_ASSET, EXACT_TYPE, read_predict_prefix
 
 PREFIX = read_predict_prefix()
@@ -38,7 +38,7 @@ def plan_shards() -> list[dict[str, Any]]:
 
     parameters = get_current_context()["params"]
     max_shards = conf.getint("core", "max_map_length")
-    return batch_prediction.plan_shards(open_default_store(), parameters["prefix"], parameters["files"], max_shards)
+    return batch_prediction.plan_shards(open_chosen_store(), parameters["prefix"], parameters["files"], max_shards)
 
 
 @declare_task(
@@ -48,7 +48,7 @@ def predict_shard(shard: dict[str, Any]) -> dict[str, Any]:
     """Classify the images of one shard."""
     from fmnist_tasks.serving import batch_prediction
 
-    return batch_prediction.predict_shard(open_default_store(), get_current_context()["run_id"], shard)
+    return batch_prediction.predict_shard(open_chosen_store(), get_current_context()["run_id"], shard)
 
 
 @declare_task
@@ -56,7 +56,7 @@ def write_summary(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -
     """Write `summary.json`."""
     from fmnist_tasks.serving import batch_prediction
 
-    return batch_prediction.write_summary(open_default_store(), get_current_context()["run_id"], shards, list(results))
+    return batch_prediction.write_summary(open_chosen_store(), get_current_context()["run_id"], shards, list(results))
 
 
 @dag(
@@ -66,11 +66,9 @@ def write_summary(shards: list[dict[str, Any]], results: list[dict[str, Any]]) -
     description="Classify all images in a folder of the object store",
     schedule=[Asset(CHAMPION_ASSET)],
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
-    max_active_runs=1,
-    tags=TAGS,
-    default_args=TASKS,
+    **DAGS,
     params={
+        "dataset": make_dataset_choice("Images"),
         "prefix": Param(
             PREFIX,
             title="Folder",

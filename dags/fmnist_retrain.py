@@ -1,4 +1,4 @@
-"""### Weekly retraining of the Fashion-MNIST classifier
+"""### Weekly retraining of the classifier
 
 Reads and checks the images, trains and fine-tunes a network, evaluates it, publishes the `.h5`, verifies the release,
 and only then makes it the champion. If a task fails or rejects, the champion stays and an alert gives the reason.
@@ -6,8 +6,8 @@ and only then makes it the champion. If a task fails or rejects, the champion st
 * **Schedule**: Mondays at 02:00 UTC (`FMNIST_SCHEDULE`), and on request with parameters. Backfills are of no use: a run
   always takes the data that is in the store now.
 * **Nothing changed**: if data, code and parameters are the champion's, the run ends green without training.
-* **Duration** on two cores: `quick` 3 minutes, `standard` 5, `thorough` 25.
-* **Results**: the [Releases page](/fmnist/), and the tab "Report" of a run.
+* **Duration** on two cores with Fashion-MNIST: `quick` 3 minutes, `standard` 5, `thorough` 25. **Results**: the
+  [Releases page](/fmnist/), and the tab "Report" of a run.
 
 #### When a task is red
 
@@ -25,15 +25,16 @@ Each alert has a section in the [runbook](/fmnist/runbook).
 
 from __future__ import annotations
 
-from airflow.sdk import TaskGroup, chain, dag, get_current_context, task
+from airflow.sdk import DAG, Asset, TaskGroup, chain, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
-from fmnist_defaults import CHAMPION, TAGS, TASKS, Approval, get_operator, link_pages, read_schedule
+from fmnist_defaults import DAGS, Approval, get_operator, link_pages, read_schedule
 from fmnist_forms import build_retrain_form
 from fmnist_retrain_run import (
     ReleaseLink,
     VerdictLink,
     build_report_url,
     find_approval,
+    find_champion_asset,
     make_task,
     read_outcome,
     run_step,
@@ -41,7 +42,7 @@ from fmnist_retrain_run import (
 )
 
 from fmnist_tasks.alerts import alert_run_timeout, alert_task_failure
-from fmnist_tasks.settings import DAG_ID, RUN_LIMIT
+from fmnist_tasks.settings import RUN_LIMIT, list_datasets, name_champion_asset, name_dag
 
 
 @task.short_circuit
@@ -72,34 +73,31 @@ def publish() -> str:
     return str(run_step("publish", approval=find_approval()).version)
 
 
-@task(outlets=[CHAMPION])
+@task
 def promote() -> None:
     """Append the release to the champion log, and emit its event; skipped if the champion has changed meanwhile."""
     promotion = run_step("promote")
     if not promotion.is_current:
         raise AirflowSkipException(promotion.summary)
-    extra = promotion.model_dump(include={"version", "sequence", "accuracy"})
-    get_current_context()["outlet_events"][CHAMPION].extra.update(extra)
+    event = get_current_context()["outlet_events"][find_champion_asset()]
+    event.extra.update(promotion.model_dump(include={"version", "sequence", "accuracy"}))
 
 
-@dag(
-    dag_id=DAG_ID,
-    dag_display_name="Retrain",
-    doc_md=link_pages(__doc__),
-    description="Retrain the classifier, and promote it if it passes every gate",
-    schedule=read_schedule(),
-    catchup=False,
-    max_active_runs=1,
-    dagrun_timeout=RUN_LIMIT,
-    tags=TAGS,
-    on_failure_callback=alert_run_timeout,
-    default_args=TASKS,
-    params=build_retrain_form(),
-    user_defined_macros={"read_outcome": read_outcome},
-)
-def fmnist_retrain() -> None:
-    """The graph: data, base model, tuned model, release."""
-    with TaskGroup("data", tooltip="Read and check the images"):
+def fmnist_retrain(dataset: str = "") -> DAG:
+    """The graph of a dataset: data, base model, tuned model, release."""
+    graph = DAG(
+        dag_id=name_dag(dataset),
+        dag_display_name=f"Retrain {dataset}".strip(),
+        doc_md=link_pages(__doc__, dataset),
+        description="Retrain the classifier, and promote it if it passes every gate",
+        schedule=read_schedule(),
+        dagrun_timeout=RUN_LIMIT,
+        on_failure_callback=alert_run_timeout,
+        params=build_retrain_form(),
+        user_defined_macros={"read_outcome": read_outcome},
+        **DAGS,
+    )
+    with graph, TaskGroup("data", tooltip="Read and check the images"):
         seeds = detect_change()
         chain(
             make_task("ingest", "Find the dataset, check its files, read new batches, and save them in the store."),
@@ -107,7 +105,7 @@ def fmnist_retrain() -> None:
             seeds,
         )
 
-    with TaskGroup("base_model", tooltip="Train from scratch and check the accuracy"):
+    with graph, TaskGroup("base_model", tooltip="Train from scratch and check the accuracy"):
         accuracy_gate = make_task("accuracy_gate", "Stop the run unless the base model reaches the accuracy threshold.")
         get_operator(accuracy_gate).operator_extra_links = (VerdictLink(),)
         chain(
@@ -117,7 +115,7 @@ def fmnist_retrain() -> None:
             accuracy_gate,
         )
 
-    with TaskGroup("tuned_model", tooltip="Fine-tune, and check the candidate"):
+    with graph, TaskGroup("tuned_model", tooltip="Fine-tune, and check the candidate"):
         fine_tune = make_task(
             "fine_tune",
             "Fine-tune with L2 and a cosine schedule. The model with the lower validation loss is the candidate.",
@@ -130,21 +128,23 @@ def fmnist_retrain() -> None:
             doc_md="Waits up to three days for a user to approve or reject a candidate on hold. Without a response, "
             "the run is rejected.",
             subject="Promote the candidate of run {{ run_id }}?",
-            body="{{ read_outcome(run_id, 'promotion_gate') }}\n\n"
-            f"[Verdict and metrics]({build_report_url()}#promotion_gate)",
+            body=f"{{{{ read_outcome('{dataset}', run_id, 'promotion_gate') }}}}\n\n"
+            f"[Verdict and metrics]({build_report_url(dataset)}#promotion_gate)",
             on_failure_callback=[alert_task_failure, save_report],
         )
         chain(accuracy_gate, fine_tune, evaluate_tuned, gate, approval)
 
-    with TaskGroup("release", tooltip="Publish, verify, promote"):
+    with graph, TaskGroup("release", tooltip="Publish, verify, promote"):
         release = publish()
         get_operator(release).operator_extra_links = (ReleaseLink(),)
         chain(
             [gate, approval],
             release,
             make_task("verify_release", "Read the release back; check that its predictions are bit-identical."),
-            promote(),
+            promote.override(outlets=[Asset(name_champion_asset(dataset))])(),
         )
+    return graph
 
 
-fmnist_retrain()
+for name in ("", *list_datasets()):  # the default dataset, and each declaration in FMNIST_DATASETS
+    fmnist_retrain(name)

@@ -9,11 +9,11 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow.sdk import BaseOperatorLink, get_current_context, task
+from airflow.sdk import Asset, BaseOperatorLink, get_current_context, task
 from fmnist_defaults import get_actor
 
 from fmnist_tasks.alerts import find_airflow_address
-from fmnist_tasks.settings import Parameters
+from fmnist_tasks.settings import Parameters, find_dataset, find_page, name_champion_asset
 
 if TYPE_CHECKING:
     from airflow.sdk import XComArg
@@ -49,7 +49,12 @@ def get_run() -> Run:
     parameters = Parameters.from_mapping({name: value for name, value in values.items() if name not in ignored})
     if sys.argv[1:3] == ["dags", "test"]:  # it has neither a UI to show the request nor a triggerer to end the wait
         parameters = replace(parameters, approval=False)
-    return Run(context["run_id"], created, parameters, get_actor(), tuple(ignored))
+    return Run(context["run_id"], created, parameters, get_actor(), tuple(ignored), get_dataset(context))
+
+
+def get_dataset(context: Mapping[str, Any]) -> str:
+    """The dataset of the DAG of a task."""
+    return find_dataset(context["dag"].dag_id) or ""
 
 
 def find_approval() -> dict[str, Any] | None:
@@ -58,25 +63,30 @@ def find_approval() -> dict[str, Any] | None:
     return response
 
 
+def find_champion_asset() -> Asset:
+    """The asset of the champion of this task's dataset."""
+    return Asset(name_champion_asset(get_dataset(get_current_context())))
+
+
 def save_report(context: Mapping[str, Any]) -> None:
     """Failure callback of `approval`, which is not a step: save the report of the run, which ends here."""
     from fmnist_tasks import run_report
     from fmnist_tasks.registry.stores import open_default_store
 
-    run_report.save_report(open_default_store(), context["run_id"])
+    run_report.save_report(open_default_store(get_dataset(context)), context["run_id"])
 
 
-def read_outcome(run_id: str, step: str) -> str:
+def read_outcome(dataset: str, run_id: str, step: str) -> str:
     """The outcome of a step, as one sentence."""
     from fmnist_tasks.registry.runs import read_record
     from fmnist_tasks.registry.stores import open_default_store
 
-    return read_record(open_default_store(), run_id, step).outcome
+    return read_record(open_default_store(dataset), run_id, step).outcome
 
 
-def build_report_url(run_id: str = "{{ run_id | urlencode }}") -> str:
+def build_report_url(dataset: str, run_id: str = "{{ run_id | urlencode }}") -> str:
     """URL of the report of a run on the Releases page; by default a template for the run of a task."""
-    return f"{find_airflow_address()}/fmnist/runs/{run_id}"
+    return f"{find_airflow_address()}{find_page(dataset)}runs/{run_id}"
 
 
 class VerdictLink(BaseOperatorLink):
@@ -86,7 +96,8 @@ class VerdictLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """URL on the Releases page."""
-        return f"{build_report_url(quote(ti_key.run_id))}#{ti_key.task_id.rpartition('.')[2]}"
+        report = build_report_url(find_dataset(ti_key.dag_id) or "", quote(ti_key.run_id))
+        return f"{report}#{ti_key.task_id.rpartition('.')[2]}"
 
 
 class ReleaseLink(BaseOperatorLink):
@@ -96,4 +107,5 @@ class ReleaseLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """URL on the Releases page."""
-        return f"{find_airflow_address()}/fmnist/releases/{ti_key.xcom_pull(task_ids=ti_key.task_id)}"
+        page = find_page(find_dataset(ti_key.dag_id) or "")
+        return f"{find_airflow_address()}{page}releases/{ti_key.xcom_pull(task_ids=ti_key.task_id)}"

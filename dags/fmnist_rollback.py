@@ -15,9 +15,19 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
-from fmnist_defaults import CHAMPION, ON_REQUEST, Approval, declare_task, get_actor, get_operator, make_reason
+from fmnist_defaults import (
+    CHAMPIONS,
+    ON_REQUEST,
+    Approval,
+    declare_task,
+    emit_champion_event,
+    get_actor,
+    get_operator,
+    make_dataset_choice,
+    make_reason,
+    open_chosen_store,
+)
 
-from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.settings import ROLLBACK_ID
 
 
@@ -26,7 +36,7 @@ def find_champion() -> dict[str, Any]:
     """Find the champion to replace. If the champion changes before the rollback, the rollback fails."""
     from fmnist_tasks.serving.release import require_champion
 
-    current = require_champion(open_default_store(), get_current_context()["params"]["replaces"])
+    current = require_champion(open_chosen_store(), get_current_context()["params"]["replaces"])
     return current.model_dump(include={"version", "sequence"})
 
 
@@ -36,22 +46,21 @@ def check_approval() -> str:
     return "approval" if get_current_context()["params"]["approval"] else "rollback"
 
 
-@declare_task(trigger_rule="none_failed_min_one_success", outlets=[CHAMPION])
+@declare_task(trigger_rule="none_failed_min_one_success", outlets=[CHAMPIONS])
 def rollback(current: dict[str, Any]) -> dict[str, Any]:
     """Verify the release, append it to the champion log, and emit the champion's asset event."""
     from fmnist_tasks.serving.rollback import roll_back
 
-    context = get_current_context()
-    parameters = context["params"]
+    parameters = get_current_context()["params"]
     entry = roll_back(
-        open_default_store(),
+        open_chosen_store(),
         parameters["version"],
         parameters["reason"],
         actor=get_actor(),
         after=current["sequence"],
         force=parameters["force"],
     ).to_json()
-    context["outlet_events"][CHAMPION].extra.update({name: entry[name] for name in ("version", "sequence")})
+    emit_champion_event(parameters["dataset"], version=entry["version"], sequence=entry["sequence"])
     return entry
 
 
@@ -63,6 +72,7 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
     schedule=None,
     **ON_REQUEST,
     params={
+        "dataset": make_dataset_choice("Rollback"),
         "version": Param(
             "",
             title="Release",

@@ -8,10 +8,10 @@ This DAG is active from the start. Every hour, `check_pipeline`
   example because the DAG is paused;
 * then requests `FMNIST_HEARTBEAT_URL`, if set, so that an external monitor notices when this scheduler stops.
 
-`check_settings` fails if a setting of the DAGs, such as `FMNIST_SCHEDULE`, or the gates file cannot be used. Airflow
-then cannot load `fmnist_retrain`, or its runs fail.
+`check_settings` fails if a setting of the DAGs, such as `FMNIST_SCHEDULE`, a declaration or a gates file cannot be
+used. Airflow then cannot load `fmnist_retrain`, or its runs fail.
 
-`announce_champion` emits the champion's asset event for a change that nothing else announced, for example because a
+`announce_champions` emits a champion's asset event for a change that nothing else announced, for example because a
 task was killed.
 
 If a task is red, it runs again in the next hour; a failure is reported once a day. See the
@@ -21,13 +21,15 @@ If a task is red, it runs again in the next hour; a failure is reported once a d
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, dag, get_current_context
+from airflow.sdk import Asset, CronTriggerTimetable, dag, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
-from fmnist_defaults import CHAMPION, TAGS, TASKS, declare_task, link_pages, read_schedule
+from fmnist_defaults import CHAMPIONS, DAGS, declare_task, emit_champion_event, link_pages, read_schedule
 
-from fmnist_tasks.settings import WATCH_ID
+from fmnist_tasks.settings import WATCH_ID, list_datasets, name_champion_asset
+
+DATASETS = ["", *list_datasets()]
+ASSETS = {dataset: Asset(name_champion_asset(dataset)) for dataset in DATASETS}
 
 
 @declare_task
@@ -40,28 +42,30 @@ def check_pipeline() -> str:
 
 @declare_task
 def check_settings() -> None:
-    """Raise if a setting of the DAGs, or the gates file, cannot be used."""
+    """Raise if a setting of the DAGs, a declaration of a dataset, or a gates file cannot be used."""
     from fmnist_tasks.steps.gates import read_valid_policy
 
     read_schedule()
-    read_valid_policy({})
+    for dataset in DATASETS:
+        read_valid_policy(dataset, {})
 
 
-@declare_task(inlets=[CHAMPION], outlets=[CHAMPION])
-def announce_champion() -> dict[str, Any]:
-    """Emit the champion's asset event, unless the last event names this release."""
+@declare_task(inlets=[*ASSETS.values()], outlets=[CHAMPIONS])
+def announce_champions() -> dict[str, str]:
+    """Emit the asset event of each champion, unless the last event names this release."""
     from fmnist_tasks.announcement import find_unannounced_champion
     from fmnist_tasks.registry.stores import open_default_store
 
-    context = get_current_context()
-    last = list(context["inlet_events"][CHAMPION].ascending(False).limit(1))
-    announced = (last[0].extra or {}).get("version") if last else None
-    entry = find_unannounced_champion(open_default_store(), str(announced))
-    if entry is None:
-        raise AirflowSkipException("the champion has already been announced")
-    extra: dict[str, Any] = {"version": entry.version, "sequence": entry.sequence}
-    context["outlet_events"][CHAMPION].extra.update(extra)
-    return extra
+    emitted = {}
+    for dataset, asset in ASSETS.items():
+        last = list(get_current_context()["inlet_events"][asset].ascending(False).limit(1))
+        announced = (last[0].extra or {}).get("version") if last else None
+        if entry := find_unannounced_champion(open_default_store(dataset), str(announced)):
+            emit_champion_event(dataset, version=entry.version, sequence=entry.sequence)
+            emitted[asset.name] = entry.version
+    if not emitted:
+        raise AirflowSkipException("all champions have already been announced")
+    return emitted
 
 
 @dag(
@@ -71,17 +75,14 @@ def announce_champion() -> dict[str, Any]:
     description="Deliver waiting alerts, and alert if no run succeeds",
     schedule=CronTriggerTimetable("0 * * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
-    max_active_runs=1,
     is_paused_upon_creation=False,
-    tags=TAGS,
-    default_args=TASKS,
+    **DAGS,
 )
 def fmnist_watch() -> None:
     """The graph: independent tasks."""
     check_pipeline()
     check_settings()
-    announce_champion()
+    announce_champions()
 
 
 fmnist_watch()

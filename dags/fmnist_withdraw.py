@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context
-from fmnist_defaults import ON_REQUEST, declare_task, get_actor, make_reason
+from fmnist_defaults import ON_REQUEST, declare_task, get_actor, make_dataset_choice, make_reason, open_chosen_store
 
-from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.settings import WITHDRAW_ID
 
 
@@ -26,8 +25,7 @@ def withdraw_or_restore() -> dict[str, Any]:
 
     parameters = get_current_context()["params"]
     change = withdrawal.withdraw if parameters["action"] == "withdraw" else withdrawal.restore
-    store = open_default_store()
-    return change(store, parameters["name"], parameters["reason"], actor=get_actor())
+    return change(open_chosen_store(), parameters["name"], parameters["reason"], actor=get_actor())
 
 
 @dag(
@@ -38,6 +36,7 @@ def withdraw_or_restore() -> dict[str, Any]:
     schedule=None,
     **ON_REQUEST,
     params={
+        "dataset": make_dataset_choice("Withdraw or restore"),
         "action": Param(
             "withdraw", title="Action", type="string", enum=["withdraw", "restore"], section="Withdraw or restore"
         ),

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from fmnist_tasks.registry.champion import find_champion
 from fmnist_tasks.registry.store import Store, is_ahead, read_clock
 from fmnist_tasks.schemas.releases import Entry
-from fmnist_tasks.settings import CHAMPION_ASSET
+from fmnist_tasks.settings import name_champion_asset
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ def find_unannounced_champion(store: Store, announced: str) -> Entry | None:
     return entry if now - promoted > _GRACE or is_ahead(promoted, now) else None
 
 
-def announce_champion(entry: Entry) -> bool:
-    """Emit the champion's asset event; return whether that succeeded.
+def announce_champion(entry: Entry, dataset: str) -> bool:
+    """Emit the asset event of a dataset's champion; return whether that succeeded.
 
     It fails, with a warning in the log, if this process cannot use Airflow's database. `fmnist_watch` then emits it.
     """
@@ -41,7 +41,7 @@ def announce_champion(entry: Entry) -> bool:
         from airflow.serialization.definitions.assets import SerializedAssetUniqueKey
         from airflow.utils.session import create_session
 
-        asset = Asset(CHAMPION_ASSET)
+        asset = Asset(name_champion_asset(dataset))
         key = SerializedAssetUniqueKey(asset.name, asset.uri)
         extra = {"version": entry.version, "sequence": entry.sequence}
         with create_session() as session:

@@ -17,7 +17,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.providers.fab.auth_manager.fab_auth_manager import FabAuthManager
 from airflow.providers.fab.www.security import permissions
 
-from fmnist_tasks.settings import DAG_ID, ROLLBACK_ID, WITHDRAW_ID
+from fmnist_tasks.settings import ROLLBACK_ID, WITHDRAW_ID, find_dataset
 
 _PROTECTED = {ROLLBACK_ID, WITHDRAW_ID}
 
@@ -33,7 +33,7 @@ class ChampionFabAuthManager(FabAuthManager):
             return False
         dag_id = details.id if details else None
         # Whoever writes the results of tasks decides what later tasks publish and promote.
-        is_result = access_entity == DagAccessEntity.XCOM and dag_id == DAG_ID
+        is_result = access_entity == DagAccessEntity.XCOM and find_dataset(dag_id) is not None
         is_protected = is_result or (dag_id in _PROTECTED and access_entity != DagAccessEntity.HITL_DETAIL)
         return (
             method == "GET"

@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from datetime import UTC, date, datetime, timedelta
 from functools import partial, wraps
 from inspect import cleandoc
@@ -28,10 +29,10 @@ from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.errors import READ_ERRORS, DataError, FmnistError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as release_store
-from fmnist_tasks.registry.champion import find_champion_at, list_entries, read_log
+from fmnist_tasks.registry.champion import Log, find_champion_at, list_entries, read_log
 from fmnist_tasks.registry.runs import make_run_key, read_record
 from fmnist_tasks.registry.signing import Keys
-from fmnist_tasks.registry.store import Store, read_clock
+from fmnist_tasks.registry.store import DATASETS, Store, read_clock
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import read_run
 from fmnist_tasks.schemas.releases import Entry
@@ -62,6 +63,25 @@ _HISTORY_COLUMNS = ("sequence", "time", "action", "version", "replaces", "actor"
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Reason = Annotated[str, typer.Option(help="The reason; it is stored with your name.")]
 RunId = Annotated[str | None, typer.Option("--run", help="ID of the run; by default the latest run.")]
+
+
+_dataset = ContextVar("dataset", default="")  # Typer has no public way to read a context's options elsewhere
+
+
+@app.callback()
+def choose_dataset(
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help="A dataset in FMNIST_DATASETS, instead of the default one.")
+    ] = "",
+) -> None:
+    """The option of all commands."""
+    _dataset.set(dataset)
+
+
+def _open_store() -> Store:
+    """The store of the dataset that the command line names."""
+    Settings.from_environment().find_declaration(_dataset.get())
+    return open_default_store(_dataset.get())
 
 
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:
@@ -97,7 +117,7 @@ def download(as_json: AsJson = False) -> None:
     from fmnist_tasks.data.sources import load_base
 
     settings = Settings.from_environment()
-    declaration = read_declaration(settings.dataset)
+    declaration = read_declaration(settings.find_declaration(_dataset.get()))
     _, source = load_base(declaration, settings)
     if as_json:
         print_json({"dataset": declaration.name, "source": source})
@@ -139,7 +159,9 @@ def ingest(
     except SettingsError as error:
         raise typer.BadParameter(str(error)) from error
     _set_up_logging()
-    _show_steps([("ingest", run_step("ingest", Run(run_id, now, parameters, _find_actor())))], as_json)
+    _show_steps(
+        [("ingest", run_step("ingest", Run(run_id, now, parameters, _find_actor(), dataset=_dataset.get())))], as_json
+    )
 
 
 @command
@@ -159,7 +181,7 @@ def evaluate(run: RunId = None, as_json: AsJson = False) -> None:
     """Evaluate the newest model of a run on the test images; exit code 1 if the gate rejects it."""
     from fmnist_tasks.steps import read_result
 
-    store = open_default_store()
+    store = _open_store()
     try:
         read_result(store, _find_run(store, run), "fine_tune")
     except (MissingError, RejectedError):
@@ -183,7 +205,7 @@ def publish(run: RunId = None, as_json: AsJson = False) -> None:
 @command
 def summary(run: RunId = None, as_json: AsJson = False) -> None:
     """Summarise a run; exit code 1 unless it promoted a champion or nothing had changed, and all records are intact."""
-    store = open_default_store()
+    store = _open_store()
     run_id = _find_run(store, run).id
     recorded = read_run(store, run_id)
     records, faults = recorded.records, recorded.faults
@@ -218,7 +240,7 @@ def summary(run: RunId = None, as_json: AsJson = False) -> None:
 @command
 def releases(as_json: AsJson = False) -> None:
     """List all releases, oldest first; exit code 1 if a manifest cannot be read."""
-    store = open_default_store()
+    store = _open_store()
     champion_log = read_log(store)
     rows = []
     faults = []
@@ -251,7 +273,7 @@ def releases(as_json: AsJson = False) -> None:
 @command
 def champion(as_json: AsJson = False) -> None:
     """Show the current champion; exit code 1 if there is none."""
-    store = open_default_store()
+    store = _open_store()
     show_rows(_describe(store, require_champion(store)), as_json)
 
 
@@ -277,7 +299,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Show the champion log, oldest first: promotions, rollbacks, withdrawals and restorations."""
-    store = open_default_store()
+    store = _open_store()
     if at is None:
         rows = [_describe(store, entry) for entry in list_entries(store)]
         if not as_json:
@@ -303,7 +325,7 @@ def audit(
     from fmnist_tasks.data.accepted_batches import list_accepted
     from fmnist_tasks.registry.audit import audit_store
 
-    store = open_default_store()
+    store = _open_store()
     show_rows({**audit_store(store, expect), "batches": len(list_accepted(store))}, as_json)
 
 
@@ -430,16 +452,16 @@ def make_keys(
             raise SettingsError(
                 f"the champion log is already signed; set {signing_keys.TRUSTED_KEYS}_FILE to its trusted keys"
             )
-        manifests = {
-            name: release_store.open_manifest(store, name, champion_log).sha256
-            for name in release_store.list_versions(store)
-        }
+        manifests = _digest_manifests(store, champion_log)
     elif revoke_earlier and not champion_log.newest_key:
         raise SettingsError(
             f"no entry of the champion log in {read_store_uri()} is signed with these keys: FMNIST_STORE may name "
             "another store. Nothing was changed. If the keys were never used, delete their files and create new ones"
         )
-    pem, trusted = signing_keys.make_keys(trusted, champion_log.digests, manifests, revoke_earlier=revoke_earlier)
+    datasets = {name: _read_history(name, store.keys) for name in _list_stored_datasets(store)}
+    pem, trusted = signing_keys.make_keys(
+        trusted, champion_log.digests, manifests, datasets, revoke_earlier=revoke_earlier
+    )
     signing, public = signing_keys.write_keys(folder, pem, trusted)
     show_rows(
         {
@@ -453,13 +475,35 @@ def make_keys(
     )
 
 
+def _list_stored_datasets(store: Store) -> list[str]:
+    """The datasets, besides the default one, that have a champion log in the store."""
+    return sorted({stat.key.split("/")[1] for stat in store.list(DATASETS) if "/champion/" in stat.key})
+
+
+def _read_history(dataset: str, keys: Keys) -> tuple[Sequence[str], dict[str, str]]:
+    """The digests of a dataset's log entries and, before signing begins, of its manifests."""
+    store = open_default_store(dataset)
+    store.keys = keys.restrict(dataset)
+    champion_log = read_log(store)
+    if keys.trusted:
+        return champion_log.digests, {}
+    return champion_log.digests, _digest_manifests(store, champion_log)
+
+
+def _digest_manifests(store: Store, champion_log: Log) -> dict[str, str]:
+    return {
+        name: release_store.open_manifest(store, name, champion_log).sha256
+        for name in release_store.list_versions(store)
+    }
+
+
 add_command(keys_app, "new", make_keys)
 
 
 @command
 def verify(version: Annotated[str, typer.Argument(help="The release to verify.")], as_json: AsJson = False) -> None:
     """Verify every file of a release against its manifest, and evaluate its model again."""
-    show_rows(verify_release(open_default_store(), version), as_json)
+    show_rows(verify_release(_open_store(), version), as_json)
 
 
 @command
@@ -475,10 +519,10 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Verify an earlier release and make it the champion again; withdraw the current one."""
-    store = open_default_store()
+    store = _open_store()
     after = require_champion(store, replaces).sequence
     entry = roll_back(store, version, reason, actor=_find_actor(), after=after, force=force)
-    announce_champion(entry)
+    announce_champion(entry, store.dataset)
     show_rows(_describe(store, entry), as_json)
 
 
@@ -489,7 +533,7 @@ def withdraw(
     as_json: AsJson = False,
 ) -> None:
     """Bar a release, and every candidate that repeats it, from promotion; or remove a batch from the dataset."""
-    show_rows(withdrawal.withdraw(open_default_store(), name, reason, actor=_find_actor()), as_json)
+    show_rows(withdrawal.withdraw(_open_store(), name, reason, actor=_find_actor()), as_json)
 
 
 @command
@@ -497,7 +541,7 @@ def restore(
     name: Annotated[str, typer.Argument(help="A withdrawn release or batch.")], reason: Reason, as_json: AsJson = False
 ) -> None:
     """Lift the withdrawal of a release or batch."""
-    show_rows(withdrawal.restore(open_default_store(), name, reason, actor=_find_actor()), as_json)
+    show_rows(withdrawal.restore(_open_store(), name, reason, actor=_find_actor()), as_json)
 
 
 @command
@@ -510,7 +554,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Delete old releases, runs, predictions and unused content; never the champion or its predecessor."""
-    store = open_default_store()
+    store = _open_store()
     age = timedelta(days=older_than)
     if dry_run:
         plan = pruning.plan_pruning(store, keep=keep, older_than=age, now=read_clock(store))
@@ -542,7 +586,7 @@ def predict(
 
     from fmnist_tasks.data.image_files import read_image_file
 
-    store = open_default_store()
+    store = _open_store()
     opened = open_release(store, release or require_champion(store).version)
     pixels, reasons = {}, {}
     for path in images:
@@ -569,7 +613,7 @@ def batches(as_json: AsJson = False) -> None:
     """List the accepted batches, and the reasons for withdrawals; exit code 1 if a document cannot be read."""
     from fmnist_tasks.data.accepted_batches import find_accepted
 
-    accepted, faults = find_accepted(open_default_store())
+    accepted, faults = find_accepted(_open_store())
     rows = [batch.to_json() for batch in sorted(accepted, key=lambda batch: batch.accepted)]
     if not as_json:
         rows = [{**row, "sha256": row["sha256"][:12]} for row in rows]
@@ -632,7 +676,7 @@ def _find_run(store: Store, run_id: str | None) -> Any:
         parameters = Parameters.from_mapping(record.parameters)
     except SettingsError as error:
         raise SettingsError(f"{make_run_key(run_id, 'ingest.json')}: {error}; start a new run") from error
-    return Run(run_id, record.created, parameters, _find_actor())
+    return Run(run_id, record.created, parameters, _find_actor(), dataset=store.dataset)
 
 
 def _find_start(store: Store, run_id: str) -> str:
@@ -647,7 +691,7 @@ def _run_steps(run_id: str | None, as_json: bool, *names: str) -> None:
     from fmnist_tasks.steps import run_step
 
     _set_up_logging()
-    run = _find_run(open_default_store(), run_id)
+    run = _find_run(_open_store(), run_id)
     _show_steps([(name, run_step(name, run)) for name in names], as_json)
 
 

@@ -1,8 +1,8 @@
 """Creating a dataset from a user's images: its declaration, its canonical files, and its gates.
 
     datasets/birds.toml          the declaration, to edit
-    datasets/birds-gates.toml    the thresholds of the gates, to edit
-    datasets/birds/              four IDX files, compressed
+    datasets/birds/gates.toml    the thresholds of the gates, to edit
+    datasets/birds/              also four IDX files, compressed
 
 Exact copies are removed, and without a test split one is chosen, without near-duplicates in training.
 """
@@ -26,7 +26,7 @@ from fmnist_tasks.data.labelled_sources import LabelledImages, LabelledSource
 from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 from fmnist_tasks.data.splitting import choose_test_images
 from fmnist_tasks.errors import ConflictError, DataError
-from fmnist_tasks.model.ood.families import FAMILIES, find_resembling_families, list_families
+from fmnist_tasks.model.ood.families import ROTATED_FAMILIES, find_resembling_families, list_families
 from fmnist_tasks.schemas.data import ImageFormat
 from fmnist_tasks.settings import INCLUDE
 
@@ -82,7 +82,7 @@ def create_dataset(
         "test_labels": test.labels.astype(np.uint8),
     }
     files = _write_files(folder / name, arrays)
-    gates = f"{name}-gates.toml"
+    gates = f"{name}/gates.toml"
     declaration = Declaration(
         name=name,
         title=title,
@@ -207,7 +207,7 @@ def render_gates(declaration: Declaration, largest_share: float) -> str:
     lines = []
     for line in text.splitlines():
         if match := re.match(r'"([^"]+)" = ', line):
-            if match[1] in families and match[1] in FAMILIES:
+            if match[1] in families and match[1] not in ROTATED_FAMILIES:
                 lines.append(f'"{match[1]}" = {{ min_auroc = 0.9, max_fpr99 = 0.2 }}')
             continue
         line = re.sub(r"^min = 0\.92$", f"min = {minimum}", line)
@@ -216,7 +216,8 @@ def render_gates(declaration: Declaration, largest_share: float) -> str:
         lines.append(line)
     heading = (
         f"# The policy for {declaration.title}. These thresholds only stop a model that is useless.\n"
-        "# Once there is a champion, set them to what you need, slightly below what its report shows."
+        "# Once there is a champion, set them to what you need, slightly below what its report shows, and add the\n"
+        "# other OOD families that you want to require."
     )
     return "\n".join([heading, *lines, ""])
 

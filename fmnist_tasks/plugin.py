@@ -11,7 +11,12 @@ from airflow.plugins_manager import AirflowPlugin
 # Relative to Airflow's own address, which may have a path (`AIRFLOW__API__BASE_URL`).
 VIEWS = [
     {"name": "Releases", "href": "fmnist/", "destination": "nav", "url_route": "fmnist"},
-    {"name": "Report", "href": "fmnist/runs/{RUN_ID}", "destination": "dag_run", "url_route": "fmnist_report"},
+    {
+        "name": "Report",
+        "href": "fmnist/dags/{DAG_ID}/runs/{RUN_ID}",
+        "destination": "dag_run",
+        "url_route": "fmnist_report",
+    },
 ]
 
 
@@ -32,7 +37,7 @@ class Registry(AirflowPlugin):
         from fastapi import Depends
 
         from fmnist_tasks.page.activity import read_schedule
-        from fmnist_tasks.page.app import create_app
+        from fmnist_tasks.page.app import Access, create_app
         from fmnist_tasks.settings import ROLLBACK_ID
 
         def get_editor(
@@ -41,8 +46,6 @@ class Registry(AirflowPlugin):
         ) -> str:
             return str(user.get_name())
 
-        app = create_app(
-            signed_in=requires_access_view(AccessView.PLUGINS), may_edit=get_editor, read_schedule=read_schedule
-        )
+        app = create_app(Access(requires_access_view(AccessView.PLUGINS), get_editor, read_schedule))
         Thread(target=app.state.read_ahead, name="fmnist-read-ahead", daemon=True).start()
         return [{"app": app, "url_prefix": "/fmnist", "name": "Releases"}]

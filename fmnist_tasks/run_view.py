@@ -1,4 +1,4 @@
-"""The output of `make run`: python -m fmnist_tasks.run_view FILE.
+"""The output of `make run`: python -m fmnist_tasks.run_view FILE [DATASET].
 
 Reads the log of `airflow dags test` from standard input and writes it to the file. Shows a line when a step begins and
 ends, some epochs of training, and alerts; with VERBOSE=1, the whole log. At the end it shows the metrics of the
@@ -96,17 +96,17 @@ def show_texts(texts: Iterable[str]) -> None:
         is_replaceable = not end
 
 
-def main(file: Path) -> int:
-    """Follow a run, then show its metrics; return the exit code."""
+def main(file: Path, dataset: str = "") -> int:
+    """Follow a run of a dataset, then show its metrics; return the exit code."""
     try:
-        return follow_run(file)
+        return follow_run(file, dataset)
     except (FmnistError, OSError) as error:
         print(f"error: {make_printable(str(error))}", file=sys.stderr)
         return 1
 
 
-def follow_run(file: Path) -> int:
-    """Follow a run, then show its metrics; return the exit code. Raises what the store or the file raises."""
+def follow_run(file: Path, dataset: str = "") -> int:
+    """Follow a run of a dataset, then show its metrics; return the exit code. Raises what store and file raise."""
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends Airflow, whose last lines are still logged
@@ -123,7 +123,7 @@ def follow_run(file: Path) -> int:
         lines = map(make_printable, file.read_text(encoding="utf-8").splitlines()[-20:])
         print("no step began; end of the log:", *lines, sep="\n", file=sys.stderr)
         return 1
-    store = open_default_store()
+    store = open_default_store(dataset)
     recorded = read_run(store, view.run_id)
     show_metrics(store, view.run_id, recorded)
     for fault in recorded.faults:
@@ -142,4 +142,4 @@ def show_run(lines: Iterable[str], log: TextIO, view: RunView) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

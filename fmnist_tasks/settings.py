@@ -6,6 +6,7 @@ Uses only the standard library and has no side effects, because every parse of a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
@@ -19,13 +20,14 @@ from fmnist_tasks.text import make_printable
 PROJECT = Path(__file__).resolve().parents[1]
 _IS_CHECKOUT = (PROJECT / "include" / "gates.toml").is_file()  # False if the package was installed from a wheel
 INCLUDE = PROJECT / "include" if _IS_CHECKOUT else Path(__file__).resolve().parent / "include"
-DAG_ID = "fmnist_retrain"
+DAG_ID = "fmnist_retrain"  # of the default dataset; of another dataset, see `name_dag`
 WATCH_ID = "fmnist_watch"
 ROLLBACK_ID = "fmnist_rollback"
 WITHDRAW_ID = "fmnist_withdraw"
 # Each change of the champion emits an event of this asset. It has a name but no URI: to parse a URI in a DAG file,
 # Airflow would load the handlers of all providers.
-CHAMPION_ASSET = "fmnist_champion_model"
+CHAMPION_ASSET = "fmnist_champion_model"  # of the default dataset
+DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # is part of DAG IDs, keys and addresses
 TASK_LIMIT = timedelta(hours=6)  # Airflow stops a task that takes longer
 APPROVAL_LIMIT = timedelta(days=3)  # without a response within this time, the candidate is rejected
 RUN_LIMIT = APPROVAL_LIMIT + 2 * TASK_LIMIT  # Airflow stops a run that takes longer
@@ -47,13 +49,26 @@ class Settings:
 
     home: Path  # folder for everything that is written locally
     store: str  # URI of the object store: file:///folder or s3://bucket?endpoint=https://host:port
-    dataset: Path  # declaration (TOML) of the dataset
-    datasets: Path  # folder of the declarations that users create
+    dataset: Path  # declaration (TOML) of the default dataset
+    datasets: Path  # folder with the declarations of further datasets, NAME.toml
     data_dir: Path | None  # folder with the dataset's files, searched after the cache
     overdue_after: timedelta  # FMNIST_OVERDUE_DAYS: alert if no run has succeeded for this long
     settle_time: timedelta  # FMNIST_SETTLE_SECONDS: ignore files in incoming/ of a folder that changed more recently
     instance: str  # name of this installation, for the subjects of alerts; empty: no name
     gates: Path  # policy (TOML) of the gates
+
+    def find_declaration(self, dataset: str) -> Path:
+        """The declaration of a dataset; an empty name is the default one.
+
+        Raises :class:`SettingsError` if there is none.
+        """
+        if not dataset:
+            return self.dataset
+        path = self.datasets / f"{dataset}.toml"
+        if not DATASET_NAME.fullmatch(dataset) or not path.is_file():
+            existing = ", ".join(_list_names(self.datasets)) or "none"
+            raise SettingsError(f"there is no dataset {dataset[:80]!r} in {self.datasets}; these exist: {existing}")
+        return path
 
     @property
     def cache(self) -> Path:
@@ -82,7 +97,7 @@ class Settings:
             home=home,
             store=read_store_uri(environment),
             dataset=_read_path(environment, "FMNIST_DATASET", INCLUDE / "datasets" / "fashion_mnist.toml"),
-            datasets=_read_path(environment, "FMNIST_DATASETS", home / "datasets"),
+            datasets=_read_datasets_folder(environment),
             data_dir=_read_path(environment, "FMNIST_DATA_DIR", home) if environment.get("FMNIST_DATA_DIR") else None,
             overdue_after=timedelta(days=int(days)),
             settle_time=timedelta(seconds=int(seconds)),
@@ -111,6 +126,34 @@ class DagSettings:
             owner=_read_label(environment, "FMNIST_OWNER") or _DEFAULT_LABEL,
             tags=_read_tags(environment),
         )
+
+
+def list_datasets(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The names of the datasets besides the default one: those with a declaration in `FMNIST_DATASETS`."""
+    return _list_names(_read_datasets_folder(environment))
+
+
+def name_dag(dataset: str) -> str:
+    """The ID of the DAG that retrains the classifier of a dataset; an empty name is the default dataset."""
+    return f"{DAG_ID}_{dataset}" if dataset else DAG_ID
+
+
+def find_dataset(dag_id: str | None) -> str | None:
+    """The dataset of a DAG that retrains, the inverse of :func:`name_dag`; None for any other DAG."""
+    if dag_id == DAG_ID:
+        return ""
+    name = (dag_id or "").removeprefix(f"{DAG_ID}_")
+    return name if name != dag_id and DATASET_NAME.fullmatch(name) else None
+
+
+def find_page(dataset: str) -> str:
+    """The path of a dataset's Releases page, below Airflow's address."""
+    return f"/fmnist/datasets/{dataset}/" if dataset else "/fmnist/"
+
+
+def name_champion_asset(dataset: str) -> str:
+    """The name of the asset of a dataset's champion."""
+    return f"{CHAMPION_ASSET}_{dataset}" if dataset else CHAMPION_ASSET
 
 
 def read_store_uri(environment: Mapping[str, str] = os.environ) -> str:
@@ -182,6 +225,15 @@ def _read_defaults(environment: Mapping[str, str]) -> Parameters:
     except SettingsError as error:  # begins with the parameter's name
         name, _, fault = str(error).partition(":")
         raise SettingsError(f"FMNIST_{name.upper()}:{fault}") from error
+
+
+def _read_datasets_folder(environment: Mapping[str, str]) -> Path:
+    return _read_path(environment, "FMNIST_DATASETS", _read_home(environment) / "datasets")
+
+
+def _list_names(folder: Path) -> list[str]:
+    names = (path.stem for path in folder.glob("*.toml"))
+    return sorted(name for name in names if DATASET_NAME.fullmatch(name))
 
 
 def _read_home(environment: Mapping[str, str]) -> Path:

@@ -19,7 +19,7 @@ from fmnist_tasks.registry.runs import find_records
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.schemas.evaluation import Check
 from fmnist_tasks.schemas.runs import RESULTS, GateResult, StepRecord, ValidationResult, parse_result
-from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, WATCH_ID
+from fmnist_tasks.settings import APPROVAL_LIMIT, WATCH_ID, find_dataset, name_dag
 from fmnist_tasks.text import replace_surrogates
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def alert_approval_request(context: Mapping[str, Any]) -> None:
             headline=operator.subject,
             identity=_name_attempt(task),
             task_id=task.task_id,
+            dataset=_find_dataset(context),
         )
     )
 
@@ -52,11 +53,24 @@ def alert_run_timeout(context: Mapping[str, Any]) -> None:
         text = "The run exceeded its time limit and was stopped"
         started = getattr(context.get("dag_run"), "start_date", None)  # changes when the run is cleared
         send_alert(
-            Alert("run failed", context["run_id"], text, context["dag"].dag_id, identity=f"time limit {started}")
+            Alert(
+                "run failed",
+                context["run_id"],
+                text,
+                context["dag"].dag_id,
+                identity=f"time limit {started}",
+                dataset=_find_dataset(context),
+            )
         )
 
 
-def describe_record(record: StepRecord, dag_id: str = DAG_ID, task_id: str = "") -> Alert:
+def _find_dataset(context: Mapping[str, Any]) -> str:
+    """Return the dataset of a task: that of its DAG, or of the form of a DAG that serves all datasets."""
+    dataset = find_dataset(context["dag"].dag_id)
+    return (context.get("params") or {}).get("dataset", "") if dataset is None else dataset
+
+
+def describe_record(record: StepRecord, dataset: str, task_id: str = "") -> Alert:
     """Return the alert about a step that was rejected, has failed or has not ended."""
     rejected, outcome = record.status == "rejected", record.outcome
     if record.status == "running":
@@ -65,28 +79,30 @@ def describe_record(record: StepRecord, dag_id: str = DAG_ID, task_id: str = "")
         "rejected" if rejected else "run failed",
         record.run_id,
         f"Task {task_id or record.step}: {outcome}",
-        dag_id,
+        name_dag(dataset),
         headline=_write_headline(record) if rejected else "",
         # A step that seems to be running may still fail, which is another alert.
         identity=f"{record.step} {record.started}{' running' if record.status == 'running' else ''}",
+        dataset=dataset,
     )
 
 
 def _describe_failure(context: Mapping[str, Any]) -> Alert:
     error, task = context.get("exception"), context["task_instance"]
-    dag_id, run_id = context["dag"].dag_id, context["run_id"]
+    dag_id, run_id, dataset = context["dag"].dag_id, context["run_id"], _find_dataset(context)
+    is_retraining = dag_id == name_dag(dataset)
     if response := _describe_response(context):
         return response
     try:
-        if dag_id == DAG_ID and (record := _find_record(run_id, task, replace_surrogates(str(error)))):
-            return describe_record(record, dag_id, task.task_id)
+        if is_retraining and (record := _find_record(dataset, run_id, task, replace_surrogates(str(error)))):
+            return describe_record(record, dataset, task.task_id)
     except FmnistError as record_error:
         log.warning("the record of the failed step cannot be read: %s", record_error)
     text = f"Task {task.task_id}: {error or 'stopped without an exception'}"
-    event = "rejected" if isinstance(error, RejectedError) and dag_id == DAG_ID else "run failed"
+    event = "rejected" if isinstance(error, RejectedError) and is_retraining else "run failed"
     if dag_id == WATCH_ID:  # it runs every hour, but reports the same cause once a day
         return Alert(event, None, text, dag_id, identity=f"{datetime.now(UTC):%Y-%m-%d} {text}")
-    return Alert(event, run_id, text, dag_id, identity=f"{_name_attempt(task)} {text}")
+    return Alert(event, run_id, text, dag_id, identity=f"{_name_attempt(task)} {text}", dataset=dataset)
 
 
 def _describe_response(context: Mapping[str, Any]) -> Alert | None:
@@ -94,7 +110,12 @@ def _describe_response(context: Mapping[str, Any]) -> Alert | None:
     from airflow.providers.standard.exceptions import HITLRejectException, HITLTimeoutError
 
     error, task = context.get("exception"), context["task_instance"]
-    fields = {"run_id": context["run_id"], "dag_id": context["dag"].dag_id, "identity": _name_attempt(task)}
+    fields = {
+        "run_id": context["run_id"],
+        "dag_id": context["dag"].dag_id,
+        "identity": _name_attempt(task),
+        "dataset": _find_dataset(context),
+    }
     if isinstance(error, HITLTimeoutError):
         text = f"Task {task.task_id}: nobody responded within {APPROVAL_LIMIT.days} days, which counts as a rejection"
         return Alert("approval expired", text=text, headline=f"no response within {APPROVAL_LIMIT.days} days", **fields)
@@ -108,10 +129,10 @@ def _name_attempt(task: Any) -> str:
     return f"{task.task_id} {getattr(task, 'map_index', -1)} {getattr(task, 'try_number', 0)}"
 
 
-def _find_record(run_id: str, task: Any, outcome: str) -> StepRecord | None:
+def _find_record(dataset: str, run_id: str, task: Any, outcome: str) -> StepRecord | None:
     """Return the record that the failed task has saved, if any."""
     step, index = task.task_id.rpartition(".")[2], getattr(task, "map_index", -1)
-    store = open_default_store()
+    store = open_default_store(dataset)
     for name, record in find_records(store, run_id)[0].items():
         is_mapped = index is not None and index >= 0 and name == f"{step}-{record.parameters['seed'] + index}"
         if (name == step or is_mapped) and record.status != "done" and record.outcome == outcome:

@@ -23,6 +23,7 @@ class Alert:
     headline: str = ""  # for the subject, for example a value and its threshold; default: the text
     identity: str = ""
     task_id: str = ""  # of a task that waits for an approval
+    dataset: str = ""  # that the alert is about; empty: the default dataset
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ EVENTS = {
     "no successful run": Event(
         "No successful run",
         "failure",
-        "Check that fmnist_retrain is not paused, the scheduler is healthy, and no run waits for an approval.",
+        "Check that the DAG is not paused, the scheduler is healthy, and no run waits for an approval.",
     ),
     "alert undeliverable": Event(
         "Alert undeliverable",

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from fmnist_tasks.alerts.events import Kind, find_event
 from fmnist_tasks.schemas.alerts import SavedAlert
-from fmnist_tasks.settings import APPROVAL_LIMIT, DAG_ID, INCLUDE
+from fmnist_tasks.settings import APPROVAL_LIMIT, INCLUDE, find_dataset, find_page
 from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
 
@@ -35,7 +35,8 @@ def render_message(alert_id: str, alert: SavedAlert, *, instance: str, address: 
     """
     event = find_event(alert.event)
     title = f"{alert.dag_id} failed" if alert.event == "run failed" and alert.dag_id else event.title
-    prefix = f"[{instance}] " if instance else ""
+    origin = ", ".join(filter(None, (instance, alert.dataset)))
+    prefix = f"[{origin}] " if origin else ""
     headline = _shorten(alert.headline or alert.text)
     context = {
         "title": title,
@@ -63,17 +64,18 @@ def _build_links(alert: SavedAlert, address: str) -> dict[str, str]:
     if not address:
         return {}
     links = {}
+    page = f"{address}{find_page(alert.dataset)}"
     if alert.dag_id and alert.run_id:
         run = f"{address}/dags/{quote(alert.dag_id)}/runs/{quote(alert.run_id)}"
         if alert.task_id:
             links["Approve or reject"] = f"{run}/tasks/{quote(alert.task_id)}/required_actions"
         links["Run in Airflow"] = run
-        if alert.dag_id == DAG_ID:
-            links["Report"] = f"{address}/fmnist/runs/{quote(alert.run_id)}"
+        if find_dataset(alert.dag_id) is not None:
+            links["Report"] = f"{page}runs/{quote(alert.run_id)}"
     elif alert.dag_id:
         links["DAG in Airflow"] = f"{address}/dags/{quote(alert.dag_id)}"
     if alert.event == "champion changed":
-        links["Releases"] = f"{address}/fmnist/"
+        links["Releases"] = page
     links["Runbook"] = f"{address}/fmnist/runbook#{find_event(alert.event).section}"
     return links
 

@@ -21,7 +21,7 @@ from fmnist_tasks.registry.documents import compute_digest
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.schemas.alerts import SavedAlert
-from fmnist_tasks.settings import DAG_ID, read_instance
+from fmnist_tasks.settings import name_dag, read_instance
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,8 @@ def deliver_pending(max_seconds: float) -> None:
 def compute_alert_id(alert: Alert) -> str:
     """Return the alert's ID in the outbox; the same event of the same run has the same ID in every process."""
     identity = alert.identity or (alert.text if alert.run_id else uuid4().hex)
-    return compute_digest([alert.event, alert.run_id and [_find_dag(alert), alert.run_id], identity])[:24]
+    dataset = [alert.dataset] if alert.dataset else []
+    return compute_digest([alert.event, alert.run_id and [_find_dag(alert), alert.run_id], identity, *dataset])[:24]
 
 
 def find_airflow_address() -> str:
@@ -95,12 +96,13 @@ def _describe(alert: Alert) -> SavedAlert:
     run_id = alert.run_id or (None if alert.dag_id else os.environ.get("AIRFLOW_CTX_DAG_RUN_ID"))
     return SavedAlert(
         event=alert.event,
+        dataset=alert.dataset,
         dag_id=_find_dag(alert),
         run_id=run_id,
         task_id=alert.task_id,
         text=alert.text if len(alert.text) <= _MAX_TEXT_LENGTH else f"{alert.text[:_MAX_TEXT_LENGTH]} …",
         headline=alert.headline,
-        champion=_describe_champion(),
+        champion=_describe_champion(alert.dataset),
         created=datetime.now(UTC).isoformat(),
     )
 
@@ -114,12 +116,12 @@ def _find_dag(alert: Alert) -> str:
     """Return the DAG that the alert is about; empty if it comes from the Releases page or a shell."""
     if alert.dag_id is not None:
         return alert.dag_id
-    return os.environ.get("AIRFLOW_CTX_DAG_ID") or (DAG_ID if alert.run_id else "")
+    return os.environ.get("AIRFLOW_CTX_DAG_ID") or (name_dag(alert.dataset) if alert.run_id else "")
 
 
-def _describe_champion() -> str:
+def _describe_champion(dataset: str) -> str:
     try:
-        entry = find_champion(open_default_store())
+        entry = find_champion(open_default_store(dataset))
     except Exception as error:  # noqa: BLE001 - any: the alert must go out
         return f"The current champion cannot be read: {error}"
     return f"Current champion: {entry.version}" if entry else "There is no champion yet"

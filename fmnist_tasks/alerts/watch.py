@@ -24,10 +24,10 @@ from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.runs import read_record_at
 from fmnist_tasks.registry.store import Stat, Store, is_ahead, map_parallel
-from fmnist_tasks.registry.stores import open_store
+from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.schemas.alerts import SavedAlert, WatchStart
 from fmnist_tasks.schemas.runs import StepRecord
-from fmnist_tasks.settings import ALERT_LOOKBACK, DAG_ID, RUN_LIMIT, SHELL_SUFFIX, TASK_LIMIT, Settings
+from fmnist_tasks.settings import ALERT_LOOKBACK, RUN_LIMIT, SHELL_SUFFIX, TASK_LIMIT, Settings, list_datasets, name_dag
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +46,21 @@ def check_pipeline() -> str:
     `FMNIST_HEARTBEAT_URL` on success.
     """
     settings, heartbeat_url = Settings.from_environment(), read_heartbeat_url()
-    store = open_store(settings.store)
-    now = outbox.read_time(store)
+    now = outbox.read_time(open_default_store())
     damaged: list[str] = []
+    summaries: list[str] = []
     with ExitStack() as stack:  # each of them runs, in reverse order, whatever the others raise
         stack.callback(deliver_pending, _FLUSH_SECONDS)
-        stack.callback(_report_failures, store, now, damaged)
-        stack.callback(_report_changes, store, now)
-        summary = _check_success(store, settings.overdue_after, now, damaged)
+        for dataset in ("", *list_datasets()):
+            store = open_default_store(dataset)
+            stack.callback(_report_failures, store, now, damaged)
+            stack.callback(_report_changes, store, now)
+            stack.callback(_check_success, store, settings.overdue_after, now, damaged, summaries)
     if damaged:
         raise IntegrityError(f"{'; '.join(sorted(set(damaged))[:_MAX_NAMED_RECORDS])}. Restore or delete these records")
     if heartbeat_url:
         _ping(heartbeat_url)
-    return summary
+    return ". ".join(summaries)
 
 
 def read_heartbeat_url() -> str | None:
@@ -126,15 +128,17 @@ def _report_changes(store: Store, now: datetime) -> None:
             "champion changed",
             entry.write_id if is_promotion else None,
             f"{change}: {entry.reason}",
-            DAG_ID if is_promotion else "",
+            name_dag(store.dataset) if is_promotion else "",
             identity=f"entry {entry.sequence}",
+            dataset=store.dataset,
         )
-        if not outbox.is_known(store, compute_alert_id(alert)):
+        if not outbox.is_known(open_default_store(), compute_alert_id(alert)):
             send_alert(alert)
 
 
 def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
     """Send the alerts about failures that killed processes did not send."""
+    outbox_store = open_default_store()
     for run_id, records in _read_recent(store, now, damaged).items():
         for written, record in records:
             if record.status == "done" or now - written > ALERT_LOOKBACK or _is_by_shell(record):
@@ -143,8 +147,10 @@ def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
             is_recent = now - written < _RETRY_PERIOD and not is_ahead(written, now)
             if is_recent and (is_running or record.retryable):
                 continue
-            alert = describe_record(record)
-            if outbox.is_known(store, compute_alert_id(alert)) or (is_running and _has_failure(store, run_id, written)):
+            alert = describe_record(record, store.dataset)
+            if outbox.is_known(outbox_store, compute_alert_id(alert)) or (
+                is_running and _has_failure(outbox_store, run_id, written)
+            ):
                 continue
             send_alert(alert)
         last = max((written for written, _ in records), default=now)
@@ -153,13 +159,15 @@ def _report_failures(store: Store, now: datetime, damaged: list[str]) -> None:
             now - last > RUN_LIMIT
             and not is_from_shell
             and not _has_ended(records)
-            and not _has_failure(store, run_id, last)
+            and not _has_failure(outbox_store, run_id, last)
         ):
             text = (
                 "The run has neither ended nor failed, and has saved no record since "
                 f"{last:%Y-%m-%d %H:%M} UTC: it exceeded its time limit, or was stopped or rejected manually"
             )
-            send_alert(Alert("run failed", run_id, text, DAG_ID, identity="no end"))
+            send_alert(
+                Alert("run failed", run_id, text, name_dag(store.dataset), identity="no end", dataset=store.dataset)
+            )
 
 
 def _is_by_shell(record: StepRecord) -> bool:
@@ -187,17 +195,21 @@ def _has_failure(store: Store, run_id: str, since: datetime) -> bool:
     return False
 
 
-def _check_success(store: Store, overdue_after: timedelta, now: datetime, damaged: list[str]) -> str:
-    """Alert, once a week, if the last success is too long ago; return a sentence about it."""
+def _check_success(
+    store: Store, overdue_after: timedelta, now: datetime, damaged: list[str], summaries: list[str]
+) -> None:
+    """Alert, once a week, if the last success is too long ago; add a sentence about it to the summaries."""
     start, last = _find_start(store, now), _find_last_success(store, now, damaged)
     since = last or start
+    of = f" of {store.dataset}" if store.dataset else ""
     text = (
-        f"The last successful run was at {since:%Y-%m-%d %H:%M} UTC"
+        f"The last successful run{of} was at {since:%Y-%m-%d %H:%M} UTC"
         if last
-        else f"No run has succeeded since fmnist_watch first ran, at {since:%Y-%m-%d %H:%M} UTC"
+        else f"No run{of} has succeeded since fmnist_watch first ran, at {since:%Y-%m-%d %H:%M} UTC"
     )
     if now - since <= overdue_after:
-        return text
+        summaries.append(text)
+        return
     days = f"{(now - since) / timedelta(days=1):.0f} days, more than the {overdue_after / timedelta(days=1):g} allowed"
     week = (now - since - overdue_after) // _WEEK + 1
     send_alert(
@@ -205,12 +217,13 @@ def _check_success(store: Store, overdue_after: timedelta, now: datetime, damage
             "no successful run",
             None,
             f"{text}; that is {days}. This is alert number {week}, sent weekly",
-            DAG_ID,
+            name_dag(store.dataset),
             headline=f"for {days}",
             identity=f"{since.isoformat()} {week}",
+            dataset=store.dataset,
         )
     )
-    return f"{text}; that is {days}"
+    summaries.append(f"{text}; that is {days}")
 
 
 def _find_last_success(store: Store, now: datetime, damaged: list[str]) -> datetime | None:

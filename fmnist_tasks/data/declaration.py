@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.schemas.base import Count, Model, Sha256, describe_faults
@@ -30,11 +30,21 @@ class Declaration(DatasetProperties):
     """A declared dataset. The class of label `i` is `classes[i]`."""
 
     title: str
-    gates: Annotated[str, Field(pattern=r"^[^/]+$")] | None = None  # the policy file, beside the declaration
+    gates: Annotated[str, Field(pattern=r"^[^/]+(/[^/]+)*$")] | None = None  # the policy file, relative to this one
     files: dict[Role, File]
     url: Annotated[str, Field(pattern=r"^https://")] | None = None  # folder on the web that has the files
     debian_package: str | None = None  # that has the files in /usr/share/datasets/<name>
     images: dict[Split, Count] = Field(default_factory=dict)  # declared number of images of each split
+    _folder: Path = PrivateAttr(default=Path())  # of the declaration
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder beside the declaration that may have the dataset's files."""
+        return self._folder / self.name
+
+    def find_gates(self, default: Path) -> Path:
+        """The policy file of this dataset, or else the default one."""
+        return self._folder / self.gates if self.gates else default
 
     def count_images(self, split: Split) -> int:
         """Return the number of images of a split: as declared, or else from the size of the labels."""
@@ -50,8 +60,10 @@ class Declaration(DatasetProperties):
 def read_declaration(path: Path) -> Declaration:
     """Read and validate a declaration; raises :class:`SettingsError` naming the file and each fault."""
     try:
-        return Declaration.model_validate(read_toml(path, "FMNIST_DATASET"))
+        declaration = Declaration.model_validate(read_toml(path, "FMNIST_DATASET"))
     except ValidationError as error:
         raise SettingsError(
             f"dataset declaration {path}: {describe_faults(error)}; docs/own-data.md lists all keys"
         ) from error
+    declaration._folder = path.parent
+    return declaration

@@ -1,7 +1,8 @@
-"""Sources of the base dataset, in order: the cache, the user's folder, the system's folder, the web, a Debian package.
+"""Sources of the base dataset, in order of preference.
 
-Size and SHA-256 of every file are verified before use, whatever its source. Files from the network enter the cache once
-all four are intact. Nothing needs root or changes the system.
+They are the cache, the folder beside the declaration, the user's folder, the system's folder, the web, and a Debian
+package. Size and SHA-256 of every file are verified before use, whatever its source. Files from the network enter the
+cache once all four are intact. Nothing needs root or changes the system.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _list_sources(
 ) -> Iterator[tuple[str, Callable[[Mapping[Role, File]], dict[str, bytes]]]]:
     """Yield the name of each source, and a function that returns its verified contents by role."""
     cache = settings.cache / declaration.name
-    for folder in (cache, settings.data_dir, SYSTEM_FOLDER / declaration.name):
+    for folder in (cache, declaration.data_folder, settings.data_dir, SYSTEM_FOLDER / declaration.name):
         if folder:
             yield str(folder), partial(_read, folder)
     if declaration.url:

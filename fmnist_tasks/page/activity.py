@@ -10,7 +10,6 @@ from fmnist_tasks.errors import READ_ERRORS, SettingsError
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.runs import StepRecord
-from fmnist_tasks.settings import DAG_ID
 from fmnist_tasks.text import make_printable
 
 MAX_QUARANTINED = 10  # batches to show
@@ -48,15 +47,15 @@ class QuarantinedFiles:
     reason: str
 
 
-def read_schedule() -> Schedule:
-    """Read Airflow's database. Only the API server may call this."""
+def read_schedule(dag_id: str) -> Schedule:
+    """Read the runs of a DAG in Airflow's database. Only the API server may call this."""
     from airflow.models import DagModel, DagRun
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
-        dag = session.get(DagModel, DAG_ID)
-        query = select(DagRun).where(DagRun.dag_id == DAG_ID).order_by(DagRun.run_after.desc()).limit(1)
+        dag = session.get(DagModel, dag_id)
+        query = select(DagRun).where(DagRun.dag_id == dag_id).order_by(DagRun.run_after.desc()).limit(1)
         run = session.scalars(query).first()
         return Schedule(
             next_run=dag.next_dagrun_create_after if dag else None,

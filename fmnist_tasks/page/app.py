@@ -11,8 +11,9 @@ import logging
 import re
 from asyncio import Semaphore, wait_for
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -22,6 +23,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 from jinja2 import pass_context
 from jinja2.runtime import Context
+from starlette.types import Receive, Scope, Send
 
 from fmnist_tasks import errors
 from fmnist_tasks.announcement import announce_champion
@@ -37,7 +39,7 @@ from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import read_run, render_run
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.serving.rollback import roll_back
-from fmnist_tasks.settings import DAG_ID, INCLUDE, MAX_REASON_LENGTH
+from fmnist_tasks.settings import INCLUDE, MAX_REASON_LENGTH, find_dataset, find_page, list_datasets, name_dag
 from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
 
@@ -73,21 +75,66 @@ _STATUS = {
 }
 
 
-def create_app(
-    signed_in: Callable[..., Any], may_edit: Callable[..., Any], read_schedule: Callable[[], Schedule]
-) -> FastAPI:
-    """Create the app. `signed_in` and `may_edit` raise 401 or 403; `may_edit` returns the name of the user.
+@dataclass(frozen=True)
+class Access:
+    """What the process that mounts the page supplies.
+
+    `signed_in` and `may_edit` raise 401 or 403; `may_edit` returns the name of the user. `read_schedule` returns the
+    last and next run of the DAG with an ID.
+    """
+
+    signed_in: Callable[..., Any]
+    may_edit: Callable[..., Any]
+    read_schedule: Callable[[str], Schedule]
+
+
+class Limits:
+    """How much all datasets together may do at once."""
+
+    def __init__(self) -> None:
+        self.uploads = Semaphore(_MAX_UPLOADS)
+        self.renders = CapacityLimiter(_MAX_RENDERS)
+
+
+def create_app(access: Access) -> FastAPI:
+    """Create the page of the default dataset; below `datasets/NAME/`, it has the pages of the others.
 
     Its `state.read_ahead()` reads the releases and the champion log, so that the first response need not wait for them.
     """
+    limits = Limits()
+    app = _create_dataset_app("", access, limits)
+    app.add_middleware(SecurityMiddleware)
+    app.mount("/datasets/{dataset}", DatasetPages(lambda dataset: _create_dataset_app(dataset, access, limits)))
+    return app
+
+
+class DatasetPages:
+    """An ASGI app that passes each request to the page of the dataset in its path, which it creates on demand."""
+
+    def __init__(self, create: Callable[[str], FastAPI]) -> None:
+        self._create = create
+        self._apps: dict[str, FastAPI] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Respond with 404 for a dataset that does not exist, or no longer does."""
+        name = scope["path_params"]["dataset"]
+        if name not in list_datasets():
+            raise HTTPException(404, "there is no dataset of this name")
+        app = self._apps.get(name) or self._apps.setdefault(name, self._create(name))
+        await app(scope, receive, send)
+
+
+def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI:
+    signed_in, may_edit = access.signed_in, access.may_edit
     app = FastAPI(title="Releases", dependencies=[Depends(signed_in)], docs_url=None, redoc_url=None, openapi_url=None)
     render = Jinja2Templates(env=make_environment(_FOLDER))
     render.env.globals["url_for"] = _build_path_in_template
-    uploads, renders = Semaphore(_MAX_UPLOADS), CapacityLimiter(_MAX_RENDERS)
+    render.env.globals["list_pages"] = partial(list_pages, dataset)
+    uploads, renders = limits.uploads, limits.renders
 
     @cache
     def get_releases() -> ReleaseCache:
-        return ReleaseCache(open_default_store())
+        return ReleaseCache(open_default_store(dataset))
 
     @cache
     def get_predictor() -> ChampionPredictor:
@@ -109,7 +156,6 @@ def create_app(
             log.warning("cannot read the releases ahead; the first request reads them: %s", error)
 
     app.state.read_ahead = read_ahead
-    app.add_middleware(SecurityMiddleware)
 
     def refuse(request: Request, status: int, reason: str) -> Response:
         reason = make_printable(reason)
@@ -138,7 +184,7 @@ def create_app(
         champion = champion_log.champion
         if fault := releases.find_missing_champion(get_releases().store, champion_log):
             faults.append(fault)
-        schedule = read_schedule()
+        schedule = access.read_schedule(name_dag(dataset))
         content = {
             "rows": rows[::-1],
             "faults": faults,
@@ -146,7 +192,8 @@ def create_app(
             "withdrawn": champion_log.withdrawn,
             "champion": champion,
             "champion_row": next((row for row in rows if champion and row.version == champion.version), None),
-            "dag_id": DAG_ID,
+            "dag_url": f"{'../' * find_page(dataset).count('/', 1)}dags/{name_dag(dataset)}",
+            "dag_id": name_dag(dataset),
             "schedule": schedule,
             "last_run": read_last_run(get_releases().store, schedule),
             "quarantine": list_quarantine(get_releases().store),
@@ -201,6 +248,14 @@ def create_app(
 
         return respond_with_report(await run_limited(render_report))
 
+    @app.get("/dags/{dag_id}/runs/{run_id}")
+    def run_of_dag(request: Request, dag_id: str, run_id: str) -> Response:
+        name = find_dataset(dag_id)
+        if name is None:
+            raise errors.MissingError(f"runs of {require_name('DAG', dag_id)} have no report")
+        path = build_path(request, "run", run_id=require_name("run", run_id))
+        return RedirectResponse(path.replace("/runs/", f"/datasets/{name}/runs/", 1) if name else path)
+
     @app.get("/compare")
     def compare(request: Request, a: str, b: str) -> Response:
         pair = [open_manifest(version).manifest for version in (a, b)]
@@ -215,7 +270,8 @@ def create_app(
         user: str = Depends(may_edit),
     ) -> Response:
         require_name("release", version)
-        announce_champion(roll_back(get_releases().store, version, reason, actor=user, after=after))
+        store = get_releases().store
+        announce_champion(roll_back(store, version, reason, actor=user, after=after), store.dataset)
         return RedirectResponse(build_path(request, "overview"), status_code=303)
 
     @app.post("/withdrawals/{action}", dependencies=[Depends(require_same_origin)])
@@ -307,6 +363,14 @@ def require_name(kind: str, name: str) -> str:
     if not _NAME.fullmatch(name):
         raise errors.MissingError(f"there is no {kind} of this name: names have up to 250 letters, digits and _.~:+-")
     return name
+
+
+def list_pages(dataset: str, request: Request) -> list[tuple[str, str, bool]]:
+    """The pages of all datasets: a name, the path, and whether it is the current one; empty if there is only one."""
+    names = list_datasets()
+    root = build_path(request, "overview").removesuffix(find_page(dataset).removeprefix("/fmnist/"))
+    pages = [(name, f"{root}{find_page(name).removeprefix('/fmnist/')}", name == dataset) for name in names]
+    return [("default", root, not dataset), *pages] if names else []
 
 
 def build_path(request: Request, name: str, /, **parts: Any) -> str:

@@ -59,6 +59,7 @@ class FolderStore:
 
     def __init__(self, root: Path, keys: Keys = NO_KEYS) -> None:
         self.keys = keys
+        self.dataset = ""
         self.root = root
         self._supports_links = False  # whether the file system has been shown to support hard links
 

@@ -21,7 +21,7 @@ from fmnist_tasks.registry.documents import MAX_BYTES, unseal
 from fmnist_tasks.registry.pruning_markers import forbid_work
 from fmnist_tasks.registry.releases import make_file_key
 from fmnist_tasks.registry.signing import Keys, Kind, extract_text
-from fmnist_tasks.registry.store import Stat, Store, map_parallel, read_clock
+from fmnist_tasks.registry.store import DATASETS, Stat, Store, map_parallel, read_clock
 from fmnist_tasks.settings import ALERT_LOOKBACK, RUN_LIMIT
 
 _BLOB = re.compile(r'blobs/sha256/[^/"\\]+')
@@ -100,7 +100,7 @@ def plan_pruning(store: Store, *, keep: int, older_than: timedelta, now: datetim
 
     Raises :class:`ConflictError` while a run is in progress, since it may use objects that nothing refers to yet.
     """
-    stats = list(store.list(""))
+    stats = [stat for stat in store.list("") if not stat.key.startswith(DATASETS)]
     cutoff = now - older_than
     skipped: dict[str, str] = {}
     areas = {area: _group_by_name(stats, area, skipped) for area in _OWN_KEYS}

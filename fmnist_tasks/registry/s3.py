@@ -64,6 +64,7 @@ class S3Store:
 
     def __init__(self, bucket: Bucket, keys: Keys = NO_KEYS) -> None:
         self.keys = keys
+        self.dataset = ""
         self.bucket, self._client = bucket.name, bucket.client
         self.endpoint = bucket.endpoint
         self._is_prepared = False  # whether `prepare_bucket` has run

@@ -78,6 +78,16 @@ class TrustedKey(BaseModel):
         return compute_key_id(load_public_key(self.public_key))
 
 
+class DatasetHistory(BaseModel):
+    """What may be unsigned, or signed by revoked keys, in the part of the store that belongs to a dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unsigned: SealedEntries | None = None
+    unsigned_manifests: dict[str, str] = {}
+    revoked_after: dict[str, SealedEntries] = {}  # by key ID
+
+
 class TrustedKeys(BaseModel):
     """The keys whose signatures a store accepts, oldest first; a key must not sign after a newer one has."""
 
@@ -87,6 +97,7 @@ class TrustedKeys(BaseModel):
     store: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # a random ID, which every signed document contains
     unsigned: SealedEntries | None = None  # the entries from before signing began
     unsigned_manifests: dict[str, str] = {}  # by version: SHA-256 of the manifest of each release from that time
+    datasets: dict[str, DatasetHistory] = {}  # by name; of the default dataset, the two fields above
     keys: Annotated[tuple[TrustedKey, ...], Field(min_length=1)]
 
     @property
@@ -98,6 +109,28 @@ class TrustedKeys(BaseModel):
     def sealed_entries(self) -> list[SealedEntries]:
         """The entries that must not change: those from before signing began, and from before each revocation."""
         return [entries for entries in (self.unsigned, *(key.revoked_after for key in self.keys)) if entries]
+
+    def restrict(self, dataset: str) -> TrustedKeys:
+        """Return the trusted keys for the part of the store that belongs to a dataset.
+
+        It has its own ID, so that no document can be copied from one dataset to another.
+        """
+        history = self.datasets.get(dataset, DatasetHistory())
+        none = SealedEntries(count=0, sha256=digest_entries([]))  # a dataset that did not exist at the revocation
+        keys = (
+            key.model_copy(update={"revoked_after": history.revoked_after.get(key.id, none)})
+            if key.revoked_after
+            else key
+            for key in self.keys
+        )
+        own = {
+            "store": hashlib.sha256(f"{self.store}/{dataset}".encode()).hexdigest()[:32],
+            "unsigned": history.unsigned,
+            "unsigned_manifests": history.unsigned_manifests,
+            "datasets": {},
+            "keys": tuple(keys),
+        }
+        return self.model_copy(update=own)
 
     def find_rank(self, key_id: str) -> int | None:
         """Return the position of a key, 0 for the oldest; None if it is not trusted."""
@@ -138,6 +171,10 @@ class Keys:
 
     trusted: TrustedKeys | None = None
     signing: Ed25519PrivateKey | None = None
+
+    def restrict(self, dataset: str) -> Keys:
+        """Return the keys for the part of the store that belongs to a dataset."""
+        return Keys(self.trusted and self.trusted.restrict(dataset), self.signing)
 
     def require_signing_key(self) -> Ed25519PrivateKey:
         """Return the signing key; raises :class:`SettingsError` if there is none."""

@@ -23,7 +23,15 @@ from pydantic import ValidationError
 from fmnist_tasks.connections import find_connection
 from fmnist_tasks.credentials import find_secret
 from fmnist_tasks.errors import SettingsError
-from fmnist_tasks.registry.signing import Keys, SealedEntries, TrustedKey, TrustedKeys, compute_key_id, digest_entries
+from fmnist_tasks.registry.signing import (
+    DatasetHistory,
+    Keys,
+    SealedEntries,
+    TrustedKey,
+    TrustedKeys,
+    compute_key_id,
+    digest_entries,
+)
 from fmnist_tasks.schemas.base import describe_faults
 
 TRUSTED_KEYS, SIGNING_KEY, CONNECTION = "FMNIST_TRUSTED_KEYS", "FMNIST_SIGNING_KEY", "FMNIST_SIGNING_CONNECTION"
@@ -88,14 +96,15 @@ def make_keys(
     trusted: TrustedKeys | None,
     digests: Sequence[str],
     manifests: Mapping[str, str] | None = None,
+    datasets: Mapping[str, tuple[Sequence[str], Mapping[str, str]]] | None = None,
     *,
     revoke_earlier: bool = False,
 ) -> tuple[str, TrustedKeys]:
     """Return a new signing key (PEM), and the trusted keys with its public key as the newest.
 
     `digests` are those of the present log entries. With the first key, these become the entries that may be unsigned,
-    and `manifests`, digests (SHA-256, hex) by version, the releases that may be. With `revoke_earlier`, no later entry
-    may be signed with an earlier key.
+    and `manifests`, digests (SHA-256, hex) by version, the releases that may be; `datasets` has both for each other
+    dataset of the store. With `revoke_earlier`, no later entry may be signed with an earlier key.
     """
     signing = Ed25519PrivateKey.generate()
     pem = signing.private_bytes(
@@ -105,14 +114,34 @@ def make_keys(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     new = TrustedKey(public_key=public.decode())
-    present = SealedEntries(count=len(digests), sha256=digest_entries(digests))
+    present = _seal_entries(digests)
+    entries = {name: _seal_entries(own_digests) for name, (own_digests, _) in (datasets or {}).items()}
     if trusted is None:
+        histories = {
+            name: DatasetHistory(unsigned=entries[name], unsigned_manifests=dict(own_manifests))
+            for name, (_, own_manifests) in (datasets or {}).items()
+        }
         return pem.decode(), TrustedKeys(
-            store=uuid4().hex, unsigned=present, unsigned_manifests=dict(manifests or {}), keys=(new,)
+            store=uuid4().hex,
+            unsigned=present,
+            unsigned_manifests=dict(manifests or {}),
+            datasets=histories,
+            keys=(new,),
         )
-    revoked = {"revoked_after": present} if revoke_earlier else {}
-    earlier = (key.model_copy(update={} if key.revoked_after else revoked) for key in trusted.keys)
-    return pem.decode(), trusted.model_copy(update={"keys": (*earlier, new)})
+    if not revoke_earlier:
+        return pem.decode(), trusted.model_copy(update={"keys": (*trusted.keys, new)})
+    revoked = [key.id for key in trusted.keys if key.revoked_after is None]
+    histories = dict(trusted.datasets)
+    for name, sealed in entries.items():
+        history = histories.get(name, DatasetHistory())
+        revocations = {**dict.fromkeys(revoked, sealed), **history.revoked_after}
+        histories[name] = history.model_copy(update={"revoked_after": revocations})
+    earlier = (key if key.revoked_after else key.model_copy(update={"revoked_after": present}) for key in trusted.keys)
+    return pem.decode(), trusted.model_copy(update={"keys": (*earlier, new), "datasets": histories})
+
+
+def _seal_entries(digests: Sequence[str]) -> SealedEntries:
+    return SealedEntries(count=len(digests), sha256=digest_entries(digests))
 
 
 def write_keys(folder: Path, pem: str, trusted: TrustedKeys) -> tuple[Path, Path]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+DATASETS = "datasets/"  # below it, each dataset but the default one has its own store
 DEFAULT_MAX_BYTES = 64 << 20  # of an object whose size is not known before it is read
 FILE = "file"
 UNREADABLE = "unreadable"
@@ -45,6 +46,7 @@ class Store(Protocol):
     """What every store can do; all methods raise :class:`~fmnist_tasks.errors.StoreError` if it is unavailable."""
 
     keys: Keys  # with which this process signs and verifies the store's documents
+    dataset: str  # to which this part of a store belongs; empty: the default dataset, which has the whole store
 
     def get(self, key: str, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Return the bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if it does not exist.

@@ -9,14 +9,19 @@ from urllib.parse import unquote_to_bytes
 
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.registry.folder import FolderStore
+from fmnist_tasks.registry.scoped import ScopedStore
 from fmnist_tasks.registry.signing_keys import read_keys
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.settings import read_store_uri
 
 
-def open_default_store() -> Store:
-    """Return the store of this process, which `FMNIST_STORE` names; raises like :func:`open_store`."""
-    return open_store(read_store_uri())
+def open_default_store(dataset: str = "") -> Store:
+    """Return the store that `FMNIST_STORE` names, or the part of it that belongs to a dataset.
+
+    The default dataset, without a name, has the store's own keys. Raises like :func:`open_store`.
+    """
+    store = open_store(read_store_uri())
+    return ScopedStore(store, dataset) if dataset else store
 
 
 def open_store(uri: str) -> Store:

@@ -13,6 +13,7 @@ class SavedAlert(Document):
     """`alerts/pending/ID.json`, later below `delivered/` or `undeliverable/`: an alert with what its message needs."""
 
     event: str
+    dataset: str = ""  # empty: the default dataset
     dag_id: str  # empty: from the Releases page or a shell
     run_id: str | None
     task_id: str

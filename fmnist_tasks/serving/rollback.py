@@ -59,7 +59,7 @@ def roll_back(
     lifted = ", whose withdrawal is lifted" if version in champion_log.withdrawn else ""
     message = f"{entry.actor} rolled back from {current.version}, now withdrawn, to {version}{lifted}: {reason}"
     log.info("entry %d of the champion log: %s", entry.sequence, message)
-    send_alert(Alert("champion changed", None, message, identity=f"entry {entry.sequence}"))
+    send_alert(Alert("champion changed", None, message, identity=f"entry {entry.sequence}", dataset=store.dataset))
     return entry
 
 

@@ -50,7 +50,7 @@ def ingest(store: Store, run: Run) -> IngestResult:
 
     settings = Settings.from_environment()
     read_run_policy(run)  # first, so an invalid policy is found before any training
-    declaration = read_declaration(settings.dataset)
+    declaration = read_declaration(settings.find_declaration(run.dataset))
     arrays, source = load_base(declaration, settings)
     splits: tuple[Split, Split] = ("train", "test")
     base = [
@@ -294,7 +294,7 @@ def _alert_quarantined(run: Run, batches: list[QuarantinedBatch]) -> None:
         first, rest = ". ".join(texts[:_MAX_ALERTS]), len(texts) - _MAX_ALERTS
         texts = [f"{len(texts)} batches are not used. {first}. The report of the run lists {rest} more"]
     for text in texts:
-        send_alert(Alert("batch quarantined", run.id, text))
+        send_alert(Alert("batch quarantined", run.id, text, dataset=run.dataset))
 
 
 def _alert_waiting(run: Run, waiting: list[WaitingFile]) -> None:
@@ -303,7 +303,12 @@ def _alert_waiting(run: Run, waiting: list[WaitingFile]) -> None:
     if texts:
         more = f"; and {len(texts) - _MAX_ALERTS} more" if len(texts) > _MAX_ALERTS else ""
         send_alert(
-            Alert("batch waiting", run.id, f"These files need attention: {'; '.join(texts[:_MAX_ALERTS])}{more}")
+            Alert(
+                "batch waiting",
+                run.id,
+                f"These files need attention: {'; '.join(texts[:_MAX_ALERTS])}{more}",
+                dataset=run.dataset,
+            )
         )
 
 

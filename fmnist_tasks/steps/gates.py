@@ -69,16 +69,20 @@ def promotion_gate(
 
 def read_run_policy(run: Run) -> Policy:
     """The policy with the overrides of this run; raises :class:`SettingsError` like :func:`read_valid_policy`."""
-    return read_valid_policy(run.parameters.policy_overrides)
+    return read_valid_policy(run.dataset, run.parameters.policy_overrides)
 
 
-def read_valid_policy(overrides: Mapping[str, Any]) -> Policy:
-    """The policy with overrides; raises :class:`SettingsError` for a fault, or an OOD family that the dataset lacks."""
+def read_valid_policy(dataset: str, overrides: Mapping[str, Any]) -> Policy:
+    """The policy of a dataset, with overrides.
+
+    Raises :class:`SettingsError` for a fault, or an OOD family that the dataset lacks.
+    """
     from fmnist_tasks.data.declaration import read_declaration
     from fmnist_tasks.model.ood.families import list_families
 
     settings = Settings.from_environment()
-    policy, declaration = read_policy(overrides, settings.gates), read_declaration(settings.dataset)
+    declaration = read_declaration(settings.find_declaration(dataset))
+    policy = read_policy(overrides, declaration.find_gates(settings.gates))
     families = list_families(declaration)
     if unknown := sorted(policy.ood.families.keys() - set(families)):
         raise SettingsError(

@@ -182,7 +182,7 @@ def promote(
         )
     else:
         change = f"{version} is now the champion, with a test accuracy of {accuracy:.2%}"
-        send_alert(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}"))
+        send_alert(Alert("champion changed", run.id, change, identity=f"entry {entry.sequence}", dataset=store.dataset))
         summary = f"{version} is the champion (log entry {entry.sequence}), with a test accuracy of {accuracy:.2%}"
     return PromotionResult(
         version=version, sequence=entry.sequence, accuracy=accuracy, is_current=current == entry, summary=summary

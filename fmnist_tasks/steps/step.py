@@ -45,6 +45,7 @@ class Run:
     parameters: Parameters
     actor: str = "schedule"  # the user who triggered it
     ignored: tuple[str, ...] = ()  # requested keys that are not parameters
+    dataset: str = ""  # empty: the default dataset
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def run_step(name: str, run: Run, seed: int | None = None, **arguments: Any) -> 
     """
     if STEPS[name].per_seed and seed is None:
         return [run_step(name, run, seed, **arguments) for seed in run.parameters.seeds]
-    store = open_default_store()
+    store = open_default_store(run.dataset)
     recorder = _Recorder(store, run, name if seed is None else _make_record_name(name, seed))
     log.info("%s begins: run %s with %s", recorder.name, run.id, run.parameters.to_json())
     with forbid_pruning(store, f"step {recorder.name} of run {run.id}"):

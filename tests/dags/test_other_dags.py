@@ -139,11 +139,11 @@ def test_a_shell_announces_a_champion_if_it_reaches_airflow(
     entry = champion.append_entry(pipeline.store, version="v1", action="promote", reason="r", write_id="w", after=0)
     code, output = airflow("dags", "reserialize")  # now Airflow knows the asset
     assert code == 0, output
-    assert announcement.announce_champion(entry)
+    assert announcement.announce_champion(entry, "")
     (extra,) = airflow.query_database("select extra from asset_event order by id")[-1]
     assert json.loads(extra) == {"version": "v1", "sequence": 1}
-    monkeypatch.setattr(announcement, "CHAMPION_ASSET", "an asset that no DAG has")
-    assert not announcement.announce_champion(entry)
+    monkeypatch.setattr(announcement, "name_champion_asset", lambda _: "an asset that no DAG has")
+    assert not announcement.announce_champion(entry, "")
     monkeypatch.delenv("AIRFLOW_HOME")
-    assert not announcement.announce_champion(entry)
+    assert not announcement.announce_champion(entry, "")
     assert announcement.find_unannounced_champion(pipeline.store, "v1") is None

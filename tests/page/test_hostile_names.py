@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from playwright.sync_api import BrowserContext, Page
 
 from fmnist_tasks.page.activity import Schedule
-from fmnist_tasks.page.app import create_app
+from fmnist_tasks.page.app import Access, create_app
 from fmnist_tasks.registry.store import encode_name
 from fmnist_tasks.settings import DAG_ID
 from tests.support.chromium import launch_chromium
@@ -64,7 +64,7 @@ def test_no_browser_interprets_the_name_of_a_batch_as_markup(
         page.goto(path.as_uri())
         assert find_injected(page) == []
         text += page.content()
-    client = TestClient(create_app(lambda: None, lambda: "ann", Schedule))
+    client = TestClient(create_app(Access(lambda: None, lambda: "ann", lambda _: Schedule())))
     pages = [client.get(address).text for address in (f"/runs/{RUN.id}", "/")]
     for content in (*pages, *mails):
         page.set_content(content)

@@ -24,7 +24,7 @@ def require_user(x_user: Annotated[str, Header()] = "") -> str:
 if __name__ == "__main__":
     app._UPLOAD_SECONDS = float(sys.argv[2])
     uvicorn.run(
-        app.create_app(require_user, require_user, activity.Schedule),
+        app.create_app(app.Access(require_user, require_user, lambda _: activity.Schedule())),
         host="127.0.0.1",
         port=int(sys.argv[1]),
         log_level="warning",
