@@ -56,7 +56,7 @@ def create_dataset(
         raise DataError(f"there is only one class, {source.classes[0]!r}; a classifier needs two or more")
     splits, copies, conflicts = _remove_copies(source.splits)
     near = 0
-    if set(splits) == {"train", "test"}:
+    if has_splits := set(splits) == {"train", "test"}:
         training, test = splits["train"], splits["test"]
         near = int((NearDuplicateIndex(training.images).find(test.images).neighbours >= 0).sum())
     else:
@@ -94,7 +94,7 @@ def create_dataset(
         files=files,
     )
     largest = np.bincount(training.labels).max() / len(training.labels)
-    (folder / gates).write_text(render_gates(declaration, float(largest)), encoding="utf-8")
+    (folder / gates).write_text(render_gates(declaration, float(largest), has_splits=has_splits), encoding="utf-8")
     path.write_text(render_declaration(declaration), encoding="utf-8")
     findings = source.findings
     return NewDataset(
@@ -199,7 +199,7 @@ def render_declaration(declaration: Declaration) -> str:
     return "\n".join([*lines, ""])
 
 
-def render_gates(declaration: Declaration, largest_share: float) -> str:
+def render_gates(declaration: Declaration, largest_share: float, *, has_splits: bool) -> str:
     """Return a policy to begin with: that of the project, with lower thresholds and the families of this dataset."""
     text = (INCLUDE / "gates.toml").read_text(encoding="utf-8")
     minimum = min(0.9, max(0.5, round(1.5 * largest_share, 2)))
@@ -213,6 +213,8 @@ def render_gates(declaration: Declaration, largest_share: float) -> str:
         line = re.sub(r"^min = 0\.92$", f"min = {minimum}", line)
         line = re.sub(r"^min_recall = 0\.70$", "min_recall = 0.0", line)
         line = re.sub(r"^max_error = 0\.015$", "max_error = 0.1", line)
+        if has_splits:  # as the user chose them
+            line = line.replace('on_split_difference = "reject"', 'on_split_difference = "warning"')
         lines.append(line)
     heading = (
         f"# The policy for {declaration.title}. These thresholds only stop a model that is useless.\n"

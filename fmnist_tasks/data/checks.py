@@ -11,9 +11,9 @@ import logging
 import math
 import tempfile
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import great_expectations as gx
 import numpy as np
@@ -25,6 +25,7 @@ from fmnist_tasks.data.duplicates import compute_digests, find_duplicates
 from fmnist_tasks.data.label_errors import ConfusedClasses, LabelErrorDetector
 from fmnist_tasks.schemas.data import DatasetProperties
 from fmnist_tasks.schemas.evaluation import Check, make_check
+from fmnist_tasks.schemas.policy import DataPolicy
 from fmnist_tasks.settings import INCLUDE
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Findings:
 
 
 def check_samples(
-    training: Sample, test: Sample, batches: Iterable[Sample], dataset: DatasetProperties
+    training: Sample, test: Sample, batches: Iterable[Sample], dataset: DatasetProperties, policy: DataPolicy
 ) -> tuple[dict[str, Findings], dict[str, bytes]]:
     """Return the findings by name of the sample, and the Data Docs as files by relative path.
 
@@ -99,7 +100,8 @@ def check_samples(
             frame = build_class_frame(sample.labels, classes)
             checks += suites.check(f"{sample.name} classes", "classes", frame, shares)
         name = (test if sample is training else training).name
-        return _compare_with_reference(suites, sample, references[name], dataset, name, checks)
+        compared = _compare_with_reference(suites, sample, references[name], dataset, name, policy)
+        return replace(compared, checks=[*checks, *compared.checks])
 
     findings = {sample.name: check(sample) for sample in (training, test)}
     base_has_passed = all(check.has_passed for split in findings.values() for check in split.checks)
@@ -140,15 +142,15 @@ def _compare_with_reference(
     reference: _Reference | None,
     dataset: DatasetProperties,
     name: str,
-    checks: list[Check],
+    policy: DataPolicy,
 ) -> Findings:
-    """Return the checks so far and those against the named reference, which need both to be well formed."""
+    """Return the checks against the named reference, which need both to be well formed."""
     if not sample.is_well_formed(dataset):
-        return Findings(checks, None)
+        return Findings([], None)
     if reference is None:
         requirement = f"the {name} split has at least {_MIN_REFERENCE_IMAGES} valid, non-blank images of each class"
         message = f"{requirement}: it does not, so {sample.name} cannot be compared with it"
-        return Findings([*checks, make_check("reference", None, requirement, False, message)], None)
+        return Findings([make_check("reference", None, requirement, False, message)], None)
     features, negatives = (
         compare_features(
             compute_features(sample.images, negative=negative), sample.labels, reference.features, reference.labels
@@ -156,12 +158,14 @@ def _compare_with_reference(
         for negative in (False, True)
     )
     pairs = reference.detector.find_confused_classes(sample.images, sample.labels)
+    on_failure = "reject" if sample.count is None else policy.on_split_difference
+    frames = {"features": build_feature_frame(features, negatives, policy), "labels": build_pair_frame(pairs, policy)}
     checks = [
-        *checks,
-        *suites.check(f"{sample.name} features", "features", build_feature_frame(features, negatives), {}),
-        *suites.check(f"{sample.name} labels", "labels", build_pair_frame(pairs), {}),
+        check
+        for suite, frame in frames.items()
+        for check in suites.check(f"{sample.name} {suite}", suite, frame, {}, on_failure)
     ]
-    errors = [pair for pair in pairs if pair.has_errors]
+    errors = [pair for pair in pairs if pair.has_errors(policy)]
     examples = [sample.images[pair.images[:_MAX_EXAMPLES]] for pair in errors]
     return Findings(checks, measure_drift(features), errors, examples)
 
@@ -195,18 +199,20 @@ def build_class_frame(labels: np.ndarray, classes: int) -> pd.DataFrame:
     return pd.DataFrame({"class": np.arange(len(counts)), "images": counts, "share": counts / max(1, counts.sum())})
 
 
-def build_feature_frame(features: list[Feature], negatives: list[Feature]) -> pd.DataFrame:
+def build_feature_frame(features: list[Feature], negatives: list[Feature], policy: DataPolicy) -> pd.DataFrame:
     """Return one row per feature; `inverted` is whether the negatives are closer to the reference than the images."""
     rows = [
-        {**vars(feature), "has_shifted": feature.has_shifted, "has_outliers": feature.has_outliers}
+        {**vars(feature), "has_shifted": feature.has_shifted(policy), "has_outliers": feature.has_outliers(policy)}
         for feature in features
     ]
     return pd.DataFrame(rows).assign(inverted=measure_drift(negatives) < measure_drift(features))
 
 
-def build_pair_frame(pairs: list[ConfusedClasses]) -> pd.DataFrame:
+def build_pair_frame(pairs: list[ConfusedClasses], policy: DataPolicy) -> pd.DataFrame:
     """Return one row per pair of classes."""
-    return pd.DataFrame([{**vars(pair), "has_errors": pair.has_errors} for pair in pairs]).drop(columns="images")
+    return pd.DataFrame([{**vars(pair), "has_errors": pair.has_errors(policy)} for pair in pairs]).drop(
+        columns="images"
+    )
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,14 @@ class _Suites:
     context: Any
     source: Any
 
-    def check(self, name: str, suite_name: str, frame: pd.DataFrame, parameters: dict[str, Any]) -> list[Check]:
+    def check(
+        self,
+        name: str,
+        suite_name: str,
+        frame: pd.DataFrame,
+        parameters: dict[str, Any],
+        on_failure: Literal["reject", "warning"] = "reject",
+    ) -> list[Check]:
         """Validate a table against a suite; one check per expectation. `name` is shown in the Data Docs."""
         expectations = json.loads((INCLUDE / "expectations" / f"{suite_name}.json").read_text())
         suite = self.context.suites.add(ExpectationSuite(name=name, expectations=expectations))
@@ -227,10 +240,10 @@ class _Suites:
         result: ExpectationSuiteValidationResult = definition.run(
             batch_parameters={"dataframe": frame}, expectation_parameters=parameters, result_format="SUMMARY"
         )
-        return [_make_check(outcome, frame) for outcome in result.results]
+        return [_make_check(outcome, frame, on_failure) for outcome in result.results]
 
 
-def _make_check(outcome: Any, frame: pd.DataFrame) -> Check:
+def _make_check(outcome: Any, frame: pd.DataFrame, on_failure: Literal["reject", "warning"]) -> Check:
     config, result = outcome.expectation_config, outcome.result
     requirement = config.meta["requirement"]
     if outcome.exception_info.get("exception_message"):
@@ -253,6 +266,7 @@ def _make_check(outcome: Any, frame: pd.DataFrame) -> Check:
         requirement,
         bool(outcome.success),
         f"{requirement}: {observation}",
+        on_failure,
     )
 
 

@@ -4,7 +4,7 @@ Each feature of an image becomes its percentile rank, 0 to 1, among the referenc
 have the same distribution, the ranks are uniform, whatever mix of classes a batch holds. A Kolmogorov-Smirnov test
 compares all ranks with a uniform distribution; a binomial test counts those in the outermost thousandth on either
 side. With Holm's correction over both tests and all features, a good sample fails any of them with a probability of
-at most `FALSE_ALARMS`.
+at most `false_alarms` of the policy.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ import numpy as np
 from scipy.stats import binomtest, ks_1samp, kstwo, uniform
 
 from fmnist_tasks.data.colour import to_luminance
+from fmnist_tasks.schemas.policy import DataPolicy
 from fmnist_tasks.significance import holm
 
-FALSE_ALARMS = 0.001  # probability for a good sample, all tests together
 _TAIL = 0.001  # share of the reference on each side beyond which an image is extreme
-# In a large sample, harmless differences are significant too: smaller ones than these pass.
-_MIN_DISTANCE = 0.1  # Kolmogorov-Smirnov
-_MIN_EXTREME_SHARE = 0.01
 _CHUNK_SIZE = 5_000  # images; limits memory
 
 
@@ -35,15 +32,13 @@ class Feature:
     p_distance: float  # corrected
     p_extreme: float
 
-    @property
-    def has_shifted(self) -> bool:
+    def has_shifted(self, policy: DataPolicy) -> bool:
         """Whether the distribution differs, significantly and by enough to matter."""
-        return self.p_distance < FALSE_ALARMS and self.distance >= _MIN_DISTANCE
+        return self.p_distance < policy.false_alarms and self.distance >= policy.min_drift
 
-    @property
-    def has_outliers(self) -> bool:
+    def has_outliers(self, policy: DataPolicy) -> bool:
         """Whether too many images are extreme, significantly and by enough to matter."""
-        return self.p_extreme < FALSE_ALARMS and self.extreme_share >= _MIN_EXTREME_SHARE
+        return self.p_extreme < policy.false_alarms and self.extreme_share >= policy.min_outliers
 
 
 def compute_features(images: np.ndarray, *, negative: bool = False) -> dict[str, np.ndarray]:

@@ -18,10 +18,9 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.pipeline import make_pipeline
 
 from fmnist_tasks.data.colour import to_luminance
+from fmnist_tasks.schemas.policy import DataPolicy
 from fmnist_tasks.significance import holm
 
-FALSE_ALARMS = 0.001  # probability for a good sample, all pairs of classes together
-_MIN_EXCESS = 0.01  # share of a class's images beyond the expected share; less passes
 _COMPONENTS = 40  # of the pixels
 _MAX_PIXELS = 32 * 32 * 3  # of an image; larger ones are reduced
 _CHUNK_SIZE = 5_000  # images; limits memory
@@ -38,10 +37,9 @@ class ConfusedClasses:
     expected_share: float  # the same in the reference
     p_value: float  # corrected
 
-    @property
-    def has_errors(self) -> bool:
+    def has_errors(self, policy: DataPolicy) -> bool:
         """Whether there are more than expected, significantly and by enough to matter."""
-        return self.p_value < FALSE_ALARMS and self.share - self.expected_share >= _MIN_EXCESS
+        return self.p_value < policy.false_alarms and self.share - self.expected_share >= policy.min_label_errors
 
 
 class LabelErrorDetector:

@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 from fmnist_tasks.evaluation.gate import check_maximum, check_minimum, format_apart
-from fmnist_tasks.schemas.evaluation import (
-    CandidateEvaluation,
-    ChampionComparison,
-    Check,
-    Classification,
-    OnFailure,
-    OtherClasses,
-    make_check,
-)
+from fmnist_tasks.schemas.evaluation import CandidateEvaluation, ChampionComparison, Check, Classification, make_check
 from fmnist_tasks.schemas.policy import (
     AccuracyPolicy,
     CalibrationPolicy,
@@ -22,8 +14,6 @@ from fmnist_tasks.schemas.policy import (
     ServingPolicy,
 )
 from fmnist_tasks.significance import holm, mcnemar
-
-Champion = ChampionComparison | OtherClasses | None
 
 
 def check_candidate(policy: Policy, metrics: CandidateEvaluation) -> list[Check]:
@@ -46,15 +36,15 @@ def check_accuracy(policy: AccuracyPolicy, test: Classification) -> Check:
     return _replace_message(check, f"{check.message} (95% confidence interval {low:.2%} to {high:.2%})")
 
 
-def check_against_champion(policy: ChampionPolicy, champion: Champion) -> Check:
+def check_against_champion(policy: ChampionPolicy, champion: ChampionComparison | None) -> Check:
     """Check that the candidate is not significantly worse or, if inconclusive, not less accurate on validation."""
     name = "champion"
     threshold = (
         f"not significantly worse (exact McNemar test, level {policy.significance}); "
         "if inconclusive, not less accurate on validation"
     )
-    if not isinstance(champion, ChampionComparison):
-        return _explain_no_comparison(name, threshold, champion, policy.on_inconclusive)
+    if champion is None:
+        return _explain_no_champion(name, threshold)
     gained, lost = champion.only_candidate, champion.only_champion
     p = mcnemar(lost, gained)
     counts = (
@@ -82,14 +72,14 @@ def check_recall(policy: ClassPolicy, test: Classification) -> Check:
     return check_minimum("class recall", worst.recall, policy.min_recall, what, policy.on_failure)
 
 
-def check_classes_against_champion(policy: ClassPolicy, champion: Champion) -> Check:
+def check_classes_against_champion(policy: ClassPolicy, champion: ChampionComparison | None) -> Check:
     """Check that no class has a significantly lower recall than with the champion."""
     name, threshold = (
         "class recall against champion",
         f"no class significantly worse (one-sided McNemar tests, Holm's correction, level {policy.significance})",
     )
-    if not isinstance(champion, ChampionComparison):
-        return _explain_no_comparison(name, threshold, champion, policy.on_failure)
+    if champion is None:
+        return _explain_no_champion(name, threshold)
     p_values = holm([mcnemar(row.only_candidate, row.only_champion, one_sided=True) for row in champion.classes])
     worse = [
         f"{row.name} ({_format_p_value(p, policy.significance)})"
@@ -144,12 +134,8 @@ def check_serving(policy: ServingPolicy, metrics: CandidateEvaluation) -> list[C
     ]
 
 
-def _explain_no_comparison(name: str, threshold: str, champion: OtherClasses | None, on_failure: OnFailure) -> Check:
-    """Return the check for a comparison without a champion, or with one that has other classes."""
-    if champion is None:
-        return make_check(name, None, threshold, True, "there is no champion yet")
-    message = f"the champion {champion.version} has other classes ({champion.other_classes}) and cannot be compared"
-    return make_check(name, None, threshold, False, message, on_failure)
+def _explain_no_champion(name: str, threshold: str) -> Check:
+    return make_check(name, None, threshold, True, "there is no champion yet")
 
 
 def _format_p_value(p: float, significance: float) -> str:

@@ -14,6 +14,7 @@ from fmnist_tasks.registry.champion import Log, Origin, read_log, require_versio
 from fmnist_tasks.registry.documents import MAX_BYTES, compute_digest
 from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.schemas.data import DatasetProperties
 from fmnist_tasks.schemas.releases import Entry, Manifest, ReleaseFacts
 from fmnist_tasks.settings import Parameters
 
@@ -70,6 +71,25 @@ def publish_release(store: Store, version: str, files: dict[str, bytes], facts: 
     if manifest.model_sha256 != facts.model_sha256:
         raise ConflictError(f"release {version} exists with another model; a release never changes, so start a new run")
     return manifest
+
+
+def require_same_dataset(manifest: Manifest, dataset: DatasetProperties) -> None:
+    """Raise :class:`SettingsError` if the champion's model was trained on another dataset.
+
+    Such a model cannot be compared with one of this dataset.
+    """
+    theirs = manifest.dataset
+    differences = {
+        "name": (theirs.name, dataset.name),
+        "classes": (theirs.classes, dataset.classes),
+        "images": (str(theirs.image_format), str(dataset.image_format)),
+    }
+    if faults := [f"{key} {old!s:.200}, not {new!s:.200}" for key, (old, new) in differences.items() if old != new]:
+        raise SettingsError(
+            f"the champion {manifest.version} belongs to another dataset: {'; '.join(faults)}. Nothing is compared or "
+            "changed. Put this dataset's declaration into FMNIST_DATASETS, which gives it its own part of the store, "
+            "or set FMNIST_STORE to another store"
+        )
 
 
 def read_manifest(store: Store, version: str, champion_log: Log | None = None) -> Manifest:

@@ -9,7 +9,7 @@ from pydantic import Field
 from fmnist_tasks.schemas.base import Count, Interval, Model, RunId, Sha256, Share, Version
 
 OnFailure = Literal["reject", "hold"]
-Outcome = Literal["passed", "hold", "reject"]
+Outcome = Literal["passed", "warning", "hold", "reject"]
 Decision = Literal["promote", "hold", "reject"]
 
 
@@ -33,8 +33,8 @@ class Check(Model):
 
     @property
     def has_passed(self) -> bool:
-        """Whether the check passed."""
-        return self.outcome == "passed"
+        """Whether the check passed, or only warns."""
+        return self.outcome in {"passed", "warning"}
 
 
 def make_check(
@@ -43,7 +43,7 @@ def make_check(
     threshold: str,
     has_passed: bool,
     message: str,
-    on_failure: OnFailure = "reject",
+    on_failure: OnFailure | Literal["warning"] = "reject",
 ) -> Check:
     """Return a check whose outcome is `passed`, or `on_failure` if it has not passed."""
     outcome: Outcome = "passed" if has_passed else on_failure
@@ -138,14 +138,6 @@ class ChampionComparison(Differences):
     candidate_validation_accuracy: Share
 
 
-class OtherClasses(Model):
-    """A champion with other classes, which cannot be compared with the candidate."""
-
-    version: Version
-    sequence: int
-    other_classes: list[str]
-
-
 class OodFamily(Model):
     """Detection of one family of out-of-distribution images."""
 
@@ -196,7 +188,7 @@ class CandidateMetrics(Model):
     calibration: Calibration
     selective_prediction: SelectivePrediction
     ood: OodDetection
-    champion: ChampionComparison | OtherClasses | None  # None: no champion yet
+    champion: ChampionComparison | None  # None: no champion yet
     serving: Serving
 
 

@@ -1,8 +1,8 @@
-"""The policy of the gates: the thresholds of the model checks, and what a failed check does."""
+"""The policy of the gates: the thresholds of data and model checks, and what a failed check does."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -66,8 +66,19 @@ class ServingPolicy(Model):
     on_failure: OnFailure
 
 
+class DataPolicy(Model):
+    """Limits of the statistical tests of a batch, and of one split of the base dataset against the other."""
+
+    false_alarms: Significance = 0.001  # probability that a good sample fails a kind of test
+    # Smaller differences than these pass, even if they are significant.
+    min_drift: Share = 0.1  # Kolmogorov-Smirnov distance of a feature
+    min_outliers: Share = 0.01  # share of extreme images
+    min_label_errors: Share = 0.01  # share of a class beyond the expected one
+    on_split_difference: Literal["reject", "warning"] = "reject"  # if training and test split differ
+
+
 class Policy(Model):
-    """All thresholds of the model checks, and what a failed check does."""
+    """All thresholds, and what a failed check does."""
 
     accuracy: AccuracyPolicy
     champion: ChampionPolicy
@@ -75,3 +86,4 @@ class Policy(Model):
     calibration: CalibrationPolicy
     ood: OodPolicy
     serving: ServingPolicy
+    data: DataPolicy = DataPolicy()

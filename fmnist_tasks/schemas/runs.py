@@ -29,14 +29,7 @@ from fmnist_tasks.schemas.data import (
     WaitingFile,
     WithdrawnBatch,
 )
-from fmnist_tasks.schemas.evaluation import (
-    CandidateEvaluation,
-    ChampionComparison,
-    Check,
-    Evaluation,
-    OtherClasses,
-    Verdict,
-)
+from fmnist_tasks.schemas.evaluation import CandidateEvaluation, ChampionComparison, Check, Evaluation, Verdict
 from fmnist_tasks.schemas.policy import Policy
 from fmnist_tasks.schemas.releases import Code, Machine
 
@@ -172,7 +165,7 @@ class GateResult(Result, Verdict):
 class PromotionGateResult(GateResult):
     """The verdict of the promotion gate, with the champion and the policy of that time."""
 
-    champion: ChampionComparison | OtherClasses | None
+    champion: ChampionComparison | None
     policy: Policy
     policy_digest: Sha256
 

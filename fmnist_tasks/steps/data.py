@@ -99,7 +99,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     training, test = (load_images(store, image_set) for image_set in (dataset.base, dataset.test))
     base = Sample("training", *training, declared["train"]), Sample("test", *test, declared["test"])
     batches = (Sample(_name_sample(batch), *load_images(store, batch.image_set), None) for batch in ingestion.batches)
-    findings, pages = check_samples(*base, batches, dataset)
+    findings, pages = check_samples(*base, batches, dataset, read_run_policy(run).data)
     for path, page in pages.items():
         store.put(make_run_key(run.id, f"data_docs/{path}"), page)
 
@@ -141,6 +141,7 @@ def detect_change(store: Store, run: Run, ingestion: IngestResult, validation: V
     reasons = ["there is no champion yet"]
     if current:
         manifest = releases.read_manifest(store, current.version, champion_log)
+        releases.require_same_dataset(manifest, validation.dataset)
         earlier = releases.read_parameters(manifest)
         parameters = run.parameters.to_json()
         champion_inputs = releases.describe_inputs(

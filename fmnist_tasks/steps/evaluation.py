@@ -6,11 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tasks.provenance import describe_code
-from fmnist_tasks.registry import champion, checkpoints
+from fmnist_tasks.registry import champion, checkpoints, releases
 from fmnist_tasks.registry.blobs import get_verified, open_verified, put_blob
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.base import Reference
-from fmnist_tasks.schemas.evaluation import ChampionComparison, Identity, OodDetection, OtherClasses, Serving
+from fmnist_tasks.schemas.data import Dataset
+from fmnist_tasks.schemas.evaluation import ChampionComparison, Identity, OodDetection, Serving
 from fmnist_tasks.schemas.runs import (
     BaseModelResult,
     CandidateEvaluationResult,
@@ -102,7 +103,7 @@ def evaluate_tuned(
             },
             examples=examples,
         ),
-        champion=compare_with_champion(store, classes, arrays, test.probabilities, candidate.validation_accuracy),
+        champion=compare_with_champion(store, dataset, arrays, test.probabilities, candidate.validation_accuracy),
         serving=Serving(
             single_image_ms=h5.measure_latency(model, images), load_seconds=load_seconds, bytes=candidate.model.bytes
         ),
@@ -149,8 +150,8 @@ def draw_errors(
 
 
 def compare_with_champion(
-    store: Store, classes: list[str], arrays: Arrays, probabilities: np.ndarray, validation_accuracy: float
-) -> ChampionComparison | OtherClasses | None:
+    store: Store, dataset: Dataset, arrays: Arrays, probabilities: np.ndarray, validation_accuracy: float
+) -> ChampionComparison | None:
     """Compare the candidate, with test probabilities (N, classes), float32, with the champion; None without one."""
     from fmnist_tasks.evaluation import metrics
     from fmnist_tasks.model import h5
@@ -159,11 +160,10 @@ def compare_with_champion(
     if entry is None:
         return None
     release = open_release(store, entry.version)
-    if release.manifest.classes != classes:
-        return OtherClasses(version=entry.version, sequence=entry.sequence, other_classes=release.manifest.classes)
+    releases.require_same_dataset(release.manifest, dataset)
     on_test = h5.classify(release.model, arrays.test_images)
     on_validation = h5.classify(release.model, arrays.validation_images)
-    differences, by_class = metrics.compare_models(arrays.test_labels, probabilities, on_test, classes)
+    differences, by_class = metrics.compare_models(arrays.test_labels, probabilities, on_test, dataset.classes)
     return ChampionComparison(
         **dict(differences),
         version=entry.version,

@@ -18,6 +18,7 @@ from fmnist_tasks.errors import AccessError, IntegrityError, MissingError, Setti
 from fmnist_tasks.registry import s3
 from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
+from fmnist_tasks.registry.scoped import ScopedStore
 from fmnist_tasks.registry.store import Store, decode_key, read_clock, require_valid_key
 from fmnist_tasks.registry.stores import open_store
 
@@ -27,14 +28,16 @@ def folder(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "folder")
 
 
-@pytest.fixture(name="store")
-def every_store(store_of_each_kind: Store) -> Store:
-    return store_of_each_kind
+@pytest.fixture(name="store", params=["whole", "dataset"])
+def every_store(request: pytest.FixtureRequest, store_of_each_kind: Store) -> Store:
+    return store_of_each_kind if request.param == "whole" else ScopedStore(store_of_each_kind, "birds")
 
 
 def write_foreign(store: Store, name: str, data: bytes) -> None:
     """Write an object by its name, as programs do that do not know this project's keys."""
-    if isinstance(store, FolderStore):
+    if isinstance(store, ScopedStore):
+        write_foreign(store._store, f"datasets/{store.dataset}/{name}", data)
+    elif isinstance(store, FolderStore):
         path = store.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

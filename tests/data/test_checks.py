@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fmnist_tasks.data.checks import Sample, check_samples
+from fmnist_tasks.schemas.policy import DataPolicy
 from tests.support import synthetic
 
 IMAGES, LABELS = synthetic.make_images(400, 3)
@@ -19,7 +20,7 @@ def find_failures(images: np.ndarray, labels: np.ndarray = LABELS, count: int | 
     """Return names and messages of the failed checks of a batch or, with a count, of a training split."""
     sample = Sample("sample", images, labels, count)
     samples = (TRAINING, TEST, [sample]) if count is None else (sample, TEST, [])
-    findings, _ = check_samples(*samples, synthetic.PROPERTIES)
+    findings, _ = check_samples(*samples, synthetic.PROPERTIES, DataPolicy())
     return {check.name: check.message for check in findings["sample"].checks if not check.has_passed}
 
 
@@ -86,7 +87,7 @@ def test_the_base_dataset_must_have_the_declared_count_and_balanced_classes() ->
 def test_drift_is_small_for_similar_images_and_near_1_for_noise() -> None:
     noise = np.random.default_rng(0).integers(0, 256, IMAGES.shape, dtype=np.uint8)
     batches = [Sample("similar", IMAGES, LABELS, None), Sample("noise", noise, LABELS, None)]
-    findings, _ = check_samples(TRAINING, TEST, batches, synthetic.PROPERTIES)
+    findings, _ = check_samples(TRAINING, TEST, batches, synthetic.PROPERTIES, DataPolicy())
     similar, different = findings["similar"].drift, findings["noise"].drift
     assert similar is not None
     assert different is not None
@@ -96,7 +97,7 @@ def test_drift_is_small_for_similar_images_and_near_1_for_noise() -> None:
 
 def test_a_reference_with_too_few_images_is_reported() -> None:
     few = Sample("test", *synthetic.make_images(100, 2), 100)
-    findings, _ = check_samples(TRAINING, few, [], synthetic.PROPERTIES)
+    findings, _ = check_samples(TRAINING, few, [], synthetic.PROPERTIES, DataPolicy())
     (check,) = (check for check in findings["training"].checks if not check.has_passed)
     requirement = "the test split has at least 20 valid, non-blank images of each class"
     assert (check.name, check.threshold) == ("reference", requirement)
@@ -114,7 +115,9 @@ def test_a_message_has_the_number_of_wrong_rows_and_an_example() -> None:
 
 
 def test_the_data_docs_name_every_sample() -> None:
-    _, pages = check_samples(TRAINING, TEST, [Sample("week 12.npz", IMAGES, LABELS, None)], synthetic.PROPERTIES)
+    _, pages = check_samples(
+        TRAINING, TEST, [Sample("week 12.npz", IMAGES, LABELS, None)], synthetic.PROPERTIES, DataPolicy()
+    )
     index = pages["index.html"].decode()
     assert "training images" in index
     assert any("week 12.npz images" in path for path in pages)
