@@ -169,6 +169,7 @@ TRAINING_FAMILIES: dict[str, Family] = {
 ROTATED_FAMILIES = ("upside down", "rotated by 90°")
 EXTERNAL_FAMILIES = ("photo textures", "digits")  # made of images of scikit-learn
 _COMPARED = 400  # images of a dataset and of a family
+_FLAT, _MAX_FLAT = 4.0, 0.005  # standard deviation of the shades of a flat image, and share of such images
 _MIN_TOLD_APART = 0.95  # share of these that a classifier recognises, unless the two resemble each other
 # Near OOD: some of these images may be accepted, so more of them are evaluated.
 NEAR_FAMILIES = ("photo textures", "digits", "upside down", "rotated by 90°")
@@ -192,9 +193,10 @@ def list_families(dataset: DatasetProperties) -> list[str]:
 
 
 def find_resembling_families(images: np.ndarray) -> list[str]:
-    """Return the families of other people's images (digits, photographs) that images (N, …), uint8, resemble.
+    """Return the families that images (N, …), uint8, resemble: a detector of these would reject the dataset itself.
 
-    They do if a quadratic classifier cannot tell the two apart: a detector would reject the dataset itself.
+    Images resemble other people's (digits, photographs) if a quadratic classifier cannot tell the two apart, and images
+    of one shade if some are almost that.
     """
     chosen = np.random.default_rng(0).permutation(len(images))[:_COMPARED]
     resembling = []
@@ -208,6 +210,9 @@ def find_resembling_families(images: np.ndarray) -> list[str]:
         )
         if cross_val_score(classifier, pixels, is_other, cv=2).mean() < _MIN_TOLD_APART:
             resembling.append(family)
+    spreads = images[chosen].reshape(len(chosen), -1).std(axis=1)
+    if (spreads < _FLAT).mean() > _MAX_FLAT:
+        resembling.append("one shade")
     return resembling
 
 
