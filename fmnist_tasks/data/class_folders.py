@@ -49,7 +49,7 @@ def list_folder(folder: Path) -> list[EncodedImage]:
         for name in files:
             path = Path(place, name)
             paths[path.relative_to(folder).as_posix()] = partial(read_file, path, str(path), MAX_BYTES)
-    return _assign(paths, str(folder))
+    return assign_classes(paths, str(folder))
 
 
 def list_archive(file: BinaryIO, name: str) -> list[EncodedImage]:
@@ -68,11 +68,11 @@ def list_archive(file: BinaryIO, name: str) -> list[EncodedImage]:
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise DataError(f"{name}: {member.filename!r} is damaged ({error})") from error
 
-    return _assign({member.filename: partial(read, member) for member in members}, name)
+    return assign_classes({member.filename: partial(read, member) for member in members}, name)
 
 
-def _assign(files: Mapping[str, Callable[[], bytes]], source: str) -> list[EncodedImage]:
-    """Return the images with the split and class that their paths name."""
+def assign_classes(files: Mapping[str, Callable[[], bytes]], source: str) -> list[EncodedImage]:
+    """Return the images with the split and class that their paths name; raises like :func:`list_folder`."""
     paths = {path: PurePosixPath(path).parts for path in sorted(files) if not _is_ignored(path)}
     skipped = _count_common_folders(paths.values())
     paths = {path: parts[skipped:] for path, parts in paths.items()}

@@ -44,6 +44,11 @@ class DecodedImage:
     size: tuple[int, int]  # width and height of the file
     mode: str  # Pillow's name of the colour mode: L, RGB, RGBA, P, I;16, …
 
+    def has_format(self, image_format: ImageFormat) -> bool:
+        """Whether the file had the size and colour mode of the dataset."""
+        size, mode = (image_format.width, image_format.height), "L" if image_format.channels == 1 else "RGB"
+        return (self.size, self.mode) == (size, mode)
+
 
 def read_image_file(file: Path | BinaryIO, name: str, image_format: ImageFormat) -> np.ndarray:
     """Return the pixels of :func:`decode_image_file`."""

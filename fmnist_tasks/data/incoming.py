@@ -1,8 +1,8 @@
 """New labelled batches below `incoming/`: find them, read them, and move bad ones to `quarantine/`.
 
-A batch is `NAME.npz` (arrays `images`, `labels`) or a pair `NAME-images-idx3-ubyte` and `NAME-labels-idx1-ubyte`,
-each plain or `.gz`. Whatever its bytes and its name, a file joins the dataset, goes to quarantine with a reason, or
-waits for the next run. A file is removed only if it is unchanged since it was read; otherwise it waits.
+A batch is one file, a pair `NAME-images-idx3-ubyte` and `NAME-labels-idx1-ubyte`, each plain or `.gz`, or a folder of
+image files (see `batch_files`). Whatever its bytes and its name, a file joins the dataset, goes to quarantine with a
+reason, or waits for the next run. A file is removed only if it is unchanged since it was read; otherwise it waits.
 """
 
 from __future__ import annotations
@@ -18,21 +18,17 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import BinaryIO
 
-import numpy as np
-
-from fmnist_tasks.data.idx import read_idx
-from fmnist_tasks.data.npz import Header, read_npz
+from fmnist_tasks.data.batch_files import IMAGE_FILE, MAX_BYTES, BatchContent, read_files, read_folder
 from fmnist_tasks.errors import AccessError, DataError, StoreError
 from fmnist_tasks.registry.blobs import compute_reference
 from fmnist_tasks.registry.folder import to_original_key
 from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store, is_ahead, require_response
-from fmnist_tasks.schemas.data import ImageFormat, IncomingFile, QuarantinedBatch, WaitingFile
+from fmnist_tasks.schemas.data import DatasetProperties, IncomingFile, QuarantinedBatch, WaitingFile
 
 PREFIX = "incoming/"
-# Of a file, and of its pixels and labels. A worker with 6 GB has room for them, for the copy that is being stored, and
-# for the checks.
-MAX_BYTES = 1 << 30
 MAX_WAIT = timedelta(days=7)  # for the other half of a pair, and for a copy in progress
+
+MAX_FILES = 5_000  # in a folder of images; the record of the run names each
 
 _IDX = re.compile(r"(?P<name>.+)-(?P<kind>images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
 # Names that copy tools give to incomplete files: hidden, as of rsync and Syncthing, or with one of these endings.
@@ -62,10 +58,15 @@ def make_waiting_file(key: str, reason: str, *, needs_attention: bool = False) -
 
 @dataclass(frozen=True)
 class IncomingBatch:
-    """A file, or a pair of IDX files, images first. The name is unique in a listing."""
+    """A file, a pair of IDX files, images first, or a folder of image files. The name is unique in a listing."""
 
     name: str
     files: list[IncomingFile]
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of image files."""
+        return all("/" in (name := _restore_name(file.key)) and IMAGE_FILE.fullmatch(name) for file in self.files)
 
 
 def make_display_name(key: str) -> str:
@@ -92,26 +93,41 @@ def find_batches(
     be written. Objects of an S3 server are always complete.
     """
     waiting, groups, halves = [], [], defaultdict[str, dict[str, list[Stat]]](lambda: {"images": [], "labels": []})
+    folders, unsettled = defaultdict[str, list[Stat]](list), set[str]()
     for stat in stats:
         name = _restore_name(stat.key)
+        folder = name.partition("/")[0] if "/" in name else ""
         is_incomplete, age = _INCOMPLETE.fullmatch(name), now - (stat.changed or stat.modified)
         if stat.kind.startswith(UNREADABLE):
             reason = f"the workers' user may not read this {stat.kind.split()[-1]}; grant read access, or remove it"
             waiting.append(make_waiting_file(stat.key, reason, needs_attention=True))
         elif is_incomplete and age <= MAX_WAIT:
             reason = "its name marks an incomplete copy (such as .part); rename it once the copy is complete"
+            unsettled.add(folder)
             waiting.append(
                 make_waiting_file(stat.key, reason, needs_attention=is_ahead(stat.changed or stat.modified, now))
             )
         elif (
             stat.changed and abs(age) < settle_time
         ):  # a time far ahead comes from a clock that has been set back since
+            if folder in unsettled:
+                continue  # one reason is enough for all images of a folder
+            if IMAGE_FILE.fullmatch(name):
+                unsettled.add(folder)
             reason = f"it changed in the last {settle_time.total_seconds():g} seconds and may be incomplete"
             waiting.append(make_waiting_file(stat.key, reason))
         elif not is_incomplete and stat.kind == FILE and (match := _IDX.fullmatch(name)):
             halves[match["name"]][match["kind"][:6]].append(stat)
+        elif not is_incomplete and stat.kind == FILE and folder and IMAGE_FILE.fullmatch(name):
+            folders[folder].append(stat)
         else:
             groups.append((name, [stat]))
+    for folder, images in folders.items():
+        if folder in unsettled:
+            reason = f"the folder {folder} is still being copied"
+            waiting.append(make_waiting_file(f"{PREFIX}{folder}/", reason))
+        else:
+            groups.append((folder, images))
     for name, by_kind in halves.items():
         for pair in itertools.zip_longest(by_kind["images"], by_kind["labels"]):
             if all(pair):
@@ -136,13 +152,15 @@ def find_batches(
 
 
 def read_batch(
-    store: Store, batch: IncomingBatch, image_format: ImageFormat
-) -> tuple[tuple[np.ndarray, np.ndarray] | str, list[IncomingFile]]:
-    """Return images uint8 (N, …) and integer labels (N,), or the reason against them; and files with digests.
+    store: Store, batch: IncomingBatch, dataset: DatasetProperties
+) -> tuple[BatchContent | str, list[IncomingFile]]:
+    """Return the content of a batch, or the reason against it; and its files with digests.
 
     Invalid content raises nothing. Raises :class:`AccessError`, :class:`StoreError` or :class:`MissingError` if the
     store cannot read a file.
     """
+    if len(batch.files) > MAX_FILES:
+        return f"has {len(batch.files):,} files; the limit is {MAX_FILES:,}: submit it as a zip file", batch.files
     for file in batch.files:
         if file.kind != FILE:
             return f"{file.key}: is a {file.kind}, which is not read; submit a regular file", batch.files
@@ -153,19 +171,35 @@ def read_batch(
             ), batch.files
         if file.bytes > MAX_BYTES:
             return f"{file.key}: has {file.bytes:,} bytes; the limit is {MAX_BYTES:,}", batch.files
+    if batch.is_folder:
+        return _read_folder(store, batch, dataset)
     with ExitStack() as stack:
         contents = {file.key: stack.enter_context(store.open(file.key)) for file in batch.files}
+        files = [_add_digest(batch, file, contents[file.key]) for file in batch.files]
         try:
-            files = [
-                file.model_copy(update={"sha256": compute_reference(file.key, contents[file.key]).sha256})
-                for file in batch.files
-            ]
-        except OSError as error:
-            raise StoreError(f"cannot read {batch.name}: {error.strerror}; check the disk of the store") from error
-        try:
-            return _normalise(*_decode(contents, image_format), image_format), files
+            return read_files(contents, dataset), files
         except DataError as error:
             return str(error), files
+
+
+def _read_folder(
+    store: Store, batch: IncomingBatch, dataset: DatasetProperties
+) -> tuple[BatchContent | str, list[IncomingFile]]:
+    files = []
+    for file in batch.files:
+        with store.open(file.key) as content:
+            files.append(_add_digest(batch, file, content))
+    try:
+        return read_folder({_restore_name(file.key): partial(store.open, file.key) for file in files}, dataset), files
+    except DataError as error:
+        return str(error), files
+
+
+def _add_digest(batch: IncomingBatch, file: IncomingFile, content: BinaryIO) -> IncomingFile:
+    try:
+        return file.model_copy(update={"sha256": compute_reference(file.key, content).sha256})
+    except OSError as error:
+        raise StoreError(f"cannot read {batch.name}: {error.strerror}; check the disk of the store") from error
 
 
 def _restore_name(key: str) -> str:
@@ -215,14 +249,20 @@ def move_to_quarantine(
 def _choose_keys(store: Store, run_id: str, batch: IncomingBatch, text: bytes) -> tuple[list[str], str]:
     """Return keys for the files and for the reason that hold no other content; a second call returns the same."""
     contents = [(file.bytes, file.sha256) for file in batch.files] + [(len(text), hashlib.sha256(text).hexdigest())]
-    names = [make_display_name(PREFIX + _restore_name(file.key)) for file in batch.files]
     digest = hashlib.sha256("".join(f"{file.key}{file.version}" for file in batch.files).encode()).hexdigest()[:8]
     for ending in ("", f"-{digest}"):
-        keys = [f"quarantine/{run_id}/{name}{ending}" for name in names]
+        keys = [f"quarantine/{run_id}/{_name_in_quarantine(batch, file, ending)}" for file in batch.files]
         reason_key = f"quarantine/{run_id}/{batch.name}{ending}.reason.txt"
         if all(_is_free(store, key, *content) for key, content in zip([*keys, reason_key], contents, strict=True)):
             break
     return keys, reason_key
+
+
+def _name_in_quarantine(batch: IncomingBatch, file: IncomingFile, ending: str) -> str:
+    if batch.is_folder:  # whose folders name the classes
+        folder, _, rest = file.key.removeprefix(PREFIX).partition("/")
+        return f"{folder}{ending}/{rest}"
+    return f"{make_display_name(PREFIX + _restore_name(file.key))}{ending}"
 
 
 def _is_free(store: Store, key: str, size: int, sha256: str | None) -> bool:
@@ -234,58 +274,3 @@ def _is_free(store: Store, key: str, size: int, sha256: str | None) -> bool:
         return False
     with store.open(key) as content:
         return compute_reference(key, content).sha256 == sha256
-
-
-def _decode(contents: dict[str, BinaryIO], image_format: ImageFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels of one or two open files by key; raises :class:`DataError`."""
-    for content in contents.values():
-        content.seek(0)
-    key, *others = contents
-    if others:
-        images, labels = (read_idx(content, key, MAX_BYTES) for key, content in contents.items())
-        headers = (Header(array.dtype, array.shape, False, 0) for array in (images, labels))
-        _require_structure(key, image_format, *headers)
-        return images, labels
-    if not key.lower().endswith(".npz"):
-        raise DataError(
-            f"{key}: is neither an .npz file nor one of an IDX pair (NAME-images-idx3-ubyte and "
-            "NAME-labels-idx1-ubyte, plain or .gz)"
-        )
-    images, labels = read_npz(
-        contents[key],
-        key,
-        "images",
-        "labels",
-        max_bytes=MAX_BYTES,
-        check=partial(_require_structure, key, image_format),
-    )
-    return images, labels
-
-
-def _require_structure(name: str, image_format: ImageFormat, images: Header, labels: Header) -> None:
-    """Raise :class:`DataError` unless these are images of the right size with one integer label each."""
-    problems = []
-    if images.dtype != np.uint8 or images.shape[1:] not in image_format.accepted_shapes:
-        problems.append(
-            f"images are {images.dtype} of shape {images.shape}, expected uint8 (pixels 0 to 255) of shape "
-            f"{image_format.describe_shapes()}"
-        )
-    if labels.dtype.kind not in "iu" or len(labels.shape) not in {1, 2} or labels.shape[1:] not in {(), (1,)}:
-        problems.append(
-            f"labels are {labels.dtype} of shape {labels.shape}, expected integers (classes, from 0) of shape (N,) or "
-            "(N, 1)"
-        )
-    if not problems and images.shape[0] != labels.shape[0]:
-        problems.append(f"{images.shape[0]:,} images but {labels.shape[0]:,} labels")
-    if not problems and not images.shape[0]:
-        problems.append("there are no images")
-    if problems:
-        raise DataError(f"{name}: {'; '.join(problems)}")
-
-
-def _normalise(images: np.ndarray, labels: np.ndarray, image_format: ImageFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Return C-ordered images uint8 (N, H, W) or (N, H, W, 3), and labels (N,), as uint8 if all fit."""
-    labels = labels.reshape(len(labels))
-    if labels.min() >= 0 and labels.max() <= 255:
-        labels = labels.astype(np.uint8)
-    return np.ascontiguousarray(images.reshape(len(images), *image_format.shape)), labels

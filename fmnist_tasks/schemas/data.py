@@ -29,15 +29,9 @@ class ImageFormat(Model):
         return (self.height, self.width) if self.channels == 1 else (self.height, self.width, self.channels)
 
     @property
-    def accepted_shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of one image in an array that convert without loss: with a channel axis or not, or flat."""
-        full = (self.height, self.width, self.channels)
-        return [self.shape, *([full] if self.channels == 1 else []), (math.prod(full),)]
-
-    def describe_shapes(self) -> str:
-        """The accepted shapes of arrays, for messages."""
-        shapes = [f"(N, {', '.join(map(str, shape))})" for shape in self.accepted_shapes]
-        return f"{', '.join(shapes[:-1])} or {shapes[-1]}"
+    def pixels(self) -> int:
+        """The number of bytes of an image."""
+        return math.prod(self.shape)
 
     def __str__(self) -> str:
         return f"{'greyscale' if self.channels == 1 else 'colour'}, {self.height} × {self.width} pixels"
@@ -111,6 +105,8 @@ class NewBatch(Model):
     name: str
     files: list[IncomingFile]
     image_set: ImageSet
+    converted: Count = 0  # images that had another size or colour mode
+    unreadable: list[str] = Field(default_factory=list)  # the reason for each image that cannot be read
 
 
 class UnreadableBatch(Model):

@@ -132,8 +132,7 @@ def _classify(release: Release, images: np.ndarray) -> Iterator[dict[str, Any]]:
 
 def _read(store: Store, stat: Stat, image_format: ImageFormat) -> tuple[list[str], np.ndarray]:
     """Names and pixels, uint8 (N, …), of the images in a file. Raises :class:`DataError` if it has none."""
-    import numpy as np
-
+    from fmnist_tasks.data.array_layouts import convert_images, describe_fault
     from fmnist_tasks.data.image_files import read_image_file
     from fmnist_tasks.data.npz import read_npz
 
@@ -144,9 +143,8 @@ def _read(store: Store, stat: Stat, image_format: ImageFormat) -> tuple[list[str
         raise DataError(f"{key}: has {stat.bytes:,} bytes, more than the limit of {MAX_BYTES:,}")
 
     def check(images: Header) -> None:
-        if images.dtype != np.uint8 or images.shape[1:] not in image_format.accepted_shapes:
-            expected = image_format.describe_shapes()
-            raise DataError(f"{key}: images are {images.dtype} {images.shape}, expected uint8 {expected}")
+        if fault := describe_fault(images.shape, images.dtype, image_format.shape):
+            raise DataError(f"{key}: {fault}")
         if not images.shape[0]:
             raise DataError(f"{key}: has no images")
 
@@ -154,4 +152,4 @@ def _read(store: Store, stat: Stat, image_format: ImageFormat) -> tuple[list[str
         if not key.lower().endswith(".npz"):
             return [key], read_image_file(file, key, image_format)[None]
         (images,) = read_npz(file, key, "images", max_bytes=MAX_BYTES, check=check)
-    return [f"{key}#{number}" for number in range(len(images))], images.reshape(len(images), *image_format.shape)
+    return [f"{key}#{number}" for number in range(len(images))], convert_images(images, image_format.shape)

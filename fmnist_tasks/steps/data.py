@@ -16,7 +16,7 @@ from fmnist_tasks.registry.runs import make_run_key
 from fmnist_tasks.registry.store import Store, read_clock, require_response
 from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.data import (
-    ImageFormat,
+    DatasetProperties,
     NewBatch,
     QuarantinedBatch,
     Split,
@@ -59,7 +59,7 @@ def ingest(store: Store, run: Run) -> IngestResult:
     known = list_accepted(store)
     earlier = [batch.image_set for batch in known if not batch.withdrawal]
     new, unreadable, waiting = _read_batches(
-        store, declaration.image_format, settings.settle_time, {batch.sha256 for batch in known}
+        store, declaration, settings.settle_time, {batch.sha256 for batch in known}
     )
     _alert_waiting(run, waiting)
     return IngestResult(
@@ -185,7 +185,7 @@ def _draw_label_errors(store: Store, findings: Iterable[Findings], classes: list
 
 
 def _read_batches(
-    store: Store, image_format: ImageFormat, settle_time: timedelta, known: set[str]
+    store: Store, dataset: DatasetProperties, settle_time: timedelta, known: set[str]
 ) -> tuple[list[NewBatch], list[UnreadableBatch], list[WaitingFile]]:
     """Batches below `incoming/` that were read and saved as blobs, those that cannot be read, and files that wait.
 
@@ -215,7 +215,7 @@ def _read_batches(
             waiting += [incoming.make_waiting_file(file.key, reason, needs_attention=True) for file in batch.files]
             continue
         try:
-            content, files = incoming.read_batch(store, batch, image_format)
+            content, files = incoming.read_batch(store, batch, dataset)
             if incoming.has_changed(store, files):
                 waiting += [incoming.make_waiting_file(file.key, "it changed while it was read") for file in files]
                 continue
@@ -233,8 +233,18 @@ def _read_batches(
             unreadable.append(UnreadableBatch(name=batch.name, files=files, reasons=[content]))
         else:
             keys = [file.key for file in files]
-            image_set = store_images(store, "train", f"{incoming.PREFIX}{batch.name}", *content, keys=keys)
-            new.append(NewBatch(name=batch.name, files=files, image_set=image_set))
+            image_set = store_images(
+                store, "train", f"{incoming.PREFIX}{batch.name}", content.images, content.labels, keys=keys
+            )
+            new.append(
+                NewBatch(
+                    name=batch.name,
+                    files=files,
+                    image_set=image_set,
+                    converted=content.converted,
+                    unreadable=content.unreadable,
+                )
+            )
             if image_set.blob.sha256 not in known:
                 count, size = count + 1, size + image_set.blob.bytes
     return new, unreadable, waiting

@@ -13,11 +13,14 @@ import tracemalloc
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fmnist_tasks.data import accepted_batches, incoming
+from fmnist_tasks.data import accepted_batches, batch_files, incoming
+from fmnist_tasks.data.batch_files import BatchContent
 from fmnist_tasks.data.incoming import IncomingBatch, make_display_name, to_incoming_file
 from fmnist_tasks.errors import AccessError, RejectedError, StoreError
 from fmnist_tasks.registry.folder import FolderStore
@@ -135,7 +138,7 @@ LABELS_FILE = encode_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (200
 LONG_NAME = "x" * 245 + ".npz"
 BAD_FILES = {
     "notes.txt": (b"hello", "is neither an .npz file nor one of an IDX pair"),
-    "fashion-mnist_train.csv": (b"label,pixel1\n", "is neither an .npz file nor one of an IDX pair"),
+    "fashion-mnist_train.csv": (b"label,pixel1\n", "has no images"),
     "empty.npz": (b"", "no zip directory"),
     "cut.npz": (GOOD_BATCH[:-100], "is not an .npz file"),
     "flipped.npz": (GOOD_BATCH[:5000] + bytes([GOOD_BATCH[5000] ^ 1]) + GOOD_BATCH[5001:], "Bad CRC-32"),
@@ -149,7 +152,7 @@ BAD_FILES = {
         encode_zip(images=TERABYTES, labels=LABELS_FILE),
         "declares uint8 (4294967296, 28, 28), but has 0 bytes",
     ),
-    "alone.npz": (encode_zip(images=TERABYTES), "it contains 'images', not labels"),
+    "alone.npz": (encode_zip(images=TERABYTES), "it contains 'images', not images and labels"),
     "negative.npz": (
         encode_zip(
             images=encode_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-2, -28, 28), }", bytes(2 * 28 * 28)),
@@ -158,25 +161,44 @@ BAD_FILES = {
         "declares uint8 (-2, -28, 28)",
     ),
     "objects.npz": (encode_npz(images=np.array([{"a": 1}], object), labels=LABELS), "has Python objects"),
-    "names.npz": (encode_npz(x_train=IMAGES, y_train=LABELS), "it contains 'x_train', 'y_train', not images or labels"),
+    "names.npz": (
+        encode_npz(pictures=IMAGES, labels=LABELS),
+        "it contains 'pictures', 'labels', not images and labels",
+    ),
+    "splits.npz": (
+        encode_npz(x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS),
+        "it has the arrays of several splits",
+    ),
     "short.npz": (encode_npz(images=IMAGES, labels=LABELS[:-1]), "200 images but 199 labels"),
     "none.npz": (encode_npz(images=IMAGES[:0], labels=LABELS[:0]), "there are no images"),
     "scaled.npz": (
         encode_npz(images=IMAGES / 255, labels=LABELS),
-        "images are float64 of shape (200, 28, 28), expected",
+        "images are float64; save the original pixels as uint8",
     ),
-    "small.npz": (encode_npz(images=IMAGES[:, :14, :14], labels=LABELS), "uint8 of shape (200, 14, 14), expected"),
-    "colours.npz": (encode_npz(images=np.stack([IMAGES] * 3, -1), labels=LABELS), "shape (200, 28, 28, 3), expected"),
-    "one.npz": (encode_npz(images=IMAGES[0], labels=LABELS[0]), "labels are uint8 of shape (), expected integers"),
-    "floats.npz": (encode_npz(images=IMAGES, labels=LABELS.astype(float)), "labels are float64 of shape (200,)"),
-    "text.npz": (encode_npz(images=IMAGES, labels=LABELS.astype(str)), "labels are <U3 of shape (200,), expected"),
-    "one-hot.npz": (encode_npz(images=IMAGES, labels=np.eye(10, dtype=int)[LABELS]), "int64 of shape (200, 10)"),
+    "small.npz": (
+        encode_npz(images=IMAGES[:, :14, :14], labels=LABELS),
+        "images have the shape (200, 14, 14), expected",
+    ),
+    "colours.npz": (
+        encode_npz(images=np.stack([IMAGES] * 3, -1), labels=LABELS),
+        "images have the shape (200, 28, 28, 3), expected",
+    ),
+    "one.npz": (encode_npz(images=IMAGES[0], labels=LABELS[0]), "images have the shape (28, 28), expected"),
+    "floats.npz": (
+        encode_npz(images=IMAGES, labels=LABELS.astype(float)),
+        "labels are float64, expected whole numbers",
+    ),
+    "text.npz": (
+        encode_npz(images=IMAGES, labels=LABELS.astype(str)),
+        "labels name unknown classes: '0', '1', '2'; the classes are pattern 0",
+    ),
+    "two-hot.npz": (encode_npz(images=IMAGES, labels=np.ones((200, 10), int)), "not exactly one 1 in each row"),
     "structured.npz": (encode_npz(images=np.zeros(9, "u1,f4"), labels=LABELS), "images are [('f0', 'u1')"),
     "<img src=y>eleven.npz": (
         encode_npz(images=IMAGES, labels=LABELS + 1),
         "one of the declared classes: failed for 20 of 200",
     ),
-    "huge labels.npz": (encode_npz(images=IMAGES, labels=LABELS + np.uint64(2**63)), "one of the declared classes"),
+    "huge labels.npz": (encode_npz(images=IMAGES, labels=LABELS + np.uint64(2**63)), "larger than any class index"),
     LONG_NAME: (b"hello", "no zip directory"),
     "b 9.41\u202fPM.npz": (b"hello", "no zip directory"),
     "<img src=x onerror=alert(1)>.npz": (b"hello", "no zip directory"),
@@ -209,7 +231,7 @@ def test_bad_batches_go_to_quarantine_with_their_reasons_and_the_run_continues(
         f"ALERT batch quarantined in fmnist_retrain, run {RUN.id}: {len(BAD_FILES)} batches are not used."
         in caplog.text
     )
-    assert "The report of the run lists 19 more" in caplog.text
+    assert "The report of the run lists 20 more" in caplog.text
     pages = {stat.key: pipeline.store.get(stat.key) for stat in pipeline.store.list(f"runs/{RUN.id}/")}
     assert any(f"batch {make_display_name('incoming/<img src=y>eleven.npz')} images" in page for page in pages)
     assert not any(b"<img src=y" in page for key, page in pages.items() if key.endswith(".html"))
@@ -229,8 +251,8 @@ def test_each_of_a_few_bad_batches_has_its_own_alert(pipeline: Pipeline, caplog:
 def read_content(store: FolderStore, *keys: str) -> tuple[np.ndarray, np.ndarray] | str:
     """Return images and labels of a batch, or the reason why it cannot be read."""
     files = [to_incoming_file(stat) for key in keys if (stat := store.stat(key))]
-    content, _ = incoming.read_batch(store, IncomingBatch("b", files), synthetic.FORMAT)
-    return content
+    content, _ = incoming.read_batch(store, IncomingBatch("b", files), synthetic.PROPERTIES)
+    return content if isinstance(content, str) else (content.images, content.labels)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +262,8 @@ def read_content(store: FolderStore, *keys: str) -> tuple[np.ndarray, np.ndarray
         (IMAGES.reshape(200, 784), LABELS.astype(">i8")),
         (np.asfortranarray(IMAGES), np.asfortranarray(LABELS[:, None].astype(np.uint64))),
         (IMAGES.astype(">u1"), LABELS.astype(np.int16)),
+        (IMAGES.astype(np.int64), np.eye(10, dtype=int)[LABELS]),
+        (IMAGES, np.array([f"pattern {label}" for label in LABELS])),
     ],
 )
 def test_other_shapes_and_dtypes_give_the_same_content(
@@ -250,6 +274,136 @@ def test_other_shapes_and_dtypes_give_the_same_content(
     for array, expected in zip(arrays, expected_arrays, strict=True):
         np.testing.assert_array_equal(array, expected)
         assert (array.dtype, array.flags.c_contiguous) == (np.uint8, True)
+
+
+def encode_csv(*, names: bool = False) -> bytes:
+    header = ",".join(["label", *(f"pixel{number}" for number in range(784))])
+    rows = (
+        ",".join(map(str, [f"pattern {label}" if names else label, *image.ravel()]))
+        for image, label in zip(IMAGES, LABELS, strict=True)
+    )
+    return "\n".join([header, *rows, ""]).encode()
+
+
+def encode_pictures(folder: str = "") -> dict[str, bytes]:
+    """Return PNG files by path, in a folder for each class, and in the order of the classes."""
+    files = {}
+    for number, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "png")
+        files[f"{folder}pattern {label}/{number:03}.png"] = buffer.getvalue()
+    return files
+
+
+def encode_picture_zip(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+ORDERED = np.argsort(LABELS, kind="stable")
+FORMS = {
+    "a.csv": (encode_csv(), np.arange(200)),
+    "a.csv.gz": (gzip.compress(encode_csv(names=True)), np.arange(200)),
+    "train.npz": (encode_npz(x_train=IMAGES, y_train=LABELS), np.arange(200)),
+    "a.zip": (encode_picture_zip(encode_pictures()), ORDERED),
+    "nested.zip": (encode_picture_zip(encode_pictures("week 12/")), ORDERED),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_a_batch_gives_the_same_images(store: FolderStore, name: str) -> None:
+    data, order = FORMS[name]
+    store.put(f"incoming/{name}", data)
+    images, labels = read_content(store, f"incoming/{name}")
+    np.testing.assert_array_equal(images, IMAGES[order])
+    np.testing.assert_array_equal(labels, LABELS[order])
+
+
+def test_a_folder_of_images_is_one_batch(pipeline: Pipeline) -> None:
+    for name, data in encode_pictures("week 12/").items():
+        pipeline.store.put(f"incoming/{name}", data)
+    result = ingest_and_validate()
+    assert count_training_images(result) == 1800
+    (added,) = result.accepted
+    assert (added.name, len(added.files)) == ("week 12", 200)
+    assert list_keys(pipeline.store, "incoming/") == []
+
+
+def test_images_that_cannot_be_read_are_left_out_and_converted_ones_are_counted(store: FolderStore) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(buffer, "jpeg")
+    files = {"pattern 1/a.png": b"hello", "pattern 1/b.jpg": buffer.getvalue(), **encode_pictures()}
+    store.put("incoming/a.zip", encode_picture_zip(files))
+    listed = [to_incoming_file(stat) for stat in store.list("incoming/")]
+    content, _ = incoming.read_batch(store, IncomingBatch("a", listed), synthetic.PROPERTIES)
+    assert (len(content.images), content.converted) == (201, 1)
+    (reason,) = content.unreadable
+    assert reason.startswith("pattern 1/a.png: is not a readable image")
+
+
+BAD_PICTURES = {
+    "unknown.zip": (
+        encode_picture_zip({"cat/1.png": b""}),
+        "folders of unknown classes: 'cat'; the classes are pattern 0,",
+    ),
+    "flat.zip": (encode_picture_zip({"1.png": b""}), "'1.png' is not in the folder of a class"),
+    "splits.zip": (
+        encode_picture_zip({"train/pattern 1/1.png": b"", "test/pattern 1/1.png": b""}),
+        "folders for splits",
+    ),
+    "none.zip": (encode_picture_zip({"pattern 1/1.png": b"hello"}), "none of its 1 images can be read"),
+    "empty.zip": (encode_picture_zip({}), "has no files in folders of classes"),
+    "cut.zip": (encode_picture_zip(encode_pictures())[:-50], "is not a zip file, or is truncated"),
+    "lonely.png": (encode_pictures()["pattern 0/000.png"] if LABELS[0] == 0 else b"", "is an image without a class"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_images_without_a_known_class_are_refused(store: FolderStore, name: str) -> None:
+    data, reason = BAD_PICTURES[name]
+    store.put(f"incoming/{name}", data)
+    assert reason in read_content(store, f"incoming/{name}")
+
+
+def test_a_folder_with_too_many_files_is_refused_without_reading_it(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming, "MAX_FILES", 1)
+    for number in (1, 2):
+        store.put(f"incoming/week/pattern 1/{number}.png", b"")
+    monkeypatch.setattr(FolderStore, "open", None)
+    keys = [f"incoming/week/pattern 1/{number}.png" for number in (1, 2)]
+    assert read_content(store, *keys) == "has 2 files; the limit is 1: submit it as a zip file"
+
+
+def test_a_rejected_folder_keeps_its_structure_in_quarantine(pipeline: Pipeline) -> None:
+    pipeline.store.put("incoming/week/cat/1.png", b"hello")
+    pipeline.store.put("incoming/week/cat/2.png", b"hello")
+    result = ingest_and_validate()
+    (batch,) = result.quarantined
+    assert "unknown classes: 'cat'" in batch.reasons[0]
+    assert list_keys(pipeline.store, "quarantine/") == [
+        f"quarantine/{RUN.id}/week.reason.txt",
+        f"quarantine/{RUN.id}/week/cat/1.png",
+        f"quarantine/{RUN.id}/week/cat/2.png",
+    ]
+
+
+def test_a_folder_that_is_still_being_copied_waits_as_a_whole() -> None:
+    files = [
+        make_stat("week/a/1.png", HOUR),
+        make_stat("week/a/2.png", MINUTE / 2),
+        make_stat("week/a/3.png", 0 * MINUTE),
+    ]
+    assert sort_files(*files) == ([], {"week/a/2.png": False, "week/": False})
+    assert sort_files(make_stat("week/a/1.png", HOUR), make_stat("week/a/2.png.part", HOUR)) == (
+        [],
+        {"week/": False, "week/a/2.png.part": False},
+    )
+    assert sort_files(make_stat("week/a/1.png", HOUR), make_stat("week/b/1.JPG", HOUR)) == (["week"], {})
 
 
 def test_a_small_file_that_declares_large_arrays_needs_little_memory(store: FolderStore) -> None:
@@ -293,7 +447,7 @@ def test_arrays_above_the_limit_are_not_read(store: FolderStore, monkeypatch: py
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=np.zeros_like(IMAGES), labels=LABELS)
     store.put("incoming/a.npz", buffer.getvalue())
-    monkeypatch.setattr(incoming, "MAX_BYTES", IMAGES.size)
+    monkeypatch.setattr(batch_files, "MAX_BYTES", IMAGES.size)
     assert "its arrays have more than 156,800 bytes; split it" in read_content(store, "incoming/a.npz")
 
 
@@ -401,13 +555,13 @@ def test_a_batch_that_grows_after_it_was_read_waits_unchanged(pipeline: Pipeline
 
 def test_a_batch_that_changes_while_it_is_read_waits(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.store.put("incoming/b.npz", GOOD_BATCH)
-    normalise = incoming._normalise
+    read_files = incoming.read_files
 
-    def normalise_late(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read_files_late(*arguments: Any) -> BatchContent:
         pipeline.store.put("incoming/b.npz", GOOD_BATCH + b"more")
-        return normalise(*arrays)
+        return read_files(*arguments)
 
-    monkeypatch.setattr(incoming, "_normalise", normalise_late)
+    monkeypatch.setattr(incoming, "read_files", read_files_late)
     ingestion = run_step("ingest", RUN)
     assert (ingestion.batches, ingestion.waiting[0].reason) == ([], "it changed while it was read")
 

@@ -1,0 +1,148 @@
+"""The content of a batch: images and labels from one or more untrusted files, in the format of the dataset.
+
+A batch is an `.npz`, a `.csv`, a pair of IDX files, a zip file with one folder of images for each class, or such a
+folder. Arrays are converted only without loss. Images of other sizes or colour modes are converted as in "Try it", and
+counted. An image that cannot be read is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from fmnist_tasks.data.array_layouts import convert_images, convert_labels, describe_fault, find_pairs
+from fmnist_tasks.data.class_folders import EncodedImage, assign_classes, list_archive
+from fmnist_tasks.data.csv_tables import read_csv
+from fmnist_tasks.data.files import read_file
+from fmnist_tasks.data.idx import read_idx
+from fmnist_tasks.data.image_files import MAX_BYTES as MAX_IMAGE_BYTES
+from fmnist_tasks.data.image_files import decode_image_file
+from fmnist_tasks.data.npz import Header, list_arrays, read_npz
+from fmnist_tasks.errors import DataError
+from fmnist_tasks.schemas.data import DatasetProperties
+
+# Of a file, and of the pixels and labels of a batch. A worker with 6 GB has room for them, for the copy that is being
+# stored, and for the checks.
+MAX_BYTES = 1 << 30
+IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|bmp|gif|tiff?|heic|heif)", re.IGNORECASE)
+FORMS = "an .npz, a .csv, a pair of IDX files, or a zip file or folder with one folder of images for each class"
+
+
+@dataclass(frozen=True)
+class BatchContent:
+    """Images, uint8 (N, H, W) or (N, H, W, 3), and class indices (N,), uint8 if all fit."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    converted: int = 0  # images that had another size or colour mode
+    unreadable: list[str] = field(default_factory=list)  # the reason for each image that was left out
+
+
+def read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> BatchContent:
+    """Return the content of one file, or of a pair of IDX files, by key; raises :class:`DataError` if it is invalid."""
+    for content in contents.values():
+        content.seek(0)
+    key, *others = contents
+    name = key.lower()
+    if others:
+        images, labels = (read_idx(content, key, MAX_BYTES) for key, content in contents.items())
+        return _convert_arrays(key, images, labels, dataset)
+    if name.endswith(".npz"):
+        return _convert_arrays(key, *_read_npz(contents[key], key, dataset), dataset)
+    if name.endswith((".csv", ".csv.gz")):
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=contents[key])) if name.endswith(".gz") else contents[key]
+        return _convert_arrays(key, *read_csv(file, key, MAX_BYTES), dataset)
+    if name.endswith(".zip"):
+        return read_images(list_archive(contents[key], key), key, dataset)
+    if IMAGE_FILE.fullmatch(key):
+        raise DataError(f"{key}: is an image without a class; put it into a folder with the name of its class")
+    raise DataError(f"{key}: is neither an .npz file nor one of an IDX pair; a batch is {FORMS}")
+
+
+def read_folder(contents: dict[str, partial[BinaryIO]], dataset: DatasetProperties) -> BatchContent:
+    """Return the content of a folder of images, by key a function that opens a file; raises like :func:`read_files`."""
+
+    def read(key: str) -> bytes:
+        with contents[key]() as file:
+            return read_file(file, key, MAX_IMAGE_BYTES)
+
+    name = next(iter(contents)).partition("/")[0]
+    return read_images(assign_classes({key: partial(read, key) for key in contents}, name), name, dataset)
+
+
+def read_images(images: list[EncodedImage], name: str, dataset: DatasetProperties) -> BatchContent:
+    """Decode image files, each with the name of its class."""
+    image_format, indices = dataset.image_format, {label: index for index, label in enumerate(dataset.classes)}
+    if any(image.split for image in images):
+        raise DataError(f"{name}: has folders for splits; a batch only extends the training split, so remove them")
+    if unknown := sorted({image.label for image in images} - indices.keys()):
+        shown = ", ".join(repr(label[:40]) for label in unknown[:3])
+        raise DataError(
+            f"{name}: has folders of unknown classes: {shown}; the classes are {', '.join(dataset.classes)}"
+        )
+    if len(images) * image_format.pixels > MAX_BYTES:
+        raise DataError(f"{name}: has {len(images):,} images; split it into several files")
+    pixels = np.empty((len(images), *image_format.shape), np.uint8)
+    labels = np.empty(len(images), np.uint8)
+    count = converted = 0
+    unreadable = []
+    for image in images:
+        try:
+            decoded = decode_image_file(io.BytesIO(image.read()), image.name, image_format)
+        except DataError as error:
+            unreadable.append(str(error))
+            continue
+        converted += not decoded.has_format(image_format)
+        pixels[count], labels[count] = decoded.pixels, indices[image.label]
+        count += 1
+    if not count:
+        raise DataError(f"{name}: none of its {len(images):,} images can be read, for example {unreadable[0]}")
+    return BatchContent(pixels[:count], labels[:count], converted, unreadable)
+
+
+def _read_npz(file: BinaryIO, name: str, dataset: DatasetProperties) -> tuple[np.ndarray, np.ndarray]:
+    pairs = find_pairs(names := list_arrays(file, name))
+    if len(pairs) != 1:
+        found = ", ".join(repr(array[:40]) for array in names[:5]) or "nothing"
+        problem = "has the arrays of several splits" if pairs else f"contains {found}, not images and labels"
+        raise DataError(f"{name}: expected an .npz file with the arrays images and labels; it {problem}")
+    (arrays,) = pairs.values()
+    images, labels = read_npz(file, name, *arrays, max_bytes=MAX_BYTES, check=partial(_require_format, name, dataset))
+    return images, labels
+
+
+def _require_format(name: str, dataset: DatasetProperties, images: Header, labels: Header) -> None:
+    """Raise :class:`DataError` before arrays are read that are not images of the dataset with one label each."""
+    problems = [describe_fault(images.shape, images.dtype, dataset.image_format.shape)]
+    if images.shape[:1] != labels.shape[:1]:
+        problems.append(f"{_count(images.shape):,} images but {_count(labels.shape):,} labels")
+    if not any(problems) and not images.shape[0]:
+        problems.append("there are no images")
+    if faults := [problem for problem in problems if problem]:
+        raise DataError(f"{name}: {'; '.join(faults)}")
+
+
+def _count(shape: Sequence[int]) -> int:
+    return shape[0] if shape else 0
+
+
+def _convert_arrays(name: str, images: np.ndarray, labels: np.ndarray, dataset: DatasetProperties) -> BatchContent:
+    if images.shape[:1] != labels.shape[:1]:
+        raise DataError(f"{name}: {_count(images.shape):,} images but {_count(labels.shape):,} labels")
+    if not len(images):
+        raise DataError(f"{name}: there are no images")
+    try:
+        pixels = convert_images(images, dataset.image_format.shape)
+        indices = convert_labels(labels, dataset.classes)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    if indices.min() >= 0 and indices.max() <= 255:
+        indices = indices.astype(np.uint8)
+    return BatchContent(pixels, indices)
