@@ -18,7 +18,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial, wraps
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -53,6 +53,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 keys_app = typer.Typer(no_args_is_help=True)
 _KEYS_HELP = "Manage the keys that sign releases and the champion log."
 app.add_typer(keys_app, name="keys", help=_KEYS_HELP, short_help=_KEYS_HELP)
+review_app = typer.Typer(no_args_is_help=True)
+_REVIEW_HELP = "List images that the data checks set aside, and decide about them."
+app.add_typer(review_app, name="review", help=_REVIEW_HELP, short_help=_REVIEW_HELP)
 dataset_app = typer.Typer(no_args_is_help=True)
 _DATASET_HELP = "Create a dataset from your own images."
 app.add_typer(dataset_app, name="dataset", help=_DATASET_HELP, short_help=_DATASET_HELP)
@@ -622,6 +625,73 @@ def batches(as_json: AsJson = False) -> None:
         _print_error("error:", str(fault))
     if faults:
         raise typer.Exit(1)
+
+
+def list_review(
+    decided: Annotated[bool, typer.Option("--decided", help="List images about which somebody has decided.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the images that wait for a decision, newest batch first."""
+    from fmnist_tasks.data.review import list_review_images
+
+    classes = _read_classes()
+    rows = [
+        {
+            "id": image.id,
+            "batch": image.batch.name,
+            "accepted": image.batch.accepted.isoformat(timespec="seconds"),
+            "label": classes[image.image.label],
+            "suggested": None if image.image.suggested is None else classes[image.image.suggested],
+            "reasons": image.image.reasons if as_json else "; ".join(image.image.reasons),
+            "decision": image.decision.to_json() if image.decision and as_json else None,
+        }
+        for image in list_review_images(_open_store())
+        if decided == (image.decision is not None)
+    ]
+    if not as_json:
+        rows = [{name: value or "" for name, value in row.items() if name != "decision"} for row in rows]
+    show_rows(rows, as_json, "no images are in review")
+
+
+Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="IDs of images, as listed by `fmnist review list`.")]
+
+
+def keep_images(ids: Ids, as_json: AsJson = False) -> None:
+    """Keep images with their labels; they join the dataset of the next run."""
+    _decide(ids, "keep", None, as_json)
+
+
+def relabel_images(
+    ids: Ids, label: Annotated[str, typer.Option(help="The class that the images show.")], as_json: AsJson = False
+) -> None:
+    """Keep images with another label; they join the dataset of the next run."""
+    classes = _read_classes()
+    _decide(ids, "relabel", classes.index(label) if label in classes else -1, as_json)
+
+
+def drop_images(ids: Ids, as_json: AsJson = False) -> None:
+    """Drop images: they are not used for training."""
+    _decide(ids, "drop", None, as_json)
+
+
+def _decide(ids: list[str], action: Literal["keep", "relabel", "drop"], label: int | None, as_json: bool) -> None:
+    from fmnist_tasks.data.review import decide_by_id
+
+    decisions = decide_by_id(_open_store(), _read_classes(), ids, action, label, by=_find_actor())
+    rows = [{"batch": decision.batch[:12], "action": action, "images": len(decision.images)} for decision in decisions]
+    show_rows([decision.to_json() for decision in decisions] if as_json else rows, as_json)
+
+
+def _read_classes() -> list[str]:
+    from fmnist_tasks.data.declaration import read_declaration
+
+    return read_declaration(Settings.from_environment().find_declaration(_dataset.get())).classes
+
+
+add_command(review_app, "list", list_review)
+add_command(review_app, "keep", keep_images)
+add_command(review_app, "relabel", relabel_images)
+add_command(review_app, "drop", drop_images)
 
 
 @command

@@ -395,7 +395,7 @@ def test_batches_are_listed_with_withdrawals(pipeline: Pipeline) -> None:
     assert "no accepted batches yet" in run_fmnist("batches").stdout
     images, labels = synthetic.make_images(20, 5)
     batch = store_images(pipeline.store, "train", "incoming/week 1.npz", images, labels, keys=["incoming/week 1.npz"])
-    accepted_batches.accept_batch(pipeline.store, batch)
+    accepted_batches.accept_batch(pipeline.store, batch, batch.blob.sha256)
     accepted_batches.withdraw_batch(pipeline.store, "week 1.npz", by="ada", reason="labels are shifted")
     (row,) = run_json("batches")
     assert (row["batch"], row["images"], row["sha256"]) == ("week 1.npz", 20, batch.blob.sha256)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -20,7 +21,7 @@ from fmnist_tasks.data.incoming import PREFIX
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, RejectedError
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Stat, Store, encode_name, map_readable, read_clock
-from fmnist_tasks.schemas.data import Action, BatchDecision, BatchDocument, ImageSet
+from fmnist_tasks.schemas.data import Action, BatchDecision, BatchDocument, ImageSet, StoredReviewPart
 from fmnist_tasks.text import make_printable
 
 log = logging.getLogger(__name__)
@@ -35,14 +36,19 @@ _MIN_DIGITS = 6  # of a SHA-256 that names a batch
 class AcceptedBatch:
     """A batch that was accepted, withdrawn or not."""
 
-    image_set: ImageSet
+    document: BatchDocument
     accepted: datetime  # UTC, by the store's clock
     decisions: list[BatchDecision] = field(default_factory=list)  # oldest first
 
     @property
+    def image_set(self) -> ImageSet:
+        """Its images, without those that were set aside."""
+        return self.document.image_set
+
+    @property
     def sha256(self) -> str:
-        """Digest of the content, which identifies the batch."""
-        return self.image_set.blob.sha256
+        """Digest of the content as it was submitted, which identifies the batch."""
+        return self.document.submitted
 
     @property
     def name(self) -> str:
@@ -99,13 +105,13 @@ def _read_batch(store: Store, item: tuple[str, list[Stat]]) -> AcceptedBatch:
     if first.key != key:
         raise IntegrityError(f"{key} is missing, but there are decisions about this batch; restore it from a backup")
     try:
-        image_set = BatchDocument.parse(read_document(store, key), key).image_set
+        document = BatchDocument.parse(read_document(store, key), key)
     except MissingError as error:  # deleted since it was listed
         raise IntegrityError(f"{key} was deleted while it was read; restore it from a backup") from error
-    if image_set.blob.sha256 != digest:
-        raise IntegrityError(f"{key}: is the document of batch {image_set.blob.sha256[:12]}, {_COPIED}")
+    if document.submitted != digest:
+        raise IntegrityError(f"{key}: is the document of batch {document.submitted[:12]}, {_COPIED}")
     decisions = [_read_decision(store, digest, number, stat.key) for number, stat in enumerate(others, 1)]
-    return AcceptedBatch(image_set, first.modified, decisions)
+    return AcceptedBatch(document, first.modified, decisions)
 
 
 def _read_decision(store: Store, digest: str, number: int, key: str) -> BatchDecision:
@@ -124,10 +130,13 @@ def _make_decision_key(digest: str, number: int) -> str:
     return f"{_PREFIX}{digest}/{number:08d}.json"
 
 
-def accept_batch(store: Store, image_set: ImageSet) -> None:
-    """Add a batch to the dataset; no error if it was added before."""
-    document = BatchDocument(image_set=image_set).to_json()
-    store.put_if_absent(f"{_PREFIX}{image_set.blob.sha256}.json", seal(document))
+def accept_batch(store: Store, image_set: ImageSet, submitted: str, review: Sequence[StoredReviewPart] = ()) -> None:
+    """Add a batch to the dataset, except the images set aside; no error if it was added before.
+
+    `submitted` is the digest (SHA-256) of its whole content.
+    """
+    document = BatchDocument(image_set=image_set, submitted=submitted, review=list(review)).to_json()
+    store.put_if_absent(f"{_PREFIX}{submitted}.json", seal(document))
 
 
 def withdraw_batch(store: Store, name: str, *, by: str, reason: str) -> AcceptedBatch:
@@ -171,7 +180,7 @@ def _append_decision(store: Store, name: str, action: Action, by: str, reason: s
             f"somebody else withdrew or restored batch {batch.name} at the same time; check `fmnist batches`, then "
             "repeat the command if it is still needed"
         )
-    return AcceptedBatch(batch.image_set, batch.accepted, [*batch.decisions, decision])
+    return AcceptedBatch(batch.document, batch.accepted, [*batch.decisions, decision])
 
 
 def _find(batches: list[AcceptedBatch], name: str) -> AcceptedBatch:

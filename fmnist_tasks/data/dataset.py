@@ -64,7 +64,7 @@ def make_dataset(properties: DatasetProperties, base: list[ImageSet], batches: I
     The fingerprint covers content, and properties that affect the model; not texts, sources, or the order of batches.
     """
     known = {image_set.blob.sha256 for image_set in base}
-    new = {batch.blob.sha256: batch for batch in batches if batch.blob.sha256 not in known}
+    new = {batch.blob.sha256: batch for batch in batches if batch.images and batch.blob.sha256 not in known}
     image_sets = [*base, *(new[sha256] for sha256 in sorted(new))]
     fields = properties.model_dump(include=set(DatasetProperties.model_fields))
     content = [
@@ -86,11 +86,19 @@ def load_test_split(store: Store, dataset: Dataset) -> tuple[np.ndarray, np.ndar
     return load_images(store, dataset.test)
 
 
+def load_validation_split(store: Store, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels of the validation split, a stratified fifth of the base training split."""
+    _, validation = split_indices(load_labels(store, dataset.base))
+    images, labels = (
+        np.concatenate(arrays) for arrays in zip(*read_chunks(store, dataset.base, validation), strict=True)
+    )
+    return images, labels
+
+
 def load_splits(store: Store, dataset: Dataset) -> Arrays:
-    """Return all splits. Validation is a stratified fifth of the base training split; batches only extend training."""
-    training, validation = split_indices(load_labels(store, dataset.base))
-    chunks = read_chunks(store, dataset.base, validation)
-    images, labels = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
+    """Return all splits. Batches only extend training."""
+    training, _ = split_indices(load_labels(store, dataset.base))
+    images, labels = load_validation_split(store, dataset)
     shards = [(len(training), partial(read_chunks, store, dataset.base, training))]
     shards += [(batch.images, partial(read_chunks, store, batch)) for batch in dataset.batches]
     return Arrays(ShardedImages(dataset.image_format.shape, shards), images, labels, *load_test_split(store, dataset))

@@ -27,9 +27,11 @@ from starlette.types import Receive, Scope, Send
 
 from fmnist_tasks import errors
 from fmnist_tasks.announcement import announce_champion
+from fmnist_tasks.data.review import decide_by_id
 from fmnist_tasks.page.activity import Schedule, list_quarantine, read_last_run
 from fmnist_tasks.page.inference import ChampionPredictor
 from fmnist_tasks.page.release_cache import ReleaseCache, ReleaseRow
+from fmnist_tasks.page.review import PAGE_SIZE, read_review_page
 from fmnist_tasks.page.runbook import render_runbook
 from fmnist_tasks.page.security import SecurityMiddleware, require_same_origin, respond_with_report
 from fmnist_tasks.registry import releases
@@ -39,7 +41,7 @@ from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import read_run, render_run
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.serving.rollback import roll_back
-from fmnist_tasks.settings import INCLUDE, MAX_REASON_LENGTH, find_dataset, find_page, list_datasets, name_dag
+from fmnist_tasks.settings import INCLUDE, MAX_REASON_LENGTH, Settings, find_dataset, find_page, list_datasets, name_dag
 from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
 
@@ -52,6 +54,7 @@ _STATIC = {  # by name: file below include/page, and media type
     "style.css": ("style.css", "text/css"),
     "script.js": ("script.js", "text/javascript"),
     "charts.js": ("charts.js", "text/javascript"),
+    "review.js": ("review.js", "text/javascript"),
     "uPlot.js": ("vendor/uPlot.iife.min.js", "text/javascript"),
     "uPlot.css": ("vendor/uPlot.min.css", "text/css"),
 }
@@ -142,6 +145,11 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
 
     def open_manifest(version: str) -> SignedManifest:
         return releases.open_manifest(get_releases().store, require_name("release", version), get_releases().read_log())
+
+    def read_classes() -> list[str]:
+        from fmnist_tasks.data.declaration import read_declaration
+
+        return read_declaration(Settings.from_environment().find_declaration(dataset)).classes
 
     def describe_signature(signed_by: str | None) -> str:
         return get_releases().store.keys.describe(signed_by)
@@ -286,6 +294,24 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
         change = withdrawal.withdraw if action == "withdraw" else withdrawal.restore
         change(get_releases().store, version, reason, actor=user)
         return RedirectResponse(build_path(request, "release", version=version), status_code=303)
+
+    @app.get("/review")
+    def review(request: Request, number: int = 1, decided: bool = False) -> Response:
+        classes = read_classes()
+        page = read_review_page(get_releases().store, classes, number, decided=decided)
+        content = {"page": page, "classes": classes, "decided": decided}
+        return render.TemplateResponse(request, "review.html", content)
+
+    @app.post("/review", dependencies=[Depends(require_same_origin)])
+    def decide_images(
+        request: Request,
+        action: Annotated[Literal["keep", "relabel", "drop"], Form()],
+        ids: Annotated[list[str], Form(max_length=PAGE_SIZE)],
+        label: Annotated[int | None, Form()] = None,
+        user: str = Depends(may_edit),
+    ) -> Response:
+        decide_by_id(get_releases().store, read_classes(), ids, action, label, by=user)
+        return RedirectResponse(build_path(request, "review"), status_code=303)
 
     @app.get("/try")
     def try_it(request: Request) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -132,10 +132,55 @@ class WithdrawnBatch(Model):
     withdrawn: str  # a sentence: when, by whom and why
 
 
-class BatchDocument(Document):
-    """`batches/SHA256.json`: an accepted batch."""
+class ImageToReview(Model):
+    """An image that was set aside, with its position in the arrays of its part."""
 
-    image_set: ImageSet
+    row: Count  # in the batch
+    label: Count
+    suggested: Count | None  # class that the champion prefers
+    reasons: Annotated[list[str], Field(min_length=1)]
+    has_neighbour: bool  # whether there is a near-duplicate
+
+
+class ReviewPart(Model):
+    """Some of the images of a batch that were set aside."""
+
+    images: list[ImageToReview]
+
+
+class StoredReviewPart(Model):
+    """Where a part is: its JSON, and the arrays `images` and `neighbours`, .npz."""
+
+    images: Reference
+    arrays: Reference
+
+
+class BatchDocument(Document):
+    """`batches/SHA256.json`: an accepted batch. The digest is that of its content with the images set aside."""
+
+    image_set: ImageSet  # without the images set aside
+    submitted: Sha256
+    review: list[StoredReviewPart] = Field(default_factory=list)
+
+    @classmethod
+    def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Version 0.2 set no images aside."""
+        image_set = content.get("image_set")
+        blob = image_set.get("blob") if isinstance(image_set, dict) else None
+        return content | {"submitted": blob.get("sha256") if isinstance(blob, dict) else None}
+
+
+class ReviewDecision(Document):
+    """`reviews/SHA256/NUMBER.json`: a decision about images that were set aside."""
+
+    batch: Sha256
+    number: Annotated[int, Field(ge=1)]
+    action: Literal["keep", "relabel", "drop"]
+    images: Annotated[list[Count], Field(min_length=1)]  # rows of the batch
+    label: Count | None = None  # the new one, if relabelled
+    by: str
+    time: Time  # by the store's clock
+    write_id: str
 
 
 class BatchDecision(Document):

@@ -77,6 +77,17 @@ class DataPolicy(Model):
     on_split_difference: Literal["reject", "warning"] = "reject"  # if training and test split differ
 
 
+class ReviewPolicy(Model):
+    """Which images of a batch are set aside for review, and when a batch with too many of them is rejected."""
+
+    # Shares of good images that are set aside, from which the limits are chosen on validation images.
+    doubtful_labels: Share = 0.01
+    out_of_distribution: Share = 0.003
+    good_images: Share = 0.015  # all checks together
+    max_share: Share = 0.05  # fewer never reject a batch
+    false_alarms: Significance = 0.001  # of the binomial test against `good_images`
+
+
 class Policy(Model):
     """All thresholds, and what a failed check does."""
 
@@ -87,3 +98,4 @@ class Policy(Model):
     ood: OodPolicy
     serving: ServingPolicy
     data: DataPolicy = DataPolicy()
+    review: ReviewPolicy = ReviewPolicy()

@@ -75,6 +75,9 @@ class ValidationResult(Result):
     accepted: list[AddedBatch]
     quarantined: list[QuarantinedBatch]
     waiting: list[WaitingFile]
+    set_aside: dict[str, Count] = Field(default_factory=dict)  # images with findings, by batch
+    in_review: Count = 0  # images of all batches about which nobody has decided
+    oldest_in_review: Time | None = None  # when the batch of the oldest one was accepted
     data_docs: str
 
 

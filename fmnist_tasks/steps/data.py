@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from fmnist_tasks.schemas.data import (
 )
 from fmnist_tasks.schemas.runs import AddedBatch, ChangeResult, IngestResult, ValidationResult
 from fmnist_tasks.settings import Settings
+from fmnist_tasks.steps.examination import Examination, Examiner, KnownImages
 from fmnist_tasks.steps.gates import read_run_policy
 from fmnist_tasks.steps.step import Run, step
 
@@ -46,6 +47,7 @@ def ingest(store: Store, run: Run) -> IngestResult:
     from fmnist_tasks.data.accepted_batches import list_accepted
     from fmnist_tasks.data.dataset import make_dataset, store_images
     from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.data.review import list_review_images, store_kept_images
     from fmnist_tasks.data.sources import load_base
 
     settings = Settings.from_environment()
@@ -58,6 +60,7 @@ def ingest(store: Store, run: Run) -> IngestResult:
     ]
     known = list_accepted(store)
     earlier = [batch.image_set for batch in known if not batch.withdrawal]
+    earlier += store_kept_images(store, list_review_images(store, known))
     new, unreadable, waiting = _read_batches(
         store, declaration, settings.settle_time, {batch.sha256 for batch in known}
     )
@@ -91,15 +94,34 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
 
     If the dataset is bad, batches stay where they are, since they are compared with it.
     """
+    from fmnist_tasks.data.accepted_batches import list_accepted
     from fmnist_tasks.data.checks import Sample, check_samples
     from fmnist_tasks.data.dataset import load_images, make_dataset
+    from fmnist_tasks.data.review import list_review_images
     from fmnist_tasks.evaluation import figures
 
-    dataset, declared = ingestion.dataset, ingestion.declared
+    dataset, declared, policy = ingestion.dataset, ingestion.declared, read_run_policy(run)
     training, test = (load_images(store, image_set) for image_set in (dataset.base, dataset.test))
     base = Sample("training", *training, declared["train"]), Sample("test", *test, declared["test"])
-    batches = (Sample(_name_sample(batch), *load_images(store, batch.image_set), None) for batch in ingestion.batches)
-    findings, pages = check_samples(*base, batches, dataset, read_run_policy(run).data)
+    earlier = {
+        f"image of {image_set.source}": load_images(store, image_set)[0]
+        for image_set in (dataset.batches if ingestion.batches else [])
+    }
+    known = {"training image": training[0], "test image": test[0], **earlier}
+    examiner = Examiner(store, dataset, policy.review, KnownImages([*known], [*known.values()]))
+    examinations: dict[str, Examination] = {}
+
+    def examine_batches() -> Iterator[Sample]:
+        accepted = {batch.sha256 for batch in list_accepted(store)}
+        for batch in ingestion.batches:
+            if batch.image_set.blob.sha256 in accepted:
+                continue  # after an interruption, or submitted again
+            images, labels = load_images(store, batch.image_set)
+            examinations[batch.name], continues = examiner.examine(batch, images, labels)
+            if continues.any():
+                yield Sample(_name_sample(batch), images[continues], labels[continues], None)
+
+    findings, pages = check_samples(*base, examine_batches(), dataset, policy.data)
     for path, page in pages.items():
         store.put(make_run_key(run.id, f"data_docs/{path}"), page)
 
@@ -108,13 +130,16 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     }
     rejected = [f"{name}: {message}" for name in ("training", "test") for message in failures[name]]
     accepted, quarantined, waiting = (
-        ([], [], []) if rejected else _accept_or_quarantine(store, run, ingestion, failures)
+        ([], [], []) if rejected else _accept_or_quarantine(store, run, ingestion, failures, examinations)
     )
     pictures = _draw_label_errors(store, findings.values(), dataset.classes)
     if not rejected:
         examples = put_blob(store, figures.draw_class_examples(*training, dataset.classes))
         pictures = {"samples": examples, **pictures}
-    new = [batch.image_set for batch in accepted]
+    known_batches = list_accepted(store)
+    new_digests = {batch.image_set.blob.sha256 for batch in accepted}
+    new = [batch.image_set for batch in known_batches if batch.sha256 in new_digests and not batch.withdrawal]
+    in_review = [image for image in list_review_images(store, known_batches) if image.decision is None]
     return ValidationResult(
         dataset=make_dataset(dataset, [dataset.base, dataset.test], [*dataset.batches, *new]),
         checks={name: finding.checks for name, finding in findings.items()},
@@ -123,10 +148,14 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         accepted=[AddedBatch(name=batch.name, files=batch.files) for batch in accepted],
         quarantined=quarantined,
         waiting=waiting,
+        set_aside={name: examination.set_aside for name, examination in examinations.items() if examination.set_aside},
+        in_review=len(in_review),
+        oldest_in_review=min((image.batch.accepted.isoformat() for image in in_review), default=None),
         data_docs=store.location(make_run_key(run.id, "data_docs/index.html")),
         summary=(
             f"{sum(len(finding.checks) for finding in findings.values())} checks of {len(findings)} samples; "
-            f"{len(accepted)} batches accepted, {len(quarantined)} quarantined{_summarise_waiting(waiting)}"
+            f"{len(accepted)} batches accepted, {len(quarantined)} quarantined{_summarise_waiting(waiting)}; "
+            f"{len(in_review):,} images wait for review"
         ),
         rejection="data rejected, training does not start: " + "; ".join(rejected) if rejected else None,
     )
@@ -251,7 +280,11 @@ def _read_batches(
 
 
 def _accept_or_quarantine(
-    store: Store, run: Run, ingestion: IngestResult, failures: dict[str, list[str]]
+    store: Store,
+    run: Run,
+    ingestion: IngestResult,
+    failures: dict[str, list[str]],
+    examinations: dict[str, Examination],
 ) -> tuple[list[NewBatch], list[QuarantinedBatch], list[WaitingFile]]:
     """Accept good batches and quarantine the others; send alerts about quarantined batches and files that wait."""
     from fmnist_tasks.data import incoming
@@ -268,12 +301,15 @@ def _accept_or_quarantine(
             if isinstance(batch, UnreadableBatch):
                 reasons = batch.reasons
             else:
-                reasons = failures[_name_sample(batch)]
+                reasons = failures.get(_name_sample(batch), [])
+                examination = examinations.get(batch.name, Examination(batch.image_set))
+                if examination.rejection:
+                    reasons = [examination.rejection, *reasons]
                 if not reasons and (withdrawal := withdrawals.get(batch.image_set.blob.sha256)):
                     why = f"on {withdrawal.time[:10]} by {withdrawal.by}: {withdrawal.reason}"
                     reasons = [f"the same content was withdrawn {why}; to use it, restore that batch"]
                 if not reasons:
-                    accept_batch(store, batch.image_set)
+                    accept_batch(store, examination.image_set, batch.image_set.blob.sha256, examination.review)
                     accepted.append(batch)
                     waiting += _remove_accepted(store, submitted)
                     continue

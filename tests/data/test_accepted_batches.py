@@ -24,7 +24,8 @@ from tests.support.synthetic import RUN, encode_npz
 def accept(store: Store, name: str, digest: str, *keys: str) -> None:
     blob = Reference(uri=f"blobs/sha256/{digest}", sha256=digest, bytes=1)
     source = f"incoming/{name}"
-    accepted_batches.accept_batch(store, ImageSet(split="train", source=source, images=7, blob=blob, keys=[*keys]))
+    image_set = ImageSet(split="train", source=source, images=7, blob=blob, keys=[*keys])
+    accepted_batches.accept_batch(store, image_set, blob.sha256)
 
 
 @pytest.fixture(name="store")

@@ -89,7 +89,7 @@ def test_champions_new_releases_and_referenced_objects_stay(store_of_each_kind: 
 
 def accept_batch(store: Store, blob: Reference) -> None:
     (batch,) = make_dataset(blob).batches
-    store.put("batches/b.json", seal(BatchDocument(image_set=batch).to_json()))
+    store.put("batches/b.json", seal(BatchDocument(image_set=batch, submitted=blob.sha256).to_json()))
 
 
 def test_accepted_batches_and_their_blobs_stay(store_of_each_kind: Store) -> None:

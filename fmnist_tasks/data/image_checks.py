@@ -1,0 +1,118 @@
+"""Checks of single images of a batch: copies of known images, doubtful labels, and out-of-distribution images.
+
+A label is doubtful if the champion prefers another class by more than it does on almost all validation images of that
+class, which it was not trained on: confident learning (Northcutt et al. 2021, arXiv:1911.00068), with a limit for each
+class in place of a mean, so that the share of good images that are set aside is known. The limit of OOD scores is set
+in the same way. Images with findings are set aside; the batch is rejected if they are significantly more than good
+images explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from fmnist_tasks.schemas.policy import ReviewPolicy
+
+_EPSILON = 1e-7  # a probability of 0 has no logarithm
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the champion predicts for images: probabilities (N, classes) and OOD scores (N,), both float32."""
+
+    probabilities: np.ndarray
+    ood_scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Beyond them, an image is set aside: margins (classes,) below which a label is doubtful, and the OOD score."""
+
+    margins: np.ndarray
+    ood_score: float
+
+    @classmethod
+    def choose(cls, predictions: Predictions, labels: np.ndarray, policy: ReviewPolicy) -> Limits:
+        """Choose the limits on validation images with labels (N,), which contain every class."""
+        margins = compute_margins(predictions.probabilities, labels)
+        classes = range(predictions.probabilities.shape[1])
+        return cls(
+            np.array([np.quantile(margins[labels == label], policy.doubtful_labels) for label in classes]),
+            float(np.quantile(predictions.ood_scores, 1 - policy.out_of_distribution)),
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Why one image is set aside."""
+
+    row: int  # in the batch
+    reasons: tuple[str, ...]
+    suggested: int | None = None  # class that the champion prefers to the label
+    neighbour: int | None = None  # position of a near-duplicate among the known images
+
+
+def compute_margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return by how much the logarithm of a label's probability exceeds that of the best other class, (N,)."""
+    rows = np.arange(len(labels))
+    logarithms = np.log(np.maximum(probabilities, _EPSILON))
+    own = logarithms[rows, labels]
+    logarithms[rows, labels] = -np.inf
+    margins: np.ndarray = own - logarithms.max(axis=1)
+    return margins
+
+
+def find_images_to_review(
+    labels: np.ndarray,
+    classes: Sequence[str],
+    copies: np.ndarray,
+    describe_copy: Sequence[str],
+    predictions: Predictions | None,
+    limits: Limits | None,
+) -> list[Finding]:
+    """Return the findings about a batch with labels (N,), in the order of its images.
+
+    `copies` (N,) has the position of a near-duplicate of each image, or -1, and `describe_copy` a sentence for each of
+    those images. Without a champion, there are neither predictions nor limits.
+    """
+    doubtful = out_of_distribution = np.zeros(len(labels), bool)
+    if predictions is not None and limits is not None:
+        doubtful = compute_margins(predictions.probabilities, labels) < limits.margins[labels]
+        out_of_distribution = predictions.ood_scores > limits.ood_score
+    findings = []
+    for row in np.flatnonzero((copies >= 0) | doubtful | out_of_distribution).tolist():
+        reasons, suggested = [], None
+        if copies[row] >= 0:
+            reasons.append(describe_copy[row])
+        if out_of_distribution[row] and predictions is not None:
+            reasons.append(f"out of distribution: OOD score {predictions.ood_scores[row]:.2f}")
+        if doubtful[row] and predictions is not None:
+            probabilities = predictions.probabilities[row]
+            suggested = int(probabilities.argmax())
+            reasons.append(
+                f"doubtful label: {classes[suggested]} {probabilities[suggested]:.1%}, "
+                f"{classes[labels[row]]} {probabilities[labels[row]]:.1%}"
+            )
+        findings.append(Finding(row, tuple(reasons), suggested, int(copies[row]) if copies[row] >= 0 else None))
+    return findings
+
+
+def explain_rejection(set_aside: int, images: int, policy: ReviewPolicy) -> str | None:
+    """Return why a batch of which so many images are set aside is rejected; None if it is not.
+
+    An exact binomial test compares the number with the share of good images that the checks set aside.
+    """
+    if not images:
+        return None
+    p_value = float(binomtest(set_aside, images, policy.good_images, alternative="greater").pvalue)
+    if p_value >= policy.false_alarms or set_aside / images <= policy.max_share:
+        return None
+    return (
+        f"{set_aside:,} of {images:,} images have findings ({set_aside / images:.1%}); of good images "
+        f"{policy.good_images:.1%} have some (binomial test, p = {p_value:.2g}), and at most {policy.max_share:.0%} "
+        "may be set aside"
+    )

@@ -1,0 +1,218 @@
+"""Images of accepted batches that were set aside, and the decisions about them.
+
+An accepted batch refers to the images that were set aside, in parts. Each decision of a user about some of them is a
+sealed document `reviews/SHA256/NUMBER.json`, created once and never changed; the last decision about an image counts.
+Images that are kept or relabelled join the dataset of the next run; those that are dropped, or that nobody has decided
+about, do not.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+from uuid import uuid4
+
+import numpy as np
+from pydantic import ValidationError
+
+from fmnist_tasks.data.accepted_batches import AcceptedBatch, list_accepted
+from fmnist_tasks.data.dataset import pack_arrays, store_images
+from fmnist_tasks.data.image_checks import Finding
+from fmnist_tasks.data.npz import read_npz
+from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, SettingsError
+from fmnist_tasks.registry.blobs import get_verified, open_verified, put_blob
+from fmnist_tasks.registry.documents import read_document, seal
+from fmnist_tasks.registry.store import Store, map_parallel, read_clock
+from fmnist_tasks.schemas.base import Reference, describe_faults
+from fmnist_tasks.schemas.data import ImageSet, ImageToReview, ReviewDecision, ReviewPart, StoredReviewPart
+from fmnist_tasks.text import make_printable
+
+log = logging.getLogger(__name__)
+
+Action = Literal["keep", "relabel", "drop"]
+
+_PREFIX = "reviews/"
+_KEY = re.compile(rf"{_PREFIX}(?P<digest>[0-9a-f]{{64}})/(?P<number>[0-9]{{8}})\.json")
+_PART_SIZE = 2_000  # images; the document of a part stays below a megabyte
+_MAX_ATTEMPTS = 50  # of writing a decision, while others decide at the same time
+
+
+@dataclass(frozen=True)
+class ReviewImage:
+    """An image that was set aside, where its pixels are, and the last decision about it."""
+
+    batch: AcceptedBatch
+    image: ImageToReview
+    arrays: Reference
+    position: int  # in the arrays
+    decision: ReviewDecision | None
+
+    @property
+    def id(self) -> str:
+        """A name for links and commands: the digest of the batch, shortened, and the row."""
+        return f"{self.batch.sha256[:12]}-{self.image.row}"
+
+
+def store_parts(
+    store: Store, images: np.ndarray, labels: np.ndarray, findings: Sequence[Finding], neighbours: np.ndarray
+) -> list[StoredReviewPart]:
+    """Save the images of a batch that have findings; `neighbours` has a near-duplicate of each, or zeros."""
+    parts = []
+    for start in range(0, len(findings), _PART_SIZE):
+        chosen = findings[start : start + _PART_SIZE]
+        rows = [finding.row for finding in chosen]
+        with pack_arrays(images=images[rows], neighbours=neighbours[start : start + len(chosen)]) as file:
+            arrays = put_blob(store, file)
+        part = ReviewPart(
+            images=[
+                ImageToReview(
+                    row=finding.row,
+                    label=int(labels[finding.row]),
+                    suggested=finding.suggested,
+                    reasons=list(finding.reasons),
+                    has_neighbour=finding.neighbour is not None,
+                )
+                for finding in chosen
+            ]
+        )
+        parts.append(StoredReviewPart(images=put_blob(store, part.model_dump_json().encode()), arrays=arrays))
+    return parts
+
+
+def list_review_images(store: Store, batches: Iterable[AcceptedBatch] | None = None) -> list[ReviewImage]:
+    """Return all images that were set aside, with decisions, newest batch first; not those of withdrawn batches.
+
+    Raises :class:`IntegrityError` if a document is damaged or missing.
+    """
+    accepted = list_accepted(store) if batches is None else batches
+    chosen = [batch for batch in accepted if batch.document.review and not batch.withdrawal]
+    chosen.sort(key=lambda batch: batch.accepted, reverse=True)
+    decisions = _read_decisions(store, {batch.sha256 for batch in chosen})
+    parts = [(batch, part) for batch in chosen for part in batch.document.review]
+    contents = map_parallel(lambda item: _read_part(store, item[1].images), parts)
+    return [
+        ReviewImage(batch, image, part.arrays, position, decisions[batch.sha256].get(image.row))
+        for (batch, part), content in zip(parts, contents, strict=True)
+        for position, image in enumerate(content.images)
+    ]
+
+
+def read_pixels(store: Store, arrays: Reference) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of a part and a near-duplicate of each, both uint8 (N, …)."""
+    with open_verified(store, arrays) as file:
+        images, neighbours = read_npz(file, arrays.uri, "images", "neighbours")
+    return images, neighbours
+
+
+def store_kept_images(store: Store, images: Iterable[ReviewImage]) -> list[ImageSet]:
+    """Save the images that users kept or relabelled, one set for each batch, for the dataset of a run."""
+    chosen: dict[str, list[ReviewImage]] = {}
+    for image in images:
+        if image.decision and image.decision.action != "drop":
+            chosen.setdefault(image.batch.sha256, []).append(image)
+    sets = []
+    for members in chosen.values():
+        pixels, labels = [], []
+        for arrays in dict.fromkeys(image.arrays.sha256 for image in members):
+            own = [image for image in members if image.arrays.sha256 == arrays]
+            part, _ = read_pixels(store, own[0].arrays)
+            pixels.append(part[[image.position for image in own]])
+            labels += [_choose_label(image) for image in own]
+        source = f"review of {members[0].batch.name}"
+        sets.append(store_images(store, "train", source, np.concatenate(pixels), np.array(labels, np.uint8)))
+    return sets
+
+
+def _choose_label(image: ReviewImage) -> int:
+    decided = image.decision.label if image.decision else None
+    return image.image.label if decided is None else decided
+
+
+def decide(
+    store: Store, batch: AcceptedBatch, rows: Sequence[int], action: Action, *, by: str, label: int | None = None
+) -> ReviewDecision:
+    """Record a decision about images of a batch, named by their rows.
+
+    Raises :class:`MissingError` if one of them was not set aside.
+    """
+    known = {image.row for part in batch.document.review for image in _read_part(store, part.images).images}
+    if unknown := sorted(set(rows) - known):
+        raise MissingError(f"image {unknown[0]} of batch {batch.name} was not set aside, so there is nothing to decide")
+    for _ in range(_MAX_ATTEMPTS):
+        number = sum(1 for _ in store.list(f"{_PREFIX}{batch.sha256}/")) + 1
+        decision = ReviewDecision(
+            batch=batch.sha256,
+            number=number,
+            action=action,
+            images=sorted(set(rows)),
+            label=label,
+            by=make_printable(by),
+            time=read_clock(store).isoformat(),
+            write_id=str(uuid4()),
+        )
+        key, document = _make_key(batch.sha256, number), decision.to_json()
+        if store.put_if_absent(key, seal(document)) or read_document(store, key) == document:
+            return decision
+    raise ConflictError(f"others decide about images of batch {batch.name} at the same time; repeat the decision")
+
+
+def decide_by_id(
+    store: Store, classes: Sequence[str], ids: Sequence[str], action: Action, label: int | None, *, by: str
+) -> list[ReviewDecision]:
+    """Record a decision about images with these IDs, one document for each batch.
+
+    `label` is the new class, required to relabel. Raises :class:`MissingError` if an image is not in review, and
+    :class:`SettingsError` if the label is missing or is not a class.
+    """
+    if action == "relabel" and (label is None or not 0 <= label < len(classes)):
+        raise SettingsError(f"to relabel an image, name one of the classes: {', '.join(classes)}")
+    by_id = {image.id: image for image in list_review_images(store)}
+    if missing := [name for name in ids if name not in by_id]:
+        raise MissingError(f"no image in review has the ID {missing[0][:80]}; see `fmnist review list`")
+    chosen: dict[str, list[ReviewImage]] = {}
+    for name in ids:
+        chosen.setdefault(by_id[name].batch.sha256, []).append(by_id[name])
+    return [
+        decide(
+            store,
+            images[0].batch,
+            [image.image.row for image in images],
+            action,
+            by=by,
+            label=label if action == "relabel" else None,
+        )
+        for images in chosen.values()
+    ]
+
+
+def _read_part(store: Store, reference: Reference) -> ReviewPart:
+    try:
+        return ReviewPart.model_validate_json(get_verified(store, reference))
+    except ValidationError as error:
+        raise IntegrityError(f"{reference.uri}: {describe_faults(error)}; it is not used") from error
+
+
+def _read_decisions(store: Store, batches: set[str]) -> dict[str, dict[int, ReviewDecision]]:
+    """Return the last decision about each image, by batch and row."""
+    keys = [stat.key for stat in store.list(_PREFIX)]
+    chosen = [key for key in keys if (match := _KEY.fullmatch(key)) and match["digest"] in batches]
+    last: dict[str, dict[int, ReviewDecision]] = {digest: {} for digest in batches}
+    for key, decision in zip(chosen, map_parallel(lambda key: _read_decision(store, key), chosen), strict=True):
+        if key != _make_key(decision.batch, decision.number):
+            raise IntegrityError(
+                f"{key}: is decision {decision.number} about batch {decision.batch[:12]}, so it was copied or renamed; it "
+                "is not used. Delete the copy, and restore the original if it is missing"
+            )
+        last[decision.batch] |= dict.fromkeys(decision.images, decision)
+    return last
+
+
+def _read_decision(store: Store, key: str) -> ReviewDecision:
+    return ReviewDecision.parse(read_document(store, key), key)
+
+
+def _make_key(digest: str, number: int) -> str:
+    return f"{_PREFIX}{digest}/{number:08d}.json"

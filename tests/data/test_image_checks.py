@@ -1,0 +1,84 @@
+"""Findings about single images, and when a batch with many of them is rejected."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fmnist_tasks.data.image_checks import (
+    Limits,
+    Predictions,
+    compute_margins,
+    explain_rejection,
+    find_images_to_review,
+)
+from fmnist_tasks.schemas.policy import ReviewPolicy
+
+POLICY = ReviewPolicy()
+CLASSES = ["coat", "dress", "shirt"]
+
+
+def make_predictions(*rows: tuple[float, float, float], scores: float = 0.0) -> Predictions:
+    return Predictions(np.array(rows, np.float32), np.full(len(rows), scores, np.float32))
+
+
+def test_a_margin_compares_the_label_with_the_best_other_class() -> None:
+    margins = compute_margins(np.array([[0.8, 0.1, 0.1], [0.1, 0.6, 0.3], [0, 0, 1]], np.float32), np.array([0, 2, 0]))
+    np.testing.assert_allclose(margins, [np.log(8), np.log(0.5), np.log(1e-7)], rtol=1e-5)
+
+
+def test_limits_set_the_policys_share_of_good_images_of_each_class_aside() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 2000)
+    probabilities = random.dirichlet([1, 1, 1], 6000).astype(np.float32)
+    probabilities[np.arange(6000), labels] += np.repeat([3, 1, 0.3], 2000)  # classes of different difficulty
+    predictions = Predictions(probabilities, random.normal(size=6000).astype(np.float32))
+    limits = Limits.choose(predictions, labels, POLICY)
+    doubtful = compute_margins(probabilities, labels) < limits.margins[labels]
+    assert [doubtful[labels == label].mean() for label in (0, 1, 2)] == pytest.approx([0.01] * 3, abs=1e-3)
+    assert (predictions.ood_scores > limits.ood_score).mean() == pytest.approx(0.003, abs=1e-3)
+
+
+def test_each_reason_is_given_and_images_without_one_continue() -> None:
+    predictions = make_predictions((0.9, 0.05, 0.05), (0.02, 0.95, 0.03), (0.9, 0.05, 0.05), (0.05, 0.05, 0.9))
+    predictions.ood_scores[2] = 5
+    limits = Limits(np.zeros(3), 1.0)
+    findings = find_images_to_review(
+        np.array([0, 0, 0, 2]), CLASSES, np.array([-1, -1, -1, 7]), ["", "", "", "a copy"], predictions, limits
+    )
+    assert [(finding.row, finding.suggested, finding.neighbour) for finding in findings] == [
+        (1, 1, None),
+        (2, None, None),
+        (3, None, 7),
+    ]
+    assert [finding.reasons for finding in findings] == [
+        ("doubtful label: dress 95.0%, coat 2.0%",),
+        ("out of distribution: OOD score 5.00",),
+        ("a copy",),
+    ]
+
+
+def test_without_a_champion_only_copies_are_found() -> None:
+    findings = find_images_to_review(np.array([0, 1]), CLASSES, np.array([-1, 3]), ["", "a copy"], None, None)
+    assert [finding.row for finding in findings] == [1]
+
+
+@pytest.mark.parametrize(
+    ("set_aside", "images", "is_rejected"),
+    [
+        (0, 0, False),
+        (1, 1, False),  # p = 0.015
+        (2, 2, True),  # p = 0.0002
+        (2, 20, False),  # p = 0.04
+        (50, 1000, False),  # 5% is the limit
+        (51, 1000, True),
+        (100, 1000, True),
+    ],
+)
+def test_a_batch_is_rejected_if_good_images_do_not_explain_its_findings(
+    set_aside: int, images: int, is_rejected: bool
+) -> None:
+    reason = explain_rejection(set_aside, images, POLICY)
+    assert (reason is not None) == is_rejected
+    if reason:
+        assert reason.startswith(f"{set_aside} of {images:,} images have findings")

@@ -1,0 +1,213 @@
+"""Images of a batch that are set aside, and what users decide about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from fmnist_tasks.cli import app
+from fmnist_tasks.data.review import decide_by_id, list_review_images, read_pixels
+from fmnist_tasks.errors import IntegrityError, MissingError, SettingsError
+from fmnist_tasks.page.activity import Schedule
+from fmnist_tasks.page.app import Access, create_app
+from fmnist_tasks.registry.folder import FolderStore
+from fmnist_tasks.schemas.runs import ValidationResult
+from fmnist_tasks.serving import withdrawal
+from fmnist_tasks.steps import run_step
+from tests.support import synthetic
+from tests.support.pipeline import Pipeline
+from tests.support.synthetic import RUN, encode_npz
+
+IMAGES, LABELS = synthetic.make_images(400, 77)
+TRAINING = synthetic.make_images(1600, 1)[0]
+CLASSES = synthetic.PROPERTIES.classes
+SAME_ORIGIN = {"sec-fetch-site": "same-origin"}
+
+
+def submit(pipeline: Pipeline, images: np.ndarray, labels: np.ndarray, run_id: str = "run-2") -> ValidationResult:
+    pipeline.store.put(f"incoming/{run_id}.npz", encode_npz(images=images, labels=labels))
+    return validate(run_id)
+
+
+def validate(run_id: str) -> ValidationResult:
+    run = replace(RUN, id=run_id)
+    run_step("ingest", run)
+    result: ValidationResult = run_step("validate_data", run)
+    return result
+
+
+def count_training_images(result: ValidationResult) -> int:
+    return sum(image_set.images for image_set in result.dataset.image_sets if image_set.split == "train")
+
+
+def list_rows(store: FolderStore) -> list[int]:
+    return [image.image.row for image in list_review_images(store) if image.decision is None]
+
+
+def test_copies_are_set_aside_and_the_rest_continues(pipeline: Pipeline) -> None:
+    images = IMAGES.copy()
+    images[3] = TRAINING[12]
+    images[5] = np.roll(TRAINING[100], 1, axis=1)
+    result = submit(pipeline, images, LABELS)
+    assert (result.quarantined, result.set_aside, result.in_review) == ([], {"run-2.npz": 2}, 2)
+    assert count_training_images(result) == 1600 + 398
+    assert result.summary.endswith("; 2 images wait for review")
+    waiting = list_review_images(pipeline.store)
+    assert [image.image.reasons for image in waiting] == [
+        ["copy or near-duplicate of training image 13"],
+        ["copy or near-duplicate of training image 101"],
+    ]
+    pixels, neighbours = read_pixels(pipeline.store, waiting[1].arrays)
+    np.testing.assert_array_equal(pixels, images[[3, 5]])
+    np.testing.assert_array_equal(neighbours, TRAINING[[12, 100]])
+
+
+def test_a_batch_of_copies_is_rejected(pipeline: Pipeline) -> None:
+    images = np.concatenate([IMAGES[:370], TRAINING[:30]])
+    result = submit(pipeline, images, LABELS)
+    (batch,) = result.quarantined
+    assert batch.reasons[0].startswith("30 of 400 images have findings (7.5%)")
+    assert count_training_images(result) == 1600
+    assert list_rows(pipeline.store) == []
+
+
+def test_one_image_with_a_finding_does_not_reject_its_batch(pipeline: Pipeline) -> None:
+    result = submit(pipeline, TRAINING[:1], synthetic.make_images(1600, 1)[1][:1])
+    assert (result.quarantined, list_rows(pipeline.store)) == ([], [0])
+    assert count_training_images(result) == 1600
+
+
+@pytest.fixture
+def pipeline_in_review(pipeline: Pipeline) -> Pipeline:
+    """A pipeline with three images in review: rows 3, 5 and 8 of a batch."""
+    images = IMAGES.copy()
+    images[[3, 5, 8]] = TRAINING[[12, 13, 14]]
+    submit(pipeline, images, LABELS)
+    return pipeline
+
+
+def decide(store: FolderStore, rows: Sequence[int], action, label: int | None = None) -> None:
+    ids = [image.id for image in list_review_images(store) if image.image.row in rows]
+    decide_by_id(store, CLASSES, ids, action, label, by="ann")
+
+
+def test_kept_and_relabelled_images_join_the_next_run(pipeline_in_review: Pipeline) -> None:
+    store = pipeline_in_review.store
+    decide(store, [3], "keep")
+    decide(store, [5], "relabel", 7)
+    decide(store, [8], "drop")
+    result = validate("run-3")
+    assert (result.in_review, count_training_images(result)) == (0, 1600 + 397 + 2)
+    (kept,) = (image_set for image_set in result.dataset.batches if image_set.source == "review of run-2.npz")
+    with store.open(kept.blob.uri) as file, np.load(file) as arrays:
+        np.testing.assert_array_equal(arrays["images"], TRAINING[[12, 13]])
+        assert arrays["labels"].tolist() == [LABELS[3], 7]
+    assert validate("run-4").dataset.fingerprint == result.dataset.fingerprint
+
+
+def test_the_last_decision_counts(pipeline_in_review: Pipeline) -> None:
+    store = pipeline_in_review.store
+    decide(store, [3, 5], "keep")
+    decide(store, [3], "drop")
+    decisions = {image.image.row: image.decision for image in list_review_images(store)}
+    assert decisions[8] is None
+    assert [(decisions[row].action, decisions[row].by, decisions[row].number) for row in (3, 5)] == [
+        ("drop", "ann", 2),
+        ("keep", "ann", 1),
+    ]
+
+
+def test_images_of_a_withdrawn_batch_are_neither_shown_nor_used(pipeline_in_review: Pipeline) -> None:
+    store = pipeline_in_review.store
+    decide(store, [3], "keep")
+    withdrawal.withdraw(store, "run-2.npz", "poisoned", actor="ann")
+    assert list_review_images(store) == []
+    assert count_training_images(validate("run-3")) == 1600
+
+
+def test_the_same_batch_submitted_again_counts_once(pipeline_in_review: Pipeline) -> None:
+    images = IMAGES.copy()
+    images[[3, 5, 8]] = TRAINING[[12, 13, 14]]
+    result = submit(pipeline_in_review, images, LABELS, "run-3")
+    assert (result.quarantined, count_training_images(result)) == ([], 1600 + 397)
+    assert list_rows(pipeline_in_review.store) == [3, 5, 8]
+
+
+def test_unknown_images_and_labels_are_refused(pipeline_in_review: Pipeline) -> None:
+    store = pipeline_in_review.store
+    with pytest.raises(MissingError, match=r"^no image in review has the ID x-1; see `fmnist review list`"):
+        decide_by_id(store, CLASSES, ["x-1"], "keep", None, by="ann")
+    for label in (None, -1, 10):
+        with pytest.raises(SettingsError, match=r"^to relabel an image, name one of the classes: pattern 0,"):
+            decide(store, [3], "relabel", label)
+
+
+def test_a_damaged_or_copied_decision_is_refused(pipeline_in_review: Pipeline) -> None:
+    store = pipeline_in_review.store
+    decide(store, [3], "keep")
+    (stat,) = store.list("reviews/")
+    data = store.get(stat.key)
+    store.put(stat.key.replace("00000001", "00000002"), data)
+    with pytest.raises(IntegrityError, match="so it was copied or renamed"):
+        list_review_images(store)
+    store.delete(stat.key.replace("00000001", "00000002"))
+    store.put(stat.key, data.replace(b"keep", b"drop"))
+    with pytest.raises(IntegrityError, match=r"00000001\.json"):
+        list_review_images(store)
+
+
+def test_the_command_lists_and_decides(pipeline_in_review: Pipeline) -> None:
+    def run(*arguments: str) -> list[dict[str, object]]:
+        result = CliRunner().invoke(app, ["review", *arguments, "--json"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        rows: list[dict[str, object]] = json.loads(result.stdout)
+        return rows
+
+    rows = run("list")
+    ids = [str(row["id"]) for row in rows]
+    assert [row["label"] for row in rows] == [CLASSES[LABELS[row]] for row in (3, 5, 8)]
+    run("keep", ids[0])
+    run("relabel", ids[1], "--label", "pattern 7")
+    run("drop", ids[2])
+    assert run("list") == []
+    decisions = [row["decision"] for row in run("list", "--decided")]
+    assert [(row["action"], row["label"]) for row in decisions] == [("keep", None), ("relabel", 7), ("drop", None)]
+    assert all(str(row["by"]).endswith("(shell)") for row in decisions)
+
+
+def test_the_page_shows_images_and_decides_in_bulk(pipeline_in_review: Pipeline) -> None:
+    client = TestClient(create_app(Access(lambda: None, lambda: "ann", lambda _: Schedule())))
+    view = client.get("/review").text
+    assert "3 images wait for a decision, 0 are decided" in view
+    assert "copy or near-duplicate of training image 13" in view
+    assert view.count("data:image/png;base64,") == 6
+    ids = [image.id for image in list_review_images(pipeline_in_review.store)]
+    response = client.post(
+        "/review", data={"action": "drop", "ids": ids[:2]}, headers=SAME_ORIGIN, follow_redirects=False
+    )
+    assert response.status_code == 303
+    assert "1 images wait for a decision, 2 are decided" in client.get("/review").text
+    assert "dropped by ann on" in client.get("/review?decided=true").text
+    assert client.post("/review", data={"action": "keep", "ids": ["x-1"]}, headers=SAME_ORIGIN).status_code == 404
+    assert client.post("/review", data={"action": "burn", "ids": ids}, headers=SAME_ORIGIN).status_code == 422
+
+
+@pytest.mark.integration
+def test_the_champion_finds_wrong_labels_and_noise(finished_pipeline: Pipeline) -> None:
+    random = np.random.default_rng(3)
+    images, labels = synthetic.make_images(1000, 78)
+    labels[[10, 20, 30]] = (labels[[10, 20, 30]] + 1) % 10
+    images[[40, 50]] = random.integers(0, 256, (2, 28, 28))
+    result = submit(finished_pipeline, images, labels)
+    assert result.quarantined == []
+    found = {image.image.row: image.image for image in list_review_images(finished_pipeline.store)}
+    assert set(found) >= {10, 20, 30, 40, 50}
+    assert len(found) <= 5 + 40
+    assert [found[row].suggested for row in (10, 20, 30)] == [(labels[row] - 1) % 10 for row in (10, 20, 30)]
+    assert all(found[row].reasons[0].startswith("out of distribution: OOD score ") for row in (40, 50))
