@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from functools import partial, wraps
 from inspect import cleandoc
@@ -360,7 +361,7 @@ def create_dataset(
     colour: Annotated[
         bool | None, typer.Option("--colour/--grey", help="By default colour if enough images have some.")
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="A mirrored image has the same label.")] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="A flipped image has the same label.")] = False,
     upright: Annotated[
         bool,
         typer.Option("--upright", help="Images have an upright orientation: rotated ones are out of distribution."),
@@ -579,6 +580,7 @@ def prune(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files; converted to the format of the dataset.")],
     release: Annotated[str | None, typer.Option(help="The release; by default the champion.")] = None,
+    invert: Annotated[bool, typer.Option("--invert", help="Invert the images that look like negatives.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images, or report them as out of distribution; exit code 1 if an image cannot be read.
@@ -587,14 +589,16 @@ def predict(
     """
     import numpy as np
 
-    from fmnist_tasks.data.image_files import read_image_file
+    from fmnist_tasks.data.image_files import looks_inverted, read_image_file
 
     store = _open_store()
     opened = open_release(store, release or require_champion(store).version)
     pixels, reasons = {}, {}
     for path in images:
         try:
-            pixels[path] = read_image_file(path, str(path), opened.manifest.dataset.image_format)
+            image_format = opened.manifest.dataset.image_format
+            image = read_image_file(path, str(path), image_format)
+            pixels[path] = 255 - image if invert and looks_inverted(image, image_format) else image
         except DataError as error:
             reasons[path] = str(error)
     predictions = []
@@ -604,11 +608,42 @@ def predict(
     if as_json:
         print_json([*rows, *({"image": str(path), "error": reason} for path, reason in reasons.items())])
     else:
-        show_rows([{name: value for name, value in row.items() if name != "probabilities"} for row in rows], as_json)
+        hidden = {"probabilities", "looks_inverted"}
+        show_rows([{name: value for name, value in row.items() if name not in hidden} for row in rows], as_json)
+        for row in rows:
+            if row["looks_inverted"]:
+                _print_error("warning:", f"{row['image']}: looks inverted; to classify its negative, use --invert")
         for reason in reasons.values():
             _print_error("error:", reason)
     if reasons:
         raise typer.Exit(1)
+
+
+@command
+def submit(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH…", help="An .npz, .csv or zip file, a folder with one folder for each class, or an IDX pair."
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Submit labelled images; the next run checks them, and trains on those without findings.
+
+    Each batch is read first. If one cannot be read, none is submitted.
+    """
+    from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.data.submission import submit_paths
+
+    declaration = read_declaration(Settings.from_environment().find_declaration(_dataset.get()))
+    submitted = submit_paths(_open_store(), declaration, paths)
+    if as_json:
+        print_json([asdict(batch) for batch in submitted])
+        return
+    for batch in submitted:
+        show_rows({**asdict(batch), "keys": ", ".join(batch.keys), "images": _join(batch.images)}, as_json)
+    print("The next run checks these batches.")
 
 
 @command

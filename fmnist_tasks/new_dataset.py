@@ -184,7 +184,7 @@ def render_declaration(declaration: Declaration) -> str:
         f"height = {form.height}",
         f"width = {form.width}",
         f"channels = {form.channels} # 1: greyscale, 3: colour",
-        f"horizontal_flip = {_quote(form.horizontal_flip)} # whether a mirrored image has the same label",
+        f"horizontal_flip = {_quote(form.horizontal_flip)} # whether a flipped image has the same label",
         f"upright = {_quote(form.upright)} # whether an image that is upside down is out of distribution",
         *([f"background = {form.background} # shade around the object"] if form.background is not None else []),
     ]
@@ -213,6 +213,7 @@ def render_gates(declaration: Declaration, largest_share: float, *, has_splits: 
         line = re.sub(r"^min = 0\.92$", f"min = {minimum}", line)
         line = re.sub(r"^min_recall = 0\.70$", "min_recall = 0.0", line)
         line = re.sub(r"^max_error = 0\.015$", "max_error = 0.1", line)
+        line = re.sub(r"^max_imbalance = 2 ", "max_imbalance = 100 ", line)
         if has_splits:  # as the user chose them
             line = line.replace('on_split_difference = "reject"', 'on_split_difference = "warning"')
         lines.append(line)

@@ -96,7 +96,8 @@ def check_samples(
         }
         checks = suites.check(f"{sample.name} images", "images", frame, parameters)
         if count is not None:
-            shares = {"min_share": 0.5 / classes, "max_share": 2 / classes}
+            imbalance = policy.max_imbalance
+            shares = {"min_share": 1 / (imbalance * classes), "max_share": imbalance / classes}
             frame = build_class_frame(sample.labels, classes)
             checks += suites.check(f"{sample.name} classes", "classes", frame, shares)
         name = (test if sample is training else training).name

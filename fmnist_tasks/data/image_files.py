@@ -24,6 +24,7 @@ _MAX_PIXELS = 64 << 20  # cameras of phones have up to 50 million
 MAX_BYTES = 1 << 26  # of a file
 _MAX_JPEG_SCANS = 100  # each costs a pass over all pixels; usual files have about ten
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow reads more, which nobody needs here
+_HALF, _MOST_EDGES = 127.5, 0.8  # shade, and share of the pixels at the edges of an image
 _ORIENTATION = 0x0112  # EXIF's tag
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -82,6 +83,19 @@ def decode_image_file(file: Path | BinaryIO, name: str, image_format: ImageForma
         raise DataError(f"{name}: {kind} (supported: {', '.join(_FORMATS)})") from error
     except Exception as error:  # any, since the bytes are untrusted
         raise DataError(f"{name}: is not a readable image ({error or type(error).__name__})") from error
+
+
+def looks_inverted(image: np.ndarray, image_format: ImageFormat) -> bool:
+    """Whether an image, uint8 (H, W) or (H, W, 3), seems to be a negative: its edges are unlike the background.
+
+    The background of a dataset is black or white, if it has one.
+    """
+    if image_format.background is None:
+        return False
+    edges = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]]).astype(np.float32)
+    is_bright = bool(np.median(edges) > _HALF) and bool((edges > _HALF).mean() > _MOST_EDGES)
+    is_dark = bool(np.median(edges) < _HALF) and bool((edges < _HALF).mean() > _MOST_EDGES)
+    return is_bright if image_format.background < _HALF else is_dark
 
 
 _HEIC = {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"}

@@ -151,6 +151,15 @@ def find_batches(
     return batches, waiting
 
 
+def group_names(names: Iterable[str]) -> list[list[str]]:
+    """Return the names of the files of each batch: pairs of IDX files, images first, and single files."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):  # images come before labels
+        match = _IDX.fullmatch(name)
+        groups.setdefault(match["name"] if match else f"/{name}", []).append(name)
+    return list(groups.values())
+
+
 def read_batch(
     store: Store, batch: IncomingBatch, dataset: DatasetProperties
 ) -> tuple[BatchContent | str, list[IncomingFile]]:

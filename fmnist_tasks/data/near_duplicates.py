@@ -1,10 +1,11 @@
 """Near-duplicates: images that differ by a few bits, a shift of one pixel, a horizontal flip or their brightness.
 
 Two images are compared only if random hyperplanes separate neither (locality-sensitive hashing, Charikar 2002,
-https://doi.org/10.1145/509907.509965): a table holds a code for each image, one bit for each hyperplane, and is
-searched for equal codes. The hyperplanes ignore the mean brightness and the outermost pixels, which a shift changes. An
-image is looked up as it is, flipped, and shifted by one pixel in each direction. So the time grows with the number of
-images, not with that of pairs; at most `_MAX_CANDIDATES` of a table are compared with an image.
+https://doi.org/10.1145/509907.509965): a table holds codes of the images, one bit for each hyperplane, and is searched
+for equal codes. The hyperplanes ignore the mean brightness and the outermost pixels, which a shift changes. An image is
+in the tables as it is and shifted up and down; it is looked up as it is, shifted to the left and to the right, and
+flipped. So the time grows with the number of images, not with that of pairs; at most `_MAX_CANDIDATES` of a table are
+compared with an image.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ _MAX_SIZE = 32  # pixels; larger images are compared in this size
 _MIN_CORRELATION = 0.998
 _MAX_DIFFERENCE, _MAX_PIXELS = 8, 3  # shades by which pixels may differ, and how many may differ by more
 _CHUNK = 4096  # images that are looked up at once
-_SHIFTS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (down, right) != (0, 0)]
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,14 @@ class NearDuplicateIndex:
 
     def __init__(self, images: np.ndarray) -> None:
         """Index images, uint8 (N, H, W) or (N, H, W, 3)."""
-        self._pixels = _reduce(_to_shades(images))
+        shades = _to_shades(images)
+        self._pixels = _reduce(shades)
+        self._is_reduced = self._pixels.shape != shades.shape
         height, width = self._pixels.shape[1:]
         self._planes = _make_planes(height, width, _FEW_BITS if len(images) <= _FEW_IMAGES else _BITS)
-        codes = _encode(self._pixels, self._planes)
+        # A shift of a reduced image is not a reduced shift, so these are only looked up in all directions.
+        self._shifts = [0] if self._is_reduced else [0, 1, -1]
+        codes = np.concatenate([_encode(_shift(self._pixels, shift, 0), self._planes) for shift in self._shifts])
         self._order = np.argsort(codes, axis=0, kind="stable").astype(np.int32)
         self._codes = np.take_along_axis(codes, self._order, axis=0)
 
@@ -57,30 +61,60 @@ class NearDuplicateIndex:
         for start in range(0, len(images), _CHUNK):
             chunk = slice(start, min(start + _CHUNK, len(images)))
             own = None if first is None else np.arange(first + chunk.start, first + chunk.stop)
-            for variant in _make_variants(_to_shades(images[chunk])):
+            for variant in self._make_variants(_to_shades(images[chunk])):
                 self._compare(variant, own, found, start)
         return found
 
+    def _make_variants(self, shades: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the images (N, H, W) as they are looked up, reduced."""
+        yield _reduce(shades)
+        yield _reduce(np.ascontiguousarray(shades[:, :, ::-1]))
+        for down in (-1, 0, 1) if self._is_reduced else (0,):
+            for right in (-1, 0, 1):
+                if (down, right) != (0, 0):
+                    yield _reduce(_shift(shades, down, right))
+
     def _compare(self, variant: np.ndarray, own: np.ndarray | None, found: NearDuplicates, start: int) -> None:
         """Compare variants of a chunk of images with the indexed images that have the same code in a table."""
-        codes = _encode(variant, self._planes)
+        codes, count = _encode(variant, self._planes), len(self._pixels)
         for table in range(_TABLES):
-            column = self._codes[:, table]
-            low = np.searchsorted(column, codes[:, table], "left")
-            counts = np.minimum(np.searchsorted(column, codes[:, table], "right") - low, _MAX_CANDIDATES)
+            column, wanted = self._codes[:, table], codes[:, table]
+            by_code = np.argsort(wanted)  # neighbouring codes are near each other in memory
+            low, high = np.empty(len(wanted), np.int64), np.empty(len(wanted), np.int64)
+            low[by_code] = np.searchsorted(column, wanted[by_code], "left")
+            high[by_code] = np.searchsorted(column, wanted[by_code], "right")
+            counts = np.minimum(high - low, _MAX_CANDIDATES)
             rows = np.repeat(np.arange(len(variant)), counts)
             offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-            candidates = self._order[np.repeat(low, counts) + offsets, table].astype(np.int64)
+            entries = self._order[np.repeat(low, counts) + offsets, table].astype(np.int64)
             if own is not None:
-                is_other = candidates != own[rows]
-                rows, candidates = rows[is_other], candidates[is_other]
-            for part in range(0, len(rows), _CHUNK):
-                pairs = rows[part : part + _CHUNK], candidates[part : part + _CHUNK]
-                correlations = _correlate(variant[pairs[0]], self._pixels[pairs[1]])
-                for row, candidate, correlation in zip(*pairs, correlations, strict=True):
-                    if correlation > found.correlations[start + row]:
-                        found.neighbours[start + row] = candidate
-                        found.correlations[start + row] = correlation
+                is_other = entries % count != own[rows]
+                rows, entries = rows[is_other], entries[is_other]
+            for number, shift in enumerate(self._shifts):
+                members = np.flatnonzero(entries // count == number)
+                for part in np.split(members, range(_CHUNK, len(members), _CHUNK)) if len(members) else ():
+                    self._record(variant, rows[part], entries[part] % count, shift, found, start)
+
+    def _record(
+        self,
+        variant: np.ndarray,
+        rows: np.ndarray,
+        candidates: np.ndarray,
+        shift: int,
+        found: NearDuplicates,
+        start: int,
+    ) -> None:
+        """Record the pairs of rows and candidates, shifted down, that correlate more than any found so far."""
+        correlations = _correlate(variant[rows], _shift(self._pixels[candidates], shift, 0))
+        for row, candidate, correlation in zip(rows, candidates, correlations, strict=True):
+            if correlation > found.correlations[start + row]:
+                found.neighbours[start + row] = candidate
+                found.correlations[start + row] = correlation
+
+
+def _shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Return images (N, H, W), shifted by some pixels; what is rolled over is outermost, so it is ignored."""
+    return np.roll(images, (down, right), axis=(1, 2)) if down or right else images
 
 
 def _to_shades(images: np.ndarray) -> np.ndarray:
@@ -115,14 +149,6 @@ def _encode(pixels: np.ndarray, planes: np.ndarray) -> np.ndarray:
         signs = pixels[chunk].reshape(-1, len(planes)).astype(np.float32) @ planes > _MIN_PROJECTION
         codes[chunk, :, : bits // 8] = np.packbits(signs.reshape(len(signs), _TABLES, bits), axis=2)
     return codes.view(np.uint64)[..., 0]
-
-
-def _make_variants(shades: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the images (N, H, W) as they are, flipped, and shifted by one pixel in each direction; reduced."""
-    yield _reduce(shades)
-    yield _reduce(np.ascontiguousarray(shades[:, :, ::-1]))
-    for shift in _SHIFTS:
-        yield _reduce(np.roll(shades, shift, axis=(1, 2)))  # what is rolled over is outermost, so it is ignored
 
 
 def _correlate(images: np.ndarray, others: np.ndarray) -> np.ndarray:

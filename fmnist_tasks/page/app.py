@@ -6,7 +6,6 @@ and `may_edit` for routes that change something.
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 from asyncio import Semaphore, wait_for
@@ -14,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
+from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -27,13 +27,15 @@ from starlette.types import Receive, Scope, Send
 
 from fmnist_tasks import errors
 from fmnist_tasks.announcement import announce_champion
+from fmnist_tasks.data.declaration import Declaration, read_declaration
 from fmnist_tasks.data.review import decide_by_id
+from fmnist_tasks.data.submission import make_key, put_new
 from fmnist_tasks.page.activity import Schedule, list_quarantine, read_last_run
 from fmnist_tasks.page.inference import ChampionPredictor
 from fmnist_tasks.page.release_cache import ReleaseCache, ReleaseRow
 from fmnist_tasks.page.review import PAGE_SIZE, read_review_page
 from fmnist_tasks.page.runbook import render_runbook
-from fmnist_tasks.page.security import SecurityMiddleware, require_same_origin, respond_with_report
+from fmnist_tasks.page.security import MAX_BATCH_BYTES, SecurityMiddleware, require_same_origin, respond_with_report
 from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.blobs import get_verified
 from fmnist_tasks.registry.releases import SignedManifest
@@ -55,11 +57,13 @@ _STATIC = {  # by name: file below include/page, and media type
     "script.js": ("script.js", "text/javascript"),
     "charts.js": ("charts.js", "text/javascript"),
     "review.js": ("review.js", "text/javascript"),
+    "submit.js": ("submit.js", "text/javascript"),
     "uPlot.js": ("vendor/uPlot.iife.min.js", "text/javascript"),
     "uPlot.css": ("vendor/uPlot.min.css", "text/css"),
 }
 _MAX_UPLOADS = 8  # images being received, waiting or being classified at once, of at most 5 MiB each
 _UPLOAD_SECONDS = 60.0  # time limit for receiving an image
+_MAX_BATCHES, _BATCH_SECONDS = 2, 600.0  # batches being received at once, and the time limit of each
 _MAX_RENDERS = 2  # images being decoded, or reports being rendered, at once; each takes up to 82 MiB
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.~:+-]{1,250}")  # of a release or run
 _MEDIA_TYPES = {
@@ -96,6 +100,7 @@ class Limits:
 
     def __init__(self) -> None:
         self.uploads = Semaphore(_MAX_UPLOADS)
+        self.batches = Semaphore(_MAX_BATCHES)
         self.renders = CapacityLimiter(_MAX_RENDERS)
 
 
@@ -146,10 +151,8 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
     def open_manifest(version: str) -> SignedManifest:
         return releases.open_manifest(get_releases().store, require_name("release", version), get_releases().read_log())
 
-    def read_classes() -> list[str]:
-        from fmnist_tasks.data.declaration import read_declaration
-
-        return read_declaration(Settings.from_environment().find_declaration(dataset)).classes
+    def read_declared() -> Declaration:
+        return read_declaration(Settings.from_environment().find_declaration(dataset))
 
     def describe_signature(signed_by: str | None) -> str:
         return get_releases().store.keys.describe(signed_by)
@@ -295,9 +298,40 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
         change(get_releases().store, version, reason, actor=user)
         return RedirectResponse(build_path(request, "release", version=version), status_code=303)
 
+    @app.get("/submit")
+    def submit(request: Request) -> Response:
+        declared = read_declared()
+        content = {
+            "title": declared.title,
+            "classes": declared.classes,
+            "image_format": declared.image_format,
+            "limit": MAX_BATCH_BYTES >> 20,
+        }
+        return render.TemplateResponse(request, "submit.html", content)
+
+    @app.post("/submit", dependencies=[Depends(require_same_origin), Depends(may_edit)])
+    async def submit_batch(request: Request, name: str) -> dict[str, str]:
+        key = make_key(name)
+        if limits.batches.locked():
+            raise HTTPException(503, "too many batches at once; retry in a minute", {"Retry-After": "60"})
+        async with limits.batches:
+            with TemporaryFile() as file:  # on disk
+
+                async def receive() -> None:
+                    async for chunk in request.stream():
+                        file.write(chunk)
+
+                try:
+                    await wait_for(receive(), _BATCH_SECONDS)
+                except TimeoutError as error:
+                    message = f"the batch was not received within {_BATCH_SECONDS:.0f} seconds; use `fmnist submit`"
+                    raise HTTPException(408, message) from error
+                await to_thread.run_sync(put_new, get_releases().store, key, file)
+        return {"key": key}
+
     @app.get("/review")
     def review(request: Request, number: int = 1, decided: bool = False) -> Response:
-        classes = read_classes()
+        classes = read_declared().classes
         page = read_review_page(get_releases().store, classes, number, decided=decided)
         content = {"page": page, "classes": classes, "decided": decided}
         return render.TemplateResponse(request, "review.html", content)
@@ -310,7 +344,7 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
         label: Annotated[int | None, Form()] = None,
         user: str = Depends(may_edit),
     ) -> Response:
-        decide_by_id(get_releases().store, read_classes(), ids, action, label, by=user)
+        decide_by_id(get_releases().store, read_declared().classes, ids, action, label, by=user)
         return RedirectResponse(build_path(request, "review"), status_code=303)
 
     @app.get("/try")
@@ -324,7 +358,7 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
         return await run_limited(lambda: get_predictor().predict_examples())
 
     @app.post("/try/image", dependencies=[Depends(require_same_origin)])
-    async def classify_upload(request: Request) -> dict[str, Any]:
+    async def classify_upload(request: Request, invert: bool = False) -> dict[str, Any]:
         if uploads.locked():
             raise HTTPException(503, "too many images at once; retry in a few seconds", {"Retry-After": "5"})
         async with uploads:
@@ -332,14 +366,7 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
                 upload = await wait_for(request.body(), _UPLOAD_SECONDS)
             except TimeoutError as error:
                 raise HTTPException(408, f"the image was not received within {_UPLOAD_SECONDS:.0f} seconds") from error
-
-            def classify() -> dict[str, Any]:
-                from fmnist_tasks.data.image_files import read_image_file
-
-                image = read_image_file(io.BytesIO(upload), "the upload", get_predictor().read_format())
-                return get_predictor().predict(image[None])[0]
-
-            return await run_limited(classify)
+            return await run_limited(lambda: get_predictor().predict_upload(upload, invert=invert))
 
     @app.get("/runbook")
     def runbook(request: Request) -> Response:

@@ -36,6 +36,13 @@ class ChampionPredictor:
             for row, image in zip(classify_images(release, images), images, strict=True)
         ]
 
+    def predict_upload(self, upload: bytes, *, invert: bool) -> dict[str, Any]:
+        """The prediction for an image file, or for its negative."""
+        from fmnist_tasks.data.image_files import read_image_file
+
+        image = read_image_file(io.BytesIO(upload), "the upload", self.read_format())
+        return self.predict((255 - image if invert else image)[None])[0]
+
     def predict_examples(self) -> list[dict[str, Any]]:
         """Predictions for one random test image of each class, with the true class."""
         import numpy as np

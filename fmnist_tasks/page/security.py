@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_MAX_UPLOAD_BYTES = 5 << 20  # of an image
+MAX_BATCH_BYTES = 256 << 20
+_MAX_BYTES = {"/try/image": 5 << 20, "/submit": MAX_BATCH_BYTES}  # of an image, and of a batch, by the end of the path
 _MAX_FORM_BYTES = 16 << 10  # of any other body: a reason of 500 characters takes up to 12 bytes for each
 
 # All content comes from the page's own origin, scripts and styles only from files; only the same origin may frame it.
@@ -40,7 +41,7 @@ class SecurityMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit = _MAX_UPLOAD_BYTES if scope["path"].endswith("/try/image") else _MAX_FORM_BYTES
+        limit = next((size for end, size in _MAX_BYTES.items() if scope["path"].endswith(end)), _MAX_FORM_BYTES)
         length = headers.get("content-length", "0")
         has_body = length != "0" or "transfer-encoding" in headers
         too_large = HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"the request body exceeds {limit:,} bytes")

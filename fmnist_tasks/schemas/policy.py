@@ -74,6 +74,7 @@ class DataPolicy(Model):
     min_drift: Share = 0.1  # Kolmogorov-Smirnov distance of a feature
     min_outliers: Share = 0.01  # share of extreme images
     min_label_errors: Share = 0.01  # share of a class beyond the expected one
+    max_imbalance: Annotated[float, Field(ge=1)] = 2.0  # of a class in a base split: its images against the mean
     on_split_difference: Literal["reject", "warning"] = "reject"  # if training and test split differ
 
 

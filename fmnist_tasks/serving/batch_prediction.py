@@ -81,7 +81,7 @@ def predict_shard(store: Store, run_id: str, shard: Shard) -> dict[str, Any]:
     )
     release = open_release(store, shard["release"])
     classes = release.manifest.classes
-    columns = ["image", "answer", "class", "probability", "ood_score", "release", *classes, "error"]
+    columns = ["image", "answer", "class", "probability", "ood_score", "looks_inverted", "release", *classes, "error"]
     counts = {"images": 0, "out_of_distribution": 0, "unreadable": 0}
     key = f"predictions/{run_id}/shard-{shard['number']:05d}.csv"
     with TemporaryFile() as file, io.TextIOWrapper(cast(BinaryIO, file), "utf-8", newline="") as text:

@@ -94,8 +94,10 @@ def verify_release(store: Store, version: str) -> dict[str, Any]:
 def classify_images(release: Release, images: np.ndarray) -> list[dict[str, Any]]:
     """Predictions for images, uint8 (N, H, W) or (N, H, W, 3): class, probabilities and OOD score of each.
 
-    `answer` is the class, or the text for out-of-distribution images if the score is above the threshold.
+    `answer` is the class, or the text for out-of-distribution images if the score is above the threshold;
+    `looks_inverted` is whether the image seems to be a negative of one of the dataset.
     """
+    from fmnist_tasks.data.image_files import looks_inverted
     from fmnist_tasks.model import h5
     from fmnist_tasks.model.ood import detector
 
@@ -108,7 +110,8 @@ def classify_images(release: Release, images: np.ndarray) -> list[dict[str, Any]
             "probability": round(float(probabilities.max()), 4),
             "probabilities": {name: round(float(share), 4) for name, share in zip(classes, probabilities, strict=True)},
             "ood_score": round(float(score), 4),
+            "looks_inverted": looks_inverted(image, dataset.image_format),
             "release": release.manifest.version,
         }
-        for probabilities, score in zip(*h5.predict(release.model, images), strict=True)
+        for image, probabilities, score in zip(images, *h5.predict(release.model, images), strict=True)
     ]

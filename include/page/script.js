@@ -10,6 +10,16 @@ if (area) {
     return element;
   };
 
+  let lastUpload = null; // the file of the last prediction
+
+  const createInvertButton = () => {
+    const note = createElement("p", "This image looks inverted: its edges are unlike the background of the dataset. ");
+    const button = createElement("button", "Classify the negative");
+    button.addEventListener("click", () => classify(`${area.dataset.image}?invert=true`, { method: "POST", body: lastUpload }));
+    note.append(button);
+    return note;
+  };
+
   const createCard = (prediction) => {
     const card = createElement("article", "", "prediction"), image = createElement("img"), list = createElement("ol");
     image.src = prediction.picture;
@@ -24,6 +34,7 @@ if (area) {
     if (prediction.truth) card.append(createElement("p", `${isWrong ? "✗" : "✓"} True class: ${prediction.truth}`));
     if (isOod) card.append(createElement("p", "Closest classes:", "quiet"));
     card.append(list, createElement("p", score, "quiet"));
+    if (prediction.looks_inverted && lastUpload) card.append(createInvertButton());
     return card;
   };
 
@@ -46,9 +57,13 @@ if (area) {
   const upload = document.getElementById("upload"), draw = document.getElementById("draw");
   upload.addEventListener("change", (event) => {
     const [file] = event.target.files;
+    lastUpload = file;
     if (file) classify(area.dataset.image, { method: "POST", body: file });
     event.target.value = "";
   });
-  draw.addEventListener("click", () => classify(area.dataset.examples));
+  draw.addEventListener("click", () => {
+    lastUpload = null;
+    classify(area.dataset.examples);
+  });
   upload.disabled = draw.disabled = false; // only now, since the listeners are set
 }

@@ -1,0 +1,96 @@
+"""Submitting a batch: it is read as a run will read it, then copied to `incoming/`."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+import numpy as np
+
+from fmnist_tasks.data.batch_files import BatchContent, read_files
+from fmnist_tasks.data.class_folders import list_folder
+from fmnist_tasks.data.incoming import PREFIX, group_names
+from fmnist_tasks.errors import ConflictError, DataError, SettingsError
+from fmnist_tasks.registry.store import Store, encode_name
+from fmnist_tasks.schemas.data import DatasetProperties
+
+_NAME = re.compile(r"[^.\x00-\x1f][^\x00-\x1f]*(\.zip|\.npz|\.csv(\.gz)?|-ubyte(\.gz)?)", re.IGNORECASE)
+_MAX_NAME_LENGTH = 120  # characters
+
+
+@dataclass(frozen=True)
+class SubmittedBatch:
+    """A batch that is in `incoming/`, and what it contains."""
+
+    keys: list[str]
+    images: dict[str, int]  # by class
+    converted: int
+    unreadable: list[str]
+
+
+def submit_paths(store: Store, dataset: DatasetProperties, paths: Sequence[Path]) -> list[SubmittedBatch]:
+    """Copy files and folders to `incoming/`; a folder becomes a zip file. Nothing is copied unless all can be read.
+
+    Raises :class:`DataError` for a batch that a run could not read, and :class:`ConflictError` if a file of that name
+    waits already.
+    """
+    with ExitStack() as stack:
+        files = dict(stack.enter_context(_open_path(path)) for path in paths)
+        if len(files) < len(paths):
+            raise ConflictError("two of these have the same name; rename one")
+        groups = [{name: files[name] for name in names} for names in group_names(files)]
+        contents = [read_files(group, dataset) for group in groups]
+        for name in files:
+            _require_free(store, make_key(name))
+        for name, file in files.items():
+            put_new(store, make_key(name), file)
+    return [_describe(list(group), content, dataset.classes) for group, content in zip(groups, contents, strict=True)]
+
+
+def make_key(name: str) -> str:
+    """The key of a file in `incoming/`; raises :class:`SettingsError` for a name that is not one of a batch."""
+    if "/" in name or not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
+        raise SettingsError(
+            f"{name[:80]!r} is not the name of a batch: it ends with .zip, .npz, .csv, .csv.gz or -ubyte, and has "
+            f"up to {_MAX_NAME_LENGTH} printable characters"
+        )
+    return f"{PREFIX}{encode_name(name.encode(errors='surrogateescape'))}"
+
+
+def put_new(store: Store, key: str, file: BinaryIO) -> None:
+    """Write a file; raises :class:`ConflictError` if one of this key waits already."""
+    _require_free(store, key)
+    store.put(key, file)
+
+
+def _require_free(store: Store, key: str) -> None:
+    if store.stat(key):
+        raise ConflictError(f"{key} waits for the next run already; rename the file")
+
+
+@contextmanager
+def _open_path(path: Path) -> Iterator[tuple[str, BinaryIO]]:
+    """Open a file, or a folder as a zip file of its images; yields the name in `incoming/` and the open file."""
+    if path.is_dir():
+        with TemporaryFile() as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for image in list_folder(path):
+                    archive.writestr(image.name, image.read())
+            yield f"{path.resolve().name}.zip", file
+        return
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file or folder")
+    with path.open("rb") as file:
+        yield path.name, file
+
+
+def _describe(names: list[str], content: BatchContent, classes: list[str]) -> SubmittedBatch:
+    counts = np.bincount(content.labels.astype(np.int64).clip(0), minlength=len(classes))
+    images = {name: int(count) for name, count in zip(classes, counts, strict=False) if count}
+    return SubmittedBatch([make_key(name) for name in names], images, content.converted, content.unreadable)

@@ -1,0 +1,129 @@
+"""Submitting batches, from a shell and on the page, and images that look inverted."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi import HTTPException
+from fastapi.testclient import TestClient
+from PIL import Image
+from typer.testing import CliRunner
+
+from fmnist_tasks.cli import app
+from fmnist_tasks.data.image_files import looks_inverted
+from fmnist_tasks.data.submission import submit_paths
+from fmnist_tasks.errors import ConflictError, DataError, SettingsError
+from fmnist_tasks.page.activity import Schedule
+from fmnist_tasks.page.app import Access, create_app
+from fmnist_tasks.schemas.data import ImageFormat
+from tests.support import synthetic
+from tests.support.pipeline import Pipeline
+from tests.support.synthetic import PROPERTIES, encode_idx, encode_npz
+
+IMAGES, LABELS = synthetic.make_images(60, 5)
+SAME_ORIGIN = {"sec-fetch-site": "same-origin"}
+
+
+def write_folder(folder: Path) -> Path:
+    for number, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        path = folder / f"pattern {label}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+def write_batches(folder: Path) -> list[Path]:
+    (folder / "week.npz").write_bytes(encode_npz(images=IMAGES, labels=LABELS))
+    (folder / "b-images-idx3-ubyte").write_bytes(encode_idx(IMAGES))
+    (folder / "b-labels-idx1-ubyte").write_bytes(encode_idx(LABELS))
+    write_folder(folder / "pictures")
+    return [folder / name for name in ("b-labels-idx1-ubyte", "week.npz", "pictures", "b-images-idx3-ubyte")]
+
+
+def test_files_pairs_and_folders_are_submitted(pipeline: Pipeline, tmp_path: Path) -> None:
+    paths = write_batches(tmp_path)
+    result = CliRunner().invoke(app, ["submit", *map(str, paths), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    batches = json.loads(result.stdout)
+    assert [batch["keys"] for batch in batches] == [
+        ["incoming/b-images-idx3-ubyte", "incoming/b-labels-idx1-ubyte"],
+        ["incoming/pictures.zip"],
+        ["incoming/week.npz"],
+    ]
+    assert all(batch["images"] == dict.fromkeys(PROPERTIES.classes, 6) for batch in batches)
+    with zipfile.ZipFile(io.BytesIO(pipeline.store.get("incoming/pictures.zip"))) as archive:
+        assert len(archive.namelist()) == 60
+
+
+def test_nothing_is_submitted_unless_everything_can_be_read(pipeline: Pipeline, tmp_path: Path) -> None:
+    paths = write_batches(tmp_path)
+    (tmp_path / "bad.npz").write_bytes(b"hello")
+    with pytest.raises(DataError, match=r"bad\.npz: is not an \.npz file"):
+        submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad.npz"])
+    assert list(pipeline.store.list("incoming/")) == []
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        submit_paths(pipeline.store, PROPERTIES, [tmp_path / "gone.npz"])
+    with pytest.raises(SettingsError, match=r"^'notes\.txt' is not the name of a batch"):
+        (tmp_path / "notes.txt").write_bytes((tmp_path / "week.npz").read_bytes())
+        submit_paths(pipeline.store, PROPERTIES, [tmp_path / "notes.txt"])
+
+
+def test_a_file_that_waits_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
+    path = tmp_path / "week.npz"
+    path.write_bytes(encode_npz(images=IMAGES, labels=LABELS))
+    submit_paths(pipeline.store, PROPERTIES, [path])
+    with pytest.raises(ConflictError, match=r"^incoming/week\.npz waits for the next run already; rename the file"):
+        submit_paths(pipeline.store, PROPERTIES, [path])
+
+
+def make_page(may_edit: object = lambda: "ann") -> TestClient:
+    return TestClient(create_app(Access(lambda: None, may_edit, lambda _: Schedule())))  # type: ignore[arg-type]
+
+
+def test_editors_upload_a_batch_on_the_page(pipeline: Pipeline) -> None:
+    page, data = make_page(), encode_npz(images=IMAGES, labels=LABELS)
+    assert "pattern 0, pattern 1" in page.get("/submit").text
+    response = page.post("/submit?name=week 1.npz", content=data, headers=SAME_ORIGIN)
+    assert response.json() == {"key": "incoming/week 1.npz"}
+    assert pipeline.store.get("incoming/week 1.npz") == data
+    assert page.post("/submit?name=week 1.npz", content=data, headers=SAME_ORIGIN).status_code == 409
+
+
+@pytest.mark.parametrize("name", ["../week.npz", ".week.npz", "week.exe", "a/b.npz", "a\n.npz", "x" * 200 + ".npz"])
+def test_other_names_are_refused(pipeline: Pipeline, name: str) -> None:
+    response = make_page().post("/submit", params={"name": name}, content=b"x", headers=SAME_ORIGIN)
+    assert response.status_code == 400
+    assert "is not the name of a batch" in response.json()["detail"]
+    assert list(pipeline.store.list("")) == []
+
+
+def test_viewers_and_other_sites_cannot_upload(pipeline: Pipeline) -> None:
+    def refuse() -> None:
+        raise HTTPException(403)
+
+    assert make_page(refuse).post("/submit?name=a.npz", content=b"x", headers=SAME_ORIGIN).status_code == 403
+    assert make_page().post("/submit?name=a.npz", content=b"x").status_code == 403
+    assert list(pipeline.store.list("")) == []
+
+
+def test_an_upload_has_a_size_limit(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fmnist_tasks.page import security
+
+    monkeypatch.setitem(security._MAX_BYTES, "/submit", 100)
+    assert make_page().post("/submit?name=a.npz", content=b"x" * 101, headers=SAME_ORIGIN).status_code == 413
+    assert list(pipeline.store.list("")) == []
+
+
+@pytest.mark.parametrize(("background", "inverted"), [(0, [False, True]), (255, [True, False]), (None, [False, False])])
+def test_an_image_with_edges_unlike_the_background_looks_inverted(background: int | None, inverted: list[bool]) -> None:
+    image = np.zeros((12, 12), np.uint8)
+    image[3:9, 3:9] = 200
+    image_format = ImageFormat(
+        height=12, width=12, channels=1, horizontal_flip=True, upright=True, background=background
+    )
+    assert [looks_inverted(pixels, image_format) for pixels in (image, 255 - image)] == inverted
