@@ -27,6 +27,7 @@ from tests.support.synthetic import PROPERTIES, encode_idx, encode_npz
 
 IMAGES, LABELS = synthetic.make_images(60, 5)
 SAME_ORIGIN = {"sec-fetch-site": "same-origin"}
+OTHER_SITE = {"sec-fetch-site": "cross-site"}
 
 
 def write_folder(folder: Path) -> Path:
@@ -68,9 +69,9 @@ def test_nothing_is_submitted_unless_everything_can_be_read(pipeline: Pipeline, 
     assert list(pipeline.store.list("incoming/")) == []
     with pytest.raises(DataError, match="there is no such file or folder"):
         submit_paths(pipeline.store, PROPERTIES, [tmp_path / "gone.npz"])
-    with pytest.raises(SettingsError, match=r"^'notes\.txt' is not the name of a batch"):
-        (tmp_path / "notes.txt").write_bytes((tmp_path / "week.npz").read_bytes())
-        submit_paths(pipeline.store, PROPERTIES, [tmp_path / "notes.txt"])
+    (tmp_path / ".hidden.npz").write_bytes((tmp_path / "week.npz").read_bytes())
+    with pytest.raises(SettingsError, match=r"^'\.hidden\.npz' is not the name of a batch"):
+        submit_paths(pipeline.store, PROPERTIES, [tmp_path / ".hidden.npz"])
 
 
 def test_a_file_that_waits_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_viewers_and_other_sites_cannot_upload(pipeline: Pipeline) -> None:
         raise HTTPException(403)
 
     assert make_page(refuse).post("/submit?name=a.npz", content=b"x", headers=SAME_ORIGIN).status_code == 403
-    assert make_page().post("/submit?name=a.npz", content=b"x").status_code == 403
+    assert make_page().post("/submit?name=a.npz", content=b"x", headers=OTHER_SITE).status_code == 403
     assert list(pipeline.store.list("")) == []
 
 
