@@ -51,18 +51,17 @@ class NearDuplicateIndex:
         self._order = np.argsort(codes, axis=0, kind="stable").astype(np.int32)
         self._codes = np.take_along_axis(codes, self._order, axis=0)
 
-    def find(self, images: np.ndarray, *, first: int | None = None) -> NearDuplicates:
+    def find(self, images: np.ndarray, *, own: np.ndarray | None = None) -> NearDuplicates:
         """Find a near-duplicate of each image, uint8 (N, H, W) or (N, H, W, 3).
 
-        `first` is the position of the first of these images in the index, if they are indexed themselves: an image is
-        not its own near-duplicate.
+        `own` (N,) are the positions of these images in the index, if they are indexed themselves: an image is not its
+        own near-duplicate.
         """
         found = NearDuplicates(np.full(len(images), -1, np.int64), np.zeros(len(images), np.float32))
         for start in range(0, len(images), _CHUNK):
             chunk = slice(start, min(start + _CHUNK, len(images)))
-            own = None if first is None else np.arange(first + chunk.start, first + chunk.stop)
             for variant in self._make_variants(_to_shades(images[chunk])):
-                self._compare(variant, own, found, start)
+                self._compare(variant, None if own is None else own[chunk], found, start)
         return found
 
     def _make_variants(self, shades: np.ndarray) -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ def choose_test_images(images: np.ndarray, labels: np.ndarray, share: float = TE
     doubt.
     """
     index = NearDuplicateIndex(images)
-    neighbours = index.find(images, first=0).neighbours
+    neighbours = index.find(images, own=np.arange(len(images))).neighbours
     has_copy = np.zeros(len(images), bool)
     has_copy[neighbours >= 0] = True
     has_copy[neighbours[neighbours >= 0]] = True

@@ -89,6 +89,17 @@ class ReviewPolicy(Model):
     false_alarms: Significance = 0.001  # of the binomial test against `good_images`
 
 
+class RecheckPolicy(Model):
+    """Limits of all accepted batches of a source together."""
+
+    images: Annotated[int, Field(ge=100)] = 20_000  # of a source that are looked at, a random sample
+    max_doubtful: Share = 0.02
+    max_copies: Share = 0.02
+    max_drift: Share = 0.1  # Kolmogorov-Smirnov distance of a feature
+    false_alarms: Significance = 0.001
+    on_failure: Literal["reject", "warning"] = "reject"
+
+
 class Policy(Model):
     """All thresholds, and what a failed check does."""
 
@@ -100,3 +111,4 @@ class Policy(Model):
     serving: ServingPolicy
     data: DataPolicy = DataPolicy()
     review: ReviewPolicy = ReviewPolicy()
+    recheck: RecheckPolicy = RecheckPolicy()

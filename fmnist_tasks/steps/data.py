@@ -26,7 +26,7 @@ from fmnist_tasks.schemas.data import (
 )
 from fmnist_tasks.schemas.runs import AddedBatch, ChangeResult, IngestResult, ValidationResult
 from fmnist_tasks.settings import Settings
-from fmnist_tasks.steps.examination import Examination, Examiner, KnownImages
+from fmnist_tasks.steps.examination import Examination, Examiner
 from fmnist_tasks.steps.gates import read_run_policy
 from fmnist_tasks.steps.step import Run, step
 
@@ -103,12 +103,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     dataset, declared, policy = ingestion.dataset, ingestion.declared, read_run_policy(run)
     training, test = (load_images(store, image_set) for image_set in (dataset.base, dataset.test))
     base = Sample("training", *training, declared["train"]), Sample("test", *test, declared["test"])
-    earlier = {
-        f"image of {image_set.source}": load_images(store, image_set)[0]
-        for image_set in (dataset.batches if ingestion.batches else [])
-    }
-    known = {"training image": training[0], "test image": test[0], **earlier}
-    examiner = Examiner(store, dataset, policy.review, KnownImages([*known], [*known.values()]))
+    examiner = Examiner(store, dataset, policy, training, test)
     examinations: dict[str, Examination] = {}
 
     def examine_batches() -> Iterator[Sample]:
@@ -129,6 +124,10 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         name: [check.message for check in finding.checks if not check.has_passed] for name, finding in findings.items()
     }
     rejected = [f"{name}: {message}" for name in ("training", "test") for message in failures[name]]
+    rechecked = {} if rejected else {f"source {name}": checks for name, checks in examiner.recheck().items()}
+    suspicious = [
+        f"{name}: {check.message}" for name, checks in rechecked.items() for check in checks if not check.has_passed
+    ]
     accepted, quarantined, waiting = (
         ([], [], []) if rejected else _accept_or_quarantine(store, run, ingestion, failures, examinations)
     )
@@ -142,7 +141,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     in_review = [image for image in list_review_images(store, known_batches) if image.decision is None]
     return ValidationResult(
         dataset=make_dataset(dataset, [dataset.base, dataset.test], [*dataset.batches, *new]),
-        checks={name: finding.checks for name, finding in findings.items()},
+        checks={name: finding.checks for name, finding in findings.items()} | rechecked,
         drift={name: finding.drift for name, finding in findings.items()},
         pictures=pictures,
         accepted=[AddedBatch(name=batch.name, files=batch.files) for batch in accepted],
@@ -157,7 +156,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
             f"{len(accepted)} batches accepted, {len(quarantined)} quarantined{_summarise_waiting(waiting)}; "
             f"{len(in_review):,} images wait for review"
         ),
-        rejection="data rejected, training does not start: " + "; ".join(rejected) if rejected else None,
+        rejection=_explain_rejection(rejected, suspicious),
     )
 
 
@@ -191,6 +190,18 @@ def detect_change(store: Store, run: Run, ingestion: IngestResult, validation: V
         champion=version,
         summary=f"training, since {', '.join(reasons)}" if reasons else unchanged,
     )
+
+
+def _explain_rejection(base: list[str], sources: list[str]) -> str | None:
+    """Return why training does not start: faults of the base dataset, or of the accepted batches of a source."""
+    if base:
+        return f"data rejected, training does not start: {'; '.join(base)}"
+    if sources:
+        return (
+            f"accepted batches rejected, training does not start: {'; '.join(sources)}. Look at them with `fmnist "
+            "batches`, and withdraw bad ones; [recheck] in the policy has the thresholds"
+        )
+    return None
 
 
 def _name_sample(batch: NewBatch) -> str:

@@ -1,8 +1,8 @@
-"""The images of new batches that are set aside for review, or a batch that has too many of them."""
+"""Examine batches: which images of a new one are set aside for review, and what the accepted ones of a source have."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.data import Dataset, ImageSet, NewBatch, StoredReviewPart
-from fmnist_tasks.schemas.policy import ReviewPolicy
+from fmnist_tasks.schemas.evaluation import Check
+from fmnist_tasks.schemas.policy import Policy
 from fmnist_tasks.serving.release import Release, open_release
 
 if TYPE_CHECKING:
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
     from fmnist_tasks.data.image_checks import Limits, Predictions
     from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
+    from fmnist_tasks.data.recheck import SourceFindings
 
-log = logging.getLogger(__name__)
+    Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, …), labels (N,)
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What becomes of the images of a batch."""
+    """What becomes of the images of a new batch."""
 
     image_set: ImageSet  # the images that continue
     set_aside: int = 0
@@ -34,10 +36,10 @@ class Examination:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """The images that a batch must not repeat, with a name for each set of them."""
+    """The images that a new batch must not repeat: those of the splits, and of each accepted batch."""
 
-    names: list[str]
-    arrays: list[np.ndarray]  # uint8 (N, …)
+    names: list[str]  # of a set of images, for messages
+    sets: list[Arrays]
 
     @cached_property
     def index(self) -> NearDuplicateIndex:
@@ -46,25 +48,30 @@ class KnownImages:
 
         from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 
-        return NearDuplicateIndex(np.concatenate(self.arrays))
+        return NearDuplicateIndex(np.concatenate([images for images, _ in self.sets]))
 
-    def get(self, position: int) -> tuple[str, np.ndarray]:
+    def count_before(self, number: int) -> int:
+        """Return the position of the first image of a set."""
+        return sum(len(labels) for _, labels in self.sets[:number])
+
+    def describe(self, position: int) -> tuple[str, np.ndarray]:
         """Return a description of an image, and its pixels."""
-        for name, array in zip(self.names, self.arrays, strict=True):
-            if position < len(array):
-                return f"{name} {position + 1:,}", array[position]
-            position -= len(array)
+        for name, (images, _) in zip(self.names, self.sets, strict=True):
+            if position < len(images):
+                return f"{name} {position + 1:,}", images[position]
+            position -= len(images)
         raise IndexError(position)
 
 
 class Examiner:
     """Examines the batches of a run, with the champion if there is one of the same dataset."""
 
-    def __init__(self, store: Store, dataset: Dataset, policy: ReviewPolicy, known: KnownImages) -> None:
-        self._store, self._dataset, self._policy, self._known = store, dataset, policy, known
+    def __init__(self, store: Store, dataset: Dataset, policy: Policy, training: Arrays, test: Arrays) -> None:
+        self._store, self._dataset, self._policy = store, dataset, policy
+        self._splits = {"training image": training, "test image": test}
 
     def examine(self, batch: NewBatch, images: np.ndarray, labels: np.ndarray) -> tuple[Examination, np.ndarray]:
-        """Examine a batch with images uint8 (N, …) and labels (N,); save the images that are set aside.
+        """Examine a new batch with images uint8 (N, …) and labels (N,); save the images that are set aside.
 
         Also returns whether each image continues, bool (N,).
         """
@@ -79,17 +86,11 @@ class Examiner:
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
             return Examination(batch.image_set), continues  # the data checks reject it
         copies = self._known.index.find(images).neighbours
-        known = [self._known.get(position) if position >= 0 else None for position in copies.tolist()]
-        findings = find_images_to_review(
-            labels,
-            classes,
-            copies,
-            [f"copy or near-duplicate of {found[0]}" if found else "" for found in known],
-            self._predict(images),
-            self._limits,
-        )
+        known = [self._known.describe(position) if position >= 0 else None for position in copies.tolist()]
+        descriptions = [f"copy or near-duplicate of {found[0]}" if found else "" for found in known]
+        findings = find_images_to_review(labels, classes, copies, descriptions, self._predict(images), self._limits)
         count, total = len(findings) + len(batch.unreadable), len(images) + len(batch.unreadable)
-        if rejection := explain_rejection(count, total, self._policy):
+        if rejection := explain_rejection(count, total, self._policy.review):
             return Examination(batch.image_set, count, rejection=rejection), continues
         if not findings:
             return Examination(batch.image_set, count), continues
@@ -97,15 +98,62 @@ class Examiner:
         neighbours = np.stack([found[1] if (found := known[finding.row]) else blank for finding in findings])
         continues[[finding.row for finding in findings]] = False
         review = store_parts(self._store, images, labels, findings, neighbours)
-        rest = store_images(
-            self._store,
-            "train",
-            batch.image_set.source,
-            images[continues],
-            labels[continues],
-            keys=batch.image_set.keys,
-        )
+        source, keys = batch.image_set.source, batch.image_set.keys
+        rest = store_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
         return Examination(rest, count, review), continues
+
+    def recheck(self) -> dict[str, list[Check]]:
+        """Check a sample of all accepted batches of each source together; return the checks by source."""
+        from fmnist_tasks.data.recheck import check_source, group_by_source
+
+        sources = group_by_source(self._dataset.batches)
+        return {
+            source: check_source(self._find(image_sets), self._policy.recheck, self._policy.review)
+            for source, image_sets in sources.items()
+        }
+
+    def _find(self, image_sets: Sequence[ImageSet]) -> SourceFindings:
+        import numpy as np
+
+        from fmnist_tasks.data.drift import compare_features, compute_features, measure_drift
+        from fmnist_tasks.data.image_checks import compute_margins
+        from fmnist_tasks.data.recheck import SourceFindings, choose_sample
+
+        digests = [image_set.blob.sha256 for image_set in self._dataset.batches]
+        numbers = [len(self._splits) + digests.index(image_set.blob.sha256) for image_set in image_sets]
+        sets = [self._known.sets[number] for number in numbers]
+        chosen = choose_sample([len(labels) for _, labels in sets], self._policy.recheck.images)
+        images = np.concatenate([array[rows] for (array, _), rows in zip(sets, chosen, strict=True)])
+        labels = np.concatenate([array[rows] for (_, array), rows in zip(sets, chosen, strict=True)])
+        own = np.concatenate(
+            [self._known.count_before(number) + rows for number, rows in zip(numbers, chosen, strict=True)]
+        )
+        predictions, limits = self._predict(images), self._limits
+        doubtful = None
+        if predictions is not None and limits is not None:
+            doubtful = int((compute_margins(predictions.probabilities, labels) < limits.margins[labels]).sum())
+        features = compare_features(compute_features(images), labels, *self._reference)
+        return SourceFindings(
+            images=len(images),
+            doubtful=doubtful,
+            copies=int((self._known.index.find(images, own=own).neighbours >= 0).sum()),
+            drift=measure_drift(features),
+        )
+
+    @cached_property
+    def _known(self) -> KnownImages:
+        from fmnist_tasks.data.dataset import load_images
+
+        batches = self._dataset.batches
+        names = [*self._splits, *(f"image of {image_set.source}" for image_set in batches)]
+        return KnownImages(names, [*self._splits.values(), *(load_images(self._store, batch) for batch in batches)])
+
+    @cached_property
+    def _reference(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        from fmnist_tasks.data.drift import compute_features
+
+        images, labels = self._splits["training image"]
+        return compute_features(images), labels
 
     @cached_property
     def _champion(self) -> Release | None:
@@ -125,7 +173,7 @@ class Examiner:
 
         images, labels = load_validation_split(self._store, self._dataset)
         predictions = self._predict(images)
-        return None if predictions is None else Limits.choose(predictions, labels, self._policy)
+        return None if predictions is None else Limits.choose(predictions, labels, self._policy.review)
 
     def _predict(self, images: np.ndarray) -> Predictions | None:
         from fmnist_tasks.data.image_checks import Predictions

@@ -49,14 +49,14 @@ def test_different_images_are_not_near_duplicates() -> None:
 
 def test_an_indexed_image_is_not_its_own_near_duplicate() -> None:
     images = np.concatenate([DIGITS[:100], np.roll(DIGITS[:50], 1, axis=1)])
-    found = NearDuplicateIndex(images).find(images, first=0)
+    found = NearDuplicateIndex(images).find(images, own=np.arange(len(images)))
     assert found.neighbours.tolist() == [*range(100, 150), *[-1] * 50, *range(50)]
 
 
 def test_many_copies_of_one_image_take_linear_time() -> None:
     """With all pairs, 20,000 copies would take 400 million comparisons."""
     images = np.repeat(DIGITS[:1], 20_000, axis=0)
-    found = NearDuplicateIndex(images).find(images, first=0)
+    found = NearDuplicateIndex(images).find(images, own=np.arange(len(images)))
     assert (found.neighbours >= 0).all()
 
 

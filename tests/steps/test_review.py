@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +12,10 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
+from fmnist_tasks.data.accepted_batches import accept_batch
+from fmnist_tasks.data.dataset import store_images
 from fmnist_tasks.data.review import decide_by_id, list_review_images, read_pixels
-from fmnist_tasks.errors import IntegrityError, MissingError, SettingsError
+from fmnist_tasks.errors import IntegrityError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.page.activity import Schedule
 from fmnist_tasks.page.app import Access, create_app
 from fmnist_tasks.registry.folder import FolderStore
@@ -35,8 +37,8 @@ def submit(pipeline: Pipeline, images: np.ndarray, labels: np.ndarray, run_id: s
     return validate(run_id)
 
 
-def validate(run_id: str) -> ValidationResult:
-    run = replace(RUN, id=run_id)
+def validate(run_id: str, policy: Mapping[str, object] | None = None) -> ValidationResult:
+    run = replace(RUN, id=run_id, parameters=replace(RUN.parameters, policy=policy or {}))
     run_step("ingest", run)
     result: ValidationResult = run_step("validate_data", run)
     return result
@@ -211,3 +213,22 @@ def test_the_champion_finds_wrong_labels_and_noise(finished_pipeline: Pipeline) 
     assert len(found) <= 5 + 40
     assert [found[row].suggested for row in (10, 20, 30)] == [(labels[row] - 1) % 10 for row in (10, 20, 30)]
     assert all(found[row].reasons[0].startswith("out of distribution: OOD score ") for row in (40, 50))
+
+
+@pytest.mark.integration
+def test_small_amounts_of_wrong_labels_in_accepted_batches_add_up(finished_pipeline: Pipeline) -> None:
+    """Each batch was accepted before there was a champion; none has enough wrong labels to be rejected alone."""
+    store = finished_pipeline.store
+    for number in range(4):
+        images, labels = synthetic.make_images(500, 80 + number)
+        labels[:15] = (labels[:15] + 1) % 10
+        image_set = store_images(
+            store, "train", f"incoming/shop/{number}.npz", images, labels, keys=[f"incoming/shop/{number}.npz"]
+        )
+        accept_batch(store, image_set, image_set.blob.sha256)
+    with pytest.raises(
+        RejectedError, match=r"^accepted batches rejected, .*: source shop: doubtful labels: \d+ of 2,000"
+    ):
+        validate("run-2")
+    withdrawal.withdraw(store, "shop/0.npz", "wrong labels", actor="ann")
+    assert validate("run-3", policy={"recheck": {"on_failure": "warning"}}).rejection is None

@@ -1,0 +1,83 @@
+"""The weekly check of all accepted batches together, by source: small amounts of poison in each batch add up.
+
+A source is the first folder below `incoming/`, and its images are those of all its batches. A random sample of them is
+compared with the training split, as a new batch is, but against limits of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from fmnist_tasks.schemas.data import ImageSet
+from fmnist_tasks.schemas.evaluation import Check, make_check
+from fmnist_tasks.schemas.policy import RecheckPolicy, ReviewPolicy
+
+PREFIX = "incoming/"
+NO_FOLDER = "incoming"  # the source of batches that are not in a folder
+
+
+@dataclass(frozen=True)
+class SourceFindings:
+    """What was found in a sample of a source's images."""
+
+    images: int  # in the sample
+    doubtful: int | None  # images whose label the champion doubts; None without a champion
+    copies: int  # near-duplicates of other training or test images
+    drift: float  # largest distance of a feature from the training split, 0 to 1
+
+
+def group_by_source(image_sets: Iterable[ImageSet]) -> dict[str, list[ImageSet]]:
+    """Return the batches by source."""
+    sources: dict[str, list[ImageSet]] = {}
+    for image_set in image_sets:
+        if image_set.keys:  # images from review have no files
+            sources.setdefault(find_source(image_set.keys[0]), []).append(image_set)
+    return sources
+
+
+def find_source(key: str) -> str:
+    """Return the source of a file in `incoming/`."""
+    folder, separator, _ = key.removeprefix(PREFIX).partition("/")
+    return folder if separator else NO_FOLDER
+
+
+def choose_sample(counts: list[int], size: int) -> list[np.ndarray]:
+    """Return sorted positions of a random sample of images, for each of several sets of so many images."""
+    total = sum(counts)
+    chosen = np.sort(np.random.default_rng(0).permutation(total)[:size])
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    return [chosen[(chosen >= start) & (chosen < end)] - start for start, end in zip(starts, ends, strict=True)]
+
+
+def check_source(found: SourceFindings, policy: RecheckPolicy, review: ReviewPolicy) -> list[Check]:
+    """Check a source against the limits of the policy; without a champion, labels are not checked."""
+    checks = [
+        _check_share("copies", found.copies, found.images, review.good_images, policy.max_copies, policy),
+        make_check(
+            "drift",
+            found.drift,
+            f"≤ {policy.max_drift:.3f}",
+            found.drift <= policy.max_drift,
+            f"the largest distance of a feature from the training split is {found.drift:.3f}, "
+            f"{'at most' if found.drift <= policy.max_drift else 'above'} the threshold of {policy.max_drift:.3f}",
+            policy.on_failure,
+        ),
+    ]
+    if found.doubtful is not None:
+        expected = review.doubtful_labels
+        checks += [_check_share("doubtful labels", found.doubtful, found.images, expected, policy.max_doubtful, policy)]
+    return checks
+
+
+def _check_share(name: str, count: int, images: int, expected: float, limit: float, policy: RecheckPolicy) -> Check:
+    """Check that a share is not above a limit, or is no more than good images explain (exact binomial test)."""
+    share = count / images
+    p_value = float(binomtest(count, images, expected, alternative="greater").pvalue)
+    has_passed = share <= limit or p_value >= policy.false_alarms
+    message = f"{name}: {count:,} of {images:,} images ({share:.2%}); of good images {expected:.1%} (p = {p_value:.2g})"
+    return make_check(name, share, f"≤ {limit:.2%}", has_passed, message, policy.on_failure)

@@ -1,0 +1,64 @@
+"""The check of all accepted batches of a source together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fmnist_tasks.data.recheck import SourceFindings, check_source, choose_sample, find_source, group_by_source
+from fmnist_tasks.schemas.base import Reference
+from fmnist_tasks.schemas.data import ImageSet
+from fmnist_tasks.schemas.policy import RecheckPolicy, ReviewPolicy
+
+
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("incoming/week.npz", "incoming"),
+        ("incoming/shop/week.npz", "shop"),
+        ("incoming/shop/2026/week.npz", "shop"),
+        ("incoming/week 12/coat/1.png", "week 12"),
+    ],
+)
+def test_a_source_is_the_first_folder(key: str, source: str) -> None:
+    assert find_source(key) == source
+
+
+def test_batches_are_grouped_and_images_from_review_are_left_out() -> None:
+    def make_set(*keys: str) -> ImageSet:
+        blob = Reference(uri="blobs/x", sha256="0" * 64, bytes=1)
+        return ImageSet(split="train", source="s", images=1, blob=blob, keys=list(keys))
+
+    sets = [make_set("incoming/a/1.npz"), make_set("incoming/b/1.npz"), make_set("incoming/a/2.npz"), make_set()]
+    assert group_by_source(sets) == {"a": [sets[0], sets[2]], "b": [sets[1]]}
+
+
+def test_a_sample_is_random_and_of_the_right_size() -> None:
+    counts = [5, 0, 1000, 20]
+    assert [len(rows) for rows in choose_sample(counts, 10_000)] == counts
+    chosen = choose_sample(counts, 200)
+    assert sum(map(len, chosen)) == 200
+    assert all((np.diff(rows) > 0).all() and (rows < count).all() for rows, count in zip(chosen, counts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("findings", "failed"),
+    [
+        (SourceFindings(10_000, 100, 50, 0.02), []),
+        (SourceFindings(10_000, 150, 0, 0.02), []),  # significant, but below 2%
+        (SourceFindings(10_000, 210, 0, 0.02), ["doubtful labels"]),
+        (SourceFindings(100, 3, 0, 0.02), []),  # above 2%, but not significant
+        (SourceFindings(10_000, 0, 300, 0.02), ["copies"]),
+        (SourceFindings(10_000, 0, 0, 0.11), ["drift"]),
+        (SourceFindings(10_000, None, 0, 0.02), []),
+    ],
+)
+def test_a_source_with_significantly_more_than_its_limit_fails(findings: SourceFindings, failed: list[str]) -> None:
+    checks = check_source(findings, RecheckPolicy(), ReviewPolicy())
+    assert [check.name for check in checks if not check.has_passed] == failed
+    assert len(checks) == (2 if findings.doubtful is None else 3)
+
+
+def test_a_failed_recheck_may_only_warn() -> None:
+    checks = check_source(SourceFindings(10_000, 0, 0, 0.5), RecheckPolicy(on_failure="warning"), ReviewPolicy())
+    assert [check.outcome for check in checks] == ["passed", "warning", "passed"]
