@@ -1,8 +1,8 @@
 """The content of a batch: images and labels from one or more untrusted files, in the format of the dataset.
 
-A batch is an `.npz`, a `.csv`, a pair of IDX files, a zip file with one folder of images for each class, or such a
-folder. Arrays are converted only without loss. Images of other sizes or colour modes are converted as in "Try it", and
-counted. An image that cannot be read is left out, with the reason.
+A batch is an `.npz`, `.csv` or `.parquet`, a pair of IDX files, or a zip file or folder with one folder of images for
+each class. Arrays are converted only without loss. Images of other sizes or colour modes are converted as in "Try it",
+and counted. An image that cannot be read is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fmnist_tasks.data.idx import read_idx
 from fmnist_tasks.data.image_files import MAX_BYTES as MAX_IMAGE_BYTES
 from fmnist_tasks.data.image_files import decode_image_file
 from fmnist_tasks.data.npz import Header, list_arrays, read_npz
+from fmnist_tasks.data.parquet_tables import read_parquet
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.schemas.data import DatasetProperties
 
@@ -32,7 +33,9 @@ from fmnist_tasks.schemas.data import DatasetProperties
 # stored, and for the checks.
 MAX_BYTES = 1 << 30
 IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|bmp|gif|tiff?|heic|heif)", re.IGNORECASE)
-FORMS = "an .npz, a .csv, a pair of IDX files, or a zip file or folder with one folder of images for each class"
+FORMS = (
+    "an .npz, .csv or .parquet, a pair of IDX files, or a zip file or folder with one folder of images for each class"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> Bat
         return _convert_arrays(key, *read_csv(file, key, MAX_BYTES), dataset)
     if name.endswith(".zip"):
         return read_images(list_archive(contents[key], key), key, dataset)
+    if name.endswith(".parquet"):
+        return read_images(read_parquet(contents[key], key), key, dataset)
     if IMAGE_FILE.fullmatch(key):
         raise DataError(f"{key}: is an image without a class; put it into a folder with the name of its class")
     raise DataError(f"{key}: is neither an .npz file nor one of an IDX pair; a batch is {FORMS}")

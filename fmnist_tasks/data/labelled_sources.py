@@ -21,6 +21,7 @@ from fmnist_tasks.data.csv_tables import read_csv
 from fmnist_tasks.data.idx import read_idx
 from fmnist_tasks.data.image_files import decode_image_file
 from fmnist_tasks.data.npz import list_arrays, read_npz
+from fmnist_tasks.data.parquet_tables import read_parquet
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.schemas.data import ImageFormat, Split
 
@@ -75,6 +76,8 @@ def read_source(
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such folder or file")
+    if path.is_dir() and (tables := sorted(path.glob("*.parquet"))):
+        return _read_encoded(_read_tables(tables), size, channels)
     if path.is_dir() and not (idx := _find_idx_files(path)):
         return _read_encoded(list_folder(path), size, channels)
     if path.is_dir():
@@ -83,6 +86,8 @@ def read_source(
     with path.open("rb") as file:
         if suffix == "zip":
             return _read_encoded(list_archive(io.BytesIO(file.read()), path.name), size, channels)
+        if suffix == "parquet":
+            return _read_encoded(read_parquet(file, path.name), size, channels)
         if suffix == "csv":
             return _read_arrays(path.name, {None: read_csv(file, path.name, MAX_BYTES)}, size, channels, classes)
         if suffix == "npz":
@@ -99,8 +104,21 @@ def read_source(
             return _read_arrays(path.name, arrays, size, channels, classes)
     raise DataError(
         f"{path.name}: is not a form of labelled images that this project reads: a folder or zip file with one folder "
-        "of images for each class, a .csv with a column `label`, an .npz, or a folder of IDX files"
+        "of images for each class, a .csv with a column `label`, an .npz, or a folder of Parquet or IDX files"
     )
+
+
+def _read_tables(paths: list[Path]) -> list[EncodedImage]:
+    """Read Parquet files whose names begin with their split, as on Hugging Face: train-00000-of-00001.parquet."""
+    images = []
+    for path in paths:
+        match = re.match(r"(train|test|val|valid|validation)(?![a-z])", path.name.lower())
+        split: Split | None = None if match is None else "test" if match[1] == "test" else "train"
+        with path.open("rb") as file:
+            images += read_parquet(file, path.name, split)
+    if len(splits := {image.split for image in images}) > 1 and None in splits:
+        raise DataError(f"{paths[0].parent}: some Parquet files are not named after a split, train-… or test-…")
+    return images
 
 
 def _read_encoded(images: list[EncodedImage], size: tuple[int, int] | None, channels: int | None) -> LabelledSource:

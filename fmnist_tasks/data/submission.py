@@ -20,7 +20,7 @@ from fmnist_tasks.errors import ConflictError, DataError, SettingsError
 from fmnist_tasks.registry.store import Store, encode_name
 from fmnist_tasks.schemas.data import DatasetProperties
 
-_NAME = re.compile(r"[^.\x00-\x1f][^\x00-\x1f]*(\.zip|\.npz|\.csv(\.gz)?|-ubyte(\.gz)?)", re.IGNORECASE)
+_NAME = re.compile(r"[^.\x00-\x1f][^\x00-\x1f]*(\.zip|\.npz|\.parquet|\.csv(\.gz)?|-ubyte(\.gz)?)", re.IGNORECASE)
 _MAX_NAME_LENGTH = 120  # characters
 
 
@@ -57,8 +57,8 @@ def make_key(name: str) -> str:
     """The key of a file in `incoming/`; raises :class:`SettingsError` for a name that is not one of a batch."""
     if "/" in name or not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         raise SettingsError(
-            f"{name[:80]!r} is not the name of a batch: it ends with .zip, .npz, .csv, .csv.gz or -ubyte, and has "
-            f"up to {_MAX_NAME_LENGTH} printable characters"
+            f"{name[:80]!r} is not the name of a batch: it ends with .zip, .npz, .parquet, .csv, .csv.gz or -ubyte, "
+            f"and has up to {_MAX_NAME_LENGTH} printable characters"
         )
     return f"{PREFIX}{encode_name(name.encode(errors='surrogateescape'))}"
 

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
 from functools import lru_cache
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
+from fmnist_tasks.child_process import ChildError, run_child
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5_structure
-from fmnist_tasks.model.h5_structure import MAX_CPU, MAX_FILE, MAX_MEMORY, MAX_OUTPUT
+from fmnist_tasks.model.h5_structure import LIMITS, MAX_FILE
 from fmnist_tasks.text import make_printable
 
 Weights = dict[str, list[np.ndarray]]  # by layer; float32
 
 _MAX_HEADER = 4 << 20  # bytes; ours have 30 thousand
-_TIMEOUT = 60  # seconds, for a child that waits; MAX_CPU ends loops
-# Otherwise OpenBLAS reserves memory for each core.
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
+_TIMEOUT = 60  # seconds, for a child that waits; the limit of CPU time ends loops
 
 _Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=4)]
 _Layer = Annotated[tuple[str, list[_Shape]], Strict(False)]
@@ -50,28 +46,13 @@ def read_model(data: bytes) -> tuple[str, Weights]:
 
 
 def _run_child(data: bytes) -> bytes:
-    # Files, not pipes: the child's own limit applies to what it writes, and no process blocks on a pipe.
-    with TemporaryFile() as file, TemporaryFile() as output, TemporaryFile() as errors:
+    with TemporaryFile() as file, TemporaryFile() as output:
         file.write(data)
-        file.seek(0)
-        command = [sys.executable, "-I", h5_structure.__file__]
         try:
-            result = subprocess.run(
-                command, stdin=file, stdout=output, stderr=errors, cwd="/", env=_ENVIRONMENT, timeout=_TIMEOUT
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ModelError(f"could not be read within {_TIMEOUT} seconds") from error
-        except OSError as error:
-            raise ModelError(f"could not be read: Python ({sys.executable}) does not start ({error})") from error
-        if result.returncode:
-            errors.seek(0)
-            last = make_printable(errors.read(1 << 16).decode(errors="replace"))[-200:]
-            code = result.returncode
-            how = signal.Signals(-code).name if code < 0 else f"code {code}: {last}"
-            limits = f"limits: {MAX_MEMORY >> 20} MiB, {MAX_CPU} s of CPU"
-            raise ModelError(f"could not be read: the reading process ended with {how} ({limits})")
-        output.seek(0)
-        return output.read(MAX_OUTPUT + 1)
+            run_child(Path(h5_structure.__file__), file, output, LIMITS, _TIMEOUT)
+        except ChildError as error:
+            raise ModelError(str(error)) from error
+        return output.read(LIMITS.output + 1)
 
 
 def decode_output(output: bytes) -> tuple[str, Weights]:

@@ -1,9 +1,7 @@
 """The program of the child process that reads an `.h5` file and writes its content as plain JSON and arrays.
 
-HDF5 is a large parser in C that a crafted file can take over, so it runs in isolation. This module imports nothing of
-the project. Before the process reads the first byte, it gives up opening files and sockets, starting processes, and
-more memory and time than a model needs. Where the kernel has Landlock, it also gives up access to other processes of
-its user. Its output is untrusted too.
+HDF5 is a large parser in C that a crafted file can take over, so it runs in isolation, and confines itself before it
+reads the first byte. Its output is untrusted too.
 
 Standard input is the file. Standard output has three parts:
 
@@ -15,74 +13,34 @@ Standard input is the file. Standard output has three parts:
 
 from __future__ import annotations
 
-import ctypes
 import encodings.ascii  # noqa: F401 - h5py imports it by name later, when the process cannot open files
 import json
 import os
-import resource
-import struct
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
 
+sys.path.append(str(Path(__file__).parents[2]))  # Python runs this file in isolated mode
+from fmnist_tasks.confinement import Limits, confine
+
 MAX_FILE = 32 << 20  # bytes; three times the limit of the gates
-MAX_OUTPUT = MAX_FILE + (2 << 20)  # bytes
-MAX_MEMORY = 192 << 20  # bytes of address space; Python and h5py use 110 MiB
-MAX_CPU = 5  # seconds
+LIMITS = Limits(memory=192 << 20, cpu=5, output=MAX_FILE + (2 << 20))  # Python and h5py use 110 MiB
 MAX_OBJECTS = 2_000  # groups, arrays, and names in a list
 
 _ATTRIBUTES = frozenset({"backend", "keras_version", "layer_names", "model_config", "weight_names"})
-_LIMITS = {
-    resource.RLIMIT_AS: MAX_MEMORY,
-    resource.RLIMIT_CPU: MAX_CPU,
-    resource.RLIMIT_FSIZE: MAX_OUTPUT,
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_NPROC: 0,
-    resource.RLIMIT_NOFILE: 0,  # open files stay open
-}
-# The numbers of Landlock's system calls, the same on every architecture, and how many file rights each version knows
-# (linux/landlock.h). The process gives up all of them; since version 6 also TCP, and signals and sockets to processes
-# outside.
-_CREATE_RULESET, _RESTRICT_SELF, _GET_VERSION = 444, 446, 1
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
-_LATEST_FILE_RIGHTS = 16
-_NO_NEW_PRIVILEGES = 38  # linux/prctl.h
 
 
 def main() -> None:  # pragma: no cover - may open no file, so its coverage cannot be saved
     """Read the file on standard input, and write its structure to standard output."""
-    restrict_process()
-    for limit, value in _LIMITS.items():
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+    confine(LIMITS)
     header, arrays = read_structure(sys.stdin.buffer, os.fstat(0).st_size)
     encoded = json.dumps(header).encode()
     sys.stdout.buffer.write(len(encoded).to_bytes(8, "little") + encoded)
     for array in arrays:
         sys.stdout.buffer.write(array[()].astype("<f4", copy=False).data)
-
-
-def restrict_process() -> None:  # pragma: no cover - as above
-    """Permanently give up access to files and other processes, if the kernel has Landlock.
-
-    Under Landlock, not even root can trace outside processes or read their memory.
-    """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    version = libc.syscall(_CREATE_RULESET, None, 0, _GET_VERSION)
-    if version < 1:
-        return
-    files = (1 << _FILE_RIGHTS.get(version, _LATEST_FILE_RIGHTS)) - 1
-    rules = struct.pack("=QQQ", files, 0b11, 0b11) if version >= 6 else struct.pack("=Q", files)
-    ruleset = libc.syscall(_CREATE_RULESET, rules, len(rules), 0)
-    libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    if libc.syscall(_RESTRICT_SELF, ruleset, 0):
-        raise OSError("the kernel has Landlock, but refuses to restrict this process")
-    os.close(ruleset)
 
 
 def read_structure(stream: BinaryIO, size: int) -> tuple[dict[str, Any], list[h5py.Dataset]]:
@@ -95,7 +53,7 @@ def read_structure(stream: BinaryIO, size: int) -> tuple[dict[str, Any], list[h5
         header = {"configuration": _decode_text(file.attrs["model_config"]), "weights": shapes}
         return header, [array for _, arrays in weights for array in arrays]
     except MemoryError:
-        return {"fault": f"cannot be read within {MAX_MEMORY >> 20} MiB of memory"}, []
+        return {"fault": f"cannot be read within {LIMITS.memory >> 20} MiB of memory"}, []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         return {"fault": f"is not a Keras .h5 model ({error})"}, []
 

@@ -20,7 +20,7 @@ import pytest
 from fmnist_tasks.errors import ModelError
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.graph_shapes import infer_weight_shapes
-from fmnist_tasks.model.h5_structure import MAX_FILE, MAX_MEMORY, read_structure
+from fmnist_tasks.model.h5_structure import LIMITS, MAX_FILE, read_structure
 from tests.support.model_files import generate_configuration, make_configuration, make_file, make_input, make_layer
 
 MAX_LOAD_MEMORY, MAX_LOAD_SECONDS = 500_000_000, 5  # of loading a file: bytes, and CPU time
@@ -253,7 +253,7 @@ def load(data: bytes) -> Load:
         h5.load_model(data, "m")
     except ModelError as error:
         refusal = error
-    return Load(refusal, read_memory("VmHWM") - before + MAX_MEMORY, sum(os.times()[:4]) - clock)
+    return Load(refusal, read_memory("VmHWM") - before + LIMITS.memory, sum(os.times()[:4]) - clock)
 
 
 def read_memory(name: str) -> int:
