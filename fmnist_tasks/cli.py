@@ -38,7 +38,13 @@ from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import read_run
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.serving import withdrawal
-from fmnist_tasks.serving.release import classify_images, open_release, require_champion, verify_release
+from fmnist_tasks.serving.release import (
+    classify_images,
+    fetch_release,
+    open_release,
+    require_champion,
+    verify_release,
+)
 from fmnist_tasks.serving.rollback import roll_back
 from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, read_store_uri
 from fmnist_tasks.tables import has_succeeded, print_json, show_metrics, show_rows, show_steps
@@ -508,6 +514,18 @@ add_command(keys_app, "new", make_keys)
 def verify(version: Annotated[str, typer.Argument(help="The release to verify.")], as_json: AsJson = False) -> None:
     """Verify every file of a release against its manifest, and evaluate its model again."""
     show_rows(verify_release(_open_store(), version), as_json)
+
+
+@command
+def fetch(
+    folder: Annotated[Path, typer.Argument(help="Where to create a folder with the release's name.")] = Path(),
+    release: Annotated[str | None, typer.Option(help="The release; by default the champion.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save a release in a folder: model, manifest, model card, report and figures, each verified."""
+    store = _open_store()
+    version = release or require_champion(store).version
+    show_rows({"version": version, "folder": str(fetch_release(store, version, folder))}, as_json)
 
 
 @command

@@ -35,7 +35,13 @@ from fmnist_tasks.registry.s3_address import Bucket
 from fmnist_tasks.settings import INCLUDE
 
 PIPELINE, LOGS = "fmnist", "fmnist-logs"  # buckets
-ROLES = {"publisher": PIPELINE, "reader": PIPELINE, "pruner": PIPELINE, "logs": LOGS}  # include/policies/<role>.json
+ROLES = {  # each with its bucket; include/policies/<role>.json
+    "publisher": PIPELINE,
+    "uploader": PIPELINE,
+    "reader": PIPELINE,
+    "pruner": PIPELINE,
+    "logs": LOGS,
+}
 LOG_DAYS = 90  # for which task logs are stored
 # Unless a policy denies it, every user of MinIO may create service accounts, which outlive a change of the secret.
 _NO_SERVICE_ACCOUNTS = {"Effect": "Deny", "Action": ["admin:CreateServiceAccount", "admin:UpdateServiceAccount"]}

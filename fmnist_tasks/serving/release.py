@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tasks.errors import ConflictError, MissingError, ModelError
+from fmnist_tasks.errors import AccessError, ConflictError, IntegrityError, MissingError, ModelError
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.releases import Entry, Manifest
@@ -59,6 +61,32 @@ def open_release(store: Store, version: str) -> Release:
         files,
         h5.load_model(files["model.h5"], f"model.h5 of release {version}"),
     )
+
+
+def fetch_release(store: Store, version: str, folder: Path) -> Path:
+    """Save the verified manifest and files of a release as `folder/VERSION`, and return this path.
+
+    Raises :class:`ConflictError` if it exists, and :class:`AccessError` if it cannot be written; then nothing is saved.
+    """
+    signed = releases.open_manifest(store, version)
+    files = {"manifest.json": signed.data, **releases.read_files(store, signed.manifest)}
+    target = folder / version
+    if target.exists():
+        raise ConflictError(f"{target} exists already; delete it, or choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".") as temporary:
+            unfinished = Path(temporary).resolve() / version
+            for name, content in files.items():
+                path = (unfinished / name).resolve()
+                if not path.is_relative_to(unfinished):
+                    raise IntegrityError(f"release {version}: {name!r} is not the name of a file in its folder")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            unfinished.rename(target)
+    except OSError as error:
+        raise AccessError(f"{target} cannot be written: {error}") from error
+    return target
 
 
 def verify_release(store: Store, version: str) -> dict[str, Any]:

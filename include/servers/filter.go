@@ -21,7 +21,8 @@ var writeOnceKeys = readWriteOnceKeys()
 func readWriteOnceKeys() []string {
 	patterns, isSet := os.LookupEnv("WRITE_ONCE_KEYS")
 	if !isSet {
-		patterns = "fmnist/champion/* fmnist/releases/*/manifest.json"
+		patterns = "fmnist/champion/* fmnist/releases/*/manifest.json " +
+			"fmnist/datasets/*/champion/* fmnist/datasets/*/releases/*/manifest.json"
 	}
 	return strings.Fields(patterns)
 }

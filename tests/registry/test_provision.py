@@ -50,6 +50,7 @@ pytestmark = pytest.mark.integration
 
 PIPELINE = provision.PIPELINE
 ENTRY, MANIFEST = "champion/00000001.json", "releases/v1/manifest.json"
+WRITE_ONCE = [ENTRY, MANIFEST, f"datasets/digits/{ENTRY}", f"datasets/digits/{MANIFEST}"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def provisioned(server: MinioServer) -> Provisioned:
         for _ in range(2):
             provision.main()
     store = provisioned.open_store("publisher", PIPELINE)
-    for key in (ENTRY, MANIFEST):
+    for key in WRITE_ONCE:
         assert store.put_if_absent(key, b"first")
     return provisioned
 
@@ -140,7 +141,26 @@ def test_the_init_job_creates_buckets_and_users_with_the_least_rights(provisione
     for role in ("reader", "pruner"):
         with pytest.raises(AccessError, match="does not allow it"):
             provisioned.open_store(role, PIPELINE).put("tasks/one.log", b"")
-    provisioned.open_store("pruner", PIPELINE).delete("releases/v0/model.h5")
+    for folder in ("", "datasets/digits/"):
+        provisioned.open_store("pruner", PIPELINE).delete(f"{folder}releases/v0/model.h5")
+        provisioned.open_store("publisher", PIPELINE).put(f"{folder}releases/v1/model.h5", b"a model")
+        check_uploader(provisioned.open_store("uploader", PIPELINE), folder)
+        provisioned.open_store("publisher", PIPELINE).delete(f"{folder}incoming/week.zip")
+
+
+def check_uploader(store: S3Store, folder: str) -> None:
+    """Assert that an uploader can add batches of a dataset, and neither read, change nor delete anything else."""
+    assert store.stat(f"{folder}incoming/week.zip") is None
+    store.put(f"{folder}incoming/week.zip", b"images")
+    attempts: list[Callable[[], object]] = [
+        lambda: store.put(f"{folder}releases/v2/model.h5", b""),
+        lambda: store.put(f"{folder}champion/00000002.json", b""),
+        lambda: store.get(f"{folder}releases/v1/model.h5"),
+        lambda: store.delete(f"{folder}incoming/week.zip"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(AccessError, match="does not allow it"):
+            attempt()
 
 
 def test_a_user_with_a_known_name_is_removed(provisioned: Provisioned) -> None:
@@ -315,7 +335,7 @@ CHANGES: dict[str, Callable[[Minio, str, str, str], object]] = {
 }
 
 
-@pytest.mark.parametrize("key", [ENTRY, MANIFEST])
+@pytest.mark.parametrize("key", WRITE_ONCE)
 def test_a_publisher_cannot_change_log_entries_or_manifests(provisioned: Provisioned, key: str) -> None:
     """On Versity a publisher can overwrite them, as this test shows; it stores an archive like any other object."""
     publisher = provisioned.connect_as("publisher")
