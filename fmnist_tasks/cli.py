@@ -38,13 +38,7 @@ from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import read_run
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.serving import withdrawal
-from fmnist_tasks.serving.release import (
-    classify_images,
-    fetch_release,
-    open_release,
-    require_champion,
-    verify_release,
-)
+from fmnist_tasks.serving.release import classify_images, fetch_release, open_release, require_champion, verify_release
 from fmnist_tasks.serving.rollback import roll_back
 from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, read_store_uri
 from fmnist_tasks.tables import has_succeeded, print_json, show_metrics, show_rows, show_steps

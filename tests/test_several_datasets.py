@@ -124,6 +124,7 @@ def test_documents_that_are_copied_to_another_dataset_are_refused(tmp_path: Path
     shutil.copytree(tmp_path / "datasets" / "birds", tmp_path / "datasets" / "boats")
     with pytest.raises(IntegrityError, match="copied or renamed"):
         champion.read_log(boats)
-    shutil.rmtree(tmp_path / "datasets" / "boats" / "champion")
+    for folder in ("champion", "champion-receipts"):
+        shutil.rmtree(tmp_path / "datasets" / "boats" / folder)
     with pytest.raises(IntegrityError, match="copied or renamed"):
         releases.read_manifest(boats, "v1")

@@ -85,7 +85,7 @@ class Examiner:
         continues = np.ones(len(images), bool)
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
             return Examination(batch.image_set), continues  # the data checks reject it
-        copies = self._known.index.find(images).neighbours
+        copies = self.find_copies(images)
         known = [self._known.describe(position) if position >= 0 else None for position in copies.tolist()]
         descriptions = [f"copy or near-duplicate of {found[0]}" if found else "" for found in known]
         findings = find_images_to_review(labels, classes, copies, descriptions, self._predict(images), self._limits)
@@ -101,6 +101,10 @@ class Examiner:
         source, keys = batch.image_set.source, batch.image_set.keys
         rest = store_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
         return Examination(rest, count, review), continues
+
+    def find_copies(self, images: np.ndarray) -> np.ndarray:
+        """Return where the known images have a near-duplicate of each image, uint8 (N, …), or -1; int (N,)."""
+        return self._known.index.find(images).neighbours
 
     def recheck(self) -> dict[str, list[Check]]:
         """Check a sample of all accepted batches of each source together; return the checks by source."""

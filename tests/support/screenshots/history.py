@@ -54,14 +54,15 @@ def read_images() -> Images:
     return Images((arrays["train_images"], arrays["train_labels"]), (arrays["test_images"], arrays["test_labels"]))
 
 
-def write_first_dataset(folder: Path, images: Images) -> None:
-    """Write the test split, the first training images, and their declaration, as `dataset.toml`."""
+def write_first_dataset(folder: Path, images: Images, count: int = FIRST_IMAGES) -> None:
+    """Write the test split, the first `count` training images, and their declaration, as `dataset.toml`."""
     declared = (INCLUDE / "datasets" / "fashion_mnist.toml").read_text()
-    lines = [declared[: declared.index("url =")]]
+    head = declared[: declared.index("[files.")].splitlines()
+    lines = [line for line in head if not line.startswith(("url =", "debian_package =", "images ="))]
     folder.mkdir(parents=True)
     for role, array in (
-        ("train_images", images.train[0][:FIRST_IMAGES]),
-        ("train_labels", images.train[1][:FIRST_IMAGES]),
+        ("train_images", images.train[0][:count]),
+        ("train_labels", images.train[1][:count]),
         ("test_images", images.test[0]),
         ("test_labels", images.test[1]),
     ):
