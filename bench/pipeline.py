@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -28,13 +29,14 @@ from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.schemas.releases import Entry, Manifest
 from fmnist_tasks.schemas.runs import BaseModelResult, StepRecord, TunedModelResult, parse_result
 from fmnist_tasks.serving.release import open_release, require_champion
-from fmnist_tasks.settings import PROJECT, Parameters, Settings
+from fmnist_tasks.settings import INCLUDE, PROJECT, Parameters, Settings
 from tests.support import synthetic
 from tests.support.minio_server import MinioServer
 
 MODULE = "bench.measurements"
 _IMAGE_COUNTS = (70_000, 350_000, 700_000)  # a seventh of them are test images
 _CHUNK_IMAGES = 10_000
+_DATASETS = 20  # declarations in one Airflow
 _ENTRY_COUNTS = (1_000, 10_000, 100_000)  # of the champion log
 
 
@@ -91,6 +93,14 @@ def _describe_run(manifest: Manifest, records: dict[str, StepRecord], seconds: f
             for name, key in (("AUROC", "auroc"), ("FPR at 99% TPR", "fpr99"))
         },
     }
+
+
+def measure_parsing(datasets: int) -> list[float]:
+    """Measure the seconds to parse the file of `fmnist_retrain` with so many declarations in `FMNIST_DATASETS`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(datasets):
+            shutil.copy(INCLUDE / "datasets" / "fashion_mnist.toml", Path(folder) / f"dataset-{number}.toml")
+        return [run_module(MODULE, "parse_dag_file", FMNIST_DATASETS=folder) for _ in range(5)]
 
 
 def measure_synthetic_images(count: int) -> dict[str, float]:
@@ -155,7 +165,9 @@ def main(
         console.print(f"{name}: {', '.join(f'{value:.{digits}f}' for value in values)}")
 
     add_row("`make setup` with nothing to do, seconds", [run_command("include/setup")[0] for _ in range(5)])
-    add_row("parsing the file of `fmnist_retrain`, seconds", [run_module(MODULE, "parse_dag_file") for _ in range(5)])
+    for datasets in (0, _DATASETS):
+        seconds = measure_parsing(datasets)
+        add_row(f"parsing the file of `fmnist_retrain` with {datasets} datasets besides the default, seconds", seconds)
     for count in _IMAGE_COUNTS:
         for name, value in measure_synthetic_images(count).items():
             add_row(f"`ingest` and `validate_data`, {count:,} images, {name}", [value])

@@ -20,15 +20,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.encodings import ENCODINGS, LARGE_ENCODINGS
 from bench.processes import run_command
 from fmnist_tasks.data.checks import Sample, check_samples
 from fmnist_tasks.data.dataset import load_images, store_images
+from fmnist_tasks.data.image_files import decode_image_file
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import read_run
 from fmnist_tasks.schemas.data import NewBatch
 from fmnist_tasks.schemas.runs import IngestResult
-from fmnist_tasks.serving.release import open_release, require_champion
+from fmnist_tasks.serving.release import classify_images, open_release, require_champion
 from fmnist_tasks.steps.examination import Examination, Examiner
 from fmnist_tasks.steps.gates import read_valid_policy
 from tests.support.screenshots.history import Images, read_images, write_first_dataset
@@ -162,6 +164,22 @@ def measure_copies(bench: Bench, random: np.random.Generator) -> dict[str, float
     return shares
 
 
+def measure_encodings(bench: Bench, random: np.random.Generator) -> dict[str, float]:
+    """Encode 1,000 test images in each way (100 in large ones); the share whose answer is that of the plain image."""
+    release = open_release(bench.store, require_champion(bench.store).version)
+    image_format = release.manifest.dataset.image_format
+    images = bench.splits[1][0][random.choice(len(bench.splits[1][0]), 1_000, replace=False)]
+    expected = [row["answer"] for row in classify_images(release, images)]
+    shares = {}
+    for name, encode in {**ENCODINGS, **LARGE_ENCODINGS}.items():
+        count = 100 if name in LARGE_ENCODINGS else len(images)
+        decoded = [decode_image_file(encode(image), name, image_format).pixels for image in images[:count]]
+        answers = [row["answer"] for row in classify_images(release, np.stack(decoded))]
+        same = [answer == other for answer, other in zip(answers, expected, strict=False)]
+        shares[f"same answer: {name}"] = statistics.mean(same)
+    return shares
+
+
 def measure_backdoor(bench: Bench, random: np.random.Generator) -> dict[str, float]:
     """Put a white square into a corner of 20 of 2,000 images, and give them all the label 0."""
     images, labels = bench.draw(random, 2_000)
@@ -229,6 +247,9 @@ def main(
                 for name, share in measure(bench, random).items():
                     shares.setdefault(name, []).append(share)
                     console.print(f"draw {draw}, {name}: {share:.1%}")
+        for name, share in measure_encodings(bench, np.random.default_rng(0)).items():
+            shares[name] = [share]
+            console.print(f"{name}: {share:.1%}")
         count, share = count_rejected(bench, np.random.default_rng(0), batches)
     for name, values in shares.items():
         cells = (f"{value:.1%}" for value in (statistics.mean(values), min(values), max(values)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
@@ -16,8 +18,10 @@ from fmnist_tasks.schemas.evaluation import (
 from fmnist_tasks.significance import wilson_interval
 
 
-def measure_classification(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> Classification:
-    """The metrics of probabilities (N, classes), float32, for labels (N,), uint8.
+def measure_classification(
+    labels: np.ndarray, probabilities: np.ndarray, classes: list[str], copies: Sequence[int] = ()
+) -> Classification:
+    """The metrics of probabilities (N, classes), float32, for labels (N,), uint8; `copies` are rows of copied images.
 
     They are accuracy with its 95% interval, confusion matrix (rows: true class), and precision, recall, F1 and
     one-vs-rest accuracy, (true positives + true negatives) / N, of each class and their means.
@@ -31,9 +35,14 @@ def measure_classification(labels: np.ndarray, probabilities: np.ndarray, classe
     correct = np.diag(matrix)
     accuracy = (len(labels) - matrix.sum(axis=0) - matrix.sum(axis=1) + 2 * correct) / len(labels)
     columns = {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy}
+    others = np.delete(np.arange(len(labels)), list(copies))
     return Classification(
         images=len(labels),
         accuracy=measure_accuracy(labels, probabilities),
+        copies=len(copies),
+        accuracy_without_copies=(
+            measure_accuracy(labels[others], probabilities[others]) if len(copies) and len(others) else None
+        ),
         interval=list(wilson_interval(int((predicted == labels).sum()), len(labels))),
         confusion=matrix.tolist(),
         classes=[

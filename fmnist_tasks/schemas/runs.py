@@ -78,6 +78,7 @@ class ValidationResult(Result):
     set_aside: dict[str, Count] = Field(default_factory=dict)  # images with findings, by batch
     in_review: Count = 0  # images of all batches about which nobody has decided
     oldest_in_review: Time | None = None  # when the batch of the oldest one was accepted
+    test_copies: list[Count] = Field(default_factory=list)  # rows of test images with a near-duplicate in training
     data_docs: str
 
 

@@ -150,6 +150,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         set_aside={name: examination.set_aside for name, examination in examinations.items() if examination.set_aside},
         in_review=len(in_review),
         oldest_in_review=min((image.batch.accepted.isoformat() for image in in_review), default=None),
+        test_copies=[] if rejected else examiner.find_test_copies(),
         data_docs=store.location(make_run_key(run.id, "data_docs/index.html")),
         summary=(
             f"{sum(len(finding.checks) for finding in findings.values())} checks of {len(findings)} samples; "

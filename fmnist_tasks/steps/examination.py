@@ -42,13 +42,33 @@ class KnownImages:
     sets: list[Arrays]
 
     @cached_property
-    def index(self) -> NearDuplicateIndex:
-        """An index of all images, in order."""
+    def _first_index(self) -> NearDuplicateIndex:
+        from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
+
+        return NearDuplicateIndex(self.sets[0][0])
+
+    @cached_property
+    def _other_index(self) -> NearDuplicateIndex:
         import numpy as np
 
         from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 
-        return NearDuplicateIndex(np.concatenate([images for images, _ in self.sets]))
+        return NearDuplicateIndex(np.concatenate([images for images, _ in self.sets[1:]]))
+
+    def find_in_first(self, images: np.ndarray) -> np.ndarray:
+        """Return the position of a near-duplicate of each image in the first set, or -1; int (N,)."""
+        return self._first_index.find(images).neighbours
+
+    def find(self, images: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+        """Return the position of a near-duplicate of each image in all sets, or -1; int (N,).
+
+        `own` are the positions of the images, if they are in the sets themselves, but not in the first one.
+        """
+        import numpy as np
+
+        first, size = self._first_index.find(images), self.count_before(1)
+        other = self._other_index.find(images, own=None if own is None else own - size)
+        return np.where(other.correlations > first.correlations, other.neighbours + size, first.neighbours)
 
     def count_before(self, number: int) -> int:
         """Return the position of the first image of a set."""
@@ -104,7 +124,13 @@ class Examiner:
 
     def find_copies(self, images: np.ndarray) -> np.ndarray:
         """Return where the known images have a near-duplicate of each image, uint8 (N, …), or -1; int (N,)."""
-        return self._known.index.find(images).neighbours
+        return self._known.find(images)
+
+    def find_test_copies(self) -> list[int]:
+        """Return the rows of the test images that have a near-duplicate among the training images."""
+        import numpy as np
+
+        return np.flatnonzero(self._known.find_in_first(self._splits["test image"][0]) >= 0).tolist()
 
     def recheck(self) -> dict[str, list[Check]]:
         """Check a sample of all accepted batches of each source together; return the checks by source."""
@@ -140,7 +166,7 @@ class Examiner:
         return SourceFindings(
             images=len(images),
             doubtful=doubtful,
-            copies=int((self._known.index.find(images, own=own).neighbours >= 0).sum()),
+            copies=int((self._known.find(images, own) >= 0).sum()),
             drift=measure_drift(features),
         )
 
