@@ -21,7 +21,7 @@ from tests.support.chromium import launch_chromium
 from tests.support.listeners import MailServer
 from tests.support.pipeline import Pipeline
 from tests.support.requirements import CHROMIUM, FAKETIME, require
-from tests.support.screenshots.history import read_images, write_history
+from tests.support.screenshots.history import read_images, write_history, write_own_dataset
 
 # No candidate has a recall of 90% in each class.
 HELD = {"profile": "standard", "seed": 99, "approval": True, "force": True, "policy": {"classes": {"min_recall": 0.9}}}
@@ -54,6 +54,7 @@ def main(pictures: Path) -> None:
         }
         airflow = AirflowInstallation(copy_migrated_home(home / "airflow"), Pipeline(home / "pipeline"), overrides)
         write_history(airflow, images)
+        write_own_dataset(airflow)
         alerts = [mail_body.get_content() for mail in mail_server.mails if (mail_body := mail.get_body(("html",)))]
         rejection = [alert for alert in alerts if "Run rejected" in alert][-1]
         with launch_chromium() as browser, airflow.run_standalone() as url:
@@ -85,6 +86,12 @@ class Photographer:
             page.locator("#draw").click()
             expect(page.locator(".prediction")).to_have_count(10)
             self._take(page, "try", end=page.locator(".prediction").last)
+        with self._open("/fmnist/review") as page:
+            self._take(page, "review", end=page.locator("tbody tr").nth(5))
+        with self._open("/fmnist/submit") as page:
+            self._take(page, "submit", end=page.locator("main p").last)
+        with self._open("/fmnist/datasets/digits/") as page:
+            self._take(page, "own-dataset", end=page.locator("tbody tr").first)
         for address, name, last in (
             ("", "phone", ".panel >> nth=0"),
             (f"releases/{current}", "phone-release", ".cards"),

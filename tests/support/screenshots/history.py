@@ -20,8 +20,9 @@ from fmnist_tasks.data.sources import load_base
 from fmnist_tasks.registry.champion import list_entries
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.serving.release import require_champion
-from fmnist_tasks.settings import INCLUDE, PROJECT, Settings
+from fmnist_tasks.settings import DAG_ID, INCLUDE, PROJECT, Settings, name_dag
 from tests.support.airflow_home import AirflowInstallation
+from tests.support.own_datasets import write_digits
 from tests.support.synthetic import encode_idx
 
 WEEKS = 12
@@ -103,7 +104,7 @@ def write_history(airflow: AirflowInstallation, images: Images) -> None:
         if week < RAISED_WEEK:
             conf["policy"] = FIRST_POLICY
         try:
-            _run_at(airflow, monday, "run", monday.isoformat(), json.dumps(conf))
+            _run_at(airflow, monday, "run", DAG_ID, monday.isoformat(), json.dumps(conf))
         except RuntimeError:
             records = read_records(store, f"scheduled__{monday.isoformat()}")
             if not any(record.status == "rejected" for record in records.values()):
@@ -117,6 +118,14 @@ def write_history(airflow: AirflowInstallation, images: Images) -> None:
                 os.utime(path, times=2 * (monday.timestamp() + 60,))
         entries = [f"{entry.action} {entry.version}" for entry in list_entries(store)]
         print(f"{monday:%d %b}: {time.monotonic() - began:.0f} s; {entries[-1:]}", flush=True)
+
+
+def write_own_dataset(airflow: AirflowInstallation) -> None:
+    """Create the dataset `digits` from scikit-learn's digits, and run its DAG once, on the last Monday."""
+    name, monday = "digits", list_mondays()[-1]
+    options = ("--title", "Handwritten digits", "--ood-label", "not a digit")
+    _run_at(airflow, monday, "fmnist", "dataset", "new", name, str(write_digits(airflow.home)), *options)
+    _run_at(airflow, monday, "run", name_dag(name), monday.isoformat(), json.dumps({"profile": "quick"}))
 
 
 def _run_at(airflow: AirflowInstallation, moment: datetime, *command: str) -> None:

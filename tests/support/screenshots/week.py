@@ -1,6 +1,6 @@
 """What happens at a moment of the history, under `faketime`: python -m tests.support.screenshots.week COMMAND ….
 
-`run TIME CONF` runs the DAG as `airflow dags test` does, but as a run of the schedule; `fmnist …` is that command. The
+`run DAG TIME CONF` runs a DAG as `airflow dags test` does, but as a run of the schedule; `fmnist …` is that command. The
 store's clock is that of its files, which `faketime` does not change; here it is the process's own.
 """
 
@@ -20,11 +20,10 @@ from airflow.utils.types import DagRunType
 from fmnist_tasks import cli
 from fmnist_tasks.alerts import outbox
 from fmnist_tasks.registry import champion
-from fmnist_tasks.settings import DAG_ID
 
 
-def run_week(time: str, conf: str) -> None:
-    """Run the DAG once; exits like Airflow's command."""
+def run_week(dag_id: str, time: str, conf: str) -> None:
+    """Run a DAG once; exits like Airflow's command."""
     create_run = SerializedDAG.create_dagrun
 
     def create_scheduled_run(dag: SerializedDAG, **options: Any) -> DagRun:
@@ -34,7 +33,7 @@ def run_week(time: str, conf: str) -> None:
         patch.object(fmnist_defaults, "get_actor", lambda: "schedule"),
         patch.object(DagRun, "generate_run_id", lambda **_: f"scheduled__{time}"),
         patch.object(SerializedDAG, "create_dagrun", create_scheduled_run),
-        patch.object(sys, "argv", ["airflow", "dags", "test", DAG_ID, time, "--conf", conf]),
+        patch.object(sys, "argv", ["airflow", "dags", "test", dag_id, time, "--conf", conf]),
     ):
         main()  # type: ignore[no-untyped-call]
 
