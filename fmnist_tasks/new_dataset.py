@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from fmnist_tasks.data.declaration import Declaration, File, Role
 from fmnist_tasks.data.duplicates import compute_digests
 from fmnist_tasks.data.labelled_sources import LabelledImages, LabelledSource
 from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 from fmnist_tasks.data.splitting import choose_test_images
-from fmnist_tasks.errors import ConflictError, DataError
+from fmnist_tasks.errors import ConflictError, DataError, SettingsError
 from fmnist_tasks.model.ood.families import ROTATED_FAMILIES, find_resembling_families, list_families
+from fmnist_tasks.schemas.base import describe_faults
 from fmnist_tasks.schemas.data import ImageFormat
-from fmnist_tasks.settings import INCLUDE
+from fmnist_tasks.settings import DATASET_NAME, INCLUDE
 
 MIN_IMAGES = 20  # of a class and split, for the statistical checks
 
@@ -47,8 +49,11 @@ def create_dataset(
 ) -> NewDataset:
     """Write the files of a new dataset into a folder.
 
-    Raises :class:`ConflictError` if the dataset exists, and :class:`DataError` if it has too few images or classes.
+    Raises :class:`ConflictError` if the dataset exists, :class:`SettingsError` for an invalid name or answer, and
+    :class:`DataError` if there are too few images or classes.
     """
+    if not DATASET_NAME.fullmatch(name):
+        raise SettingsError(f"{name[:80]!r} is not a name for a dataset: use up to 64 letters, digits, - and _")
     path = folder / f"{name}.toml"
     if path.exists() or (folder / name).exists():
         raise ConflictError(f"{path} exists; choose another name, or delete it and the folder {folder / name}")
@@ -81,18 +86,21 @@ def create_dataset(
         "test_images": test.images,
         "test_labels": test.labels.astype(np.uint8),
     }
-    files = _write_files(folder / name, arrays)
     gates = f"{name}/gates.toml"
-    declaration = Declaration(
-        name=name,
-        title=title,
-        classes=source.classes,
-        image_format=image_format,
-        ood_label=ood_label,
-        excluded_families=find_resembling_families(training.images),
-        gates=gates,
-        files=files,
-    )
+    try:
+        declaration = Declaration(
+            name=name,
+            title=title,
+            classes=source.classes,
+            image_format=image_format,
+            ood_label=ood_label,
+            excluded_families=find_resembling_families(training.images),
+            gates=gates,
+            files={role: _describe_file(role, array) for role, array in arrays.items()},
+        )
+    except ValidationError as error:
+        raise SettingsError(describe_faults(error)) from error
+    _write_files(folder / name, declaration, arrays)
     largest = np.bincount(training.labels).max() / len(training.labels)
     (folder / gates).write_text(render_gates(declaration, float(largest), has_splits=has_splits), encoding="utf-8")
     path.write_text(render_declaration(declaration), encoding="utf-8")
@@ -147,7 +155,7 @@ def _require_enough(classes: list[str], training: LabelledImages, test: Labelled
         if few := [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < MIN_IMAGES]:
             raise DataError(
                 f"too few images in the {split} split: {', '.join(few[:5])}; each class needs at least {MIN_IMAGES} "
-                "in each split, so that checks and gates can decide. Add images, or merge classes"
+                "in each split (near-duplicates stay in one split). Add images, or merge classes"
             )
 
 
@@ -156,16 +164,29 @@ def _count_by_class(classes: list[str], training: LabelledImages, test: Labelled
     return dict(zip(classes, counts.tolist(), strict=True))
 
 
-def _write_files(folder: Path, arrays: dict[Role, np.ndarray]) -> dict[Role, File]:
-    """Write the arrays, uint8, as compressed IDX files; the same arrays give the same bytes."""
+def _describe_file(role: Role, array: np.ndarray) -> File:
+    """Return the description of the IDX file of an array, uint8, in C order."""
+    header = _make_header(array)
+    digest = hashlib.sha256(header)
+    digest.update(array.data)
+    name = f"{role.replace('_', '-')}-idx{array.ndim}-ubyte.gz"
+    return File(name=name, bytes=len(header) + array.nbytes, sha256=digest.hexdigest())
+
+
+def _write_files(folder: Path, declaration: Declaration, arrays: dict[Role, np.ndarray]) -> None:
+    """Write the arrays as compressed IDX files; the same arrays give the same bytes."""
     folder.mkdir(parents=True)
-    files: dict[Role, File] = {}
     for role, array in arrays.items():
-        content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-        name = f"{role.replace('_', '-')}-idx{array.ndim}-ubyte.gz"
-        (folder / name).write_bytes(gzip.compress(content, mtime=0))
-        files[role] = File(name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    return files
+        with (
+            (folder / declaration.files[role].name).open("wb") as file,
+            gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed,
+        ):
+            compressed.write(_make_header(array))
+            compressed.write(array.data)
+
+
+def _make_header(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
 
 
 def render_declaration(declaration: Declaration) -> str:

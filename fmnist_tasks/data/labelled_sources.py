@@ -77,17 +77,17 @@ def read_source(
     if not path.exists():
         raise DataError(f"{path}: there is no such folder or file")
     if path.is_dir() and (tables := sorted(path.glob("*.parquet"))):
-        return _read_encoded(_read_tables(tables), size, channels)
+        return _read_encoded(str(path), _read_tables(tables), size, channels, classes)
     if path.is_dir() and not (idx := _find_idx_files(path)):
-        return _read_encoded(list_folder(path), size, channels)
+        return _read_encoded(str(path), list_folder(path), size, channels, classes)
     if path.is_dir():
         return _read_arrays(str(path), _read_idx_files(idx), size, channels, classes)
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     with path.open("rb") as file:
         if suffix == "zip":
-            return _read_encoded(list_archive(io.BytesIO(file.read()), path.name), size, channels)
+            return _read_encoded(path.name, list_archive(io.BytesIO(file.read()), path.name), size, channels, classes)
         if suffix == "parquet":
-            return _read_encoded(read_parquet(file, path.name), size, channels)
+            return _read_encoded(path.name, read_parquet(file, path.name), size, channels, classes)
         if suffix == "csv":
             return _read_arrays(path.name, {None: read_csv(file, path.name, MAX_BYTES)}, size, channels, classes)
         if suffix == "npz":
@@ -121,9 +121,13 @@ def _read_tables(paths: list[Path]) -> list[EncodedImage]:
     return images
 
 
-def _read_encoded(images: list[EncodedImage], size: tuple[int, int] | None, channels: int | None) -> LabelledSource:
+def _read_encoded(
+    name: str, images: list[EncodedImage], size: tuple[int, int] | None, channels: int | None, names: Sequence[str]
+) -> LabelledSource:
     """Decode images in the format that most of them have."""
     classes = sorted({image.label for image in images}, key=_to_sort_key)
+    renamed = _rename_classes(name, classes, names) if names else classes
+    positions = {label: int(label) if names else position for position, label in enumerate(classes)}
     findings = Findings()
     sample = _decode_sample(images)
     height, width = size or _choose_size(images)
@@ -153,10 +157,10 @@ def _read_encoded(images: list[EncodedImage], size: tuple[int, int] | None, chan
             findings.modes[decoded.mode] += 1
             findings.resized += decoded.size != (width, height)
             findings.recoloured += decoded.mode != ("L" if channels == 1 else "RGB")
-            pixels[count], labels[count] = decoded.pixels, classes.index(image.label)
+            pixels[count], labels[count] = decoded.pixels, positions[image.label]
             count += 1
         splits[split] = LabelledImages(pixels[:count], labels[:count])
-    return LabelledSource(splits, classes, height, width, channels, background, findings)
+    return LabelledSource(splits, renamed, height, width, channels, background, findings)
 
 
 def _read_arrays(
@@ -175,7 +179,8 @@ def _read_arrays(
         raise DataError(f"{name}: its images have the shape {shape}, and the colours of arrays are not converted")
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
         raise DataError(f"{name}: its images have {shape[0]} x {shape[1]} pixels, expected {MIN_SIDE} to {MAX_SIDE}")
-    names = list(classes) or _list_classes([labels for _, labels in arrays.values()])
+    names = _list_classes([labels for _, labels in arrays.values()])
+    names = _rename_classes(name, names, classes) if classes else names
     parts: dict[Split | None, list[LabelledImages]] = {}
     findings = Findings()
     for split, (images, labels) in arrays.items():
@@ -214,10 +219,21 @@ def _list_classes(labels: Sequence[np.ndarray]) -> list[str]:
         return [str(number) for number in range(first.shape[1])]
     if first.dtype.kind not in "iu":
         raise DataError(f"labels are {first.dtype}, expected whole numbers (class indices, from 0) or class names")
-    largest = max((int(part.max()) for part in labels if part.size), default=0)
-    if not 1 <= largest <= 255:
-        raise DataError(f"labels are indices up to {largest}; there must be 2 to 256 classes")
+    indices = np.concatenate([part.ravel() for part in labels])
+    least, largest = (int(indices.min()), int(indices.max())) if len(indices) else (0, 0)
+    if least < 0 or not 1 <= largest <= 255:
+        raise DataError(f"labels are indices from {least} to {largest}; they begin with 0, for 2 to 256 classes")
     return [str(number) for number in range(largest + 1)]
+
+
+def _rename_classes(source: str, numbers: list[str], names: Sequence[str]) -> list[str]:
+    """Return the user's names of classes that are numbers, from 0; raises :class:`DataError` if they do not match."""
+    if not all(number.isdecimal() and int(number) < len(names) for number in numbers):
+        shown = ", ".join(numbers[:5]) + (", …" if len(numbers) > 5 else "")
+        raise DataError(
+            f"{source}: has the classes {shown}; names can be given to class indices only, here 0 to {len(names) - 1}"
+        )
+    return list(names)
 
 
 def _to_sort_key(name: str) -> tuple[object, ...]:

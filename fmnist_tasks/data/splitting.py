@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 
@@ -10,19 +12,36 @@ TEST_SHARE = 1 / 6
 
 
 def choose_test_images(images: np.ndarray, labels: np.ndarray, share: float = TEST_SHARE, seed: int = 0) -> np.ndarray:
-    """Return sorted positions of a test split: about this share of each class, and no near-duplicate of the others.
+    """Return sorted positions of a test split: up to this share of each class, and no near-duplicate of the others.
 
-    Images are uint8 (N, H, W) or (N, H, W, 3), labels integers (N,). Near-duplicates stay together, in training if in
-    doubt.
+    Images are uint8 (N, H, W) or (N, H, W, 3), labels integers (N,). Groups of near-duplicates are not divided.
     """
-    index = NearDuplicateIndex(images)
-    neighbours = index.find(images, own=np.arange(len(images))).neighbours
-    has_copy = np.zeros(len(images), bool)
-    has_copy[neighbours >= 0] = True
-    has_copy[neighbours[neighbours >= 0]] = True
-    random, chosen = np.random.default_rng(seed), []
+    groups = _group_near_duplicates(images)
+    random, chosen = np.random.default_rng(seed), list[int]()
+    _, first = np.unique(groups, return_index=True)
+    sizes = np.bincount(groups)
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        unique = random.permutation(members[~has_copy[members]])
-        chosen.append(unique[: round(share * len(members))])
-    return np.sort(np.concatenate(chosen))
+        room = round(share * int((labels == label).sum()))
+        for group in random.permutation(np.flatnonzero(labels[first] == label)).tolist():
+            if sizes[group] <= room:
+                chosen.append(group)
+                room -= sizes[group]
+    is_test = np.isin(groups, chosen)
+    # A group has the nearest neighbour of each image, not all its near-duplicates.
+    while True:
+        index = NearDuplicateIndex(images[~is_test])
+        rows = np.flatnonzero(is_test)
+        divided = rows[index.find(images[rows]).neighbours >= 0]
+        if not len(divided):
+            return rows
+        is_test[np.isin(groups, groups[divided])] = False
+
+
+def _group_near_duplicates(images: np.ndarray) -> np.ndarray:
+    """Return the number of the group of each image, int (N,); groups are numbered without gaps."""
+    own = np.arange(len(images))
+    neighbours = NearDuplicateIndex(images).find(images, own=own).neighbours
+    has_one = neighbours >= 0
+    edges = coo_array((np.ones(has_one.sum(), bool), (own[has_one], neighbours[has_one])), shape=(len(own),) * 2)
+    groups: np.ndarray = connected_components(edges, directed=False)[1]
+    return groups

@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fmnist_tasks.schemas.base import Count, Document, Model, Reference, Sha256, Time
 
 Action = Literal["withdraw", "restore"]
 Split = Literal["train", "test"]
+ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,100}$")]
+
+
+def _require_different(classes: list[str]) -> list[str]:
+    if repeated := sorted({name for name in classes if classes.count(name) > 1}):
+        raise ValueError(f"several classes have the name {', '.join(repeated)}")
+    return classes
 
 
 class ImageFormat(Model):
@@ -41,7 +48,7 @@ class DatasetProperties(Model):
     """What a dataset is, whatever its images: its classes, the format of its images, and what is unlike them."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-    classes: Annotated[list[str], Field(min_length=2, max_length=256)]
+    classes: Annotated[list[ClassName], Field(min_length=2, max_length=256), AfterValidator(_require_different)]
     image_format: ImageFormat
     image_description: str | None = None  # what an image shows and how, for users who prepare their own
     ood_label: Annotated[str, Field(min_length=1, max_length=100)]  # the answer for an out-of-distribution image

@@ -1,7 +1,7 @@
 """What happens at a moment of the history, under `faketime`: python -m tests.support.screenshots.week COMMAND ….
 
-`run DAG TIME CONF` runs a DAG as `airflow dags test` does, but as a run of the schedule; `fmnist …` is that command. The
-store's clock is that of its files, which `faketime` does not change; here it is the process's own.
+`run DAG TIME CONF` runs a DAG as `airflow dags test` does, but as a run of the schedule; `fmnist …` is that command.
+The store's clock is that of its files, which `faketime` does not change; here it is the process's own.
 """
 
 from __future__ import annotations

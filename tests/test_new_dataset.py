@@ -1,0 +1,152 @@
+"""`fmnist dataset new`: what becomes of a user's images, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fmnist_tasks.cli import app
+from fmnist_tasks.data.declaration import Declaration, read_declaration
+from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
+from fmnist_tasks.data.sources import load_base
+from fmnist_tasks.errors import FmnistError
+from fmnist_tasks.evaluation.policy import read_policy
+from fmnist_tasks.settings import Settings
+from tests.support import synthetic
+from tests.support.pipeline import Pipeline
+
+IMAGES, LABELS = synthetic.make_images(1200, 5)
+
+
+def create(path: Path, *options: str) -> tuple[dict, Declaration, dict[str, np.ndarray]]:
+    """Return the report, the declaration, and the arrays of a new dataset."""
+    result = CliRunner().invoke(app, ["dataset", "new", "own", str(path), *options, "--json"], catch_exceptions=False)
+    if result.exit_code:
+        raise FmnistError(result.output)
+    settings = Settings.from_environment()
+    declaration = read_declaration(settings.find_declaration("own"))
+    return json.loads(result.stdout), declaration, load_base(declaration, settings)[0]
+
+
+def save(folder: Path, **arrays: np.ndarray) -> Path:
+    path = folder / "images.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_folder_of_pictures_becomes_a_dataset(pipeline: Pipeline, tmp_path: Path) -> None:
+    kinds: list[tuple[str, Callable[[Image.Image], Image.Image]]] = [
+        ("png", lambda image: image),
+        ("bmp", lambda image: image.convert("RGB")),
+        ("tiff", lambda image: image.resize((56, 56))),
+    ]
+    for number, (pixels, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        suffix, convert = kinds[number % 3 if number < 90 else 0]
+        folder = tmp_path / "pictures" / f"kind {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        convert(Image.fromarray(pixels)).save(folder / f"{number}.{suffix}")
+    (tmp_path / "pictures" / "kind 0" / "broken.png").write_bytes(b"not a picture")
+    report, declaration, arrays = create(tmp_path / "pictures", "--title", "Own", "--ood-label", "none of them")
+    assert (declaration.title, declaration.ood_label) == ("Own", "none of them")
+    assert declaration.classes == [f"kind {label}" for label in range(10)]
+    assert declaration.image_format.shape == (28, 28)
+    assert (report["resized"], report["converted_colours"]) == (30, 30)
+    assert report["sizes"] == "28 x 28: 1,170, 56 x 56: 30"
+    assert [reason.partition(":")[0] for reason in report["unreadable"]] == ["kind 0/broken.png"]
+    assert arrays["test_images"].shape == (200, 28, 28)
+    assert np.bincount(arrays["test_labels"]).tolist() == [20] * 10
+    assert len(arrays["train_images"]) + 200 + report["exact_copies_removed"] == 1200
+    assert read_policy({}, declaration.find_gates(Path())).accuracy.min == 0.5
+
+
+def test_near_duplicates_are_on_the_same_side_of_the_split(pipeline: Pipeline, tmp_path: Path) -> None:
+    images = np.concatenate([IMAGES[:800], np.roll(IMAGES[:800], 1, axis=2)])
+    _, _, arrays = create(save(tmp_path, images=images, labels=np.concatenate([LABELS[:800]] * 2)))
+    assert len(arrays["test_images"]) >= 200
+    assert (NearDuplicateIndex(arrays["train_images"]).find(arrays["test_images"]).neighbours == -1).all()
+
+
+def test_copies_are_removed_and_those_with_several_labels_altogether(pipeline: Pipeline, tmp_path: Path) -> None:
+    test_images, test_labels = synthetic.make_images(400, 6)
+    path = save(
+        tmp_path,
+        x_train=np.concatenate([IMAGES, test_images[:7], IMAGES[:5]]),
+        y_train=np.concatenate([LABELS, test_labels[:7], (LABELS[:5] + 1) % 10]),
+        x_test=np.concatenate([test_images, np.roll(IMAGES[100:103], 1, axis=1)]),
+        y_test=np.concatenate([test_labels, LABELS[100:103]]),
+    )
+    report, declaration, arrays = create(path)
+    assert report["exact_copies_removed"] == 7
+    assert report["copies_with_different_labels_removed"] == 10
+    assert report["near_duplicates_across_the_split"] == 3  # chosen by the user, so they stay
+    assert (len(arrays["train_images"]), len(arrays["test_images"])) == (1195, 403)
+    assert read_policy({}, declaration.find_gates(Path())).data.on_split_difference == "warning"
+
+
+def test_the_same_images_give_the_same_files(pipeline: Pipeline, tmp_path: Path) -> None:
+    path = save(tmp_path, images=IMAGES, labels=LABELS)
+    first = create(path)[1]
+    folder = Settings.from_environment().datasets
+    folder.rename(folder.with_name("earlier"))
+    assert create(path)[1].files == first.files
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "fault"),
+    [
+        (IMAGES[:300], LABELS[:300], r"too few images in the test split: 0 \(5\)"),
+        (IMAGES, np.zeros(1200, int), r"indices from 0 to 0; they begin with 0, for 2 to 256 classes"),
+        (IMAGES, LABELS.astype(int) - 1, "indices from -1 to 8; they begin with 0"),
+        (IMAGES, np.array(["shirt"] * 1200), "there is only one class, 'shirt'"),
+        (IMAGES / 255, LABELS, "images are float64; save the original pixels as uint8"),
+        (IMAGES[:, :5, :5], LABELS, "its images have 5 x 5 pixels, expected 8 to 96"),
+    ],
+)
+def test_unsuitable_images_are_refused(
+    pipeline: Pipeline, tmp_path: Path, images: np.ndarray, labels: np.ndarray, fault: str
+) -> None:
+    with pytest.raises(FmnistError, match=fault):
+        create(save(tmp_path, images=images, labels=labels))
+    assert not list(Settings.from_environment().datasets.glob("*"))
+
+
+def test_an_existing_dataset_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
+    path = save(tmp_path, images=IMAGES, labels=LABELS)
+    declaration = create(path)[1]
+    with pytest.raises(FmnistError, match="exists; choose another name, or delete it"):
+        create(path)
+    assert read_declaration(Settings.from_environment().find_declaration("own")) == declaration
+
+
+@pytest.mark.parametrize("count", [2, 10, 11])
+def test_classes_that_are_numbers_are_given_names(pipeline: Pipeline, tmp_path: Path, count: int) -> None:
+    names = [f"kind {number}" for number in range(count)]
+    path = save(tmp_path, images=IMAGES, labels=LABELS)
+    if count == 10:
+        assert create(path, "--classes", ", ".join(names))[1].classes == names
+    else:  # too few for the labels, or too many, so that a class has no images
+        with pytest.raises(FmnistError, match=r"here 0 to 1|too few images in the training split: kind 10 \(0\)"):
+            create(path, "--classes", ", ".join(names))
+
+
+@pytest.mark.parametrize(
+    "options", [["--classes", ",".join(["shirt"] * 10)], ["--ood-label", ""], ["--ood-label", "a" * 101]]
+)
+def test_an_invalid_description_is_refused(pipeline: Pipeline, tmp_path: Path, options: list[str]) -> None:
+    with pytest.raises(FmnistError, match="error: "):
+        create(save(tmp_path, images=IMAGES, labels=LABELS), *options)
+    assert not list(Settings.from_environment().datasets.glob("*"))
+
+
+@pytest.mark.parametrize("name", ["../up", ".hidden", "two words", "größe", "a" * 65, ""])
+def test_an_invalid_name_is_refused(pipeline: Pipeline, tmp_path: Path, name: str) -> None:
+    result = CliRunner().invoke(app, ["dataset", "new", name, str(save(tmp_path, images=IMAGES, labels=LABELS))])
+    assert result.exit_code == 1
+    assert "is not a name for a dataset: use up to 64 letters, digits, - and _" in result.stderr
+    assert not list(pipeline.home.rglob("gates.toml"))
