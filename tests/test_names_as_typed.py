@@ -55,7 +55,7 @@ def test_the_steps_and_metrics_of_a_run_show_names_as_typed(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_error_message_shows_names_as_typed(name: str, pipeline: Pipeline) -> None:
-    for arguments in (["verify", name], ["predict", "--release", "v", name], ["summary", "--run", name]):
+    for arguments in (["verify", name], ["dataset", "new", "own", name], ["summary", "--run", name]):
         result = CliRunner().invoke(app, arguments)
         assert isinstance(result.exception, SystemExit), result.exception
         assert result.exit_code == 1

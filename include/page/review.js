@@ -32,4 +32,5 @@ if (form) {
   document.getElementById("all").addEventListener("change", (event) => {
     for (const box of boxes) box.checked = event.target.checked;
   });
+  moveTo(0);
 }

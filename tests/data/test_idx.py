@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fmnist_tasks.data.idx import gunzip, parse_idx
 from fmnist_tasks.errors import DataError
-from fmnist_tasks.settings import PROJECT
 from tests.support import synthetic
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
@@ -19,16 +16,6 @@ IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 
 def test_an_encoded_array_is_read_back() -> None:
     np.testing.assert_array_equal(parse_idx(synthetic.encode_idx(IMAGES), "f"), IMAGES)
-
-
-def test_the_program_in_the_docs_writes_a_valid_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(
-        r"```python\n(import hashlib, struct\n.*?)```", (PROJECT / "docs" / "own-data.md").read_text(), re.DOTALL
-    )
-    with pytest.warns(ResourceWarning):  # it does not close its file
-        exec(program, {"array": IMAGES})  # noqa: S102 - our documentation
-    np.testing.assert_array_equal(parse_idx(Path("train-images-idx3-ubyte").read_bytes(), "f"), IMAGES)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,11 @@ def test_an_error_with_text_that_is_not_unicode_is_recorded_and_alerted_once(
             synthetic.make_images(600, 2)[0][:, :20],
             "test: every image has the declared height: failed for 600 of 600 rows",
         ),
-        ("train_labels", np.zeros(1600, np.uint8), "training: each class has between half and twice an even share"),
+        (
+            "train_labels",
+            np.zeros(1600, np.uint8),
+            "training: no class has many more or many fewer images than the others",
+        ),
     ],
 )
 def test_a_bad_dataset_stops_the_run_before_training(

@@ -186,7 +186,7 @@ def test_the_command_lists_and_decides(pipeline_in_review: Pipeline) -> None:
 def test_the_page_shows_images_and_decides_in_bulk(pipeline_in_review: Pipeline) -> None:
     client = TestClient(create_app(Access(lambda: None, lambda: "ann", lambda _: Schedule())))
     view = client.get("/review").text
-    assert "3 images wait for a decision, 0 are decided" in view
+    assert "3 images wait for a decision; 0 have one" in view
     assert "copy or near-duplicate of training image 13" in view
     assert view.count("data:image/png;base64,") == 6
     ids = [image.id for image in list_review_images(pipeline_in_review.store)]
@@ -194,7 +194,7 @@ def test_the_page_shows_images_and_decides_in_bulk(pipeline_in_review: Pipeline)
         "/review", data={"action": "drop", "ids": ids[:2]}, headers=SAME_ORIGIN, follow_redirects=False
     )
     assert response.status_code == 303
-    assert "1 images wait for a decision, 2 are decided" in client.get("/review").text
+    assert "1 image waits for a decision; 2 have one" in client.get("/review").text
     assert "dropped by ann on" in client.get("/review?decided=true").text
     assert client.post("/review", data={"action": "keep", "ids": ["x-1"]}, headers=SAME_ORIGIN).status_code == 404
     assert client.post("/review", data={"action": "burn", "ids": ids}, headers=SAME_ORIGIN).status_code == 422

@@ -11,12 +11,15 @@ from playwright.sync_api import FrameLocator, Locator, Page, expect
 TRANSPARENT = "rgba(0, 0, 0, 0)"
 
 
-def collect_errors(page: Page) -> list[str]:
-    """Return a list that collects all later errors of the Releases page, such as violations of its content policy."""
+def collect_errors(page: Page, path: str = "/fmnist/") -> list[str]:
+    """Return a list that collects all later errors of the Releases page, such as violations of its content policy.
+
+    `path` is part of the address of each file with an error.
+    """
     errors: list[str] = []
 
     def collect(kind: str, text: str, url: str) -> None:
-        if kind == "error" and "/fmnist/" in url + text:
+        if kind == "error" and path in url + text:
             errors.append(text)
 
     page.on("console", lambda message: collect(message.type, message.text, message.location["url"]))
