@@ -18,6 +18,11 @@ def _save(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesI
     return buffer
 
 
+def _enlarge(pixels: np.ndarray, side: int) -> Image.Image:
+    """Make each pixel a square of equal pixels."""
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
+
+
 def _turn(pixels: np.ndarray) -> io.BytesIO:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -41,7 +46,7 @@ ENCODINGS: dict[str, Callable[[np.ndarray], io.BytesIO]] = {
     "PNG": lambda pixels: _save(Image.fromarray(pixels)),
     "16-bit PNG": lambda pixels: _save(Image.fromarray(pixels.astype(np.uint16) * 257)),
     "CMYK TIFF": lambda pixels: _save(Image.fromarray(pixels).convert("RGB").convert("CMYK"), "TIFF"),
-    "CMYK JPEG": lambda pixels: _save(Image.fromarray(pixels).convert("RGB").convert("CMYK"), "JPEG", quality=95),
+    "CMYK JPEG": lambda pixels: _save(_enlarge(pixels, 280).convert("RGB").convert("CMYK"), "JPEG", quality=90),
     "palette": lambda pixels: _save(Image.fromarray(pixels).convert("P")),
     "turned, with EXIF": _turn,
     "cut out": _cut_out,
@@ -51,10 +56,6 @@ ENCODINGS: dict[str, Callable[[np.ndarray], io.BytesIO]] = {
     "lossless WebP": lambda pixels: _save(Image.fromarray(pixels).convert("RGB"), "WEBP", lossless=True),
 }
 LARGE_ENCODINGS: dict[str, Callable[[np.ndarray], io.BytesIO]] = {
-    "24 megapixels, PNG": lambda pixels: _save(
-        Image.fromarray(pixels).resize((_LARGE, _LARGE), Image.Resampling.NEAREST), compress_level=1
-    ),
-    "24 megapixels, JPEG": lambda pixels: _save(
-        Image.fromarray(pixels).resize((_LARGE, _LARGE), Image.Resampling.BICUBIC), "JPEG", quality=90
-    ),
+    "24 megapixels, PNG": lambda pixels: _save(_enlarge(pixels, _LARGE), compress_level=1),
+    "24 megapixels, JPEG": lambda pixels: _save(_enlarge(pixels, _LARGE), "JPEG", quality=90),
 }

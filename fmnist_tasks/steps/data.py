@@ -155,7 +155,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         summary=(
             f"{sum(len(finding.checks) for finding in findings.values())} checks of {len(findings)} samples; "
             f"{len(accepted)} batches accepted, {len(quarantined)} quarantined{_summarise_waiting(waiting)}; "
-            f"{len(in_review):,} images wait for review"
+            f"{len(in_review):,} in review"
         ),
         rejection=_explain_rejection(rejected, suspicious),
     )

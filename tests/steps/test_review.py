@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
@@ -19,6 +22,7 @@ from fmnist_tasks.errors import IntegrityError, MissingError, RejectedError, Set
 from fmnist_tasks.page.activity import Schedule
 from fmnist_tasks.page.app import Access, create_app
 from fmnist_tasks.registry.folder import FolderStore
+from fmnist_tasks.run_report import read_run, render_run
 from fmnist_tasks.schemas.runs import ValidationResult
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.steps import run_step
@@ -59,7 +63,7 @@ def test_copies_are_set_aside_and_the_rest_continues(pipeline: Pipeline) -> None
     result = submit(pipeline, images, LABELS)
     assert (result.quarantined, result.set_aside, result.in_review) == ([], {"run-2.npz": 2}, 2)
     assert count_training_images(result) == 1600 + 398
-    assert result.summary.endswith("; 2 images wait for review")
+    assert result.summary.endswith("; 2 in review")
     waiting = list_review_images(pipeline.store)
     assert [image.image.reasons for image in waiting] == [
         ["copy or near-duplicate of training image 13"],
@@ -68,6 +72,28 @@ def test_copies_are_set_aside_and_the_rest_continues(pipeline: Pipeline) -> None
     pixels, neighbours = read_pixels(pipeline.store, waiting[1].arrays)
     np.testing.assert_array_equal(pixels, images[[3, 5]])
     np.testing.assert_array_equal(neighbours, TRAINING[[12, 100]])
+
+
+def test_the_report_counts_images_that_are_converted_unreadable_set_aside_and_in_review(pipeline: Pipeline) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number, (pixels, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+            image = Image.fromarray(TRAINING[4] if number == 7 else pixels)
+            file = io.BytesIO()
+            (image.convert("RGB") if number < 30 else image).save(file, "png")
+            archive.writestr(f"pattern {label}/{number}.png", file.getvalue())
+        archive.writestr("pattern 0/broken.png", b"not a picture")
+    pipeline.store.put("incoming/pictures.zip", buffer.getvalue())
+    result = validate("run-2")
+    assert (result.set_aside, result.in_review) == ({"pictures.zip": 2}, 1)
+    report = " ".join(render_run(pipeline.store, "run-2", read_run(pipeline.store, "run-2")).decode().split())
+    for text in (
+        "Batch pictures.zip: images converted (size or colour mode): 30; unreadable: 1",
+        "pattern 0/broken.png: is not a readable image",
+        "Batch pictures.zip: images set aside, with findings or unreadable: 2.",
+        "Images of all batches that wait for review: 1, the oldest since",
+    ):
+        assert text in report
 
 
 def test_a_batch_of_copies_is_rejected(pipeline: Pipeline) -> None:
