@@ -190,15 +190,15 @@ def measure_backdoor(bench: Bench, random: np.random.Generator) -> dict[str, flo
     return {"backdoor (20 of 2,000)": float(set_aside[chosen].mean())}
 
 
-def count_rejected(bench: Bench, random: np.random.Generator, batches: int) -> tuple[int, float]:
+def reject_clean_batches(bench: Bench, random: np.random.Generator, batches: int) -> tuple[dict[str, str], float]:
     """Check clean batches of 1 to 5,000 images, a quarter of them of one class.
 
-    Returns how many are rejected, by the checks of single images or by those of the batch, and the share of images that
-    are set aside.
+    Returns the reason for each that is rejected, by the checks of single images or by those of the batch, and the share
+    of images that are set aside.
     """
     dataset, policy = bench.ingestion.dataset, read_valid_policy("", {})
     declared, ((training, training_labels), (test, test_labels)) = bench.ingestion.declared, bench.splits
-    rejected, sizes, counts = set[str](), list[int](), list[int]()
+    rejected, sizes, counts = dict[str, str](), list[int](), list[int]()
 
     def examine_batches() -> Iterator[Sample]:
         for number in range(batches):
@@ -208,7 +208,7 @@ def count_rejected(bench: Bench, random: np.random.Generator, batches: int) -> t
             sizes.append(len(labels))
             counts.append(examination.set_aside)
             if examination.rejection:
-                rejected.add(f"batch {number}")
+                rejected[f"batch {number}"] = examination.rejection
             elif not set_aside.all():
                 yield Sample(f"batch {number}", images[~set_aside], labels[~set_aside], None)
 
@@ -219,8 +219,10 @@ def count_rejected(bench: Bench, random: np.random.Generator, batches: int) -> t
         dataset,
         policy.data,
     )
-    failed = {name for name, finding in findings.items() if not all(check.has_passed for check in finding.checks)}
-    return len(rejected | failed), sum(counts) / sum(sizes)
+    for name, finding in findings.items():
+        if failed := [f"{check.name}: {check.message}" for check in finding.checks if not check.has_passed]:
+            rejected[name] = "; ".join(failed)
+    return rejected, sum(counts) / sum(sizes)
 
 
 def main(
@@ -250,12 +252,14 @@ def main(
         for name, share in measure_encodings(bench, np.random.default_rng(0)).items():
             shares[name] = [share]
             console.print(f"{name}: {share:.1%}")
-        count, share = count_rejected(bench, np.random.default_rng(0), batches)
+        rejected, share = reject_clean_batches(bench, np.random.default_rng(0), batches)
     for name, values in shares.items():
         cells = (f"{value:.1%}" for value in (statistics.mean(values), min(values), max(values)))
         table.add_row(name, *cells, str(len(values)))
     console.print(table)
-    console.print(f"{count} of {batches} clean batches rejected; {share:.2%} of their images set aside")
+    console.print(f"{len(rejected)} of {batches} clean batches rejected; {share:.2%} of their images set aside")
+    for name, reason in rejected.items():
+        console.print(f"{name}: {reason}")
 
 
 def _flip_bit(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
