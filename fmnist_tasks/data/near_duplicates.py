@@ -4,8 +4,8 @@ Two images are compared only if random hyperplanes separate neither (locality-se
 https://doi.org/10.1145/509907.509965): a table holds codes of the images, one bit for each hyperplane, and is searched
 for equal codes. The hyperplanes ignore the mean brightness and the outermost pixels, which a shift changes. An image is
 in the tables as it is and shifted up and down; it is looked up as it is, shifted to the left and to the right, and
-flipped. So the time grows with the number of images, not with that of pairs; at most `_MAX_CANDIDATES` of a table are
-compared with an image.
+flipped. Of at most `_MAX_CANDIDATES` images with the same code in a table, those whose codes in all tables differ least
+are compared. So the time grows with the number of images, not with that of pairs, also if many are alike.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _TABLES = 8
 _BITS, _FEW_BITS, _FEW_IMAGES = 40, 24, 10_000  # of a code; few for up to so many images: codes differ less
 _MIN_PROJECTION = 1.0  # a flat image has projections of about 0, whose signs are random
 _MAX_CANDIDATES = 32  # of a table, for one variant of an image
+_MAX_COMPARED = 4  # candidates of all tables, for one variant of an image
+_MAX_DIFFERENT_BITS = 0.125  # share of the bits of all tables; three changed pixels change up to a tenth
 _MAX_SIZE = 32  # pixels; larger images are compared in this size
 _MIN_CORRELATION = 0.998
 _MAX_DIFFERENCE, _MAX_PIXELS = 8, 3  # shades by which pixels may differ, and how many may differ by more
@@ -47,9 +49,9 @@ class NearDuplicateIndex:
         self._planes = _make_planes(height, width, _FEW_BITS if len(images) <= _FEW_IMAGES else _BITS)
         # A shift of a reduced image is not a reduced shift, so these are only looked up in all directions.
         self._shifts = [0] if self._is_reduced else [0, 1, -1]
-        codes = np.concatenate([_encode(_shift(self._pixels, shift, 0), self._planes) for shift in self._shifts])
-        self._order = np.argsort(codes, axis=0, kind="stable").astype(np.int32)
-        self._codes = np.take_along_axis(codes, self._order, axis=0)
+        self._codes = np.concatenate([_encode(_shift(self._pixels, shift, 0), self._planes) for shift in self._shifts])
+        self._order = np.argsort(self._codes, axis=0, kind="stable").astype(np.int32)
+        self._sorted = np.take_along_axis(self._codes, self._order, axis=0)
 
     def find(self, images: np.ndarray, *, own: np.ndarray | None = None) -> NearDuplicates:
         """Find a near-duplicate of each image, uint8 (N, H, W) or (N, H, W, 3).
@@ -74,25 +76,39 @@ class NearDuplicateIndex:
                     yield _reduce(_shift(shades, down, right))
 
     def _compare(self, variant: np.ndarray, own: np.ndarray | None, found: NearDuplicates, start: int) -> None:
-        """Compare variants of a chunk of images with the indexed images that have the same code in a table."""
+        """Compare variants of a chunk of images with the indexed images whose codes are most similar."""
         codes, count = _encode(variant, self._planes), len(self._pixels)
+        rows, entries = _choose_most_similar(*self._list_candidates(codes, own))
+        for number, shift in enumerate(self._shifts):
+            members = np.flatnonzero(entries // count == number)
+            for part in np.split(members, range(_CHUNK, len(members), _CHUNK)) if len(members) else ():
+                self._record(variant, rows[part], entries[part] % count, shift, found, start)
+
+    def _list_candidates(self, codes: np.ndarray, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return pairs of rows and entries of the index that have the same code in a table, and their distances.
+
+        The distance of two images is the number of different bits in all tables; pairs with a large one are left out.
+        """
+        limit = int(_MAX_DIFFERENT_BITS * self._planes.shape[1])
+        pairs = []
         for table in range(_TABLES):
-            column, wanted = self._codes[:, table], codes[:, table]
+            column, wanted = self._sorted[:, table], codes[:, table]
             by_code = np.argsort(wanted)  # neighbouring codes are near each other in memory
             low, high = np.empty(len(wanted), np.int64), np.empty(len(wanted), np.int64)
             low[by_code] = np.searchsorted(column, wanted[by_code], "left")
             high[by_code] = np.searchsorted(column, wanted[by_code], "right")
             counts = np.minimum(high - low, _MAX_CANDIDATES)
-            rows = np.repeat(np.arange(len(variant)), counts)
+            rows = np.repeat(np.arange(len(codes)), counts)
             offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
             entries = self._order[np.repeat(low, counts) + offsets, table].astype(np.int64)
             if own is not None:
-                is_other = entries % count != own[rows]
+                is_other = entries % len(self._pixels) != own[rows]
                 rows, entries = rows[is_other], entries[is_other]
-            for number, shift in enumerate(self._shifts):
-                members = np.flatnonzero(entries // count == number)
-                for part in np.split(members, range(_CHUNK, len(members), _CHUNK)) if len(members) else ():
-                    self._record(variant, rows[part], entries[part] % count, shift, found, start)
+            distances = np.bitwise_count(codes[rows] ^ self._codes[entries]).sum(axis=1)
+            is_near = distances <= limit
+            pairs.append((rows[is_near], entries[is_near], distances[is_near]))
+        rows, entries, distances = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        return rows, entries, distances
 
     def _record(
         self,
@@ -105,10 +121,23 @@ class NearDuplicateIndex:
     ) -> None:
         """Record the pairs of rows and candidates, shifted down, that correlate more than any found so far."""
         correlations = _correlate(variant[rows], _shift(self._pixels[candidates], shift, 0))
-        for row, candidate, correlation in zip(rows, candidates, correlations, strict=True):
-            if correlation > found.correlations[start + row]:
-                found.neighbours[start + row] = candidate
-                found.correlations[start + row] = correlation
+        is_better = correlations > found.correlations[start + rows]
+        best_last = np.argsort(correlations[is_better], kind="stable")
+        positions = start + rows[is_better][best_last]
+        found.neighbours[positions] = candidates[is_better][best_last]  # of equal positions, the last one stays
+        found.correlations[positions] = correlations[is_better][best_last]
+
+
+def _choose_most_similar(rows: np.ndarray, entries: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of each row with the smallest distances, without repetitions."""
+    order = np.lexsort((entries, distances, rows))
+    rows, entries = rows[order], entries[order]
+    is_new = np.ones(len(rows), bool)
+    is_new[1:] = (np.diff(rows) != 0) | (np.diff(entries) != 0)
+    rows, entries = rows[is_new], entries[is_new]
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    ranks = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
+    return rows[ranks < _MAX_COMPARED], entries[ranks < _MAX_COMPARED]
 
 
 def _shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
