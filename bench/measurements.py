@@ -135,6 +135,43 @@ def load_page() -> dict[str, float]:
     }
 
 
+def load_review() -> dict[str, float]:
+    """Milliseconds of the Review view while 10,000 images wait. First accepts 100 batches with 100 of them each."""
+    import numpy as np
+    from fastapi.testclient import TestClient
+
+    from fmnist_tasks.data.accepted_batches import accept_batch
+    from fmnist_tasks.data.dataset import store_images
+    from fmnist_tasks.data.image_checks import Finding
+    from fmnist_tasks.data.review import store_parts
+    from fmnist_tasks.page.activity import Schedule
+    from fmnist_tasks.page.app import Access, create_app
+    from fmnist_tasks.registry.stores import open_store
+    from fmnist_tasks.settings import Settings
+
+    store = open_store(Settings.from_environment().store)
+    random = np.random.default_rng(0)
+    findings = [Finding(row, ("doubtful label: Shirt 97.1%, Coat 0.4%",), 6, 0) for row in range(100)]
+    for number in range(100):
+        images, labels = random.integers(0, 256, (100, 28, 28), np.uint8), random.integers(0, 10, 100)
+        image_set = store_images(store, "train", f"incoming/{number}.npz", images, labels)
+        accept_batch(store, image_set, image_set.blob.sha256, store_parts(store, images, labels, findings, images))
+    app = create_app(Access(lambda: None, lambda: "bench", lambda _: Schedule()))
+    app.state.read_ahead()
+    page = TestClient(app)
+    first, *others = (_measure_seconds(lambda: page.get("/review").raise_for_status()) for _ in range(21))
+    assert "10,000 images wait" in first[1].text
+    return {
+        "Review, 10,000 images wait in 100 batches on MinIO, first response, milliseconds": first[0] * 1e3,
+        "Review, 10,000 images wait in 100 batches on MinIO, later responses, milliseconds": statistics.median(
+            seconds * 1e3 for seconds, _ in others
+        ),
+        "Review, 10,000 images wait in 100 batches on MinIO, slowest later response, milliseconds": max(
+            seconds * 1e3 for seconds, _ in others
+        ),
+    }
+
+
 def find_champion() -> float:
     """Seconds to open the store and find the champion."""
     # Opening a store on a server imports these.
@@ -197,6 +234,7 @@ _MEASUREMENTS: dict[str, Callable[..., Any]] = {
         predict_with_and_without_ood,
         load_page,
         find_champion,
+        load_review,
         train_one_epoch,
     )
 }

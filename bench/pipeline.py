@@ -179,6 +179,9 @@ def main(
         try:
             for entries, seconds in measure_champion_log(minio_server):
                 add_row(f"`fmnist champion` on MinIO with {entries:,} log entries, seconds", seconds)
+            review = {"FMNIST_STORE": minio_server.build_uri("review"), "FMNIST_DATASET": ""}
+            for name, value in run_module(MODULE, "load_review", **review, **minio_server.credentials).items():
+                add_row(name, [value])
             for seed in range(runs):
                 for name, value in measure_run(seed, profile, minio_server):
                     results.setdefault(name, []).append(value)

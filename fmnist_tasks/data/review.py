@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 from uuid import uuid4
 
@@ -37,6 +38,7 @@ Action = Literal["keep", "relabel", "drop"]
 _PREFIX = "reviews/"
 _KEY = re.compile(rf"{_PREFIX}(?P<digest>[0-9a-f]{{64}})/(?P<number>[0-9]{{8}})\.json")
 _PART_SIZE = 2_000  # images; the document of a part stays below a megabyte
+_CACHED_PARTS = 1_000  # by digest; a process reads these once
 _MAX_ATTEMPTS = 50  # of writing a decision, while others decide at the same time
 
 
@@ -188,6 +190,7 @@ def decide_by_id(
     ]
 
 
+@lru_cache(_CACHED_PARTS)  # the Review view reads all of them for each response
 def _read_part(store: Store, reference: Reference) -> ReviewPart:
     try:
         return ReviewPart.model_validate_json(get_verified(store, reference))

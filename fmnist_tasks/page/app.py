@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 from fmnist_tasks import errors
 from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.data.declaration import Declaration, read_declaration
-from fmnist_tasks.data.review import decide_by_id
+from fmnist_tasks.data.review import decide_by_id, list_review_images
 from fmnist_tasks.data.submission import make_key, put_new
 from fmnist_tasks.page.activity import Schedule, list_quarantine, read_last_run
 from fmnist_tasks.page.inference import ChampionPredictor
@@ -107,7 +107,7 @@ class Limits:
 def create_app(access: Access) -> FastAPI:
     """Create the page of the default dataset; below `datasets/NAME/`, it has the pages of the others.
 
-    Its `state.read_ahead()` reads the releases and the champion log, so that the first response need not wait for them.
+    Its `state.read_ahead()` reads what the pages show, so that the first response need not wait for it.
     """
     limits = Limits()
     app = _create_dataset_app("", access, limits)
@@ -163,8 +163,9 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
         try:
             get_releases().read_releases()
             get_releases().read_log()
+            list_review_images(get_releases().store)
         except errors.FmnistError as error:
-            log.warning("cannot read the releases ahead; the first request reads them: %s", error)
+            log.warning("cannot read the store ahead; the first request reads it: %s", error)
 
     app.state.read_ahead = read_ahead
 

@@ -48,6 +48,9 @@ class Store(Protocol):
     keys: Keys  # with which this process signs and verifies the store's documents
     dataset: str  # to which this part of a store belongs; empty: the default dataset, which has the whole store
 
+    def __hash__(self) -> int:
+        """By identity: what is read from a store may be cached."""
+
     def get(self, key: str, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Return the bytes of an object; raises :class:`~fmnist_tasks.errors.MissingError` if it does not exist.
 

@@ -567,7 +567,7 @@ def test_a_store_that_cannot_be_read_ahead_is_logged(
 ) -> None:
     monkeypatch.setenv("FMNIST_STORE", "ftp://nowhere")
     make_app().state.read_ahead()
-    assert "cannot read the releases ahead" in caplog.text
+    assert "cannot read the store ahead" in caplog.text
     assert "FMNIST_STORE" in caplog.text
 
 
