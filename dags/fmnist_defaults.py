@@ -20,6 +20,7 @@ from fmnist_tasks.alerts import alert_approval_request, alert_task_failure, find
 from fmnist_tasks.errors import SettingsError, StoreError
 from fmnist_tasks.settings import (
     APPROVAL_LIMIT,
+    DEFAULT_DATASET,
     MAX_REASON_LENGTH,
     TASK_LIMIT,
     DagSettings,
@@ -178,20 +179,26 @@ def link_pages(doc: str | None, dataset: str = "") -> str:
 def make_dataset_choice(section: str) -> Param:
     """The field "Dataset" of a form that serves all datasets."""
     return Param(
-        "",
+        DEFAULT_DATASET,
         title="Dataset",
-        description="Empty: the default dataset.",
+        description="Whose store is used.",
         type="string",
-        enum=["", *list_datasets()],
+        enum=[DEFAULT_DATASET, *list_datasets()],
         section=section,
     )
+
+
+def get_chosen_dataset() -> str:
+    """The name of the dataset that the form of this run names; empty: the default dataset."""
+    name: str = get_current_context()["params"]["dataset"]
+    return "" if name == DEFAULT_DATASET else name
 
 
 def open_chosen_store() -> Store:
     """The store of the dataset that the form of this run names."""
     from fmnist_tasks.registry.stores import open_default_store
 
-    return open_default_store(get_current_context()["params"]["dataset"])
+    return open_default_store(get_chosen_dataset())
 
 
 def make_reason(description: str, section: str) -> Param:

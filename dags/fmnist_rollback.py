@@ -22,6 +22,7 @@ from fmnist_defaults import (
     declare_task,
     emit_champion_event,
     get_actor,
+    get_chosen_dataset,
     get_operator,
     make_dataset_choice,
     make_reason,
@@ -60,7 +61,7 @@ def rollback(current: dict[str, Any]) -> dict[str, Any]:
         after=current["sequence"],
         force=parameters["force"],
     ).to_json()
-    emit_champion_event(parameters["dataset"], version=entry["version"], sequence=entry["sequence"])
+    emit_champion_event(get_chosen_dataset(), version=entry["version"], sequence=entry["sequence"])
     return entry
 
 

@@ -27,6 +27,7 @@ WITHDRAW_ID = "fmnist_withdraw"
 # Each change of the champion emits an event of this asset. It has a name but no URI: to parse a URI in a DAG file,
 # Airflow would load the handlers of all providers.
 CHAMPION_ASSET = "fmnist_champion_model"  # of the default dataset
+DEFAULT_DATASET = "default dataset"  # its name in forms; names of others have no spaces
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # is part of DAG IDs, keys and addresses
 TASK_LIMIT = timedelta(hours=6)  # Airflow stops a task that takes longer
 APPROVAL_LIMIT = timedelta(days=3)  # without a response within this time, the candidate is rejected

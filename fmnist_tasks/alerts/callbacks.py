@@ -19,7 +19,7 @@ from fmnist_tasks.registry.runs import find_records
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.schemas.evaluation import Check
 from fmnist_tasks.schemas.runs import RESULTS, GateResult, StepRecord, ValidationResult, parse_result
-from fmnist_tasks.settings import APPROVAL_LIMIT, WATCH_ID, find_dataset, name_dag
+from fmnist_tasks.settings import APPROVAL_LIMIT, DEFAULT_DATASET, WATCH_ID, find_dataset, name_dag
 from fmnist_tasks.text import replace_surrogates
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,10 @@ def alert_run_timeout(context: Mapping[str, Any]) -> None:
 
 def _find_dataset(context: Mapping[str, Any]) -> str:
     """Return the dataset of a task: that of its DAG, or of the form of a DAG that serves all datasets."""
-    dataset = find_dataset(context["dag"].dag_id)
-    return (context.get("params") or {}).get("dataset", "") if dataset is None else dataset
+    if (dataset := find_dataset(context["dag"].dag_id)) is not None:
+        return dataset
+    chosen: str = (context.get("params") or {}).get("dataset", DEFAULT_DATASET)
+    return "" if chosen == DEFAULT_DATASET else chosen
 
 
 def describe_record(record: StepRecord, dataset: str, task_id: str = "") -> Alert:

@@ -13,11 +13,12 @@ import pytest
 from sklearn.datasets import load_digits
 
 from fmnist_tasks.data.checks import Findings, Sample, check_samples
-from fmnist_tasks.data.declaration import read_declaration
+from fmnist_tasks.data.declaration import Declaration, read_declaration
 from fmnist_tasks.data.sources import load_base
+from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.settings import Settings
 
-CLASSES = 10
+POLICY = read_policy({}).data
 BATCHES, BATCH_SIZE = 20, 500
 REFERENCE_SIZE = 60_000 - BATCHES * BATCH_SIZE  # the other training images, with which the batches are compared
 
@@ -26,9 +27,13 @@ Damage = Callable[[np.ndarray, np.ndarray], Images]
 
 
 @pytest.fixture(scope="module")
-def dataset() -> dict[str, np.ndarray]:
-    settings = Settings.from_environment()
-    return load_base(read_declaration(settings.dataset), settings)[0]
+def declaration() -> Declaration:
+    return read_declaration(Settings.from_environment().dataset)
+
+
+@pytest.fixture(scope="module")
+def dataset(declaration: Declaration) -> dict[str, np.ndarray]:
+    return load_base(declaration, Settings.from_environment())[0]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.fixture(scope="module")
-def findings(splits: tuple[Sample, Sample, Images]) -> dict[str, Findings]:
+def findings(splits: tuple[Sample, Sample, Images], declaration: Declaration) -> dict[str, Findings]:
     """Return the findings of good batches, their images with each damage, and images of the base dataset."""
     training, test, (images, labels) = splits
     batches = [
@@ -110,7 +115,7 @@ def findings(splits: tuple[Sample, Sample, Images]) -> dict[str, Findings]:
     batches += [Sample(name, *damage(images, labels), None) for name, (damage, _) in DAMAGES.items()]
     batches.append(Sample("of the test split", test.images[:100], test.labels[:100], None))
     batches.append(Sample("of the training split", training.images[:100], training.labels[:100], None))
-    return check_samples(training, test, batches, CLASSES)[0]
+    return check_samples(training, test, batches, declaration, POLICY)[0]
 
 
 def list_failures(findings: Findings) -> set[str]:
@@ -161,8 +166,11 @@ def test_swapped_labels_are_located(findings: dict[str, Findings], splits: tuple
     ],
 )
 def test_the_base_dataset_must_have_balanced_classes(
-    splits: tuple[Sample, Sample, Images], change: Callable[[np.ndarray], np.ndarray], name: str
+    declaration: Declaration,
+    splits: tuple[Sample, Sample, Images],
+    change: Callable[[np.ndarray], np.ndarray],
+    name: str,
 ) -> None:
     _, test, (images, labels) = splits
     training = Sample("training", images, change(labels).astype(np.uint8), len(images))
-    assert name in list_failures(check_samples(training, test, [], CLASSES)[0]["training"])
+    assert name in list_failures(check_samples(training, test, [], declaration, POLICY)[0]["training"])

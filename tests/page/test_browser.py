@@ -232,7 +232,7 @@ def test_a_user_trains_inspects_predicts_and_rolls_back(deployment: Deployment, 
     upload = {"name": "noise.png", "mimeType": "image/png", "buffer": make_noise()}
     expect(releases_page.locator("#upload")).to_be_enabled()
     releases_page.locator("#upload").set_input_files(upload)
-    expect(releases_page.get_by_role("heading", name="not clothing")).to_be_visible()
+    expect(releases_page.get_by_role("heading", name="not a pattern")).to_be_visible()
     releases_page.get_by_role("button", name="Random test images").click()
     expect(releases_page.locator(".prediction")).to_have_count(synthetic.CLASSES)
 

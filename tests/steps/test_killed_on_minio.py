@@ -17,12 +17,12 @@ from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.s3 import S3Store
 from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.steps import run_step
+from tests.support import synthetic
 from tests.support.documents import copy_facts
 from tests.support.outbox import mark_alerts_delivered
 from tests.support.pipeline import Pipeline
 from tests.support.processes import run_one_step, start_process, wait_for_exit
 from tests.support.proxy import Fault, Proxy, Request
-from tests.support.synthetic import RUN
 
 OLD = "20260101T000000Z-0ld"
 MOMENTS = ("before", "halfway", "after")
@@ -33,6 +33,7 @@ def evaluated_run(finished_home: Path, tmp_path_factory: pytest.TempPathFactory)
     """A store with an old champion and a run that is about to publish, and the version of its release."""
     finished = Pipeline(finished_home)
     pipeline = Pipeline(tmp_path_factory.mktemp("evaluated"))
+    synthetic.write_dataset(pipeline.data)
     version = require_champion(finished.store).version
     old = open_release(finished.store, version)
     releases.publish_release(pipeline.store, OLD, old.files, copy_facts(old.manifest, run_id="run-0"))
@@ -43,8 +44,8 @@ def evaluated_run(finished_home: Path, tmp_path_factory: pytest.TempPathFactory)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in pipeline.environment.items():
             patch.setenv(name, value)
-        run_step("evaluate_tuned", RUN)
-        run_step("promotion_gate", RUN)
+        run_step("evaluate_tuned", synthetic.RUN)
+        run_step("promotion_gate", synthetic.RUN)
     return pipeline.store, version
 
 
@@ -100,7 +101,7 @@ class Scenario:
         check_store(self.store, OLD, *([self.version] if self.step == "promote" else []))
         if was_killed:
             self.proxy.reset()
-            run_step(self.step, RUN)
+            run_step(self.step, synthetic.RUN)
         assert releases.list_versions(self.store) == [OLD, self.version]
         if self.step == "promote":
             assert [entry.version for entry in champion.list_entries(self.store)] == [OLD, self.version]
@@ -110,7 +111,7 @@ class Scenario:
             check_store(self.store, OLD)
             for stat in list(self.store.list(f"releases/{self.version}/")):
                 self.store.delete(stat.key)
-        self.store.delete(f"runs/{RUN.id}/{self.step}.json")
+        self.store.delete(f"runs/{synthetic.RUN.id}/{self.step}.json")
         mark_alerts_delivered(self.store)
         return was_killed
 
@@ -120,8 +121,8 @@ def scenario(
     request: pytest.FixtureRequest, version_to_publish: str, minio_store: S3Store, proxy: Proxy, tmp_path: Path
 ) -> Scenario:
     if request.param == "promote":
-        run_step("publish", RUN)
-        run_step("verify_release", RUN)
+        run_step("publish", synthetic.RUN)
+        run_step("verify_release", synthetic.RUN)
     return Scenario(request.param, version_to_publish, minio_store, proxy, tmp_path / "output.txt")
 
 

@@ -46,7 +46,7 @@ def use_page(registry: Page | FrameLocator, current: str, earlier: str) -> None:
     registry.get_by_role("link", name="Try it").click()
     expect(registry.locator("#upload")).to_be_enabled()  # by the page's script
     registry.locator("#upload").set_input_files({"name": "noise.png", "mimeType": "image/png", "buffer": make_noise()})
-    expect(registry.get_by_role("heading", name="not clothing")).to_be_visible()
+    expect(registry.get_by_role("heading", name="not a pattern")).to_be_visible()
     registry.get_by_role("link", name="Releases").click()
     registry.locator(f"tbody a[href$='/releases/{earlier}']").first.click()
     registry.get_by_label("Reason for the rollback").fill("the other one was better")
