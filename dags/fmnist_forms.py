@@ -14,8 +14,8 @@ def build_retrain_form() -> dict[str, Param]:
         "profile": Param(
             default.profile,
             title="Profile",
-            description="Training budget. Fashion-MNIST on two cores: quick: 90 s, 93.5% test accuracy; standard: 3 min, "
-            "94.0%; thorough: 20 min, 94.9%.",
+            description="Training budget. Fashion-MNIST on two cores: quick: 90 s, 93.5% test accuracy; standard: "
+            "3 min, 94.0%; thorough: 20 min, 94.9%.",
             type="string",
             enum=list(PROFILES),
             section="Training",

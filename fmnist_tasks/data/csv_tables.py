@@ -76,7 +76,7 @@ def _find_columns(header: list[str], name: str) -> tuple[int, list[int]]:
 
 
 class _BoundedLines(io.RawIOBase):
-    """A file that is read only as long as its lines have a sensible length: the parser keeps a whole line in memory."""
+    """A file that is read only as long as its lines have a sensible length: the parser keeps each in memory."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name, self._length = file, name, 0

@@ -1,7 +1,7 @@
 """The weekly check of all accepted batches together, by source: small amounts of poison in each batch add up.
 
 A source is the first folder below `incoming/`, and its images are those of all its batches. A random sample of them is
-compared with the training split, as a new batch is, but against limits of its own.
+compared with the training split, as a new batch is, but against other limits.
 """
 
 from __future__ import annotations
