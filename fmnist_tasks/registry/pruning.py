@@ -46,6 +46,7 @@ _AREAS_WITHOUT_REFERENCES = {
     "incoming",
     "predictions",
     "quarantine",
+    "reviews",
     "working",
 }
 

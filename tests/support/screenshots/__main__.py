@@ -136,10 +136,10 @@ class Photographer:
         self._airflow.open_api(self._url).trigger_run(DAG_ID, HELD, "manual__trial")
         wait_until(lambda: self._airflow.is_waiting_for_approval("manual__trial"), seconds=1800)
         address = f"/dags/{DAG_ID}/runs/manual__trial/tasks/tuned_model.approval/required_actions"
-        with self._open(address, viewport={"width": 1290, "height": 620}) as page:
+        with self._open(address, viewport={"width": 1340, "height": 620}) as page:
             expect(page.get_by_text("Promote the candidate").first).to_be_visible()
             page.locator("[data-panel-resize-handle-id]").drag_to(
-                page.locator("body"), target_position={"x": 390, "y": 560}, source_position={"x": 1, "y": 500}
+                page.locator("body"), target_position={"x": 440, "y": 560}, source_position={"x": 1, "y": 500}
             )  # so that the grid shows several runs
             self._take(page, "approval")
 
