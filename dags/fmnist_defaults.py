@@ -181,7 +181,7 @@ def make_dataset_choice(section: str) -> Param:
     return Param(
         DEFAULT_DATASET,
         title="Dataset",
-        description="Whose store is used.",
+        description="The dataset to act on.",
         type="string",
         enum=[DEFAULT_DATASET, *list_datasets()],
         section=section,

@@ -40,7 +40,7 @@ from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.serving.release import classify_images, fetch_release, open_release, require_champion, verify_release
 from fmnist_tasks.serving.rollback import roll_back
-from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, read_store_uri
+from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, name_run_command, read_store_uri
 from fmnist_tasks.tables import has_succeeded, print_json, show_metrics, show_rows, show_steps
 from fmnist_tasks.text import make_printable
 
@@ -62,6 +62,7 @@ _DATASET_HELP = "Create a dataset from your own images."
 app.add_typer(dataset_app, name="dataset", help=_DATASET_HELP, short_help=_DATASET_HELP)
 standard_error = Console(stderr=True)
 
+_MAX_SHOWN = 10  # items of a list in a table
 _HISTORY_COLUMNS = ("sequence", "time", "action", "version", "replaces", "actor", "reason", "signature")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
@@ -267,7 +268,7 @@ def releases(as_json: AsJson = False) -> None:
         )
     if fault := release_store.find_missing_champion(store, champion_log):
         faults.append(fault)
-    show_rows(rows, as_json, "" if faults else "no releases yet; create one with `make run`")
+    show_rows(rows, as_json, "" if faults else f"no releases yet; create one with `{name_run_command(store.dataset)}`")
     for fault in faults:
         _print_error("error:", fault)
     if faults:
@@ -336,19 +337,20 @@ def audit(
 def _parse_size(text: str) -> tuple[int, int]:
     """Parse a height and width, or the side of a square; typer reports a ValueError as a usage error."""
     if not (match := re.fullmatch(r"(\d{1,2})(?:x(\d{1,2}))?", text)):
-        raise ValueError("is not a height and width in pixels, such as 32x48, or the side of a square, such as 32")
+        raise ValueError("is not a height and width from 8 to 96 pixels, such as 32x48, or one side of a square")
     size = int(match[1]), int(match[2] or match[1])
     if not all(8 <= side <= 96 for side in size):
-        raise ValueError("is not between 8 and 96 pixels")
+        raise ValueError("is not from 8 to 96 pixels")
     return size
 
 
 def create_dataset(
-    name: Annotated[str, typer.Argument(help="Name of the dataset: letters, digits and -.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="Name of the dataset: letters, digits, - and _.", metavar="NAME")],
     path: Annotated[
         Path,
         typer.Argument(
-            help="A folder or zip file with a folder of images for each class, a .csv, an .npz, or a folder of IDX."
+            help="A folder or zip file with one folder of images for each class, a .csv, .npz or .parquet file, or a "
+            "folder of IDX or Parquet files."
         ),
     ],
     title: Annotated[str, typer.Option(help="Title for users; by default the name.")] = "",
@@ -398,14 +400,17 @@ def create_dataset(
         print_json(created.report)
         return
     show_rows({name: _join(value) for name, value in created.report.items()}, as_json)
-    print(f"\nNext: look at {created.path}, then run\n\n    make run DATASET={name}\n")
+    print(f"\nNext: look at {created.path}, then run\n\n    {name_run_command(name)}\n")
 
 
 def _join(value: object) -> object:
-    """A list, or counts by name, on one line."""
+    """A list, shortened, or counts by name, on one line."""
     if isinstance(value, dict):
         return ", ".join(f"{name}: {count:,}" for name, count in value.items())
-    return "; ".join(map(str, value)) or "none" if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    more = [f"and {len(value) - _MAX_SHOWN:,} more"] if len(value) > _MAX_SHOWN else []
+    return "; ".join([*map(str, value[:_MAX_SHOWN]), *more]) or "none"
 
 
 add_command(dataset_app, "new", create_dataset)
@@ -592,7 +597,7 @@ def prune(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files; converted to the format of the dataset.")],
     release: Annotated[str | None, typer.Option(help="The release; by default the champion.")] = None,
-    invert: Annotated[bool, typer.Option("--invert", help="Invert the images that look like negatives.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="Invert images that seem to be negatives.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images, or report them as out of distribution; exit code 1 if an image cannot be read.
@@ -624,7 +629,7 @@ def predict(
         show_rows([{name: value for name, value in row.items() if name not in hidden} for row in rows], as_json)
         for row in rows:
             if row["looks_inverted"]:
-                _print_error("warning:", f"{row['image']}: looks inverted; to classify its negative, use --invert")
+                _print_error("warning:", f"{row['image']}: may be a negative; to invert it, use --invert")
         for reason in reasons.values():
             _print_error("error:", reason)
     if reasons:
@@ -636,7 +641,8 @@ def submit(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH…", help="An .npz, .csv or zip file, a folder with one folder for each class, or an IDX pair."
+            metavar="PATH…",
+            help="Files (.npz, .csv, .parquet, .zip, IDX pairs), or folders with one folder of images for each class.",
         ),
     ],
     as_json: AsJson = False,
@@ -654,8 +660,15 @@ def submit(
         print_json([asdict(batch) for batch in submitted])
         return
     for batch in submitted:
-        show_rows({**asdict(batch), "keys": ", ".join(batch.keys), "images": _join(batch.images)}, as_json)
-    print("The next run checks these batches.")
+        rows = {
+            "dataset": f"{declaration.title} ({declaration.name})",
+            "files": ", ".join(batch.keys),
+            "images": _join(batch.images),
+            "converted (size or colour mode)": batch.converted,
+            "unreadable": _join(batch.unreadable),
+        }
+        show_rows(rows, as_json)
+    print(f"The next run checks these batches: {name_run_command(_dataset.get())}, or the schedule.")
 
 
 @command
@@ -667,7 +680,7 @@ def batches(as_json: AsJson = False) -> None:
     rows = [batch.to_json() for batch in sorted(accepted, key=lambda batch: batch.accepted)]
     if not as_json:
         rows = [{**row, "sha256": row["sha256"][:12]} for row in rows]
-    show_rows(rows, as_json, "" if faults else "no accepted batches yet; put one into incoming/")
+    show_rows(rows, as_json, "" if faults else "no accepted batches yet; submit one with `fmnist submit`")
     for fault in faults:
         _print_error("error:", str(fault))
     if faults:
@@ -705,7 +718,7 @@ Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="IDs of images, 
 
 def keep_images(ids: Ids, as_json: AsJson = False) -> None:
     """Keep images with their labels; they join the dataset of the next run."""
-    _decide(ids, "keep", None, as_json)
+    _record_decisions(ids, "keep", None, as_json)
 
 
 def relabel_images(
@@ -713,18 +726,20 @@ def relabel_images(
 ) -> None:
     """Keep images with another label; they join the dataset of the next run."""
     classes = _read_classes()
-    _decide(ids, "relabel", classes.index(label) if label in classes else -1, as_json)
+    _record_decisions(ids, "relabel", classes.index(label) if label in classes else -1, as_json)
 
 
 def drop_images(ids: Ids, as_json: AsJson = False) -> None:
     """Drop images: they are not used for training."""
-    _decide(ids, "drop", None, as_json)
+    _record_decisions(ids, "drop", None, as_json)
 
 
-def _decide(ids: list[str], action: Literal["keep", "relabel", "drop"], label: int | None, as_json: bool) -> None:
-    from fmnist_tasks.data.review import decide_by_id
+def _record_decisions(
+    ids: list[str], action: Literal["keep", "relabel", "drop"], label: int | None, as_json: bool
+) -> None:
+    from fmnist_tasks.data.review import record_decisions
 
-    decisions = decide_by_id(_open_store(), _read_classes(), ids, action, label, by=_find_actor())
+    decisions = record_decisions(_open_store(), _read_classes(), ids, action, label, by=_find_actor())
     rows = [{"batch": decision.batch[:12], "action": action, "images": len(decision.images)} for decision in decisions]
     show_rows([decision.to_json() for decision in decisions] if as_json else rows, as_json)
 
@@ -783,7 +798,7 @@ def _find_run(store: Store, run_id: str | None) -> Any:
     if run_id is None:
         run_ids = {stat.key.split("/")[1] for stat in store.list("runs/") if stat.key.endswith("/ingest.json")}
         if not run_ids:
-            raise MissingError("no runs yet; start one with `fmnist ingest` or `make run`")
+            raise MissingError(f"no runs yet; start one with `fmnist ingest` or `{name_run_command(store.dataset)}`")
         run_id = max(run_ids, key=partial(_find_start, store))
     try:
         record = read_record(store, run_id, "ingest")

@@ -71,7 +71,8 @@ def create_dataset(
         training = LabelledImages(
             np.delete(everything.images, chosen, axis=0), np.delete(everything.labels, chosen, axis=0)
         )
-    _require_enough(source.classes, training, test)
+    hint = "" if has_splits else " (a sixth of the images, without near-duplicates of the others, is for tests)"
+    _require_enough(source.classes, training, test, hint)
     image_format = ImageFormat(
         height=source.height,
         width=source.width,
@@ -104,7 +105,7 @@ def create_dataset(
     largest = np.bincount(training.labels).max() / len(training.labels)
     (folder / gates).write_text(render_gates(declaration, float(largest), has_splits=has_splits), encoding="utf-8")
     path.write_text(render_declaration(declaration), encoding="utf-8")
-    findings = source.findings
+    findings = source.contents
     return NewDataset(
         declaration,
         path,
@@ -149,13 +150,13 @@ def _remove_copies(splits: dict[Any, LabelledImages]) -> tuple[dict[Any, Labelle
     return kept, copies, conflicts
 
 
-def _require_enough(classes: list[str], training: LabelledImages, test: LabelledImages) -> None:
+def _require_enough(classes: list[str], training: LabelledImages, test: LabelledImages, hint: str) -> None:
     for split, part in (("training", training), ("test", test)):
         counts = np.bincount(part.labels, minlength=len(classes))
         if few := [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < MIN_IMAGES]:
             raise DataError(
                 f"too few images in the {split} split: {', '.join(few[:5])}; each class needs at least {MIN_IMAGES} "
-                "in each split (near-duplicates stay in one split). Add images, or merge classes"
+                f"in each split{hint}. Add images, or merge classes"
             )
 
 
@@ -222,7 +223,7 @@ def render_declaration(declaration: Declaration) -> str:
 
 def render_gates(declaration: Declaration, largest_share: float, *, has_splits: bool) -> str:
     """Return a policy to begin with: that of the project, with lower thresholds and the families of this dataset."""
-    text = (INCLUDE / "gates.toml").read_text(encoding="utf-8")
+    _, _, text = (INCLUDE / "gates.toml").read_text(encoding="utf-8").partition("\n\n")  # without its heading
     minimum = min(0.9, max(0.5, round(1.5 * largest_share, 2)))
     families = list_families(declaration)
     lines = []
@@ -239,9 +240,10 @@ def render_gates(declaration: Declaration, largest_share: float, *, has_splits: 
             line = line.replace('on_split_difference = "reject"', 'on_split_difference = "warning"')
         lines.append(line)
     heading = (
-        f"# The policy for {declaration.title}. These thresholds only stop a model that is useless.\n"
-        "# Once there is a champion, set them to what you need, slightly below what its report shows, and add the\n"
-        "# other OOD families that you want to require."
+        f"# The policy of the gates for {declaration.title}, with low thresholds to begin with.\n"
+        "# If the first run is rejected, read the failed checks in its report. Once there is a champion, set the\n"
+        "# thresholds slightly below what its report shows, and add the other OOD families that you want to require.\n"
+        "# docs/gates.md describes each check.\n"
     )
     return "\n".join([heading, *lines, ""])
 

@@ -139,6 +139,11 @@ def name_dag(dataset: str) -> str:
     return f"{DAG_ID}_{dataset}" if dataset else DAG_ID
 
 
+def name_run_command(dataset: str) -> str:
+    """The command that runs the pipeline of a dataset once; an empty name is the default dataset."""
+    return f"make run DATASET={dataset}" if dataset else "make run"
+
+
 def find_dataset(dag_id: str | None) -> str | None:
     """The dataset of a DAG that retrains, the inverse of :func:`name_dag`; None for any other DAG."""
     if dag_id == DAG_ID:

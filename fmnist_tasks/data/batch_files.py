@@ -33,7 +33,7 @@ from fmnist_tasks.schemas.data import DatasetProperties
 # stored, and for the checks.
 MAX_BYTES = 1 << 30
 IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|bmp|gif|tiff?|heic|heif)", re.IGNORECASE)
-FORMS = (
+FORMATS = (
     "an .npz, .csv or .parquet, a pair of IDX files, or a zip file or folder with one folder of images for each class"
 )
 
@@ -68,7 +68,7 @@ def read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> Bat
         return read_images(read_parquet(contents[key], key), key, dataset)
     if IMAGE_FILE.fullmatch(key):
         raise DataError(f"{key}: is an image without a class; put it into a folder with the name of its class")
-    raise DataError(f"{key}: is neither an .npz file nor one of an IDX pair; a batch is {FORMS}")
+    raise DataError(f"{key}: is not a batch; submit {FORMATS}")
 
 
 def read_folder(contents: dict[str, partial[BinaryIO]], dataset: DatasetProperties) -> BatchContent:
@@ -86,11 +86,14 @@ def read_images(images: list[EncodedImage], name: str, dataset: DatasetPropertie
     """Decode image files, each with the name of its class."""
     image_format, indices = dataset.image_format, {label: index for index, label in enumerate(dataset.classes)}
     if any(image.split for image in images):
-        raise DataError(f"{name}: has folders for splits; a batch only extends the training split, so remove them")
+        raise DataError(
+            f"{name}: has folders for splits, such as test/; a batch extends only the training split, so submit only "
+            "that, as CLASS/IMAGE"
+        )
     if unknown := sorted({image.label for image in images} - indices.keys()):
         shown = ", ".join(repr(label[:40]) for label in unknown[:3])
         raise DataError(
-            f"{name}: has folders of unknown classes: {shown}; the classes are {', '.join(dataset.classes)}"
+            f"{name}: has unknown classes: {shown}; the classes of {dataset.name} are {', '.join(dataset.classes)}"
         )
     if len(images) * image_format.pixels > MAX_BYTES:
         raise DataError(f"{name}: has {len(images):,} images; split it into several files")

@@ -4,7 +4,7 @@ Each feature of an image becomes its percentile rank, 0 to 1, among the referenc
 have the same distribution, the ranks are uniform, whatever mix of classes a batch holds. A Kolmogorov-Smirnov test
 compares all ranks with a uniform distribution; a binomial test counts those in the outermost thousandth on either
 side. With Holm's correction over both tests and all features, a good sample fails any of them with a probability of
-at most `false_alarms` of the policy.
+at most `significance` of the policy.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Feature:
 
     def has_shifted(self, policy: DataPolicy) -> bool:
         """Whether the distribution differs, significantly and by enough to matter."""
-        return self.p_distance < policy.false_alarms and self.distance >= policy.min_drift
+        return self.p_distance < policy.significance and self.distance >= policy.min_drift
 
     def has_outliers(self, policy: DataPolicy) -> bool:
         """Whether too many images are extreme, significantly and by enough to matter."""
-        return self.p_extreme < policy.false_alarms and self.extreme_share >= policy.min_outliers
+        return self.p_extreme < policy.significance and self.extreme_share >= policy.min_outliers
 
 
 def compute_features(images: np.ndarray, *, negative: bool = False) -> dict[str, np.ndarray]:

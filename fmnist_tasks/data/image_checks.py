@@ -1,4 +1,4 @@
-"""Checks of single images of a batch: copies of known images, doubtful labels, and out-of-distribution images.
+"""Checks of single images of a batch: near-duplicates of known images, doubtful labels, and OOD images.
 
 A label is doubtful if the champion prefers another class by more than it does on almost all validation images of that
 class, which it was not trained on: confident learning (Northcutt et al. 2021, arXiv:1911.00068), with a limit for each
@@ -52,8 +52,9 @@ class Finding:
 
     row: int  # in the batch
     reasons: tuple[str, ...]
-    suggested: int | None = None  # class that the champion prefers to the label
+    suggested: int | None = None  # class that the champion predicts
     neighbour: int | None = None  # position of a near-duplicate among the known images
+    is_near_test: bool = False  # whether that is a test image
 
 
 def compute_margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -69,50 +70,53 @@ def compute_margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
 def find_images_to_review(
     labels: np.ndarray,
     classes: Sequence[str],
-    copies: np.ndarray,
-    describe_copy: Sequence[str],
+    neighbours: np.ndarray,
+    descriptions: Sequence[str],
+    is_near_test: np.ndarray,
     predictions: Predictions | None,
     limits: Limits | None,
 ) -> list[Finding]:
     """Return the findings about a batch with labels (N,), in the order of its images.
 
-    `copies` (N,) has the position of a near-duplicate of each image, or -1, and `describe_copy` a sentence for each of
-    those images. Without a champion, there are neither predictions nor limits.
+    `neighbours` (N,) has the position of a near-duplicate of each image, or -1, `descriptions` describe those, and
+    `is_near_test` (N,) tells whether they are test images. Without a champion, there are no predictions and limits.
     """
     doubtful = out_of_distribution = np.zeros(len(labels), bool)
     if predictions is not None and limits is not None:
         doubtful = compute_margins(predictions.probabilities, labels) < limits.margins[labels]
         out_of_distribution = predictions.ood_scores > limits.ood_score
     findings = []
-    for row in np.flatnonzero((copies >= 0) | doubtful | out_of_distribution).tolist():
+    for row in np.flatnonzero((neighbours >= 0) | doubtful | out_of_distribution).tolist():
         reasons, suggested = [], None
-        if copies[row] >= 0:
-            reasons.append(describe_copy[row])
-        if out_of_distribution[row] and predictions is not None:
-            reasons.append(f"out of distribution: OOD score {predictions.ood_scores[row]:.2f}")
+        if neighbours[row] >= 0:
+            reasons.append(f"near-duplicate of {descriptions[row]}")
+        if out_of_distribution[row] and predictions is not None and limits is not None:
+            score = predictions.ood_scores[row]
+            reasons.append(f"out of distribution: OOD score {score:.2f}, limit {limits.ood_score:.2f}")
         if doubtful[row] and predictions is not None:
             probabilities = predictions.probabilities[row]
             suggested = int(probabilities.argmax())
             reasons.append(
-                f"doubtful label: {classes[suggested]} {probabilities[suggested]:.1%}, "
-                f"{classes[labels[row]]} {probabilities[labels[row]]:.1%}"
+                f"doubtful label: the champion predicts {classes[suggested]} ({probabilities[suggested]:.1%}), not "
+                f"{classes[labels[row]]} ({probabilities[labels[row]]:.1%})"
             )
-        findings.append(Finding(row, tuple(reasons), suggested, int(copies[row]) if copies[row] >= 0 else None))
+        neighbour = int(neighbours[row]) if neighbours[row] >= 0 else None
+        findings.append(Finding(row, tuple(reasons), suggested, neighbour, bool(is_near_test[row])))
     return findings
 
 
-def explain_rejection(set_aside: int, images: int, policy: ReviewPolicy) -> str | None:
-    """Return why a batch of which so many images are set aside is rejected; None if it is not.
+def explain_rejection(faulty: int, images: int, policy: ReviewPolicy) -> str | None:
+    """Return why a batch is rejected of which so many images have findings or are unreadable; None if it is not.
 
-    An exact binomial test compares the number with the share of good images that the checks set aside.
+    An exact binomial test compares the number with the share that is expected in a clean batch.
     """
     if not images:
         return None
-    p_value = float(binomtest(set_aside, images, policy.good_images, alternative="greater").pvalue)
-    if p_value >= policy.false_alarms or set_aside / images <= policy.max_share:
+    p_value = float(binomtest(faulty, images, policy.expected_share, alternative="greater").pvalue)
+    if p_value >= policy.significance or faulty / images <= policy.max_share:
         return None
     return (
-        f"{set_aside:,} of {images:,} images have findings ({set_aside / images:.1%}); of good images "
-        f"{policy.good_images:.1%} have some (binomial test, p = {p_value:.2g}), and at most {policy.max_share:.0%} "
-        "may be set aside"
+        f"{faulty:,} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable, above the limit of "
+        f"{policy.max_share:.1%}; in a clean batch {policy.expected_share:.1%} are expected (binomial test, p = "
+        f"{p_value:.2g}). Correct the labels, remove near-duplicates and foreign images, and submit the batch again"
     )

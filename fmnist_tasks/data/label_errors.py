@@ -39,7 +39,7 @@ class ConfusedClasses:
 
     def has_errors(self, policy: DataPolicy) -> bool:
         """Whether there are more than expected, significantly and by enough to matter."""
-        return self.p_value < policy.false_alarms and self.share - self.expected_share >= policy.min_label_errors
+        return self.p_value < policy.significance and self.share - self.expected_share >= policy.min_label_errors
 
 
 class LabelErrorDetector:

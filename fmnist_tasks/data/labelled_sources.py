@@ -1,6 +1,6 @@
-"""Labelled images in the forms in which people have them: folders, zip files, CSV, `.npz` and IDX.
+"""Labelled images in the formats in which people have them: folders, zip files, CSV, Parquet, `.npz` and IDX.
 
-Whatever the form, the result is one set of arrays for each split that the source has.
+Whatever the format, the result is one set of arrays for each split that the source has.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LabelledImages:
 
 
 @dataclass
-class Findings:
+class Contents:
     """What a source contained, and what was changed."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # height and width
@@ -63,7 +63,7 @@ class LabelledSource:
     width: int
     channels: int
     background: int | None
-    findings: Findings
+    contents: Contents
 
 
 def read_source(
@@ -103,8 +103,8 @@ def read_source(
                 arrays[split] = (images, labels)
             return _read_arrays(path.name, arrays, size, channels, classes)
     raise DataError(
-        f"{path.name}: is not a form of labelled images that this project reads: a folder or zip file with one folder "
-        "of images for each class, a .csv with a column `label`, an .npz, or a folder of Parquet or IDX files"
+        f"{path.name}: unsupported format; use a folder or zip file with one folder of images for each class, a .csv "
+        "with a column `label`, an .npz or .parquet file, or a folder of Parquet or IDX files"
     )
 
 
@@ -128,7 +128,7 @@ def _read_encoded(
     classes = sorted({image.label for image in images}, key=_to_sort_key)
     renamed = _rename_classes(name, classes, names) if names else classes
     positions = {label: int(label) if names else position for position, label in enumerate(classes)}
-    findings = Findings()
+    contents = Contents()
     sample = _decode_sample(images)
     height, width = size or _choose_size(images)
     channels = channels or (3 if _has_colour(sample) else 1)
@@ -151,16 +151,16 @@ def _read_encoded(
             try:
                 decoded = decode_image_file(io.BytesIO(image.read()), image.name, image_format)
             except (DataError, OSError) as error:
-                findings.unreadable.append(str(error))
+                contents.unreadable.append(str(error))
                 continue
-            findings.sizes[decoded.size[::-1]] += 1
-            findings.modes[decoded.mode] += 1
-            findings.resized += decoded.size != (width, height)
-            findings.recoloured += decoded.mode != ("L" if channels == 1 else "RGB")
+            contents.sizes[decoded.size[::-1]] += 1
+            contents.modes[decoded.mode] += 1
+            contents.resized += decoded.size != (width, height)
+            contents.recoloured += decoded.mode != ("L" if channels == 1 else "RGB")
             pixels[count], labels[count] = decoded.pixels, positions[image.label]
             count += 1
         splits[split] = LabelledImages(pixels[:count], labels[:count])
-    return LabelledSource(splits, renamed, height, width, channels, background, findings)
+    return LabelledSource(splits, renamed, height, width, channels, background, contents)
 
 
 def _read_arrays(
@@ -172,17 +172,20 @@ def _read_arrays(
 ) -> LabelledSource:
     """Convert arrays, by split, without loss."""
     first, _ = next(iter(arrays.values()))
-    shape = infer_shape(first.shape)
+    try:
+        shape = infer_shape(first.shape)
+        names = _list_classes([labels for _, labels in arrays.values()])
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     if size and size != shape[:2]:
         raise DataError(f"{name}: its images have {shape[0]} x {shape[1]} pixels, and arrays are not resized")
     if channels and channels != (shape[2] if len(shape) == 3 else 1):
         raise DataError(f"{name}: its images have the shape {shape}, and the colours of arrays are not converted")
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
         raise DataError(f"{name}: its images have {shape[0]} x {shape[1]} pixels, expected {MIN_SIDE} to {MAX_SIDE}")
-    names = _list_classes([labels for _, labels in arrays.values()])
     names = _rename_classes(name, names, classes) if classes else names
     parts: dict[Split | None, list[LabelledImages]] = {}
-    findings = Findings()
+    contents = Contents()
     for split, (images, labels) in arrays.items():
         try:
             converted = LabelledImages(convert_images(images, shape), convert_labels(labels, names))
@@ -192,7 +195,7 @@ def _read_arrays(
             raise DataError(f"{name}: {len(converted.images):,} images but {len(converted.labels):,} labels")
         target: Split | None = None if split is None else "test" if split == "test" else "train"
         parts.setdefault(target, []).append(converted)
-        findings.sizes[shape[0], shape[1]] += len(images)
+        contents.sizes[shape[0], shape[1]] += len(images)
     splits = {
         split: LabelledImages(
             np.concatenate([part.images for part in members]), np.concatenate([part.labels for part in members])
@@ -200,9 +203,9 @@ def _read_arrays(
         for split, members in parts.items()
     }
     channels = shape[2] if len(shape) == 3 else 1
-    findings.modes["RGB" if channels == 3 else "L"] = sum(findings.sizes.values())
+    contents.modes["RGB" if channels == 3 else "L"] = sum(contents.sizes.values())
     background = _find_background(next(iter(splits.values())).images[:_SAMPLE])
-    return LabelledSource(splits, names, shape[0], shape[1], channels, background, findings)
+    return LabelledSource(splits, names, shape[0], shape[1], channels, background, contents)
 
 
 def _list_classes(labels: Sequence[np.ndarray]) -> list[str]:
@@ -221,18 +224,17 @@ def _list_classes(labels: Sequence[np.ndarray]) -> list[str]:
         raise DataError(f"labels are {first.dtype}, expected whole numbers (class indices, from 0) or class names")
     indices = np.concatenate([part.ravel() for part in labels])
     least, largest = (int(indices.min()), int(indices.max())) if len(indices) else (0, 0)
-    if least < 0 or not 1 <= largest <= 255:
-        raise DataError(f"labels are indices from {least} to {largest}; they begin with 0, for 2 to 256 classes")
+    if least != 0 or not 1 <= largest <= 255:
+        raise DataError(f"labels go from {least} to {largest}; number the 2 to 256 classes from 0")
     return [str(number) for number in range(largest + 1)]
 
 
 def _rename_classes(source: str, numbers: list[str], names: Sequence[str]) -> list[str]:
     """Return the user's names of classes that are numbers, from 0; raises :class:`DataError` if they do not match."""
-    if not all(number.isdecimal() and int(number) < len(names) for number in numbers):
-        shown = ", ".join(numbers[:5]) + (", …" if len(numbers) > 5 else "")
-        raise DataError(
-            f"{source}: has the classes {shown}; names can be given to class indices only, here 0 to {len(names) - 1}"
-        )
+    if not all(number.isdecimal() for number in numbers):
+        raise DataError(f"{source}: its classes have names already ({', '.join(numbers[:5])}, …); leave out --classes")
+    if (count := 1 + max(map(int, numbers))) != len(names):
+        raise DataError(f"{source}: has {count:,} classes, but --classes has {len(names):,} names")
     return list(names)
 
 

@@ -1,7 +1,7 @@
-"""The weekly check of all accepted batches together, by source: small amounts of poison in each batch add up.
+"""The check of all accepted batches together, by source, in every run: small amounts of poison add up.
 
-A source is the first folder below `incoming/`, and its images are those of all its batches. A random sample of them is
-compared with the training split, as a new batch is, but against other limits.
+A source is a folder below `incoming/` with files of batches, and its images are those of all its batches. A random
+sample of them is compared with the training split, as a new batch is, but against other limits.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
+from fmnist_tasks.data.batch_files import IMAGE_FILE
 from fmnist_tasks.schemas.data import ImageSet
 from fmnist_tasks.schemas.evaluation import Check, make_check
 from fmnist_tasks.schemas.policy import RecheckPolicy, ReviewPolicy
 
 PREFIX = "incoming/"
-NO_FOLDER = "incoming"  # the source of batches that are not in a folder
+NO_FOLDER = "incoming"  # the source of batches that are not in a folder, and of folders of images
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class SourceFindings:
 
     images: int  # in the sample
     doubtful: int | None  # images whose label the champion doubts; None without a champion
-    copies: int  # near-duplicates of other training or test images
+    near_duplicates: int  # of other training or test images
     drift: float  # largest distance of a feature from the training split, 0 to 1
 
 
@@ -42,7 +43,7 @@ def group_by_source(image_sets: Iterable[ImageSet]) -> dict[str, list[ImageSet]]
 def find_source(key: str) -> str:
     """Return the source of a file in `incoming/`."""
     folder, separator, _ = key.removeprefix(PREFIX).partition("/")
-    return folder if separator else NO_FOLDER
+    return folder if separator and not IMAGE_FILE.fullmatch(key) else NO_FOLDER
 
 
 def choose_sample(counts: list[int], size: int) -> list[np.ndarray]:
@@ -57,7 +58,14 @@ def choose_sample(counts: list[int], size: int) -> list[np.ndarray]:
 def check_source(found: SourceFindings, policy: RecheckPolicy, review: ReviewPolicy) -> list[Check]:
     """Check a source against the limits of the policy; without a champion, labels are not checked."""
     checks = [
-        _check_share("copies", found.copies, found.images, review.good_images, policy.max_copies, policy),
+        _check_share(
+            "near-duplicates",
+            found.near_duplicates,
+            found.images,
+            review.expected_share,
+            policy.max_near_duplicates,
+            policy,
+        ),
         make_check(
             "drift",
             found.drift,
@@ -75,9 +83,13 @@ def check_source(found: SourceFindings, policy: RecheckPolicy, review: ReviewPol
 
 
 def _check_share(name: str, count: int, images: int, expected: float, limit: float, policy: RecheckPolicy) -> Check:
-    """Check that a share is not above a limit, or is no more than good images explain (exact binomial test)."""
+    """Check that a share is not above a limit, or not significantly above what is expected (exact binomial test)."""
     share = count / images
     p_value = float(binomtest(count, images, expected, alternative="greater").pvalue)
-    has_passed = share <= limit or p_value >= policy.false_alarms
-    message = f"{name}: {count:,} of {images:,} images ({share:.2%}); of good images {expected:.1%} (p = {p_value:.2g})"
+    has_passed = share <= limit or p_value >= policy.significance
+    message = (
+        f"{name}: {count:,} of {images:,} images looked at ({share:.2%}), "
+        f"{'at most' if share <= limit else 'above'} the limit of {limit:.2%}; in clean batches {expected:.1%} are "
+        f"expected (binomial test, p = {p_value:.2g})"
+    )
     return make_check(name, share, f"≤ {limit:.2%}", has_passed, message, policy.on_failure)

@@ -76,6 +76,7 @@ def store_parts(
                     suggested=finding.suggested,
                     reasons=list(finding.reasons),
                     has_neighbour=finding.neighbour is not None,
+                    is_near_test=finding.is_near_test,
                 )
                 for finding in chosen
             ]
@@ -133,7 +134,7 @@ def _choose_label(image: ReviewImage) -> int:
     return image.image.label if decided is None else decided
 
 
-def decide(
+def _record_decision(
     store: Store, batch: AcceptedBatch, rows: Sequence[int], action: Action, *, by: str, label: int | None = None
 ) -> ReviewDecision:
     """Record a decision about images of a batch, named by their rows.
@@ -161,24 +162,33 @@ def decide(
     raise ConflictError(f"others decide about images of batch {batch.name} at the same time; repeat the decision")
 
 
-def decide_by_id(
+def record_decisions(
     store: Store, classes: Sequence[str], ids: Sequence[str], action: Action, label: int | None, *, by: str
 ) -> list[ReviewDecision]:
     """Record a decision about images with these IDs, one document for each batch.
 
     `label` is the new class, required to relabel. Raises :class:`MissingError` if an image is not in review, and
-    :class:`SettingsError` if the label is missing or is not a class.
+    :class:`SettingsError` if no image is named, if the label is missing or not a class, or if an image can only be
+    dropped.
     """
+    if not ids:
+        raise SettingsError("select at least one image")
     if action == "relabel" and (label is None or not 0 <= label < len(classes)):
         raise SettingsError(f"to relabel an image, name one of the classes: {', '.join(classes)}")
     by_id = {image.id: image for image in list_review_images(store)}
     if missing := [name for name in ids if name not in by_id]:
         raise MissingError(f"no image in review has the ID {missing[0][:80]}; see `fmnist review list`")
+    near_test = [name for name in ids if by_id[name].image.is_near_test]
+    if near_test and action != "drop":
+        raise SettingsError(
+            f"{', '.join(near_test[:5])}: near-duplicates of test images would make the test accuracy too high and can "
+            "only be dropped; nothing was decided"
+        )
     chosen: dict[str, list[ReviewImage]] = {}
     for name in ids:
         chosen.setdefault(by_id[name].batch.sha256, []).append(by_id[name])
     return [
-        decide(
+        _record_decision(
             store,
             images[0].batch,
             [image.image.row for image in images],

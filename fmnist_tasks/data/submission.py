@@ -41,15 +41,18 @@ def submit_paths(store: Store, dataset: DatasetProperties, paths: Sequence[Path]
     waits already.
     """
     with ExitStack() as stack:
-        files = dict(stack.enter_context(_open_path(path)) for path in paths)
-        if len(files) < len(paths):
-            raise ConflictError("two of these have the same name; rename one")
+        files: dict[str, BinaryIO] = {}
+        for path in paths:
+            name, file = stack.enter_context(_open_path(path))
+            if name in files:
+                raise ConflictError(f"{path}: another path would be submitted as {name} too; rename one of them")
+            files[name] = file
         groups = [{name: files[name] for name in names} for names in group_names(files)]
         contents = [read_files(group, dataset) for group in groups]
         for name in files:
             _require_free(store, make_key(name))
         for name, file in files.items():
-            put_new(store, make_key(name), file)
+            put_new_file(store, make_key(name), file)
     return [_describe(list(group), content, dataset.classes) for group, content in zip(groups, contents, strict=True)]
 
 
@@ -63,7 +66,7 @@ def make_key(name: str) -> str:
     return f"{PREFIX}{encode_name(name.encode(errors='surrogateescape'))}"
 
 
-def put_new(store: Store, key: str, file: BinaryIO) -> None:
+def put_new_file(store: Store, key: str, file: BinaryIO) -> None:
     """Write a file; raises :class:`ConflictError` if one of this key waits already."""
     _require_free(store, key)
     store.put(key, file)

@@ -19,9 +19,9 @@ from fmnist_tasks.significance import wilson_interval
 
 
 def measure_classification(
-    labels: np.ndarray, probabilities: np.ndarray, classes: list[str], copies: Sequence[int] = ()
+    labels: np.ndarray, probabilities: np.ndarray, classes: list[str], near_duplicates: Sequence[int] = ()
 ) -> Classification:
-    """The metrics of probabilities (N, classes), float32, for labels (N,), uint8; `copies` are rows of copied images.
+    """The metrics of probabilities (N, classes), float32, for labels (N,), uint8; `near_duplicates` are rows.
 
     They are accuracy with its 95% interval, confusion matrix (rows: true class), and precision, recall, F1 and
     one-vs-rest accuracy, (true positives + true negatives) / N, of each class and their means.
@@ -35,13 +35,13 @@ def measure_classification(
     correct = np.diag(matrix)
     accuracy = (len(labels) - matrix.sum(axis=0) - matrix.sum(axis=1) + 2 * correct) / len(labels)
     columns = {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy}
-    others = np.delete(np.arange(len(labels)), list(copies))
+    others = np.delete(np.arange(len(labels)), list(near_duplicates))
     return Classification(
         images=len(labels),
         accuracy=measure_accuracy(labels, probabilities),
-        copies=len(copies),
-        accuracy_without_copies=(
-            measure_accuracy(labels[others], probabilities[others]) if len(copies) and len(others) else None
+        near_duplicates=len(near_duplicates),
+        accuracy_without_near_duplicates=(
+            measure_accuracy(labels[others], probabilities[others]) if len(near_duplicates) and len(others) else None
         ),
         interval=list(wilson_interval(int((predicted == labels).sum()), len(labels))),
         confusion=matrix.tolist(),

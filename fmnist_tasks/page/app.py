@@ -28,8 +28,8 @@ from starlette.types import Receive, Scope, Send
 from fmnist_tasks import errors
 from fmnist_tasks.announcement import announce_champion
 from fmnist_tasks.data.declaration import Declaration, read_declaration
-from fmnist_tasks.data.review import decide_by_id, list_review_images
-from fmnist_tasks.data.submission import make_key, put_new
+from fmnist_tasks.data.review import list_review_images, record_decisions
+from fmnist_tasks.data.submission import make_key, put_new_file
 from fmnist_tasks.page.activity import Schedule, list_quarantine, read_last_run
 from fmnist_tasks.page.inference import ChampionPredictor
 from fmnist_tasks.page.release_cache import ReleaseCache, ReleaseRow
@@ -43,7 +43,16 @@ from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import read_run, render_run
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.serving.rollback import roll_back
-from fmnist_tasks.settings import INCLUDE, MAX_REASON_LENGTH, Settings, find_dataset, find_page, list_datasets, name_dag
+from fmnist_tasks.settings import (
+    INCLUDE,
+    MAX_REASON_LENGTH,
+    Settings,
+    find_dataset,
+    find_page,
+    list_datasets,
+    name_dag,
+    name_run_command,
+)
 from fmnist_tasks.templates import make_environment
 from fmnist_tasks.text import make_printable
 
@@ -206,6 +215,7 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
             "champion_row": next((row for row in rows if champion and row.version == champion.version), None),
             "dag_url": f"{'../' * find_page(dataset).count('/', 1)}dags/{name_dag(dataset)}",
             "dag_id": name_dag(dataset),
+            "run_command": name_run_command(dataset),
             "schedule": schedule,
             "last_run": read_last_run(get_releases().store, schedule),
             "quarantine": list_quarantine(get_releases().store),
@@ -327,7 +337,7 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
                 except TimeoutError as error:
                     message = f"the batch was not received within {_BATCH_SECONDS:.0f} seconds; use `fmnist submit`"
                     raise HTTPException(408, message) from error
-                await to_thread.run_sync(put_new, get_releases().store, key, file)
+                await to_thread.run_sync(put_new_file, get_releases().store, key, file)
         return {"key": key}
 
     @app.get("/review")
@@ -341,11 +351,11 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
     def decide_images(
         request: Request,
         action: Annotated[Literal["keep", "relabel", "drop"], Form()],
-        ids: Annotated[list[str], Form(max_length=PAGE_SIZE)],
+        ids: Annotated[list[str], Form(default_factory=list, max_length=PAGE_SIZE)],
         label: Annotated[int | None, Form()] = None,
         user: str = Depends(may_edit),
     ) -> Response:
-        decide_by_id(get_releases().store, read_declared().classes, ids, action, label, by=user)
+        record_decisions(get_releases().store, read_declared().classes, ids, action, label, by=user)
         return RedirectResponse(build_path(request, "review"), status_code=303)
 
     @app.get("/try")

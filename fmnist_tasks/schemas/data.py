@@ -144,9 +144,10 @@ class ImageToReview(Model):
 
     row: Count  # in the batch
     label: Count
-    suggested: Count | None  # class that the champion prefers
+    suggested: Count | None  # class that the champion predicts
     reasons: Annotated[list[str], Field(min_length=1)]
     has_neighbour: bool  # whether there is a near-duplicate
+    is_near_test: bool = False  # whether that is a test image, so this one must not be used for training
 
 
 class ReviewPart(Model):

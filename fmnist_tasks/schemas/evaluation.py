@@ -84,8 +84,8 @@ class Classification(Model):
     images: Count
     accuracy: Share
     interval: Interval  # 95% confidence interval of the accuracy
-    copies: Count = 0  # images with a near-duplicate among the training images
-    accuracy_without_copies: Share | None = None  # of the other images; None if all or none are copies
+    near_duplicates: Count = 0  # images with a near-duplicate among the training images
+    accuracy_without_near_duplicates: Share | None = None  # of the other images; None if all or none are
     confusion: list[list[Count]]  # rows: true class, columns: predicted class
     classes: Annotated[list[NamedClassMetrics], Field(min_length=1)]
     means: ClassMetrics

@@ -69,7 +69,7 @@ class ServingPolicy(Model):
 class DataPolicy(Model):
     """Limits of the statistical tests of a batch, and of one split of the base dataset against the other."""
 
-    false_alarms: Significance = 0.001  # probability that a good sample fails a kind of test
+    significance: Significance = 0.001  # probability that a good sample fails a kind of test
     # Smaller differences than these pass, even if they are significant.
     min_drift: Share = 0.1  # Kolmogorov-Smirnov distance of a feature
     min_outliers: Share = 0.01  # share of extreme images
@@ -81,12 +81,12 @@ class DataPolicy(Model):
 class ReviewPolicy(Model):
     """Which images of a batch are set aside for review, and when a batch with too many of them is rejected."""
 
-    # Shares of good images that are set aside, from which the limits are chosen on validation images.
-    doubtful_labels: Share = 0.01
-    out_of_distribution: Share = 0.003
-    good_images: Share = 0.015  # all checks together
+    # Shares of good images that may be set aside by mistake, from which the limits are chosen on validation images.
+    doubtful_labels: Share = 0.009
+    out_of_distribution: Share = 0.002
+    expected_share: Share = 0.015  # of a clean batch, all checks together
     max_share: Share = 0.05  # fewer never reject a batch
-    false_alarms: Significance = 0.001  # of the binomial test against `good_images`
+    significance: Significance = 0.001  # of the binomial test against `expected_share`
 
 
 class RecheckPolicy(Model):
@@ -94,9 +94,9 @@ class RecheckPolicy(Model):
 
     images: Annotated[int, Field(ge=100)] = 20_000  # of a source that are looked at, a random sample
     max_doubtful: Share = 0.02
-    max_copies: Share = 0.02
+    max_near_duplicates: Share = 0.02
     max_drift: Share = 0.1  # Kolmogorov-Smirnov distance of a feature
-    false_alarms: Significance = 0.001
+    significance: Significance = 0.001
     on_failure: Literal["reject", "warning"] = "reject"
 
 

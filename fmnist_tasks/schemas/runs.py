@@ -78,7 +78,8 @@ class ValidationResult(Result):
     set_aside: dict[str, Count] = Field(default_factory=dict)  # images with findings, by batch
     in_review: Count = 0  # images of all batches about which nobody has decided
     oldest_in_review: Time | None = None  # when the batch of the oldest one was accepted
-    test_copies: list[Count] = Field(default_factory=list)  # rows of test images with a near-duplicate in training
+    # Rows of test images that have a near-duplicate among the training images.
+    test_near_duplicates: list[Count] = Field(default_factory=list)
     data_docs: str
 
 

@@ -11,6 +11,7 @@ from fmnist_tasks.errors import AccessError, ConflictError, IntegrityError, Miss
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.releases import Entry, Manifest
+from fmnist_tasks.settings import name_run_command
 
 if TYPE_CHECKING:
     import keras
@@ -38,7 +39,7 @@ def require_champion(store: Store, expected: str | None = None) -> Entry:
     """
     entry = champion.find_champion(store)
     if entry is None:
-        raise MissingError("there is no champion yet; create one with `make run`")
+        raise MissingError(f"there is no champion yet; create one with `{name_run_command(store.dataset)}`")
     if expected and entry.version != expected:
         raise ConflictError(
             f"the champion is {entry.version}, not {expected} as expected; nothing was changed. Check the new "

@@ -36,7 +36,7 @@ def roll_back(
     champion_log = champion.read_log(store)
     current = champion_log.champion
     if current is None:
-        raise MissingError("there is no champion yet, so there is nothing to roll back; create one with `make run`")
+        raise MissingError("there is no champion yet, so there is nothing to roll back")
     if current.version == version:
         raise SettingsError(f"{version} is already the champion")
     log.info("rolling back from %s to %s, requested by %s: %s", current.version, version, actor, reason)

@@ -147,10 +147,14 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         accepted=[AddedBatch(name=batch.name, files=batch.files) for batch in accepted],
         quarantined=quarantined,
         waiting=waiting,
-        set_aside={name: examination.set_aside for name, examination in examinations.items() if examination.set_aside},
+        set_aside={
+            batch.name: examination.set_aside
+            for batch in accepted
+            if (examination := examinations.get(batch.name)) and examination.set_aside
+        },
         in_review=len(in_review),
         oldest_in_review=min((image.batch.accepted.isoformat() for image in in_review), default=None),
-        test_copies=[] if rejected else examiner.find_test_copies(),
+        test_near_duplicates=[] if rejected else examiner.find_test_images_in_training(),
         data_docs=store.location(make_run_key(run.id, "data_docs/index.html")),
         summary=(
             f"{sum(len(finding.checks) for finding in findings.values())} checks of {len(findings)} samples; "

@@ -188,7 +188,7 @@ def _evaluate(
     from fmnist_tasks.evaluation import figures, metrics
 
     classes = validation.dataset.classes
-    test = metrics.measure_classification(labels, probabilities, classes, validation.test_copies)
+    test = metrics.measure_classification(labels, probabilities, classes, validation.test_near_duplicates)
     confusion = put_blob(store, figures.draw_confusion_matrix(test.confusion, classes))
     subject = "base model" if name == "base" else name
     return {

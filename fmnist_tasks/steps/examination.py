@@ -29,46 +29,49 @@ class Examination:
     """What becomes of the images of a new batch."""
 
     image_set: ImageSet  # the images that continue
-    set_aside: int = 0
+    set_aside: int = 0  # images in review
     review: list[StoredReviewPart] = field(default_factory=list)
     rejection: str | None = None  # why the whole batch is rejected
 
 
 @dataclass(frozen=True)
 class KnownImages:
-    """The images that a new batch must not repeat: those of the splits, and of each accepted batch."""
+    """The images that a new batch must not repeat: the test split, the training split, and each accepted batch."""
 
-    names: list[str]  # of a set of images, for messages
+    names: list[str]  # of the sets, for messages
     sets: list[Arrays]
 
     @cached_property
-    def _first_index(self) -> NearDuplicateIndex:
-        from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
-
-        return NearDuplicateIndex(self.sets[0][0])
-
-    @cached_property
-    def _other_index(self) -> NearDuplicateIndex:
+    def _indexes(self) -> list[NearDuplicateIndex]:
+        """One for the test split, the training split, and all accepted batches."""
         import numpy as np
 
         from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 
-        return NearDuplicateIndex(np.concatenate([images for images, _ in self.sets[1:]]))
+        images = [array for array, _ in self.sets]
+        groups = [*images[:2], *([np.concatenate(images[2:])] if images[2:] else [])]
+        return [NearDuplicateIndex(group) for group in groups]
 
-    def find_in_first(self, images: np.ndarray) -> np.ndarray:
-        """Return the position of a near-duplicate of each image in the first set, or -1; int (N,)."""
-        return self._first_index.find(images).neighbours
+    def find_near_duplicates(self, images: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+        """Return the position of a near-duplicate of each image in all sets, or -1; int (N,). A test image comes first.
 
-    def find(self, images: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
-        """Return the position of a near-duplicate of each image in all sets, or -1; int (N,).
-
-        `own` are the positions of the images, if they are in the sets themselves, but not in the first one.
+        `own` are the positions of the images, if they are in the sets of accepted batches themselves.
         """
         import numpy as np
 
-        first, size = self._first_index.find(images), self.count_before(1)
-        other = self._other_index.find(images, own=None if own is None else own - size)
-        return np.where(other.correlations > first.correlations, other.neighbours + size, first.neighbours)
+        found = np.full(len(images), -1)
+        for number, index in enumerate(self._indexes):
+            rows, start = np.flatnonzero(found < 0), self.count_before(number)
+            own_rows = own[rows] - start if own is not None and number == 2 else None
+            neighbours = index.find(images[rows], own=own_rows).neighbours
+            found[rows] = np.where(neighbours >= 0, neighbours + start, -1)
+        return found
+
+    def find_test_images_in_training(self) -> np.ndarray:
+        """Return the rows of the test images that have a near-duplicate in the training split; int."""
+        import numpy as np
+
+        return np.flatnonzero(self._indexes[1].find(self.sets[0][0]).neighbours >= 0)
 
     def count_before(self, number: int) -> int:
         """Return the position of the first image of a set."""
@@ -78,7 +81,7 @@ class KnownImages:
         """Return a description of an image, and its pixels."""
         for name, (images, _) in zip(self.names, self.sets, strict=True):
             if position < len(images):
-                return f"{name} {position + 1:,}", images[position]
+                return name.format(position + 1), images[position]
             position -= len(images)
         raise IndexError(position)
 
@@ -88,7 +91,7 @@ class Examiner:
 
     def __init__(self, store: Store, dataset: Dataset, policy: Policy, training: Arrays, test: Arrays) -> None:
         self._store, self._dataset, self._policy = store, dataset, policy
-        self._splits = {"training image": training, "test image": test}
+        self._training, self._test = training, test
 
     def examine(self, batch: NewBatch, images: np.ndarray, labels: np.ndarray) -> tuple[Examination, np.ndarray]:
         """Examine a new batch with images uint8 (N, …) and labels (N,); save the images that are set aside.
@@ -105,32 +108,37 @@ class Examiner:
         continues = np.ones(len(images), bool)
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
             return Examination(batch.image_set), continues  # the data checks reject it
-        copies = self.find_copies(images)
-        known = [self._known.describe(position) if position >= 0 else None for position in copies.tolist()]
-        descriptions = [f"copy or near-duplicate of {found[0]}" if found else "" for found in known]
-        findings = find_images_to_review(labels, classes, copies, descriptions, self._predict(images), self._limits)
+        neighbours = self._known.find_near_duplicates(images)
+        known = [self._known.describe(position) if position >= 0 else None for position in neighbours.tolist()]
+        findings = find_images_to_review(
+            labels,
+            classes,
+            neighbours,
+            [found[0] if found else "" for found in known],
+            (neighbours >= 0) & (neighbours < self._known.count_before(1)),
+            self._predict(images),
+            self._limits,
+        )
         count, total = len(findings) + len(batch.unreadable), len(images) + len(batch.unreadable)
         if rejection := explain_rejection(count, total, self._policy.review):
-            return Examination(batch.image_set, count, rejection=rejection), continues
+            return Examination(batch.image_set, rejection=rejection), continues
         if not findings:
-            return Examination(batch.image_set, count), continues
+            return Examination(batch.image_set), continues
         blank = np.zeros(self._dataset.image_format.shape, np.uint8)
-        neighbours = np.stack([found[1] if (found := known[finding.row]) else blank for finding in findings])
+        pictures = np.stack([found[1] if (found := known[finding.row]) else blank for finding in findings])
         continues[[finding.row for finding in findings]] = False
-        review = store_parts(self._store, images, labels, findings, neighbours)
+        review = store_parts(self._store, images, labels, findings, pictures)
         source, keys = batch.image_set.source, batch.image_set.keys
         rest = store_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
-        return Examination(rest, count, review), continues
+        return Examination(rest, len(findings), review), continues
 
-    def find_copies(self, images: np.ndarray) -> np.ndarray:
+    def find_near_duplicates(self, images: np.ndarray) -> np.ndarray:
         """Return where the known images have a near-duplicate of each image, uint8 (N, …), or -1; int (N,)."""
-        return self._known.find(images)
+        return self._known.find_near_duplicates(images)
 
-    def find_test_copies(self) -> list[int]:
-        """Return the rows of the test images that have a near-duplicate among the training images."""
-        import numpy as np
-
-        return np.flatnonzero(self._known.find_in_first(self._splits["test image"][0]) >= 0).tolist()
+    def find_test_images_in_training(self) -> list[int]:
+        """Return the rows of the test images that have a near-duplicate in the training split."""
+        return [int(row) for row in self._known.find_test_images_in_training()]
 
     def recheck(self) -> dict[str, list[Check]]:
         """Check a sample of all accepted batches of each source together; return the checks by source."""
@@ -150,7 +158,7 @@ class Examiner:
         from fmnist_tasks.data.recheck import SourceFindings, choose_sample
 
         digests = [image_set.blob.sha256 for image_set in self._dataset.batches]
-        numbers = [len(self._splits) + digests.index(image_set.blob.sha256) for image_set in image_sets]
+        numbers = [2 + digests.index(image_set.blob.sha256) for image_set in image_sets]
         sets = [self._known.sets[number] for number in numbers]
         chosen = choose_sample([len(labels) for _, labels in sets], self._policy.recheck.images)
         images = np.concatenate([array[rows] for (array, _), rows in zip(sets, chosen, strict=True)])
@@ -166,23 +174,26 @@ class Examiner:
         return SourceFindings(
             images=len(images),
             doubtful=doubtful,
-            copies=int((self._known.find(images, own) >= 0).sum()),
+            near_duplicates=int((self._known.find_near_duplicates(images, own) >= 0).sum()),
             drift=measure_drift(features),
         )
 
     @cached_property
     def _known(self) -> KnownImages:
         from fmnist_tasks.data.dataset import load_images
+        from fmnist_tasks.data.incoming import PREFIX
 
         batches = self._dataset.batches
-        names = [*self._splits, *(f"image of {image_set.source}" for image_set in batches)]
-        return KnownImages(names, [*self._splits.values(), *(load_images(self._store, batch) for batch in batches)])
+        sources = (batch.source.removeprefix(PREFIX).replace("{", "{{").replace("}", "}}") for batch in batches)
+        names = ["test image {:,}", "training image {:,}", *(f"image {{:,}} of {source}" for source in sources)]
+        accepted = (load_images(self._store, batch) for batch in batches)
+        return KnownImages(names, [self._test, self._training, *accepted])
 
     @cached_property
     def _reference(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         from fmnist_tasks.data.drift import compute_features
 
-        images, labels = self._splits["training image"]
+        images, labels = self._training
         return compute_features(images), labels
 
     @cached_property

@@ -13,8 +13,8 @@ if (area) {
   let lastUpload = null; // the file of the last prediction
 
   const createInvertButton = () => {
-    const note = createElement("p", "This image looks inverted: its edges are unlike the background of the dataset. ");
-    const button = createElement("button", "Classify the negative");
+    const note = createElement("p", "This image may be a negative: its edges are unlike the background of the dataset. ");
+    const button = createElement("button", "Invert and classify");
     button.addEventListener("click", () => classify(`${area.dataset.image}?invert=true`, { method: "POST", body: lastUpload }));
     note.append(button);
     return note;

@@ -1,4 +1,4 @@
-// “Add images”: sends each chosen file, one after the other, and shows what became of it.
+// “Submit images”: sends each chosen file, one after the other, and shows what became of it.
 const area = document.getElementById("submit");
 if (area) {
   const input = document.getElementById("batches"), list = document.getElementById("submitted");

@@ -35,8 +35,10 @@ def test_limits_set_the_policys_share_of_good_images_of_each_class_aside() -> No
     predictions = Predictions(probabilities, random.normal(size=6000).astype(np.float32))
     limits = Limits.choose(predictions, labels, POLICY)
     doubtful = compute_margins(probabilities, labels) < limits.margins[labels]
-    assert [doubtful[labels == label].mean() for label in (0, 1, 2)] == pytest.approx([0.01] * 3, abs=1e-3)
-    assert (predictions.ood_scores > limits.ood_score).mean() == pytest.approx(0.003, abs=1e-3)
+    assert [doubtful[labels == label].mean() for label in (0, 1, 2)] == pytest.approx(
+        [POLICY.doubtful_labels] * 3, abs=1e-3
+    )
+    assert (predictions.ood_scores > limits.ood_score).mean() == pytest.approx(POLICY.out_of_distribution, abs=5e-4)
 
 
 def test_each_reason_is_given_and_images_without_one_continue() -> None:
@@ -44,27 +46,35 @@ def test_each_reason_is_given_and_images_without_one_continue() -> None:
     predictions.ood_scores[2] = 5
     limits = Limits(np.zeros(3), 1.0)
     findings = find_images_to_review(
-        np.array([0, 0, 0, 2]), CLASSES, np.array([-1, -1, -1, 7]), ["", "", "", "a copy"], predictions, limits
+        np.array([0, 0, 0, 2]),
+        CLASSES,
+        np.array([-1, -1, -1, 7]),
+        ["", "", "", "test image 8"],
+        np.array([False, False, False, True]),
+        predictions,
+        limits,
     )
-    assert [(finding.row, finding.suggested, finding.neighbour) for finding in findings] == [
-        (1, 1, None),
-        (2, None, None),
-        (3, None, 7),
+    assert [(finding.row, finding.suggested, finding.neighbour, finding.is_near_test) for finding in findings] == [
+        (1, 1, None, False),
+        (2, None, None, False),
+        (3, None, 7, True),
     ]
     assert [finding.reasons for finding in findings] == [
-        ("doubtful label: dress 95.0%, coat 2.0%",),
-        ("out of distribution: OOD score 5.00",),
-        ("a copy",),
+        ("doubtful label: the champion predicts dress (95.0%), not coat (2.0%)",),
+        ("out of distribution: OOD score 5.00, limit 1.00",),
+        ("near-duplicate of test image 8",),
     ]
 
 
-def test_without_a_champion_only_copies_are_found() -> None:
-    findings = find_images_to_review(np.array([0, 1]), CLASSES, np.array([-1, 3]), ["", "a copy"], None, None)
+def test_without_a_champion_only_near_duplicates_are_found() -> None:
+    findings = find_images_to_review(
+        np.array([0, 1]), CLASSES, np.array([-1, 3]), ["", "training image 3"], np.zeros(2, bool), None, None
+    )
     assert [finding.row for finding in findings] == [1]
 
 
 @pytest.mark.parametrize(
-    ("set_aside", "images", "is_rejected"),
+    ("faulty", "images", "is_rejected"),
     [
         (0, 0, False),
         (1, 1, False),  # p = 0.015
@@ -76,9 +86,11 @@ def test_without_a_champion_only_copies_are_found() -> None:
     ],
 )
 def test_a_batch_is_rejected_if_good_images_do_not_explain_its_findings(
-    set_aside: int, images: int, is_rejected: bool
+    faulty: int, images: int, is_rejected: bool
 ) -> None:
-    reason = explain_rejection(set_aside, images, POLICY)
+    reason = explain_rejection(faulty, images, POLICY)
     assert (reason is not None) == is_rejected
     if reason:
-        assert reason.startswith(f"{set_aside} of {images:,} images have findings")
+        assert reason.startswith(
+            f"{faulty} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable"
+        )

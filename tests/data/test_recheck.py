@@ -48,7 +48,7 @@ def test_a_sample_is_random_and_of_the_right_size() -> None:
         (SourceFindings(10_000, 150, 0, 0.02), []),  # significant, but below 2%
         (SourceFindings(10_000, 210, 0, 0.02), ["doubtful labels"]),
         (SourceFindings(100, 3, 0, 0.02), []),  # above 2%, but not significant
-        (SourceFindings(10_000, 0, 300, 0.02), ["copies"]),
+        (SourceFindings(10_000, 0, 300, 0.02), ["near-duplicates"]),
         (SourceFindings(10_000, 0, 0, 0.11), ["drift"]),
         (SourceFindings(10_000, None, 0, 0.02), []),
     ],

@@ -1,4 +1,4 @@
-"""Review and “Add images” in a browser, with keyboard and mouse."""
+"""Review and “Submit images” in a browser, with keyboard and mouse."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fmnist_tasks.cli import app
 from fmnist_tasks.data.accepted_batches import accept_batch
 from fmnist_tasks.data.dataset import store_images
-from fmnist_tasks.data.review import decide_by_id, list_review_images, read_pixels
+from fmnist_tasks.data.review import list_review_images, read_pixels, record_decisions
 from fmnist_tasks.errors import IntegrityError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.page.activity import Schedule
 from fmnist_tasks.page.app import Access, create_app
@@ -56,7 +56,7 @@ def list_rows(store: FolderStore) -> list[int]:
     return [image.image.row for image in list_review_images(store) if image.decision is None]
 
 
-def test_copies_are_set_aside_and_the_rest_continues(pipeline: Pipeline) -> None:
+def test_near_duplicates_are_set_aside_and_the_rest_continues(pipeline: Pipeline) -> None:
     images = IMAGES.copy()
     images[3] = TRAINING[12]
     images[5] = np.roll(TRAINING[100], 1, axis=1)
@@ -66,8 +66,8 @@ def test_copies_are_set_aside_and_the_rest_continues(pipeline: Pipeline) -> None
     assert result.summary.endswith("; 2 in review")
     waiting = list_review_images(pipeline.store)
     assert [image.image.reasons for image in waiting] == [
-        ["copy or near-duplicate of training image 13"],
-        ["copy or near-duplicate of training image 101"],
+        ["near-duplicate of training image 13"],
+        ["near-duplicate of training image 101"],
     ]
     pixels, neighbours = read_pixels(pipeline.store, waiting[1].arrays)
     np.testing.assert_array_equal(pixels, images[[3, 5]])
@@ -85,22 +85,22 @@ def test_the_report_counts_images_that_are_converted_unreadable_set_aside_and_in
         archive.writestr("pattern 0/broken.png", b"not a picture")
     pipeline.store.put("incoming/pictures.zip", buffer.getvalue())
     result = validate("run-2")
-    assert (result.set_aside, result.in_review) == ({"pictures.zip": 2}, 1)
+    assert (result.set_aside, result.in_review) == ({"pictures.zip": 1}, 1)
     report = " ".join(render_run(pipeline.store, "run-2", read_run(pipeline.store, "run-2")).decode().split())
     for text in (
         "Batch pictures.zip: images converted (size or colour mode): 30; unreadable: 1",
         "pattern 0/broken.png: is not a readable image",
-        "Batch pictures.zip: images set aside, with findings or unreadable: 2.",
+        "Batch pictures.zip: images set aside for review: 1.",
         "Images of all batches that wait for review: 1, the oldest since",
     ):
         assert text in report
 
 
-def test_a_batch_of_copies_is_rejected(pipeline: Pipeline) -> None:
+def test_a_batch_of_near_duplicates_is_rejected(pipeline: Pipeline) -> None:
     images = np.concatenate([IMAGES[:370], TRAINING[:30]])
     result = submit(pipeline, images, LABELS)
     (batch,) = result.quarantined
-    assert batch.reasons[0].startswith("30 of 400 images have findings (7.5%)")
+    assert batch.reasons[0].startswith("30 of 400 images (7.5%) have findings or are unreadable")
     assert count_training_images(result) == 1600
     assert list_rows(pipeline.store) == []
 
@@ -122,7 +122,7 @@ def pipeline_in_review(pipeline: Pipeline) -> Pipeline:
 
 def decide(store: FolderStore, rows: Sequence[int], action, label: int | None = None) -> None:
     ids = [image.id for image in list_review_images(store) if image.image.row in rows]
-    decide_by_id(store, CLASSES, ids, action, label, by="ann")
+    record_decisions(store, CLASSES, ids, action, label, by="ann")
 
 
 def test_kept_and_relabelled_images_join_the_next_run(pipeline_in_review: Pipeline) -> None:
@@ -137,6 +137,21 @@ def test_kept_and_relabelled_images_join_the_next_run(pipeline_in_review: Pipeli
         np.testing.assert_array_equal(arrays["images"], TRAINING[[12, 13]])
         assert arrays["labels"].tolist() == [LABELS[3], 7]
     assert validate("run-4").dataset.fingerprint == result.dataset.fingerprint
+
+
+def test_near_duplicates_of_test_images_can_only_be_dropped(pipeline: Pipeline) -> None:
+    images = IMAGES.copy()
+    images[3], images[5] = synthetic.make_images(600, 2)[0][0], TRAINING[12]
+    submit(pipeline, images, LABELS)
+    store = pipeline.store
+    ids = {image.image.row: image.id for image in list_review_images(store)}
+    for action in ("keep", "relabel"):
+        with pytest.raises(SettingsError, match=rf"^{ids[3]}: near-duplicates of test images .* can only be dropped"):
+            decide(store, [3, 5], action, 1)
+    assert list_rows(store) == [3, 5]
+    decide(store, [3], "drop")
+    decide(store, [5], "keep")
+    assert count_training_images(validate("run-3")) == 1600 + 398 + 1
 
 
 def test_the_last_decision_counts(pipeline_in_review: Pipeline) -> None:
@@ -170,7 +185,9 @@ def test_the_same_batch_submitted_again_counts_once(pipeline_in_review: Pipeline
 def test_unknown_images_and_labels_are_refused(pipeline_in_review: Pipeline) -> None:
     store = pipeline_in_review.store
     with pytest.raises(MissingError, match=r"^no image in review has the ID x-1; see `fmnist review list`"):
-        decide_by_id(store, CLASSES, ["x-1"], "keep", None, by="ann")
+        record_decisions(store, CLASSES, ["x-1"], "keep", None, by="ann")
+    with pytest.raises(SettingsError, match=r"^select at least one image$"):
+        record_decisions(store, CLASSES, [], "keep", None, by="ann")
     for label in (None, -1, 10):
         with pytest.raises(SettingsError, match=r"^to relabel an image, name one of the classes: pattern 0,"):
             decide(store, [3], "relabel", label)
@@ -212,15 +229,15 @@ def test_the_command_lists_and_decides(pipeline_in_review: Pipeline) -> None:
 def test_the_page_shows_images_and_decides_in_bulk(pipeline_in_review: Pipeline) -> None:
     client = TestClient(create_app(Access(lambda: None, lambda: "ann", lambda _: Schedule())))
     view = client.get("/review").text
-    assert "3 images wait for a decision; 0 have one" in view
-    assert "copy or near-duplicate of training image 13" in view
+    assert "3 images wait for a decision, 0 decided" in view
+    assert "near-duplicate of training image 13" in view
     assert view.count("data:image/png;base64,") == 6
     ids = [image.id for image in list_review_images(pipeline_in_review.store)]
     response = client.post(
         "/review", data={"action": "drop", "ids": ids[:2]}, headers=SAME_ORIGIN, follow_redirects=False
     )
     assert response.status_code == 303
-    assert "1 image waits for a decision; 2 have one" in client.get("/review").text
+    assert "1 image waits for a decision, 2 decided" in client.get("/review").text
     assert "dropped by ann on" in client.get("/review?decided=true").text
     assert client.post("/review", data={"action": "keep", "ids": ["x-1"]}, headers=SAME_ORIGIN).status_code == 404
     assert client.post("/review", data={"action": "burn", "ids": ids}, headers=SAME_ORIGIN).status_code == 422
