@@ -118,11 +118,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @command
 def download(as_json: AsJson = False) -> None:
     """Find the dataset, or download it into the cache."""
-    from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.data.declaration import open_declaration
     from fmnist_tasks.data.sources import load_base
 
     settings = Settings.from_environment()
-    declaration = read_declaration(settings.find_declaration(_dataset.get()))
+    declaration = open_declaration(settings, _dataset.get())
     _, source = load_base(declaration, settings)
     if as_json:
         print_json({"dataset": declaration.name, "source": source})
@@ -328,10 +328,13 @@ def audit(
 ) -> None:
     """Verify the champion log, every release, and the documents of batches; exit code 1 at the first fault."""
     from fmnist_tasks.data.accepted_batches import list_accepted
+    from fmnist_tasks.data.review import list_review_images
     from fmnist_tasks.registry.audit import audit_store
 
     store = _open_store()
-    show_rows({**audit_store(store, expect), "batches": len(list_accepted(store))}, as_json)
+    batches = list_accepted(store)
+    rows = {"batches": len(batches), "images_in_review": len(list_review_images(store, batches))}
+    show_rows({**audit_store(store, expect), **rows}, as_json)
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -651,10 +654,10 @@ def submit(
 
     Each batch is read first. If one cannot be read, none is submitted.
     """
-    from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.data.declaration import open_declaration
     from fmnist_tasks.data.submission import submit_paths
 
-    declaration = read_declaration(Settings.from_environment().find_declaration(_dataset.get()))
+    declaration = open_declaration(Settings.from_environment(), _dataset.get())
     submitted = submit_paths(_open_store(), declaration, paths)
     if as_json:
         print_json([asdict(batch) for batch in submitted])
@@ -665,7 +668,8 @@ def submit(
             "files": ", ".join(batch.keys),
             "images": _join(batch.images),
             "converted (size or colour mode)": batch.converted,
-            "unreadable": _join(batch.unreadable),
+            "unreadable": batch.unreadable,
+            "for example": _join(batch.reasons),
         }
         show_rows(rows, as_json)
     print(f"The next run checks these batches: {name_run_command(_dataset.get())}, or the schedule.")
@@ -745,9 +749,9 @@ def _record_decisions(
 
 
 def _read_classes() -> list[str]:
-    from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.data.declaration import open_declaration
 
-    return read_declaration(Settings.from_environment().find_declaration(_dataset.get())).classes
+    return open_declaration(Settings.from_environment(), _dataset.get()).classes
 
 
 add_command(review_app, "list", list_review)

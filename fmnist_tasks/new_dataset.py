@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from fmnist_tasks.data.declaration import Declaration, File, Role
+from fmnist_tasks.data.declaration import Declaration, File, Role, read_declaration
 from fmnist_tasks.data.duplicates import compute_digests
 from fmnist_tasks.data.labelled_sources import LabelledImages, LabelledSource
 from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
@@ -105,6 +105,8 @@ def create_dataset(
     largest = np.bincount(training.labels).max() / len(training.labels)
     (folder / gates).write_text(render_gates(declaration, float(largest), has_splits=has_splits), encoding="utf-8")
     path.write_text(render_declaration(declaration), encoding="utf-8")
+    if read_declaration(path).model_dump() != declaration.model_dump():
+        raise DataError(f"{path}: is not read as it was written; simplify the names of the classes, and report this")
     findings = source.contents
     return NewDataset(
         declaration,

@@ -12,10 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
-from fmnist_tasks.data.declaration import Declaration, read_declaration
+from fmnist_tasks.data.declaration import Declaration, open_declaration, read_declaration
 from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 from fmnist_tasks.data.sources import load_base
-from fmnist_tasks.errors import FmnistError
+from fmnist_tasks.errors import FmnistError, SettingsError
 from fmnist_tasks.evaluation.policy import read_policy
 from fmnist_tasks.settings import Settings
 from tests.support import synthetic
@@ -116,6 +116,21 @@ def test_unsuitable_images_are_refused(
     assert not list(Settings.from_environment().datasets.glob("*"))
 
 
+def test_a_class_folder_that_is_a_link_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "wren").mkdir(parents=True)
+    (tmp_path / "pictures" / "robin").symlink_to(tmp_path / "pictures" / "wren")
+    with pytest.raises(FmnistError, match=r"robin: is a symbolic link, which is not followed; copy the folder"):
+        create(tmp_path / "pictures")
+
+
+def test_a_declaration_under_another_name_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    create(save(tmp_path, images=IMAGES, labels=LABELS))
+    settings = Settings.from_environment()
+    (settings.datasets / "own.toml").rename(settings.datasets / "other.toml")
+    with pytest.raises(SettingsError, match=r"other\.toml: name is 'own', not that of the file, 'other'"):
+        open_declaration(settings, "other")
+
+
 def test_an_existing_dataset_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
     path = save(tmp_path, images=IMAGES, labels=LABELS)
     declaration = create(path)[1]
@@ -136,7 +151,15 @@ def test_classes_that_are_numbers_are_given_names(pipeline: Pipeline, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "options", [["--classes", ",".join(["shirt"] * 10)], ["--ood-label", ""], ["--ood-label", "a" * 101]]
+    "options",
+    [
+        ["--classes", ",".join(["shirt"] * 10)],
+        ["--classes", "image,a,b,c,d,e,f,g,h,i"],
+        ["--ood-label", "3"],
+        ["--title", "a\nb"],
+        ["--ood-label", ""],
+        ["--ood-label", "a" * 101],
+    ],
 )
 def test_an_invalid_description_is_refused(pipeline: Pipeline, tmp_path: Path, options: list[str]) -> None:
     with pytest.raises(FmnistError, match="error: "):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import BinaryIO, cast
 
@@ -32,6 +33,9 @@ from fmnist_tasks.schemas.data import DatasetProperties
 # Of a file, and of the pixels and labels of a batch. A worker with 6 GB has room for them, for the copy that is being
 # stored, and for the checks.
 MAX_BYTES = 1 << 30
+MAX_REASONS = 20  # of unreadable images; a record has a limited size
+MAX_LABEL = 100  # characters
+_MAX_DECODED_PIXELS = 50_000_000_000  # of a batch: 4,000 pictures of 12 megapixels, ten minutes on one core
 IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|bmp|gif|tiff?|heic|heif)", re.IGNORECASE)
 FORMATS = (
     "an .npz, .csv or .parquet, a pair of IDX files, or a zip file or folder with one folder of images for each class"
@@ -45,7 +49,8 @@ class BatchContent:
     images: np.ndarray
     labels: np.ndarray
     converted: int = 0  # images that had another size or colour mode
-    unreadable: list[str] = field(default_factory=list)  # the reason for each image that was left out
+    unreadable: int = 0  # images that were left out
+    reasons: list[str] = field(default_factory=list)  # for the first of them
 
 
 def read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> BatchContent:
@@ -65,7 +70,7 @@ def read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> Bat
     if name.endswith(".zip"):
         return read_images(list_archive(contents[key], key), key, dataset)
     if name.endswith(".parquet"):
-        return read_images(read_parquet(contents[key], key), key, dataset)
+        return read_images(_name_indices(read_parquet(contents[key], key), dataset.classes), key, dataset)
     if IMAGE_FILE.fullmatch(key):
         raise DataError(f"{key}: is an image without a class; put it into a folder with the name of its class")
     raise DataError(f"{key}: is not a batch; submit {FORMATS}")
@@ -99,20 +104,35 @@ def read_images(images: list[EncodedImage], name: str, dataset: DatasetPropertie
         raise DataError(f"{name}: has {len(images):,} images; split it into several files")
     pixels = np.empty((len(images), *image_format.shape), np.uint8)
     labels = np.empty(len(images), np.uint8)
-    count = converted = 0
-    unreadable = []
+    count = converted = unreadable = decoded_pixels = 0
+    reasons: list[str] = []
     for image in images:
         try:
             decoded = decode_image_file(io.BytesIO(image.read()), image.name, image_format)
         except DataError as error:
-            unreadable.append(str(error))
+            unreadable += 1
+            reasons += [str(error)] if len(reasons) < MAX_REASONS else []
             continue
+        decoded_pixels += math.prod(decoded.size)
+        if decoded_pixels > _MAX_DECODED_PIXELS:
+            raise DataError(
+                f"{name}: its images have more than {_MAX_DECODED_PIXELS:,} pixels; reduce them, or submit fewer"
+            )
         converted += not decoded.has_format(image_format)
         pixels[count], labels[count] = decoded.pixels, indices[image.label]
         count += 1
     if not count:
-        raise DataError(f"{name}: none of its {len(images):,} images can be read, for example {unreadable[0]}")
-    return BatchContent(pixels[:count], labels[:count], converted, unreadable)
+        raise DataError(f"{name}: none of its {len(images):,} images can be read, for example {reasons[0]}")
+    return BatchContent(pixels[:count], labels[:count], converted, unreadable, reasons)
+
+
+def _name_indices(images: list[EncodedImage], classes: Sequence[str]) -> list[EncodedImage]:
+    """Replace class indices by the names of the classes, if the file has indices only."""
+    if all(image.label in classes for image in images):
+        return images
+    if not all(image.label.isdecimal() and int(image.label) < len(classes) for image in images):
+        return images
+    return [replace(image, label=classes[int(image.label)]) for image in images]
 
 
 def _read_npz(file: BinaryIO, name: str, dataset: DatasetProperties) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +149,10 @@ def _read_npz(file: BinaryIO, name: str, dataset: DatasetProperties) -> tuple[np
 def _require_format(name: str, dataset: DatasetProperties, images: Header, labels: Header) -> None:
     """Raise :class:`DataError` before arrays are read that are not images of the dataset with one label each."""
     problems = [describe_fault(images.shape, images.dtype, dataset.image_format.shape)]
+    if labels.dtype.kind in "SU" and labels.dtype.itemsize > 4 * MAX_LABEL:
+        problems.append(
+            f"labels have up to {labels.dtype.itemsize:,} bytes; names of classes have {MAX_LABEL} characters"
+        )
     if images.shape[:1] != labels.shape[:1]:
         problems.append(f"{_count(images.shape):,} images but {_count(labels.shape):,} labels")
     if not any(problems) and not images.shape[0]:

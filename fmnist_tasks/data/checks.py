@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -68,13 +68,19 @@ class Findings:
 
 
 def check_samples(
-    training: Sample, test: Sample, batches: Iterable[Sample], dataset: DatasetProperties, policy: DataPolicy
+    training: Sample,
+    test: Sample,
+    batches: Iterable[Sample],
+    dataset: DatasetProperties,
+    policy: DataPolicy,
+    on_good_batch: Callable[[Sample], None] = lambda _: None,
 ) -> tuple[dict[str, Findings], dict[str, bytes]]:
     """Return the findings by name of the sample, and the Data Docs as files by relative path.
 
     A base split, which has a declared count, must also have balanced classes. Batches are checked one after the other,
-    so an iterator need not hold all of them. If the base fails a check, batches are not checked, since they are
-    compared with it. An error in checking a batch is a failed check of that batch.
+    so an iterator need not hold all of them; `on_good_batch` is called after each that passes. If the base fails a
+    check, batches are not checked, since they are compared with it. An error in checking a batch is a failed check of
+    that batch.
     """
     classes, image_format = len(dataset.classes), dataset.image_format
     context = gx.get_context(mode="ephemeral")
@@ -114,6 +120,8 @@ def check_samples(
             requirement = "the checks run without an error"
             message = f"{requirement}: {type(error).__name__}: {error}"
             findings[sample.name] = Findings([make_check("error", None, requirement, False, message)], None)
+        if all(check.has_passed for check in findings[sample.name].checks):
+            on_good_batch(sample)
     return findings, _build_data_docs(context)
 
 

@@ -26,9 +26,9 @@ from fmnist_tasks.schemas.data import Split
 
 _SPLITS: dict[str, Split] = dict.fromkeys(("train", "training", "val", "valid", "validation"), "train")
 _SPLITS |= dict.fromkeys(("test", "testing"), "test")
-_MAX_DIRECTORY_BYTES = 256 << 20  # of a zip file; some million files
+_MAX_DIRECTORY_BYTES = 64 << 20  # of a zip file; some 800,000 files, each an object of a kilobyte
 _MAX_TOTAL_BYTES = 16 << 30  # of all files in it
-_IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}  # of operating systems
+_SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini", ".ds_store"}  # of operating systems
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,16 @@ class EncodedImage:
 def list_folder(folder: Path) -> list[EncodedImage]:
     """Return the images of a folder, sorted by path; raises :class:`DataError` if it has no such structure."""
     paths = {}
-    for place, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
         folders.sort()
+        if links := [name for name in folders if Path(place, name).is_symlink() and not _is_ignored(name)]:
+            raise DataError(
+                f"{Path(place, links[0])}: is a symbolic link, which is not followed; copy the folder there"
+            )
         for name in files:
             path = Path(place, name)
             paths[path.relative_to(folder).as_posix()] = partial(read_file, path, str(path), MAX_BYTES)
@@ -92,8 +100,13 @@ def assign_classes(files: Mapping[str, Callable[[], bytes]], source: str) -> lis
     return images
 
 
+def is_system_file(path: str) -> bool:
+    """Whether an operating system has put the file there, such as `.DS_Store`; batches do not have it."""
+    return any(part.lower() in _SYSTEM_FILES for part in PurePosixPath(path).parts)
+
+
 def _is_ignored(path: str) -> bool:
-    return any(part.startswith(".") or part.lower() in _IGNORED for part in PurePosixPath(path).parts)
+    return is_system_file(path) or any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
 def _count_common_folders(paths: Iterable[tuple[str, ...]]) -> int:

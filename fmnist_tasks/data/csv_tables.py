@@ -14,6 +14,8 @@ from fmnist_tasks.errors import DataError
 _LABELS = {"label", "labels", "class", "target", "y"}
 _PIXEL = re.compile(r"(?:pixel|px|p)?[ _-]?(\d+)|(\d+)x(\d+)", re.IGNORECASE)  # pixel0, 0, 1x1
 _MAX_LINE_BYTES = 1 << 20  # 96 x 96 pixels have at most 46 kB
+_MAX_LABEL = 100  # characters, as of the name of a class
+_INDEX = re.compile(r"[0-9]{1,9}(\.0+)?")  # pandas writes 3.0 if a label was missing elsewhere
 _CHUNK_ROWS = 4096
 
 
@@ -38,7 +40,10 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
                 values = chunk[pixels].to_numpy()
                 if values.size and (values.min() < 0 or values.max() > 255):
                     raise DataError(f"{name}: has pixels from {values.min()} to {values.max()}, expected 0 to 255")
-                parts.append((values.astype(np.uint8), chunk[label].str.strip().to_numpy(str)))
+                texts = chunk[label].str.strip()
+                if (longest := max(map(len, texts), default=0)) > _MAX_LABEL:
+                    raise DataError(f"{name}: has a label of {longest:,} characters; the limit is {_MAX_LABEL}")
+                parts.append((values.astype(np.uint8), texts.to_numpy(str)))
                 if sum(images.nbytes for images, _ in parts) > max_bytes:
                     raise DataError(f"{name}: has more than {max_bytes:,} bytes of pixels; split it into several files")
     except DataError:
@@ -51,8 +56,9 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
     if not sum(images.size for images, _ in parts):
         raise DataError(f"{name}: has no images")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    is_number = np.char.isdigit(labels)
-    return images, labels.astype(np.int64) if is_number.all() and np.char.str_len(labels).max() <= 9 else labels
+    if all(_INDEX.fullmatch(label) for label in labels.tolist()):
+        labels = np.array([int(label.partition(".")[0]) for label in labels.tolist()], np.int64)
+    return images, labels
 
 
 def _find_columns(header: list[str], name: str) -> tuple[int, list[int]]:

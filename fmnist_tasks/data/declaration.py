@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.schemas.base import Count, Model, Sha256, describe_faults
 from fmnist_tasks.schemas.data import DatasetProperties, Split
+from fmnist_tasks.settings import Settings
 from fmnist_tasks.toml_files import read_toml
 
 Role = Literal["train_images", "train_labels", "test_images", "test_labels"]
@@ -29,7 +30,7 @@ class File(Model):
 class Declaration(DatasetProperties):
     """A declared dataset. The class of label `i` is `classes[i]`."""
 
-    title: str
+    title: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
     gates: Annotated[str, Field(pattern=r"^[^/]+(/[^/]+)*$")] | None = None  # the policy file, relative to this one
     files: dict[Role, File]
     url: Annotated[str, Field(pattern=r"^https://")] | None = None  # folder on the web that has the files
@@ -55,6 +56,19 @@ class Declaration(DatasetProperties):
         if missing := [role for role in ROLES if role not in self.files]:
             raise ValueError(f"files lacks {', '.join(missing)}")
         return self
+
+
+def open_declaration(settings: Settings, dataset: str) -> Declaration:
+    """Read the declaration of a dataset in `FMNIST_DATASETS`, or with an empty name the default one.
+
+    Raises :class:`SettingsError` if there is none, if it is invalid, or if it is that of another dataset.
+    """
+    declaration = read_declaration(path := settings.find_declaration(dataset))
+    if dataset and declaration.name != dataset:
+        raise SettingsError(
+            f"dataset declaration {path}: name is {declaration.name!r}, not that of the file, {dataset!r}"
+        )
+    return declaration
 
 
 def read_declaration(path: Path) -> Declaration:

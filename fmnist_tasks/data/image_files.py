@@ -20,7 +20,7 @@ from fmnist_tasks.data.files import read_file
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.schemas.data import ImageFormat
 
-_MAX_PIXELS = 64 << 20  # cameras of phones have up to 50 million
+_MAX_PIXELS = 50_000_000  # of cameras of phones; takes up to 950 MiB to decode
 MAX_BYTES = 1 << 26  # of a file
 _MAX_JPEG_SCANS = 100  # each costs a pass over all pixels; usual files have about ten
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow reads more, which nobody needs here

@@ -19,6 +19,7 @@ from functools import partial
 from typing import BinaryIO
 
 from fmnist_tasks.data.batch_files import IMAGE_FILE, MAX_BYTES, BatchContent, read_files, read_folder
+from fmnist_tasks.data.class_folders import is_system_file
 from fmnist_tasks.errors import AccessError, DataError, StoreError
 from fmnist_tasks.registry.blobs import compute_reference
 from fmnist_tasks.registry.folder import to_original_key
@@ -28,7 +29,7 @@ from fmnist_tasks.schemas.data import DatasetProperties, IncomingFile, Quarantin
 PREFIX = "incoming/"
 MAX_WAIT = timedelta(days=7)  # for the other half of a pair, and for a copy in progress
 
-MAX_FILES = 5_000  # in a folder of images; the record of the run names each
+MAX_FILES = 5_000  # of all batches of a run; its records name each
 
 _IDX = re.compile(r"(?P<name>.+)-(?P<kind>images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
 # Names that copy tools give to incomplete files: hidden, as of rsync and Syncthing, or with one of these endings.
@@ -51,6 +52,12 @@ def to_stat(file: IncomingFile) -> Stat:
     return Stat(file.key, file.bytes, datetime.fromisoformat(file.modified), file.version, kind=file.kind)
 
 
+def list_waiting(batch: IncomingBatch, reason: str, *, needs_attention: bool = False) -> list[WaitingFile]:
+    """Return the files of a batch that waits; of a folder, only its own key."""
+    keys = [f"{PREFIX}{batch.folder}/"] if batch.is_folder else [file.key for file in batch.files]
+    return [make_waiting_file(key, reason, needs_attention=needs_attention) for key in keys]
+
+
 def make_waiting_file(key: str, reason: str, *, needs_attention: bool = False) -> WaitingFile:
     """Return a file that stays where it is until the next run."""
     return WaitingFile(key=key, reason=reason, needs_attention=needs_attention)
@@ -67,6 +74,11 @@ class IncomingBatch:
     def is_folder(self) -> bool:
         """Whether it is a folder of image files."""
         return all("/" in (name := _restore_name(file.key)) and IMAGE_FILE.fullmatch(name) for file in self.files)
+
+    @property
+    def folder(self) -> str:
+        """The first folder of its files below `incoming/`."""
+        return self.files[0].key.removeprefix(PREFIX).partition("/")[0]
 
 
 def make_display_name(key: str) -> str:
@@ -96,6 +108,8 @@ def find_batches(
     folders, unsettled = defaultdict[str, list[Stat]](list), set[str]()
     for stat in stats:
         name = _restore_name(stat.key)
+        if is_system_file(name):
+            continue
         folder = name.partition("/")[0] if "/" in name else ""
         is_incomplete, age = _INCOMPLETE.fullmatch(name), now - (stat.changed or stat.modified)
         if stat.kind.startswith(UNREADABLE):
@@ -103,7 +117,7 @@ def find_batches(
             waiting.append(make_waiting_file(stat.key, reason, needs_attention=True))
         elif is_incomplete and age <= MAX_WAIT:
             reason = "its name marks an incomplete copy (such as .part); rename it once the copy is complete"
-            unsettled.add(folder)
+            unsettled |= {folder} - {""}
             waiting.append(
                 make_waiting_file(stat.key, reason, needs_attention=is_ahead(stat.changed or stat.modified, now))
             )
@@ -113,7 +127,7 @@ def find_batches(
             if folder in unsettled:
                 continue  # one reason is enough for all images of a folder
             if IMAGE_FILE.fullmatch(name):
-                unsettled.add(folder)
+                unsettled |= {folder} - {""}
             reason = f"it changed in the last {settle_time.total_seconds():g} seconds and may be incomplete"
             waiting.append(make_waiting_file(stat.key, reason))
         elif not is_incomplete and stat.kind == FILE and (match := _IDX.fullmatch(name)):
@@ -168,8 +182,6 @@ def read_batch(
     Invalid content raises nothing. Raises :class:`AccessError`, :class:`StoreError` or :class:`MissingError` if the
     store cannot read a file.
     """
-    if len(batch.files) > MAX_FILES:
-        return f"has {len(batch.files):,} files; the limit is {MAX_FILES:,}: submit it as a zip file", batch.files
     for file in batch.files:
         if file.kind != FILE:
             return f"{file.key}: is a {file.kind}, which is not read; submit a regular file", batch.files

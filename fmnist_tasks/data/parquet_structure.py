@@ -47,6 +47,10 @@ def read_structure(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]]:
         file = pq.ParquetFile(pa.PythonFile(stream, "r"), pre_buffer=False)
         schema = file.schema_arrow
         image, label = _find_column(schema, _IMAGES), _find_column(schema, _LABELS)
+        kind = schema.field(label).type
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_integer(values) or pa.types.is_string(values) or pa.types.is_large_string(values)):
+            raise ValueError(f"its column {label} has the type {kind}; use class indices or names")
         labels: list[int | str] = []
         images: list[bytes] = []
         size = 0
@@ -62,8 +66,8 @@ def read_structure(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]]:
         return header, images
     except MemoryError:
         return {"fault": f"cannot be read within {LIMITS.memory >> 20} MiB of memory"}, []
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return {"fault": f"is not a Parquet file with encoded images and labels ({error})"}, []
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return {"fault": f"is not a Parquet file with encoded images and labels ({str(error)[:200]})"}, []
 
 
 def _find_column(schema: pa.Schema, names: tuple[str, ...]) -> str:

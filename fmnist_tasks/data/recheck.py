@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from fmnist_tasks.data.batch_files import IMAGE_FILE
 from fmnist_tasks.schemas.data import ImageSet
 from fmnist_tasks.schemas.evaluation import Check, make_check
 from fmnist_tasks.schemas.policy import RecheckPolicy, ReviewPolicy
@@ -43,7 +42,7 @@ def group_by_source(image_sets: Iterable[ImageSet]) -> dict[str, list[ImageSet]]
 def find_source(key: str) -> str:
     """Return the source of a file in `incoming/`."""
     folder, separator, _ = key.removeprefix(PREFIX).partition("/")
-    return folder if separator and not IMAGE_FILE.fullmatch(key) else NO_FOLDER
+    return folder if separator and not key.endswith("/") else NO_FOLDER
 
 
 def choose_sample(counts: list[int], size: int) -> list[np.ndarray]:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Action = Literal["keep", "relabel", "drop"]
 
+_ID_DIGITS = 32  # of 64; nobody can make two batches with the same ones
 _PREFIX = "reviews/"
 _KEY = re.compile(rf"{_PREFIX}(?P<digest>[0-9a-f]{{64}})/(?P<number>[0-9]{{8}})\.json")
 _PART_SIZE = 2_000  # images; the document of a part stays below a megabyte
@@ -54,8 +55,8 @@ class ReviewImage:
 
     @property
     def id(self) -> str:
-        """A name for links and commands: the digest of the batch, shortened, and the row."""
-        return f"{self.batch.sha256[:12]}-{self.image.row}"
+        """A name for forms and commands: the digest of the batch, shortened, and the row."""
+        return f"{self.batch.sha256[:_ID_DIGITS]}-{self.image.row}"
 
 
 def store_parts(
@@ -145,7 +146,7 @@ def _record_decision(
     if unknown := sorted(set(rows) - known):
         raise MissingError(f"image {unknown[0]} of batch {batch.name} was not set aside, so there is nothing to decide")
     for _ in range(_MAX_ATTEMPTS):
-        number = sum(1 for _ in store.list(f"{_PREFIX}{batch.sha256}/")) + 1
+        number = max((_parse_number(stat.key) for stat in store.list(f"{_PREFIX}{batch.sha256}/")), default=0) + 1
         decision = ReviewDecision(
             batch=batch.sha256,
             number=number,
@@ -212,6 +213,15 @@ def _read_decisions(store: Store, batches: set[str]) -> dict[str, dict[int, Revi
     """Return the last decision about each image, by batch and row."""
     keys = [stat.key for stat in store.list(_PREFIX)]
     chosen = [key for key in keys if (match := _KEY.fullmatch(key)) and match["digest"] in batches]
+    numbers: dict[str, list[int]] = {}
+    for key in chosen:
+        numbers.setdefault(key.split("/")[1], []).append(_parse_number(key))
+    for digest, found in numbers.items():
+        if missing := set(range(1, max(found))) - set(found):
+            raise IntegrityError(
+                f"{_make_key(digest, min(missing))} is missing, but there are later decisions about this batch; "
+                "restore it from a backup or an earlier version of the object"
+            )
     last: dict[str, dict[int, ReviewDecision]] = {digest: {} for digest in batches}
     for key, decision in zip(chosen, map_parallel(lambda key: _read_decision(store, key), chosen), strict=True):
         if key != _make_key(decision.batch, decision.number):
@@ -225,6 +235,11 @@ def _read_decisions(store: Store, batches: set[str]) -> dict[str, dict[int, Revi
 
 def _read_decision(store: Store, key: str) -> ReviewDecision:
     return ReviewDecision.parse(read_document(store, key), key)
+
+
+def _parse_number(key: str) -> int:
+    match = _KEY.fullmatch(key)
+    return int(match["number"]) if match else 0
 
 
 def _make_key(digest: str, number: int) -> str:

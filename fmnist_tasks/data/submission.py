@@ -31,7 +31,8 @@ class SubmittedBatch:
     keys: list[str]
     images: dict[str, int]  # by class
     converted: int
-    unreadable: list[str]
+    unreadable: int
+    reasons: list[str]  # for the first unreadable images
 
 
 def submit_paths(store: Store, dataset: DatasetProperties, paths: Sequence[Path]) -> list[SubmittedBatch]:
@@ -67,9 +68,9 @@ def make_key(name: str) -> str:
 
 
 def put_new_file(store: Store, key: str, file: BinaryIO) -> None:
-    """Write a file; raises :class:`ConflictError` if one of this key waits already."""
-    _require_free(store, key)
-    store.put(key, file)
+    """Write a file; raises :class:`ConflictError` if one of this key waits already, also if it is being written."""
+    if not store.put_if_absent(key, file):
+        raise ConflictError(f"{key} waits for the next run already; rename the file")
 
 
 def _require_free(store: Store, key: str) -> None:
@@ -96,4 +97,6 @@ def _open_path(path: Path) -> Iterator[tuple[str, BinaryIO]]:
 def _describe(names: list[str], content: BatchContent, classes: list[str]) -> SubmittedBatch:
     counts = np.bincount(content.labels.astype(np.int64).clip(0), minlength=len(classes))
     images = {name: int(count) for name, count in zip(classes, counts, strict=False) if count}
-    return SubmittedBatch([make_key(name) for name in names], images, content.converted, content.unreadable)
+    return SubmittedBatch(
+        [make_key(name) for name in names], images, content.converted, content.unreadable, content.reasons
+    )

@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from fmnist_tasks import errors
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.data.declaration import Declaration, read_declaration
+from fmnist_tasks.data.declaration import Declaration, open_declaration
 from fmnist_tasks.data.review import list_review_images, record_decisions
 from fmnist_tasks.data.submission import make_key, put_new_file
 from fmnist_tasks.page.activity import Schedule, list_quarantine, read_last_run
@@ -73,7 +73,7 @@ _STATIC = {  # by name: file below include/page, and media type
 _MAX_UPLOADS = 8  # images being received, waiting or being classified at once, of at most 5 MiB each
 _UPLOAD_SECONDS = 60.0  # time limit for receiving an image
 _MAX_BATCHES, _BATCH_SECONDS = 2, 600.0  # batches being received at once, and the time limit of each
-_MAX_RENDERS = 2  # images being decoded, or reports being rendered, at once; each takes up to 82 MiB
+_MAX_RENDERS = 1  # images being decoded, or reports being rendered, at once; an image takes up to 950 MiB
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.~:+-]{1,250}")  # of a release or run
 _MEDIA_TYPES = {
     "png": "image/png",
@@ -161,7 +161,7 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
         return releases.open_manifest(get_releases().store, require_name("release", version), get_releases().read_log())
 
     def read_declared() -> Declaration:
-        return read_declaration(Settings.from_environment().find_declaration(dataset))
+        return open_declaration(Settings.from_environment(), dataset)
 
     def describe_signature(signed_by: str | None) -> str:
         return get_releases().store.keys.describe(signed_by)

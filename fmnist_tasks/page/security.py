@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Request, Response, status
@@ -10,7 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BATCH_BYTES = 256 << 20
-_MAX_BYTES = {"/try/image": 5 << 20, "/submit": MAX_BATCH_BYTES}  # of an image, and of a batch, by the end of the path
+_MAX_BYTES = {"try/image": 5 << 20, "submit": MAX_BATCH_BYTES}  # of an image, and of a batch, by the path
+_PATH = re.compile(r"/(?:datasets/[^/]+/)?(.*)")
 _MAX_FORM_BYTES = 16 << 10  # of any other body: a reason of 500 characters takes up to 12 bytes for each
 
 # All content comes from the page's own origin, scripts and styles only from files; only the same origin may frame it.
@@ -41,7 +43,8 @@ class SecurityMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit = next((size for end, size in _MAX_BYTES.items() if scope["path"].endswith(end)), _MAX_FORM_BYTES)
+        path = _PATH.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
+        limit = _MAX_BYTES.get(path[1] if path else "", _MAX_FORM_BYTES)
         length = headers.get("content-length", "0")
         has_body = length != "0" or "transfer-encoding" in headers
         too_large = HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"the request body exceeds {limit:,} bytes")

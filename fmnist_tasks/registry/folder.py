@@ -99,7 +99,7 @@ class FolderStore:
             scratch.replace(path)
             _flush_folder(path.parent)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes | BinaryIO) -> bool:
         """Write an object only if the key is free, by a hard link: the file system creates or refuses it atomically."""
         with self._explain_errors("write", key), self._write_temporary(data) as scratch:
             path = self._prepare_path(key)

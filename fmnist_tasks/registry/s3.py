@@ -85,7 +85,7 @@ class S3Store:
         self.prepare_bucket()
         self._run_request("write", key, lambda: self._upload(key, file))
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes | BinaryIO) -> bool:
         """Write an object only if the key is free, by one request, which the server accepts or refuses."""
         _to_object_name(key)
         self.prepare_bucket()
@@ -94,7 +94,8 @@ class S3Store:
                 f"{self.endpoint} ignores the condition If-None-Match and overwrites objects: two writers could both "
                 "win, so nothing is written; use a server with conditional writes (docs/store.md)"
             )
-        return self._run_request("create", key, lambda: self._create(key, data))
+        content = data if isinstance(data, bytes) else _read_all(data)  # one request, so not in parts
+        return self._run_request("create", key, lambda: self._create(key, content))
 
     def list(self, prefix: str, after: str = "") -> Iterator[Stat]:
         """Yield the objects whose names start with the prefix and come after `after`, in the order of their names."""
@@ -280,6 +281,11 @@ class S3Store:
         """Whether the server refuses to create an object that exists; a server without conditions overwrites it."""
         create = lambda: self._create(_PROBE_KEY, _PROBE)  # noqa: E731
         return not (self._run_request("create", _PROBE_KEY, create) and self._run_request("create", _PROBE_KEY, create))
+
+
+def _read_all(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _make_stat(item: Object) -> Stat:

@@ -30,7 +30,7 @@ class ScopedStore:
         """Write an object, or replace it."""
         self._store.put(self._join(key), data)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes | BinaryIO) -> bool:
         """Write an object only if the key is free; return False if it is taken."""
         return self._store.put_if_absent(self._join(key), data)
 

@@ -63,7 +63,7 @@ class Store(Protocol):
     def put(self, key: str, data: bytes | BinaryIO) -> None:
         """Write an object, or replace it; a file is read from its start and stays open."""
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes | BinaryIO) -> bool:
         """Write an object only if the key is free; return False if the key is taken, and write nothing.
 
         If a response is lost, the repeated request finds the key taken by the first one. A caller that must recognise

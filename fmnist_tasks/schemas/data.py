@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from fmnist_tasks.schemas.base import Count, Document, Model, Reference, Sha256, Time
 
 Action = Literal["withdraw", "restore"]
 Split = Literal["train", "test"]
-ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,100}$")]
+ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
+# Columns of predictions beside the classes.
+RESERVED_NAMES = {"image", "answer", "class", "probability", "ood_score", "looks_inverted", "release", "error"}
 
 
 def _require_different(classes: list[str]) -> list[str]:
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):
         raise ValueError(f"several classes have the name {', '.join(repeated)}")
+    if reserved := sorted(RESERVED_NAMES.intersection(classes)):
+        raise ValueError(f"a class cannot have the name {', '.join(reserved)}, which is a column of predictions")
     return classes
 
 
@@ -51,8 +55,14 @@ class DatasetProperties(Model):
     classes: Annotated[list[ClassName], Field(min_length=2, max_length=256), AfterValidator(_require_different)]
     image_format: ImageFormat
     image_description: str | None = None  # what an image shows and how, for users who prepare their own
-    ood_label: Annotated[str, Field(min_length=1, max_length=100)]  # the answer for an out-of-distribution image
+    ood_label: ClassName  # the answer for an out-of-distribution image
     excluded_families: list[str] = Field(default_factory=list)  # OOD families that resemble the dataset
+
+    @model_validator(mode="after")
+    def _require_distinct_answers(self) -> Self:
+        if self.ood_label in self.classes:
+            raise ValueError(f"ood_label, {self.ood_label!r}, is also the name of a class")
+        return self
 
 
 class ImageSet(Model):
@@ -62,7 +72,7 @@ class ImageSet(Model):
     source: str
     images: Count
     blob: Reference
-    keys: list[str] = Field(default_factory=list)  # of a batch's files, below incoming/
+    keys: list[str] = Field(default_factory=list)  # of a batch's files, below incoming/; of a folder, only its own
 
 
 class Dataset(DatasetProperties):
@@ -113,7 +123,8 @@ class NewBatch(Model):
     files: list[IncomingFile]
     image_set: ImageSet
     converted: Count = 0  # images that had another size or colour mode
-    unreadable: list[str] = Field(default_factory=list)  # the reason for each image that cannot be read
+    unreadable: Count = 0  # images that cannot be read
+    reasons: list[str] = Field(default_factory=list)  # for the first of them
 
 
 class UnreadableBatch(Model):

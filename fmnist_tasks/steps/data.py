@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _MAX_ALERTS = 10  # of one kind in a run; more are combined into one
 _MAX_NEW_BATCHES = 200  # in one run: Great Expectations takes a quarter of a second and six pages for each
+_SAMPLE_PREFIX = "batch "
 _MAX_NEW_BYTES = 4 << 30  # of pixels and labels that one run adds; compressed files of a few MB can contain as much
 
 
@@ -46,13 +47,13 @@ def ingest(store: Store, run: Run) -> IngestResult:
     """Find the dataset and new batches, and save both as blobs."""
     from fmnist_tasks.data.accepted_batches import list_accepted
     from fmnist_tasks.data.dataset import make_dataset, store_images
-    from fmnist_tasks.data.declaration import read_declaration
+    from fmnist_tasks.data.declaration import open_declaration
     from fmnist_tasks.data.review import list_review_images, store_kept_images
     from fmnist_tasks.data.sources import load_base
 
     settings = Settings.from_environment()
     read_run_policy(run)  # first, so an invalid policy is found before any training
-    declaration = read_declaration(settings.find_declaration(run.dataset))
+    declaration = open_declaration(settings, run.dataset)
     arrays, source = load_base(declaration, settings)
     splits: tuple[Split, Split] = ("train", "test")
     base = [
@@ -116,7 +117,13 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
             if continues.any():
                 yield Sample(_name_sample(batch), images[continues], labels[continues], None)
 
-    findings, pages = check_samples(*base, examine_batches(), dataset, policy.data)
+    findings, pages = check_samples(
+        *base,
+        examine_batches(),
+        dataset,
+        policy.data,
+        on_good_batch=lambda sample: examiner.add_batch(sample.name.removeprefix(_SAMPLE_PREFIX), sample.images),
+    )
     for path, page in pages.items():
         store.put(make_run_key(run.id, f"data_docs/{path}"), page)
 
@@ -211,7 +218,7 @@ def _explain_rejection(base: list[str], sources: list[str]) -> str | None:
 
 def _name_sample(batch: NewBatch) -> str:
     """The name of a batch among samples; the prefix keeps it apart from the names of splits."""
-    return f"batch {batch.name}"
+    return f"{_SAMPLE_PREFIX}{batch.name}"
 
 
 def _draw_label_errors(store: Store, findings: Iterable[Findings], classes: list[str]) -> dict[str, Reference]:
@@ -250,34 +257,37 @@ def _read_batches(
         waiting.append(incoming.make_waiting_file(incoming.PREFIX.rstrip("/"), reason, needs_attention=True))
     new: list[NewBatch] = []
     unreadable: list[UnreadableBatch] = []
-    count = size = 0
+    count = size = number_of_files = 0
     for batch in batches:
-        if count >= _MAX_NEW_BATCHES or size > _MAX_NEW_BYTES:
+        if len(batch.files) > incoming.MAX_FILES:
+            reason = f"has {len(batch.files):,} files; the limit is {incoming.MAX_FILES:,}: submit it as a zip file"
+            waiting += incoming.list_waiting(batch, reason, needs_attention=True)
+            continue
+        number_of_files += len(batch.files)
+        if count >= _MAX_NEW_BATCHES or size > _MAX_NEW_BYTES or number_of_files > incoming.MAX_FILES:
             reason = (
-                f"this run has reached its limit of {_MAX_NEW_BATCHES} new batches or {_MAX_NEW_BYTES >> 30} GiB; the "
-                "next run takes this file. Trigger a run, or submit fewer and larger batches"
+                f"this run has reached its limit of {_MAX_NEW_BATCHES} new batches, {incoming.MAX_FILES:,} files or "
+                f"{_MAX_NEW_BYTES >> 30} GiB; the next run takes it. Trigger a run, or submit fewer and larger files, "
+                "such as zip files"
             )
-            waiting += [incoming.make_waiting_file(file.key, reason, needs_attention=True) for file in batch.files]
+            waiting += incoming.list_waiting(batch, reason, needs_attention=True)
             continue
         try:
             content, files = incoming.read_batch(store, batch, dataset)
             if incoming.has_changed(store, files):
-                waiting += [incoming.make_waiting_file(file.key, "it changed while it was read") for file in files]
+                waiting += incoming.list_waiting(batch, "it changed while it was read")
                 continue
         except MissingError as error:
             log.info("batch %s was removed in the meantime: %s", batch.name, error)
             continue
         except (AccessError, StoreError) as error:
             require_response(store)
-            waiting += [
-                incoming.make_waiting_file(file.key, f"it cannot be read: {error}", needs_attention=True)
-                for file in batch.files
-            ]
+            waiting += incoming.list_waiting(batch, f"it cannot be read: {error}", needs_attention=True)
             continue
         if isinstance(content, str):
             unreadable.append(UnreadableBatch(name=batch.name, files=files, reasons=[content]))
         else:
-            keys = [file.key for file in files]
+            keys = [f"{incoming.PREFIX}{batch.folder}/"] if batch.is_folder else [file.key for file in files]
             image_set = store_images(
                 store, "train", f"{incoming.PREFIX}{batch.name}", content.images, content.labels, keys=keys
             )
@@ -288,6 +298,7 @@ def _read_batches(
                     image_set=image_set,
                     converted=content.converted,
                     unreadable=content.unreadable,
+                    reasons=content.reasons,
                 )
             )
             if image_set.blob.sha256 not in known:

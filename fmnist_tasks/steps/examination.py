@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fmnist_tasks.data.image_checks import Limits, Predictions
-    from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
     from fmnist_tasks.data.recheck import SourceFindings
 
     Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, …), labels (N,)
+
+
+_MAX_INDEXED = 1_000_000  # images of batches; each takes 2.6 kB of memory
 
 
 @dataclass(frozen=True)
@@ -34,54 +36,61 @@ class Examination:
     rejection: str | None = None  # why the whole batch is rejected
 
 
-@dataclass(frozen=True)
 class KnownImages:
-    """The images that a new batch must not repeat: the test split, the training split, and each accepted batch."""
+    """The images that a new batch must not repeat: those of the test split, of the training split, and of batches."""
 
-    names: list[str]  # of the sets, for messages
-    sets: list[Arrays]
-
-    @cached_property
-    def _indexes(self) -> list[NearDuplicateIndex]:
-        """One for the test split, the training split, and all accepted batches."""
-        import numpy as np
-
+    def __init__(self, test: Arrays, training: Arrays, batches: Iterable[tuple[str, Arrays]]) -> None:
+        """Index the images; the name of a batch is for messages."""
         from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 
-        images = [array for array, _ in self.sets]
-        groups = [*images[:2], *([np.concatenate(images[2:])] if images[2:] else [])]
-        return [NearDuplicateIndex(group) for group in groups]
+        self._names = ["test image", "training image"]
+        self._images = [test[0], training[0]]
+        self._indexes = [
+            NearDuplicateIndex(test[0]),
+            NearDuplicateIndex(training[0]),
+            NearDuplicateIndex(training[0][:0], expected=len(training[0])),
+        ]
+        for name, (images, _) in batches:
+            self.add(name, images)
+
+    def add(self, name: str, images: np.ndarray) -> None:
+        """Add the images of a batch, uint8 (N, …)."""
+        self._names.append(f"image of {name}, number")
+        self._images.append(images)
+        self._indexes[2].add(images)
 
     def find_near_duplicates(self, images: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
-        """Return the position of a near-duplicate of each image in all sets, or -1; int (N,). A test image comes first.
+        """Return the position of a near-duplicate of each image among all, or -1; int (N,). Test images come first.
 
-        `own` are the positions of the images, if they are in the sets of accepted batches themselves.
+        `own` (N,) are the positions of the images among those of batches, if they are known; only earlier ones count.
         """
         import numpy as np
 
-        found = np.full(len(images), -1)
-        for number, index in enumerate(self._indexes):
-            rows, start = np.flatnonzero(found < 0), self.count_before(number)
-            own_rows = own[rows] - start if own is not None and number == 2 else None
+        found, start = np.full(len(images), -1), 0
+        for index in self._indexes:
+            rows = np.flatnonzero(found < 0)
+            own_rows = own[rows] if own is not None and index is self._indexes[2] else None
             neighbours = index.find(images[rows], own=own_rows).neighbours
             found[rows] = np.where(neighbours >= 0, neighbours + start, -1)
+            start += len(index)
         return found
 
     def find_test_images_in_training(self) -> np.ndarray:
         """Return the rows of the test images that have a near-duplicate in the training split; int."""
         import numpy as np
 
-        return np.flatnonzero(self._indexes[1].find(self.sets[0][0]).neighbours >= 0)
+        return np.flatnonzero(self._indexes[1].find(self._images[0]).neighbours >= 0)
 
-    def count_before(self, number: int) -> int:
-        """Return the position of the first image of a set."""
-        return sum(len(labels) for _, labels in self.sets[:number])
+    @property
+    def test_images(self) -> int:
+        """The number of test images; their positions come first."""
+        return len(self._images[0])
 
     def describe(self, position: int) -> tuple[str, np.ndarray]:
         """Return a description of an image, and its pixels."""
-        for name, (images, _) in zip(self.names, self.sets, strict=True):
+        for name, images in zip(self._names, self._images, strict=True):
             if position < len(images):
-                return name.format(position + 1), images[position]
+                return f"{name} {position + 1:,}", images[position]
             position -= len(images)
         raise IndexError(position)
 
@@ -102,6 +111,7 @@ class Examiner:
 
         from fmnist_tasks.data.dataset import store_images
         from fmnist_tasks.data.image_checks import explain_rejection, find_images_to_review
+        from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
         from fmnist_tasks.data.review import store_parts
 
         classes = self._dataset.classes
@@ -110,16 +120,19 @@ class Examiner:
             return Examination(batch.image_set), continues  # the data checks reject it
         neighbours = self._known.find_near_duplicates(images)
         known = [self._known.describe(position) if position >= 0 else None for position in neighbours.tolist()]
+        in_batch = NearDuplicateIndex(images).find(images, own=np.arange(len(images))).neighbours
+        for row in np.flatnonzero((neighbours < 0) & (in_batch >= 0)).tolist():
+            known[row] = f"image {in_batch[row] + 1:,} of the same batch", images[in_batch[row]]
         findings = find_images_to_review(
             labels,
             classes,
-            neighbours,
+            np.maximum(neighbours, in_batch),
             [found[0] if found else "" for found in known],
-            (neighbours >= 0) & (neighbours < self._known.count_before(1)),
+            (neighbours >= 0) & (neighbours < self._known.test_images),
             self._predict(images),
             self._limits,
         )
-        count, total = len(findings) + len(batch.unreadable), len(images) + len(batch.unreadable)
+        count, total = len(findings) + batch.unreadable, len(images) + batch.unreadable
         if rejection := explain_rejection(count, total, self._policy.review):
             return Examination(batch.image_set, rejection=rejection), continues
         if not findings:
@@ -131,6 +144,10 @@ class Examiner:
         source, keys = batch.image_set.source, batch.image_set.keys
         rest = store_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
         return Examination(rest, len(findings), review), continues
+
+    def add_batch(self, name: str, images: np.ndarray) -> None:
+        """Add the images of a batch that this run accepts, uint8 (N, …), to those that later ones must not repeat."""
+        self._known.add(name, images)
 
     def find_near_duplicates(self, images: np.ndarray) -> np.ndarray:
         """Return where the known images have a near-duplicate of each image, uint8 (N, …), or -1; int (N,)."""
@@ -153,19 +170,19 @@ class Examiner:
     def _find(self, image_sets: Sequence[ImageSet]) -> SourceFindings:
         import numpy as np
 
+        from fmnist_tasks.data.dataset import load_images
         from fmnist_tasks.data.drift import compare_features, compute_features, measure_drift
         from fmnist_tasks.data.image_checks import compute_margins
         from fmnist_tasks.data.recheck import SourceFindings, choose_sample
 
-        digests = [image_set.blob.sha256 for image_set in self._dataset.batches]
-        numbers = [2 + digests.index(image_set.blob.sha256) for image_set in image_sets]
-        sets = [self._known.sets[number] for number in numbers]
-        chosen = choose_sample([len(labels) for _, labels in sets], self._policy.recheck.images)
-        images = np.concatenate([array[rows] for (array, _), rows in zip(sets, chosen, strict=True)])
-        labels = np.concatenate([array[rows] for (_, array), rows in zip(sets, chosen, strict=True)])
-        own = np.concatenate(
-            [self._known.count_before(number) + rows for number, rows in zip(numbers, chosen, strict=True)]
-        )
+        chosen = choose_sample([image_set.images for image_set in image_sets], self._policy.recheck.images)
+        parts = []
+        for image_set, rows in zip(image_sets, chosen, strict=True):
+            images, labels = load_images(self._store, image_set)
+            # A batch that is not indexed is older than those that are, so only the splits count.
+            start = self._starts.get(image_set.blob.sha256)
+            parts.append((images[rows], labels[rows], rows * 0 if start is None else start + rows))
+        images, labels, own = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         predictions, limits = self._predict(images), self._limits
         doubtful = None
         if predictions is not None and limits is not None:
@@ -179,15 +196,41 @@ class Examiner:
         )
 
     @cached_property
-    def _known(self) -> KnownImages:
-        from fmnist_tasks.data.dataset import load_images
+    def _indexed(self) -> list[tuple[str, ImageSet]]:
+        """The names and images of batches that are compared with new ones: the newest, and withdrawn ones."""
+        from fmnist_tasks.data.accepted_batches import list_accepted
         from fmnist_tasks.data.incoming import PREFIX
 
-        batches = self._dataset.batches
-        sources = (batch.source.removeprefix(PREFIX).replace("{", "{{").replace("}", "}}") for batch in batches)
-        names = ["test image {:,}", "training image {:,}", *(f"image {{:,}} of {source}" for source in sources)]
-        accepted = (load_images(self._store, batch) for batch in batches)
-        return KnownImages(names, [self._test, self._training, *accepted])
+        withdrawn = [
+            (f"the withdrawn batch {batch.name}", batch.image_set)
+            for batch in list_accepted(self._store)
+            if batch.withdrawal and batch.image_set.images
+        ]
+        batches = [(batch.source.removeprefix(PREFIX), batch) for batch in self._dataset.batches]
+        indexed: list[tuple[str, ImageSet]] = []
+        count = 0
+        for name, image_set in [*withdrawn, *batches[::-1]]:
+            count += image_set.images
+            if count > _MAX_INDEXED and indexed:
+                break
+            indexed.append((name, image_set))
+        return indexed[::-1]
+
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        """Where the images of an indexed batch begin, by digest."""
+        starts, count = {}, 0
+        for _, image_set in self._indexed:
+            starts[image_set.blob.sha256] = count
+            count += image_set.images
+        return starts
+
+    @cached_property
+    def _known(self) -> KnownImages:
+        from fmnist_tasks.data.dataset import load_images
+
+        batches = ((name, load_images(self._store, image_set)) for name, image_set in self._indexed)
+        return KnownImages(self._test, self._training, batches)
 
     @cached_property
     def _reference(self) -> tuple[dict[str, np.ndarray], np.ndarray]:

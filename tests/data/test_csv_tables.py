@@ -47,6 +47,21 @@ def test_labels_may_be_names_and_be_anywhere() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("3.0 0", [3, 0]),
+        ("007 1", [7, 1]),
+        ("\u00b2 1", ["\u00b2", "1"]),
+        ("1.5 1", ["1.5", "1"]),
+        ("1e0 1", ["1e0", "1"]),
+    ],
+)
+def test_labels_are_indices_only_if_all_are_whole_numbers(text: str, labels: list[object]) -> None:
+    rows = "".join(f"{label},1\n" for label in text.split())
+    assert read(f"label,pixel0\n{rows}".encode())[1].tolist() == labels
+
+
+@pytest.mark.parametrize(
     ("content", "fault"),
     [
         (b"", "its first line must name the columns, one of them `label`; it begins with ''"),
@@ -62,6 +77,7 @@ def test_labels_may_be_names_and_be_anywhere() -> None:
         (b"label,pixel0\n1,0.5\n", "is not a table with the columns of its header and whole numbers as pixels"),
         (b"label,pixel0\n1,x\n", "is not a table with the columns of its header and whole numbers as pixels"),
         (b"label,pixel0\n1,\n", "is not a table with the columns of its header and whole numbers as pixels"),
+        (b"label,pixel0\n" + b"x" * 101 + b",1\n", "has a label of 101 characters; the limit is 100"),
         (b"label,pixel0\n1,256\n", "has pixels from 256 to 256, expected 0 to 255"),
         (b"label,pixel0\n1,-1\n", "has pixels from -1 to -1, expected 0 to 255"),
         (b"label,pixel0\n1,99999999999999999999\n", "is not a table with the columns of its header"),

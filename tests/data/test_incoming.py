@@ -137,7 +137,7 @@ TERABYTES = encode_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (42949
 LABELS_FILE = encode_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (200,), }", LABELS.tobytes())
 LONG_NAME = "x" * 245 + ".npz"
 BAD_FILES = {
-    "notes.txt": (b"hello", "is neither an .npz file nor one of an IDX pair"),
+    "notes.txt": (b"hello", "is not a batch; submit an .npz, .csv or .parquet"),
     "fashion-mnist_train.csv": (b"label,pixel1\n", "has no images"),
     "empty.npz": (b"", "no zip directory"),
     "cut.npz": (GOOD_BATCH[:-100], "is not an .npz file"),
@@ -244,7 +244,7 @@ def test_each_of_a_few_bad_batches_has_its_own_alert(pipeline: Pipeline, caplog:
         ingest_and_validate()
     for name in ("a.txt", "b.txt"):
         path = pipeline.store.root / "quarantine" / RUN.id / f"{name}.reason.txt"
-        assert f"run {RUN.id}: Batch {name} is not used: incoming/{name}: is neither an .npz file" in caplog.text
+        assert f"run {RUN.id}: Batch {name} is not used: incoming/{name}: is not a batch" in caplog.text
         assert f"Its files and the reason are at {path}" in caplog.text
 
 
@@ -303,6 +303,12 @@ def encode_picture_zip(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
 ORDERED = np.argsort(LABELS, kind="stable")
 FORMS = {
     "a.csv": (encode_csv(), np.arange(200)),
@@ -340,14 +346,15 @@ def test_images_that_cannot_be_read_are_left_out_and_converted_ones_are_counted(
     listed = [to_incoming_file(stat) for stat in store.list("incoming/")]
     content, _ = incoming.read_batch(store, IncomingBatch("a", listed), synthetic.PROPERTIES)
     assert (len(content.images), content.converted) == (201, 1)
-    (reason,) = content.unreadable
+    assert content.unreadable == 1
+    (reason,) = content.reasons
     assert reason.startswith("pattern 1/a.png: is not a readable image")
 
 
 BAD_PICTURES = {
     "unknown.zip": (
         encode_picture_zip({"cat/1.png": b""}),
-        "folders of unknown classes: 'cat'; the classes are pattern 0,",
+        "unknown classes: 'cat'; the classes of synthetic are pattern 0,",
     ),
     "flat.zip": (encode_picture_zip({"1.png": b""}), "'1.png' is not in the folder of a class"),
     "splits.zip": (
@@ -368,15 +375,56 @@ def test_images_without_a_known_class_are_refused(store: FolderStore, name: str)
     assert reason in read_content(store, f"incoming/{name}")
 
 
-def test_a_folder_with_too_many_files_is_refused_without_reading_it(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(incoming, "MAX_FILES", 1)
+def test_a_run_reads_a_limited_number_of_files(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of a run name each file, and have a limited size."""
+    monkeypatch.setattr(incoming, "MAX_FILES", 3)
+    for folder, count in (("large", 4), ("one", 2), ("two", 2)):
+        for number in range(count):
+            pipeline.store.put(f"incoming/{folder}/pattern 1/{number}.png", encode_png(IMAGES[number]))
+    result = run_step("ingest", RUN)
+    assert [batch.name for batch in result.batches] == ["one"]
+    assert {file.key: file.reason.partition(";")[0] for file in result.waiting} == {
+        "incoming/large/": "has 4 files",
+        "incoming/two/": "this run has reached its limit of 200 new batches, 3 files or 4 GiB",
+    }
+
+
+def test_the_key_of_a_folder_stands_for_its_files(pipeline: Pipeline) -> None:
+    """Every later run lists the keys of all accepted batches."""
+    for number, (image, label) in enumerate(zip(*synthetic.make_images(60, 3), strict=True)):
+        pipeline.store.put(f"incoming/week/pattern {label}/{number}.png", encode_png(image))
+    result = ingest_and_validate()
+    (batch,) = result.dataset.batches
+    assert (batch.keys, batch.images) == (["incoming/week/"], 60)
+    assert [batch.name for batch in accepted_batches.list_accepted(pipeline.store)] == ["week"]
+    assert list(pipeline.store.list("incoming/")) == []
+
+
+def test_files_of_operating_systems_are_no_batches(pipeline: Pipeline) -> None:
+    pipeline.store.put("incoming/week/pattern 1/1.png", encode_png(IMAGES[0]))
+    for name in (".DS_Store", "Thumbs.db", "week/.DS_Store", "week/pattern 1/Thumbs.db"):
+        pipeline.store.put(f"incoming/{name}", b"")
+    result = run_step("ingest", RUN)
+    assert ([batch.name for batch in result.batches], result.unreadable, result.waiting) == (["week"], [], [])
+
+
+def test_many_unreadable_images_are_counted(pipeline: Pipeline) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("pattern 1/good.png", encode_png(IMAGES[0]))
+        for number in range(60_000):  # the reasons would exceed the limit of a record
+            archive.writestr(f"pattern 1/{number}.png", b"")
+    pipeline.store.put("incoming/week.zip", buffer.getvalue())
+    (batch,) = run_step("ingest", RUN).batches
+    assert (batch.unreadable, len(batch.reasons)) == (60_000, 20)
+
+
+def test_the_pixels_of_a_batch_are_limited(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_files, "_MAX_DECODED_PIXELS", 1000)
     for number in (1, 2):
-        store.put(f"incoming/week/pattern 1/{number}.png", b"")
-    monkeypatch.setattr(FolderStore, "open", None)
+        store.put(f"incoming/week/pattern 1/{number}.png", encode_png(IMAGES[number]))
     keys = [f"incoming/week/pattern 1/{number}.png" for number in (1, 2)]
-    assert read_content(store, *keys) == "has 2 files; the limit is 1: submit it as a zip file"
+    assert "its images have more than 1,000 pixels" in read_content(store, *keys)
 
 
 def test_a_rejected_folder_keeps_its_structure_in_quarantine(pipeline: Pipeline) -> None:

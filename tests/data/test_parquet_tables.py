@@ -102,7 +102,7 @@ def test_a_damaged_image_is_left_out() -> None:
     data = HUGGING_FACE[:2000] + bytes(500) + HUGGING_FACE[2500:]
     content = read_files({"a.parquet": io.BytesIO(data)}, PROPERTIES)
     assert content.unreadable
-    assert len(content.images) == 100 - len(content.unreadable)
+    assert len(content.images) == 100 - content.unreadable
 
 
 def test_a_small_file_with_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,19 @@ def test_other_names_are_refused(pipeline: Pipeline, name: str) -> None:
     assert list(pipeline.store.list("")) == []
 
 
+def test_of_two_simultaneous_uploads_of_one_name_one_is_refused(pipeline: Pipeline) -> None:
+    page = make_page()
+    with ThreadPoolExecutor(2) as users:
+        responses = list(
+            users.map(
+                lambda text: page.post("/submit?name=a.npz", content=text * 10**7, headers=SAME_ORIGIN), (b"a", b"b")
+            )
+        )
+    assert sorted(response.status_code for response in responses) == [200, 409]
+    accepted = next(text for text, response in zip((b"a", b"b"), responses, strict=True) if response.status_code == 200)
+    assert pipeline.store.get("incoming/a.npz", 1 << 30) == accepted * 10**7
+
+
 def test_viewers_and_other_sites_cannot_upload(pipeline: Pipeline) -> None:
     def refuse() -> None:
         raise HTTPException(403)
@@ -115,7 +129,7 @@ def test_viewers_and_other_sites_cannot_upload(pipeline: Pipeline) -> None:
 def test_an_upload_has_a_size_limit(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     from fmnist_tasks.page import security
 
-    monkeypatch.setitem(security._MAX_BYTES, "/submit", 100)
+    monkeypatch.setitem(security._MAX_BYTES, "submit", 100)
     assert make_page().post("/submit?name=a.npz", content=b"x" * 101, headers=SAME_ORIGIN).status_code == 413
     assert list(pipeline.store.list("")) == []
 

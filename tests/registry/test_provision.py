@@ -151,10 +151,13 @@ def test_the_init_job_creates_buckets_and_users_with_the_least_rights(provisione
 def check_uploader(store: S3Store, folder: str) -> None:
     """Assert that an uploader can add batches of a dataset, and neither read, change nor delete anything else."""
     assert store.stat(f"{folder}incoming/week.zip") is None
-    store.put(f"{folder}incoming/week.zip", b"images")
+    assert store.put_if_absent(f"{folder}incoming/week.zip", b"images")
     attempts: list[Callable[[], object]] = [
         lambda: store.put(f"{folder}releases/v2/model.h5", b""),
         lambda: store.put(f"{folder}champion/00000002.json", b""),
+        lambda: store.put(f"{folder}releases/incoming/model.h5", b""),  # a `*` in a policy matches a slash too
+        lambda: store.put(f"{folder}runs/incoming/ingest.json", b""),
+        lambda: store.put(f"{folder}working/incoming/x", b""),
         lambda: store.get(f"{folder}releases/v1/model.h5"),
         lambda: store.delete(f"{folder}incoming/week.zip"),
     ]

@@ -193,6 +193,56 @@ def test_unknown_images_and_labels_are_refused(pipeline_in_review: Pipeline) -> 
             decide(store, [3], "relabel", label)
 
 
+def test_a_lost_decision_is_noticed(pipeline_in_review: Pipeline) -> None:
+    store = pipeline_in_review.store
+    for action in ("keep", "drop", "keep"):
+        decide(store, [3], action)
+    first, second, _ = (stat.key for stat in store.list("reviews/"))
+    content = store.get(second)
+    store.delete(second)
+    with pytest.raises(IntegrityError, match=rf"^{second} is missing, but there are later decisions"):
+        validate("run-3")
+    audit = CliRunner().invoke(app, ["audit"])
+    assert (audit.exit_code, second in audit.stderr) == (1, True)
+    store.put(second, content)
+    assert CliRunner().invoke(app, ["audit"]).exit_code == 0
+    assert first.endswith("00000001.json")
+
+
+def test_an_id_names_one_image_only(pipeline_in_review: Pipeline) -> None:
+    """Nobody can make two batches whose digests begin with the same 128 bits."""
+    assert {len(image.id.partition("-")[0]) for image in list_review_images(pipeline_in_review.store)} == {32}
+
+
+def test_images_that_another_batch_of_the_run_has_are_set_aside(pipeline: Pipeline) -> None:
+    pipeline.store.put("incoming/a.npz", encode_npz(images=IMAGES, labels=LABELS))
+    pipeline.store.put("incoming/b.npz", encode_npz(images=IMAGES[::-1].copy(), labels=LABELS[::-1].copy()))
+    result = validate("run-2")
+    assert [batch.name for batch in result.accepted] == ["a.npz"]
+    assert result.quarantined[0].reasons[0].startswith("400 of 400 images (100.0%) have findings")
+
+
+def test_images_that_a_batch_repeats_are_set_aside_except_the_first(pipeline: Pipeline) -> None:
+    images, labels = np.concatenate([IMAGES, np.roll(IMAGES[:5], 1, axis=1)]), np.concatenate([LABELS, LABELS[:5]])
+    result = submit(pipeline, images, labels)
+    assert result.set_aside == {"run-2.npz": 5}
+    waiting = list_review_images(pipeline.store)
+    assert [(image.image.row, image.image.reasons[0]) for image in waiting[:2]] == [
+        (400, "near-duplicate of image 1 of the same batch"),
+        (401, "near-duplicate of image 2 of the same batch"),
+    ]
+
+
+def test_withdrawn_images_do_not_return_in_another_order(pipeline: Pipeline) -> None:
+    submit(pipeline, IMAGES, LABELS)
+    withdrawal.withdraw(pipeline.store, "run-2.npz", "poisoned", actor="ann")
+    result = submit(pipeline, IMAGES[::-1].copy(), LABELS[::-1].copy(), "run-3")
+    assert (result.accepted, count_training_images(result)) == ([], 1600)
+    submit(pipeline, IMAGES[:1], LABELS[:1], "run-4")
+    (image,) = list_review_images(pipeline.store)
+    assert image.image.reasons == ["near-duplicate of image of the withdrawn batch run-2.npz, number 1"]
+
+
 def test_a_damaged_or_copied_decision_is_refused(pipeline_in_review: Pipeline) -> None:
     store = pipeline_in_review.store
     decide(store, [3], "keep")
