@@ -43,7 +43,7 @@ class KnownImages:
         """Index the images; the name of a batch is for messages."""
         from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 
-        self._names = ["test image", "training image"]
+        self._names = [("test image", ""), ("training image", "")]  # before and after the number
         self._images = [test[0], training[0]]
         self._indexes = [
             NearDuplicateIndex(test[0]),
@@ -55,7 +55,7 @@ class KnownImages:
 
     def add(self, name: str, images: np.ndarray) -> None:
         """Add the images of a batch, uint8 (N, …)."""
-        self._names.append(f"image of {name}, number")
+        self._names.append(("image", f" of {name}"))
         self._images.append(images)
         self._indexes[2].add(images)
 
@@ -88,9 +88,9 @@ class KnownImages:
 
     def describe(self, position: int) -> tuple[str, np.ndarray]:
         """Return a description of an image, and its pixels."""
-        for name, images in zip(self._names, self._images, strict=True):
+        for (kind, source), images in zip(self._names, self._images, strict=True):
             if position < len(images):
-                return f"{name} {position + 1:,}", images[position]
+                return f"{kind} {position + 1:,}{source}", images[position]
             position -= len(images)
         raise IndexError(position)
 

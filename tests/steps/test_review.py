@@ -240,7 +240,7 @@ def test_withdrawn_images_do_not_return_in_another_order(pipeline: Pipeline) -> 
     assert (result.accepted, count_training_images(result)) == ([], 1600)
     submit(pipeline, IMAGES[:1], LABELS[:1], "run-4")
     (image,) = list_review_images(pipeline.store)
-    assert image.image.reasons == ["near-duplicate of image of the withdrawn batch run-2.npz, number 1"]
+    assert image.image.reasons == ["near-duplicate of image 1 of the withdrawn batch run-2.npz"]
 
 
 def test_a_damaged_or_copied_decision_is_refused(pipeline_in_review: Pipeline) -> None:
