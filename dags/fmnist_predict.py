@@ -2,8 +2,8 @@
 
 Classifies all images in a folder of the object store, in parallel shards, and writes one CSV file per shard to
 `predictions/<run id>/`: class, or that the image is out of distribution; all probabilities, OOD score, release.
-Images are `.npz` (`images`), PNG, JPEG, GIF, BMP or WebP. A file that cannot be read is a row with the reason; if no
-file can be read, the run fails.
+Images are `.npz` (`images`), PNG, JPEG, GIF, BMP, WebP or TIFF. A file that cannot be read is a row with the reason; if
+no file can be read, the run fails.
 
 Runs on request, and after every change of the default dataset's champion if `FMNIST_PREDICT_PREFIX` is set.
 

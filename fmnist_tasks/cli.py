@@ -27,6 +27,7 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from fmnist_tasks.announcement import announce_champion
+from fmnist_tasks.data.declaration import Declaration, open_declaration
 from fmnist_tasks.errors import READ_ERRORS, DataError, FmnistError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as release_store
@@ -36,6 +37,7 @@ from fmnist_tasks.registry.signing import Keys
 from fmnist_tasks.registry.store import DATASETS, Store, read_clock
 from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.run_report import read_run
+from fmnist_tasks.schemas.data import MAX_SIDE, MIN_SIDE
 from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.serving.release import classify_images, fetch_release, open_release, require_champion, verify_release
@@ -89,6 +91,11 @@ def _open_store() -> Store:
     return open_default_store(_dataset.get())
 
 
+def _open_declaration() -> Declaration:
+    """The declaration of the dataset that the command line names."""
+    return open_declaration(Settings.from_environment(), _dataset.get())
+
+
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command: report this project's errors in one line, and exit with 1."""
 
@@ -118,12 +125,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @command
 def download(as_json: AsJson = False) -> None:
     """Find the dataset, or download it into the cache."""
-    from fmnist_tasks.data.declaration import open_declaration
     from fmnist_tasks.data.sources import load_base
 
-    settings = Settings.from_environment()
-    declaration = open_declaration(settings, _dataset.get())
-    _, source = load_base(declaration, settings)
+    declaration = _open_declaration()
+    _, source = load_base(declaration, Settings.from_environment())
     if as_json:
         print_json({"dataset": declaration.name, "source": source})
     else:
@@ -339,11 +344,11 @@ def audit(
 
 def _parse_size(text: str) -> tuple[int, int]:
     """Parse a height and width, or the side of a square; typer reports a ValueError as a usage error."""
-    if not (match := re.fullmatch(r"(\d{1,2})(?:x(\d{1,2}))?", text)):
-        raise ValueError("is not a height and width from 8 to 96 pixels, such as 32x48, or one side of a square")
+    if not (match := re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)):
+        raise ValueError("is not a height and width in pixels, such as 32x48, or one side of a square")
     size = int(match[1]), int(match[2] or match[1])
-    if not all(8 <= side <= 96 for side in size):
-        raise ValueError("is not from 8 to 96 pixels")
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
+        raise ValueError(f"is not from {MIN_SIDE} to {MAX_SIDE} pixels")
     return size
 
 
@@ -654,10 +659,9 @@ def submit(
 
     Each batch is read first. If one cannot be read, none is submitted.
     """
-    from fmnist_tasks.data.declaration import open_declaration
     from fmnist_tasks.data.submission import submit_paths
 
-    declaration = open_declaration(Settings.from_environment(), _dataset.get())
+    declaration = _open_declaration()
     submitted = submit_paths(_open_store(), declaration, paths)
     if as_json:
         print_json([asdict(batch) for batch in submitted])
@@ -698,7 +702,7 @@ def list_review(
     """List the images that wait for a decision, newest batch first."""
     from fmnist_tasks.data.review import list_review_images
 
-    classes = _read_classes()
+    classes = _open_declaration().classes
     rows = [
         {
             "id": image.id,
@@ -729,7 +733,7 @@ def relabel_images(
     ids: Ids, label: Annotated[str, typer.Option(help="The class that the images show.")], as_json: AsJson = False
 ) -> None:
     """Keep images with another label; they join the dataset of the next run."""
-    classes = _read_classes()
+    classes = _open_declaration().classes
     _record_decisions(ids, "relabel", classes.index(label) if label in classes else -1, as_json)
 
 
@@ -743,15 +747,9 @@ def _record_decisions(
 ) -> None:
     from fmnist_tasks.data.review import record_decisions
 
-    decisions = record_decisions(_open_store(), _read_classes(), ids, action, label, by=_find_actor())
+    decisions = record_decisions(_open_store(), _open_declaration().classes, ids, action, label, by=_find_actor())
     rows = [{"batch": decision.batch[:12], "action": action, "images": len(decision.images)} for decision in decisions]
     show_rows([decision.to_json() for decision in decisions] if as_json else rows, as_json)
-
-
-def _read_classes() -> list[str]:
-    from fmnist_tasks.data.declaration import open_declaration
-
-    return open_declaration(Settings.from_environment(), _dataset.get()).classes
 
 
 add_command(review_app, "list", list_review)

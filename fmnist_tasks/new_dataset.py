@@ -132,16 +132,16 @@ def create_dataset(
 def _remove_copies(splits: dict[Any, LabelledImages]) -> tuple[dict[Any, LabelledImages], int, int]:
     """Keep one of several identical images, that of the test split if there is one; none if their labels differ."""
     order = sorted(splits, key=lambda split: split != "test")
-    seen: dict[bytes, set[int]] = {}
+    digests = {split: compute_digests(splits[split].images) for split in order}
+    labels: dict[bytes, set[int]] = {}
     for split in order:
-        part = splits[split]
-        for digest, label in zip(compute_digests(part.images), part.labels.tolist(), strict=True):
-            seen.setdefault(digest, set()).add(label)
+        for digest, label in zip(digests[split], splits[split].labels.tolist(), strict=True):
+            labels.setdefault(digest, set()).add(label)
     kept, copies, conflicts, used = {}, 0, 0, set[bytes]()
     for split in order:
         part, selected = splits[split], []
-        for position, digest in enumerate(compute_digests(part.images)):
-            if len(seen[digest]) > 1:
+        for position, digest in enumerate(digests[split]):
+            if len(labels[digest]) > 1:
                 conflicts += 1
             elif digest in used:
                 copies += 1

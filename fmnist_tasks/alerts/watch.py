@@ -113,6 +113,7 @@ def _read_all(store: Store, stats: list[Stat], damaged: list[str]) -> list[StepR
 
 def _report_changes(store: Store, now: datetime) -> None:
     """Send the alerts about changes of the champion that killed processes did not send."""
+    outbox_store = open_default_store()
     for entry in reversed(champion.list_entries(store)):
         if now - datetime.fromisoformat(entry.time) > ALERT_LOOKBACK:
             break
@@ -132,7 +133,7 @@ def _report_changes(store: Store, now: datetime) -> None:
             identity=f"entry {entry.sequence}",
             dataset=store.dataset,
         )
-        if not outbox.is_known(open_default_store(), compute_alert_id(alert)):
+        if not outbox.is_known(outbox_store, compute_alert_id(alert)):
             send_alert(alert)
 
 

@@ -28,13 +28,12 @@ from fmnist_tasks.data.image_files import decode_image_file
 from fmnist_tasks.data.npz import Header, list_arrays, read_npz
 from fmnist_tasks.data.parquet_tables import read_parquet
 from fmnist_tasks.errors import DataError
-from fmnist_tasks.schemas.data import DatasetProperties
+from fmnist_tasks.schemas.data import MAX_CLASS_NAME, DatasetProperties
 
 # Of a file, and of the pixels and labels of a batch. A worker with 6 GB has room for them, for the copy that is being
 # stored, and for the checks.
 MAX_BYTES = 1 << 30
 MAX_REASONS = 20  # of unreadable images; a record has a limited size
-MAX_LABEL = 100  # characters
 _MAX_DECODED_PIXELS = 50_000_000_000  # of a batch: 4,000 pictures of 12 megapixels, ten minutes on one core
 IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|bmp|gif|tiff?|heic|heif)", re.IGNORECASE)
 FORMATS = (
@@ -149,9 +148,9 @@ def _read_npz(file: BinaryIO, name: str, dataset: DatasetProperties) -> tuple[np
 def _require_format(name: str, dataset: DatasetProperties, images: Header, labels: Header) -> None:
     """Raise :class:`DataError` before arrays are read that are not images of the dataset with one label each."""
     problems = [describe_fault(images.shape, images.dtype, dataset.image_format.shape)]
-    if labels.dtype.kind in "SU" and labels.dtype.itemsize > 4 * MAX_LABEL:
+    if labels.dtype.kind in "SU" and labels.dtype.itemsize > 4 * MAX_CLASS_NAME:
         problems.append(
-            f"labels have up to {labels.dtype.itemsize:,} bytes; names of classes have {MAX_LABEL} characters"
+            f"labels have up to {labels.dtype.itemsize:,} bytes; names of classes have {MAX_CLASS_NAME} characters"
         )
     if images.shape[:1] != labels.shape[:1]:
         problems.append(f"{_count(images.shape):,} images but {_count(labels.shape):,} labels")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue: ITU-R BT.601, as in Pillow
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as in Pillow
 
 
 def to_luminance(images: np.ndarray) -> np.ndarray:
     """Return images (…, 3), uint8, in greyscale, (…), uint8."""
-    shades: np.ndarray = np.rint(images @ _LUMA).astype(np.uint8)
+    shades: np.ndarray = np.rint(images @ np.array(LUMINANCE, np.float32)).astype(np.uint8)
     return shades

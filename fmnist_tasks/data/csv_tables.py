@@ -9,12 +9,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fmnist_tasks.data.files import report_faults
 from fmnist_tasks.errors import DataError
+from fmnist_tasks.schemas.data import MAX_CLASS_NAME
 
 _LABELS = {"label", "labels", "class", "target", "y"}
 _PIXEL = re.compile(r"(?:pixel|px|p)?[ _-]?(\d+)|(\d+)x(\d+)", re.IGNORECASE)  # pixel0, 0, 1x1
 _MAX_LINE_BYTES = 1 << 20  # 96 x 96 pixels have at most 46 kB
-_MAX_LABEL = 100  # characters, as of the name of a class
 _INDEX = re.compile(r"[0-9]{1,9}(\.0+)?")  # pandas writes 3.0 if a label was missing elsewhere
 _CHUNK_ROWS = 4096
 
@@ -29,30 +30,23 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
 
     lines = io.TextIOWrapper(io.BufferedReader(_BoundedLines(file, name)), encoding="utf-8-sig", errors="replace")
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            header = [column.strip() for column in next(iter(lines), "").rstrip("\r\n").split(",")]
-            label, pixels = _find_columns(header, name)
-            dtypes = {index: (str if index == label else np.int64) for index in range(len(header))}
-            options = {"header": None, "index_col": False, "names": range(len(header)), "dtype": dtypes}
-            for chunk in pd.read_csv(lines, chunksize=_CHUNK_ROWS, na_filter=False, **options):  # type: ignore[call-overload]
-                values = chunk[pixels].to_numpy()
-                if values.size and (values.min() < 0 or values.max() > 255):
-                    raise DataError(f"{name}: has pixels from {values.min()} to {values.max()}, expected 0 to 255")
-                texts = chunk[label].str.strip()
-                if (longest := max(map(len, texts), default=0)) > _MAX_LABEL:
-                    raise DataError(f"{name}: has a label of {longest:,} characters; the limit is {_MAX_LABEL}")
-                parts.append((values.astype(np.uint8), texts.to_numpy(str)))
-                if sum(images.nbytes for images, _ in parts) > max_bytes:
-                    raise DataError(f"{name}: has more than {max_bytes:,} bytes of pixels; split it into several files")
-    except DataError:
-        raise
-    except Exception as error:  # any, since the file is untrusted
-        raise DataError(
-            f"{name}: is not a table with the columns of its header and whole numbers as pixels "
-            f"({str(error)[:200] or type(error).__name__})"
-        ) from error
+    fault = f"{name}: is not a table with the columns of its header and whole numbers as pixels"
+    with report_faults(fault), warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+        header = [column.strip() for column in next(iter(lines), "").rstrip("\r\n").split(",")]
+        label, pixels = _find_columns(header, name)
+        dtypes = {index: (str if index == label else np.int64) for index in range(len(header))}
+        options = {"header": None, "index_col": False, "names": range(len(header)), "dtype": dtypes}
+        for chunk in pd.read_csv(lines, chunksize=_CHUNK_ROWS, na_filter=False, **options):  # type: ignore[call-overload]
+            values = chunk[pixels].to_numpy()
+            if values.size and (values.min() < 0 or values.max() > 255):
+                raise DataError(f"{name}: has pixels from {values.min()} to {values.max()}, expected 0 to 255")
+            texts = chunk[label].str.strip()
+            if (longest := max(map(len, texts), default=0)) > MAX_CLASS_NAME:
+                raise DataError(f"{name}: has a label of {longest:,} characters; the limit is {MAX_CLASS_NAME}")
+            parts.append((values.astype(np.uint8), texts.to_numpy(str)))
+            if sum(images.nbytes for images, _ in parts) > max_bytes:
+                raise DataError(f"{name}: has more than {max_bytes:,} bytes of pixels; split it into several files")
     if not sum(images.size for images, _ in parts):
         raise DataError(f"{name}: has no images")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from fmnist_tasks.errors import DataError
+
+
+@contextmanager
+def report_faults(fault: str) -> Iterator[None]:
+    """Convert any error, since the bytes are untrusted, into a :class:`DataError` with this text and the cause."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{fault} ({str(error)[:200] or type(error).__name__})") from error
 
 
 def read_file(file: Path | BinaryIO, name: str, max_bytes: int) -> bytes:

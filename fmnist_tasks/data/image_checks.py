@@ -21,7 +21,7 @@ _EPSILON = 1e-7  # a probability of 0 has no logarithm
 
 
 @dataclass(frozen=True)
-class Predictions:
+class ChampionPredictions:
     """What the champion predicts for images: probabilities (N, classes) and OOD scores (N,), both float32."""
 
     probabilities: np.ndarray
@@ -29,14 +29,14 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ReviewLimits:
     """Beyond them, an image is set aside: margins (classes,) below which a label is doubtful, and the OOD score."""
 
     margins: np.ndarray
     ood_score: float
 
     @classmethod
-    def choose(cls, predictions: Predictions, labels: np.ndarray, policy: ReviewPolicy) -> Limits:
+    def choose(cls, predictions: ChampionPredictions, labels: np.ndarray, policy: ReviewPolicy) -> ReviewLimits:
         """Choose the limits on validation images with labels (N,), which contain every class."""
         margins = compute_margins(predictions.probabilities, labels)
         classes = range(predictions.probabilities.shape[1])
@@ -73,8 +73,8 @@ def find_images_to_review(
     neighbours: np.ndarray,
     descriptions: Sequence[str],
     is_near_test: np.ndarray,
-    predictions: Predictions | None,
-    limits: Limits | None,
+    predictions: ChampionPredictions | None,
+    limits: ReviewLimits | None,
 ) -> list[Finding]:
     """Return the findings about a batch with labels (N,), in the order of its images.
 

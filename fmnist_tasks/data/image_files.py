@@ -24,6 +24,7 @@ _MAX_PIXELS = 50_000_000  # of cameras of phones; takes up to 950 MiB to decode
 MAX_BYTES = 1 << 26  # of a file
 _MAX_JPEG_SCANS = 100  # each costs a pass over all pixels; usual files have about ten
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow reads more, which nobody needs here
+_HEIC = {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"}  # how such files begin, after four bytes
 _HALF, _MOST_EDGES = 127.5, 0.8  # shade, and share of the pixels at the edges of an image
 _ORIENTATION = 0x0112  # EXIF's tag
 _TRANSPOSITIONS = {
@@ -96,9 +97,6 @@ def looks_inverted(image: np.ndarray, image_format: ImageFormat) -> bool:
     is_bright = bool(np.median(edges) > _HALF) and bool((edges > _HALF).mean() > _MOST_EDGES)
     is_dark = bool(np.median(edges) < _HALF) and bool((edges < _HALF).mean() > _MOST_EDGES)
     return is_bright if image_format.background < _HALF else is_dark
-
-
-_HEIC = {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"}
 
 
 def _convert(image: Image.Image, name: str, image_format: ImageFormat) -> np.ndarray:

@@ -53,9 +53,8 @@ def to_stat(file: IncomingFile) -> Stat:
 
 
 def list_waiting(batch: IncomingBatch, reason: str, *, needs_attention: bool = False) -> list[WaitingFile]:
-    """Return the files of a batch that waits; of a folder, only its own key."""
-    keys = [f"{PREFIX}{batch.folder}/"] if batch.is_folder else [file.key for file in batch.files]
-    return [make_waiting_file(key, reason, needs_attention=needs_attention) for key in keys]
+    """Return the files of a batch that waits, or its folder."""
+    return [make_waiting_file(key, reason, needs_attention=needs_attention) for key in batch.keys]
 
 
 def make_waiting_file(key: str, reason: str, *, needs_attention: bool = False) -> WaitingFile:
@@ -76,9 +75,11 @@ class IncomingBatch:
         return all("/" in (name := _restore_name(file.key)) and IMAGE_FILE.fullmatch(name) for file in self.files)
 
     @property
-    def folder(self) -> str:
-        """The first folder of its files below `incoming/`."""
-        return self.files[0].key.removeprefix(PREFIX).partition("/")[0]
+    def keys(self) -> list[str]:
+        """The keys of its files; of a folder, which may have thousands, only its own."""
+        if self.is_folder:
+            return [f"{PREFIX}{self.files[0].key.removeprefix(PREFIX).partition('/')[0]}/"]
+        return [file.key for file in self.files]
 
 
 def make_display_name(key: str) -> str:

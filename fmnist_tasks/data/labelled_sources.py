@@ -23,15 +23,14 @@ from fmnist_tasks.data.image_files import decode_image_file
 from fmnist_tasks.data.npz import list_arrays, read_npz
 from fmnist_tasks.data.parquet_tables import read_parquet
 from fmnist_tasks.errors import DataError
-from fmnist_tasks.schemas.data import ImageFormat, Split
+from fmnist_tasks.schemas.data import MAX_SIDE, MIN_SIDE, ImageFormat, Split
 
 MAX_BYTES = 8 << 30  # of all pixels
-MIN_SIDE, MAX_SIDE = 8, 96  # pixels
 _DEFAULT_SIDE = 32  # of images of different or larger sizes
 _SAMPLE = 500  # images whose colours and backgrounds are looked at
 _COLOURED = 16  # difference between red, green and blue from which a pixel has a colour
 _MIN_COLOURED = 0.01  # share of coloured pixels, and of images that have so many, from which a dataset has colour
-_IDX_PAIR = re.compile(r"(?P<prefix>.*?)(?:images|labels)[-.]idx\d(?P<rest>.*)", re.IGNORECASE)
+_IDX_FILE = re.compile(r".*(?:images|labels)[-.]idx\d.*")
 
 
 @dataclass(frozen=True)
@@ -294,7 +293,7 @@ def _find_background(sample: np.ndarray) -> int | None:
 def _find_idx_files(folder: Path) -> dict[str, Path]:
     """Return the IDX files of a folder by their names without `.gz`, in lower case."""
     files = {path.name.lower().removesuffix(".gz"): path for path in sorted(folder.iterdir()) if path.is_file()}
-    return {name: path for name, path in files.items() if _IDX_PAIR.fullmatch(name)}
+    return {name: path for name, path in files.items() if _IDX_FILE.fullmatch(name)}
 
 
 def _read_idx_files(files: dict[str, Path]) -> dict[str | None, tuple[np.ndarray, np.ndarray]]:

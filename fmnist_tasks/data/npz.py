@@ -11,12 +11,14 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, BinaryIO
 
 import numpy as np
 
 from fmnist_tasks.data.archives import open_archive, require_readable
+from fmnist_tasks.data.files import report_faults
 from fmnist_tasks.errors import DataError
 
 _MAX_DIRECTORY_BYTES = 1 << 20  # some ten thousand files
@@ -52,40 +54,31 @@ def read_npz(
     `max_bytes` limits the size of all arrays together. `check` receives their headers before any array is read, and
     may raise. Raises :class:`DataError` if the file lacks an array, is damaged or exceeds the limit.
     """
-    try:
-        with open_archive(file, name, _KIND, _MAX_DIRECTORY_BYTES) as archive:
-            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-            if missing := [array for array in arrays if array not in members]:
-                content = ", ".join(repr(member[:80]) for member in list(members)[:5]) or "nothing"
-                raise DataError(
-                    f"{name}: expected an .npz file with the arrays {' and '.join(arrays)}; it contains {content}, "
-                    f"not {' or '.join(missing)}"
-                )
-            headers = [_read_header(archive, members[array], name) for array in arrays]
-            check(*headers)
-            if max_bytes is not None and sum(header.bytes for header in headers) > max_bytes:
-                raise DataError(f"{name}: its arrays have more than {max_bytes:,} bytes; split it into several files")
-            return tuple(
-                _read_array(archive, members[array], header) for array, header in zip(arrays, headers, strict=True)
+    with _report_faults(name), open_archive(file, name, _KIND, _MAX_DIRECTORY_BYTES) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        if missing := [array for array in arrays if array not in members]:
+            content = ", ".join(repr(member[:80]) for member in list(members)[:5]) or "nothing"
+            raise DataError(
+                f"{name}: expected an .npz file with the arrays {' and '.join(arrays)}; it contains {content}, "
+                f"not {' or '.join(missing)}"
             )
-    except DataError:
-        raise
-    except Exception as error:  # any, since the bytes are untrusted
-        raise DataError(
-            f"{name}: is not an .npz file with plain arrays, or is damaged or truncated "
-            f"({error or type(error).__name__})"
-        ) from error
+        headers = [_read_header(archive, members[array], name) for array in arrays]
+        check(*headers)
+        if max_bytes is not None and sum(header.bytes for header in headers) > max_bytes:
+            raise DataError(f"{name}: its arrays have more than {max_bytes:,} bytes; split it into several files")
+        return tuple(
+            _read_array(archive, members[array], header) for array, header in zip(arrays, headers, strict=True)
+        )
 
 
 def list_arrays(file: BinaryIO, name: str) -> list[str]:
     """Return the names of the arrays in a file; raises :class:`DataError` if it is not an .npz."""
-    try:
-        with open_archive(file, name, _KIND, _MAX_DIRECTORY_BYTES) as archive:
-            return [member.filename.removesuffix(".npy") for member in archive.infolist()]
-    except DataError:
-        raise
-    except Exception as error:  # any, since the bytes are untrusted
-        raise DataError(f"{name}: is not {_KIND}, or is damaged or truncated ({error})") from error
+    with _report_faults(name), open_archive(file, name, _KIND, _MAX_DIRECTORY_BYTES) as archive:
+        return [member.filename.removesuffix(".npy") for member in archive.infolist()]
+
+
+def _report_faults(name: str) -> AbstractContextManager[None]:
+    return report_faults(f"{name}: is not {_KIND}, or is damaged or truncated")
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Header:

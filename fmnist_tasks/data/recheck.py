@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
+from fmnist_tasks.data.incoming import PREFIX
 from fmnist_tasks.schemas.data import ImageSet
 from fmnist_tasks.schemas.evaluation import Check, make_check
 from fmnist_tasks.schemas.policy import RecheckPolicy, ReviewPolicy
 
-PREFIX = "incoming/"
 NO_FOLDER = "incoming"  # the source of batches that are not in a folder, and of folders of images
 
 

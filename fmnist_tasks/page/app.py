@@ -104,7 +104,7 @@ class Access:
     read_schedule: Callable[[str], Schedule]
 
 
-class Limits:
+class Capacity:
     """How much all datasets together may do at once."""
 
     def __init__(self) -> None:
@@ -118,10 +118,10 @@ def create_app(access: Access) -> FastAPI:
 
     Its `state.read_ahead()` reads what the pages show, so that the first response need not wait for it.
     """
-    limits = Limits()
-    app = _create_dataset_app("", access, limits)
+    capacity = Capacity()
+    app = _create_dataset_app("", access, capacity)
     app.add_middleware(SecurityMiddleware)
-    app.mount("/datasets/{dataset}", DatasetPages(lambda dataset: _create_dataset_app(dataset, access, limits)))
+    app.mount("/datasets/{dataset}", DatasetPages(lambda dataset: _create_dataset_app(dataset, access, capacity)))
     return app
 
 
@@ -141,13 +141,13 @@ class DatasetPages:
         await app(scope, receive, send)
 
 
-def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI:
+def _create_dataset_app(dataset: str, access: Access, capacity: Capacity) -> FastAPI:
     signed_in, may_edit = access.signed_in, access.may_edit
     app = FastAPI(title="Releases", dependencies=[Depends(signed_in)], docs_url=None, redoc_url=None, openapi_url=None)
     render = Jinja2Templates(env=make_environment(_FOLDER))
     render.env.globals["url_for"] = _build_path_in_template
     render.env.globals["list_pages"] = partial(list_pages, dataset)
-    uploads, renders = limits.uploads, limits.renders
+    uploads, renders = capacity.uploads, capacity.renders
 
     @cache
     def get_releases() -> ReleaseCache:
@@ -323,9 +323,9 @@ def _create_dataset_app(dataset: str, access: Access, limits: Limits) -> FastAPI
     @app.post("/submit", dependencies=[Depends(require_same_origin), Depends(may_edit)])
     async def submit_batch(request: Request, name: str) -> dict[str, str]:
         key = make_key(name)
-        if limits.batches.locked():
+        if capacity.batches.locked():
             raise HTTPException(503, "too many batches at once; retry in a minute", {"Retry-After": "60"})
-        async with limits.batches:
+        async with capacity.batches:
             with TemporaryFile() as file:  # on disk
 
                 async def receive() -> None:

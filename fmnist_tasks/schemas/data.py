@@ -11,15 +11,17 @@ from fmnist_tasks.schemas.base import Count, Document, Model, Reference, Sha256,
 
 Action = Literal["withdraw", "restore"]
 Split = Literal["train", "test"]
-ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
-# Columns of predictions beside the classes.
-RESERVED_NAMES = {"image", "answer", "class", "probability", "ood_score", "looks_inverted", "release", "error"}
+MIN_SIDE, MAX_SIDE = 8, 96  # pixels, of an image
+MAX_CLASS_NAME = 100  # characters
+PREDICTION_COLUMNS = ("image", "answer", "class", "probability", "ood_score", "looks_inverted", "release")
+_RESERVED_NAMES = {*PREDICTION_COLUMNS, "error"}  # the columns of a prediction beside one for each class
+ClassName = Annotated[str, Field(pattern=rf"^[^\x00-\x1f\x7f]{{1,{MAX_CLASS_NAME}}}$")]
 
 
 def _require_different(classes: list[str]) -> list[str]:
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):
         raise ValueError(f"several classes have the name {', '.join(repeated)}")
-    if reserved := sorted(RESERVED_NAMES.intersection(classes)):
+    if reserved := sorted(_RESERVED_NAMES.intersection(classes)):
         raise ValueError(f"a class cannot have the name {', '.join(reserved)}, which is a column of predictions")
     return classes
 
@@ -27,8 +29,8 @@ def _require_different(classes: list[str]) -> list[str]:
 class ImageFormat(Model):
     """The images of a dataset, and which changes of an image preserve its meaning."""
 
-    height: Annotated[int, Field(ge=8, le=96)]
-    width: Annotated[int, Field(ge=8, le=96)]
+    height: Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+    width: Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
     channels: Literal[1, 3]  # greyscale, or red, green and blue
     horizontal_flip: bool  # whether a flipped image has the same label
     upright: bool  # whether a rotated image is out of distribution

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from fmnist_tasks.errors import AccessError, DataError, MissingError, RejectedError, SettingsError, StoreError
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.registry.store import FILE, Stat, Store, decode_key, decode_prefix, require_response
+from fmnist_tasks.schemas.data import PREDICTION_COLUMNS, ImageFormat
 from fmnist_tasks.serving.release import Release, classify_images, open_release, require_champion
 
 if TYPE_CHECKING:
     import numpy as np
 
     from fmnist_tasks.data.npz import Header
-    from fmnist_tasks.schemas.data import ImageFormat
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def predict_shard(store: Store, run_id: str, shard: Shard) -> dict[str, Any]:
     )
     release = open_release(store, shard["release"])
     classes = release.manifest.classes
-    columns = ["image", "answer", "class", "probability", "ood_score", "looks_inverted", "release", *classes, "error"]
+    columns = [*PREDICTION_COLUMNS, *classes, "error"]
     counts = {"images": 0, "out_of_distribution": 0, "unreadable": 0}
     key = f"predictions/{run_id}/shard-{shard['number']:05d}.csv"
     with TemporaryFile() as file, io.TextIOWrapper(cast(BinaryIO, file), "utf-8", newline="") as text:

@@ -287,10 +287,8 @@ def _read_batches(
         if isinstance(content, str):
             unreadable.append(UnreadableBatch(name=batch.name, files=files, reasons=[content]))
         else:
-            keys = [f"{incoming.PREFIX}{batch.folder}/"] if batch.is_folder else [file.key for file in files]
-            image_set = store_images(
-                store, "train", f"{incoming.PREFIX}{batch.name}", content.images, content.labels, keys=keys
-            )
+            source = f"{incoming.PREFIX}{batch.name}"
+            image_set = store_images(store, "train", source, content.images, content.labels, keys=batch.keys)
             new.append(
                 NewBatch(
                     name=batch.name,

@@ -17,7 +17,7 @@ from fmnist_tasks.serving.release import Release, open_release
 if TYPE_CHECKING:
     import numpy as np
 
-    from fmnist_tasks.data.image_checks import Limits, Predictions
+    from fmnist_tasks.data.image_checks import ChampionPredictions, ReviewLimits
     from fmnist_tasks.data.recheck import SourceFindings
 
     Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, …), labels (N,)
@@ -251,19 +251,19 @@ class Examiner:
         return release
 
     @cached_property
-    def _limits(self) -> Limits | None:
+    def _limits(self) -> ReviewLimits | None:
         from fmnist_tasks.data.dataset import load_validation_split
-        from fmnist_tasks.data.image_checks import Limits
+        from fmnist_tasks.data.image_checks import ReviewLimits
 
         images, labels = load_validation_split(self._store, self._dataset)
         predictions = self._predict(images)
-        return None if predictions is None else Limits.choose(predictions, labels, self._policy.review)
+        return None if predictions is None else ReviewLimits.choose(predictions, labels, self._policy.review)
 
-    def _predict(self, images: np.ndarray) -> Predictions | None:
-        from fmnist_tasks.data.image_checks import Predictions
+    def _predict(self, images: np.ndarray) -> ChampionPredictions | None:
+        from fmnist_tasks.data.image_checks import ChampionPredictions
 
         if self._champion is None:
             return None
         from fmnist_tasks.model import h5
 
-        return Predictions(*h5.predict(self._champion.model, images))
+        return ChampionPredictions(*h5.predict(self._champion.model, images))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fmnist_tasks.data.image_checks import (
-    Limits,
-    Predictions,
+    ChampionPredictions,
+    ReviewLimits,
     compute_margins,
     explain_rejection,
     find_images_to_review,
@@ -18,8 +18,8 @@ POLICY = ReviewPolicy()
 CLASSES = ["coat", "dress", "shirt"]
 
 
-def make_predictions(*rows: tuple[float, float, float], scores: float = 0.0) -> Predictions:
-    return Predictions(np.array(rows, np.float32), np.full(len(rows), scores, np.float32))
+def make_predictions(*rows: tuple[float, float, float], scores: float = 0.0) -> ChampionPredictions:
+    return ChampionPredictions(np.array(rows, np.float32), np.full(len(rows), scores, np.float32))
 
 
 def test_a_margin_compares_the_label_with_the_best_other_class() -> None:
@@ -32,8 +32,8 @@ def test_limits_set_the_policys_share_of_good_images_of_each_class_aside() -> No
     labels = np.repeat([0, 1, 2], 2000)
     probabilities = random.dirichlet([1, 1, 1], 6000).astype(np.float32)
     probabilities[np.arange(6000), labels] += np.repeat([3, 1, 0.3], 2000)  # classes of different difficulty
-    predictions = Predictions(probabilities, random.normal(size=6000).astype(np.float32))
-    limits = Limits.choose(predictions, labels, POLICY)
+    predictions = ChampionPredictions(probabilities, random.normal(size=6000).astype(np.float32))
+    limits = ReviewLimits.choose(predictions, labels, POLICY)
     doubtful = compute_margins(probabilities, labels) < limits.margins[labels]
     assert [doubtful[labels == label].mean() for label in (0, 1, 2)] == pytest.approx(
         [POLICY.doubtful_labels] * 3, abs=1e-3
@@ -44,7 +44,7 @@ def test_limits_set_the_policys_share_of_good_images_of_each_class_aside() -> No
 def test_each_reason_is_given_and_images_without_one_continue() -> None:
     predictions = make_predictions((0.9, 0.05, 0.05), (0.02, 0.95, 0.03), (0.9, 0.05, 0.05), (0.05, 0.05, 0.9))
     predictions.ood_scores[2] = 5
-    limits = Limits(np.zeros(3), 1.0)
+    limits = ReviewLimits(np.zeros(3), 1.0)
     findings = find_images_to_review(
         np.array([0, 0, 0, 2]),
         CLASSES,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,12 +113,24 @@ def test_one_image_with_a_finding_does_not_reject_its_batch(pipeline: Pipeline) 
     assert count_training_images(result) == 1600
 
 
-@pytest.fixture
-def pipeline_in_review(pipeline: Pipeline) -> Pipeline:
-    """A pipeline with three images in review: rows 3, 5 and 8 of a batch."""
+@pytest.fixture(scope="module")
+def store_in_review(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run that set three images aside: rows 3, 5 and 8 of a batch."""
+    pipeline = Pipeline(tmp_path_factory.mktemp("review"))
+    synthetic.write_dataset(pipeline.data)
     images = IMAGES.copy()
     images[[3, 5, 8]] = TRAINING[[12, 13, 14]]
-    submit(pipeline, images, LABELS)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in pipeline.environment.items():
+            patch.setenv(name, value)
+        submit(pipeline, images, LABELS)
+    return pipeline.store.root
+
+
+@pytest.fixture
+def pipeline_in_review(pipeline: Pipeline, store_in_review: Path) -> Pipeline:
+    """A pipeline with a copy of that store."""
+    shutil.copytree(store_in_review, pipeline.store.root, dirs_exist_ok=True)
     return pipeline
 
 

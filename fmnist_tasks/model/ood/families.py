@@ -15,11 +15,11 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
+from fmnist_tasks.data.colour import LUMINANCE
 from fmnist_tasks.schemas.data import DatasetProperties
 
 Family = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
-_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 _REFERENCE_SIDE = 28  # of the images that margins and widths of strokes, in pixels, were chosen for
 
 
@@ -120,7 +120,7 @@ def _textures(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Crops of two photographs, a temple and a flower."""
     photographs = load_sample_images().images
     if images.ndim == 3:
-        photographs = [photograph @ np.array(_LUMINANCE) for photograph in photographs]
+        photographs = [photograph @ np.array(LUMINANCE) for photograph in photographs]
     crops = []
     for number in range(len(images)):
         photograph = photographs[number % len(photographs)]
