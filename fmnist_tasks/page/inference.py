@@ -7,6 +7,7 @@ import io
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from fmnist_tasks.registry import releases
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.data import ImageFormat
 from fmnist_tasks.serving.release import Release, classify_images, open_release, require_champion
@@ -24,8 +25,8 @@ class ChampionPredictor:
         self._lock = Lock()
 
     def read_format(self) -> ImageFormat:
-        """The format of the champion's images."""
-        return self._load_champion().manifest.dataset.image_format
+        """The format of the champion's images, without loading its model."""
+        return releases.read_manifest(self._store, require_champion(self._store).version).dataset.image_format
 
     def predict(self, images: np.ndarray) -> list[dict[str, Any]]:
         """Predictions for images, uint8 (N, …), each with the image as a data URI and the OOD threshold."""

@@ -73,18 +73,20 @@ def publish_release(store: Store, version: str, files: dict[str, bytes], facts: 
     return manifest
 
 
-def require_same_dataset(manifest: Manifest, dataset: DatasetProperties) -> None:
-    """Raise :class:`SettingsError` if the champion's model was trained on another dataset.
-
-    Such a model cannot be compared with one of this dataset.
-    """
+def describe_differences(manifest: Manifest, dataset: DatasetProperties) -> list[str]:
+    """Return in what a model's dataset differs from another one, so that the model cannot be used for its images."""
     theirs = manifest.dataset
-    differences = {
+    properties = {
         "name": (theirs.name, dataset.name),
         "classes": (theirs.classes, dataset.classes),
         "images": (str(theirs.image_format), str(dataset.image_format)),
     }
-    if faults := [f"{key} {old!s:.200}, not {new!s:.200}" for key, (old, new) in differences.items() if old != new]:
+    return [f"{key} {old!s:.200}, not {new!s:.200}" for key, (old, new) in properties.items() if old != new]
+
+
+def require_same_dataset(manifest: Manifest, dataset: DatasetProperties) -> None:
+    """Raise :class:`SettingsError` if the champion's model was trained on another dataset."""
+    if faults := describe_differences(manifest, dataset):
         raise SettingsError(
             f"the champion {manifest.version} belongs to another dataset: {'; '.join(faults)}. Nothing is compared or "
             "changed. Put this dataset's declaration into FMNIST_DATASETS, which gives it its own part of the store, "

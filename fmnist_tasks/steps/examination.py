@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fmnist_tasks.registry import champion
+from fmnist_tasks.registry.releases import describe_differences, read_manifest
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.data import Dataset, ImageSet, NewBatch, StoredReviewPart
 from fmnist_tasks.schemas.evaluation import Check
@@ -244,11 +245,9 @@ class Examiner:
         entry = champion.find_champion(self._store)
         if entry is None:
             return None
-        release = open_release(self._store, entry.version)
-        theirs, own = release.manifest.dataset, self._dataset
-        if (theirs.name, theirs.classes, theirs.image_format) != (own.name, own.classes, own.image_format):
+        if describe_differences(read_manifest(self._store, entry.version), self._dataset):
             return None  # detect_change refuses the run
-        return release
+        return open_release(self._store, entry.version)
 
     @cached_property
     def _limits(self) -> ReviewLimits | None:

@@ -171,5 +171,6 @@ def test_many_hostile_images_at_once_take_limited_memory(server: Server) -> None
 
     with ThreadPoolExecutor(24) as senders:
         outcomes = set(senders.map(upload, range(24)))
+    assert server.read_peak_memory() - before > 100 << 20  # they are decoded
     assert outcomes == {(404, None), (503, "5")}
     assert server.read_peak_memory() - before < 250 << 20
