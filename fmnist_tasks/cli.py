@@ -662,7 +662,10 @@ def submit(
     from fmnist_tasks.data.submission import submit_paths
 
     declaration = _open_declaration()
-    submitted = submit_paths(_open_store(), declaration, paths)
+    store, settings = _open_store(), Settings.from_environment()
+    submitted = submit_paths(store, declaration, paths)
+    stats = [store.stat(key) for batch in submitted for key in batch.keys]
+    is_folder = any(stat.changed for stat in stats if stat)  # where files may still be written
     if as_json:
         print_json([asdict(batch) for batch in submitted])
         return
@@ -673,10 +676,12 @@ def submit(
             "images": _join(batch.images),
             "converted (size or colour mode)": batch.converted,
             "unreadable": batch.unreadable,
-            "for example": _join(batch.reasons),
+            **({"for example": _join(batch.reasons)} if batch.reasons else {}),
         }
         show_rows(rows, as_json)
-    print(f"The next run checks these batches: {name_run_command(_dataset.get())}, or the schedule.")
+    seconds = settings.settle_time.total_seconds() if is_folder else 0
+    delay = f" that begins in {seconds:g} seconds or later" if seconds else ""
+    print(f"The next run{delay} checks these batches: {name_run_command(_dataset.get())}, or the schedule.")
 
 
 @command

@@ -9,6 +9,7 @@ images explain.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,11 @@ from scipy.stats import binomtest
 
 from fmnist_tasks.schemas.policy import ReviewPolicy
 
+_FINDINGS = {  # how the reason begins, and what several of them are called
+    "near-duplicate": "near-duplicates",
+    "out of distribution": "out of distribution",
+    "doubtful label": "doubtful labels",
+}
 _EPSILON = 1e-7  # a probability of 0 has no logarithm
 
 
@@ -105,18 +111,30 @@ def find_images_to_review(
     return findings
 
 
-def explain_rejection(faulty: int, images: int, policy: ReviewPolicy) -> str | None:
-    """Return why a batch is rejected of which so many images have findings or are unreadable; None if it is not.
+def explain_rejection(findings: Sequence[Finding], unreadable: int, images: int, policy: ReviewPolicy) -> str | None:
+    """Return why a batch with so many images, the unreadable ones included, is rejected; None if it is not.
 
-    An exact binomial test compares the number with the share that is expected in a clean batch.
+    An exact binomial test compares the images that have findings or are unreadable with the share that is expected in a
+    clean batch.
     """
+    faulty = len(findings) + unreadable
     if not images:
         return None
     p_value = float(binomtest(faulty, images, policy.expected_share, alternative="greater").pvalue)
     if p_value >= policy.significance or faulty / images <= policy.max_share:
         return None
+    counts = Counter(
+        name
+        for finding in findings
+        for kind, name in _FINDINGS.items()
+        if any(reason.startswith(kind) for reason in finding.reasons)
+    )
+    counts["unreadable"] += unreadable
+    shown = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if count)
+    example = f", for example image {findings[0].row + 1:,}, {findings[0].reasons[0]}" if findings else ""
     return (
         f"{faulty:,} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable, above the limit of "
         f"{policy.max_share:.1%}; in a clean batch {policy.expected_share:.1%} are expected (binomial test, p = "
-        f"{p_value:.2g}). Correct the labels, remove near-duplicates and foreign images, and submit the batch again"
+        f"{p_value:.2g}): {shown}{example}. Correct the labels, remove near-duplicates and foreign images, and submit "
+        "the batch again"
     )

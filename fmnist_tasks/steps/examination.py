@@ -133,8 +133,8 @@ class Examiner:
             self._predict(images),
             self._limits,
         )
-        count, total = len(findings) + batch.unreadable, len(images) + batch.unreadable
-        if rejection := explain_rejection(count, total, self._policy.review):
+        total = len(images) + batch.unreadable
+        if rejection := explain_rejection(findings, batch.unreadable, total, self._policy.review):
             return Examination(batch.image_set, rejection=rejection), continues
         if not findings:
             return Examination(batch.image_set), continues

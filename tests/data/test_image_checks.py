@@ -7,6 +7,7 @@ import pytest
 
 from fmnist_tasks.data.image_checks import (
     ChampionPredictions,
+    Finding,
     ReviewLimits,
     compute_margins,
     explain_rejection,
@@ -88,9 +89,11 @@ def test_without_a_champion_only_near_duplicates_are_found() -> None:
 def test_a_batch_is_rejected_if_good_images_do_not_explain_its_findings(
     faulty: int, images: int, is_rejected: bool
 ) -> None:
-    reason = explain_rejection(faulty, images, POLICY)
+    findings = [Finding(row, ("near-duplicate of training image 5",)) for row in range(faulty - faulty // 2)]
+    reason = explain_rejection(findings, faulty // 2, images, POLICY)
     assert (reason is not None) == is_rejected
     if reason:
         assert reason.startswith(
             f"{faulty} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable"
         )
+        assert f"near-duplicates: {len(findings)}, unreadable: {faulty // 2}, for example image 1, near-dup" in reason

@@ -142,3 +142,14 @@ def test_an_image_with_edges_unlike_the_background_looks_inverted(background: in
         height=12, width=12, channels=1, horizontal_flip=True, upright=True, background=background
     )
     assert [looks_inverted(pixels, image_format) for pixels in (image, 255 - image)] == inverted
+
+
+@pytest.mark.parametrize(("seconds", "delay"), [("0", ""), ("60", " that begins in 60 seconds or later")])
+def test_the_command_says_which_run_checks_the_batch(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str, delay: str
+) -> None:
+    monkeypatch.setenv("FMNIST_SETTLE_SECONDS", seconds)
+    images, labels = synthetic.make_images(20, 3)
+    (tmp_path / "week.npz").write_bytes(synthetic.encode_npz(images=images, labels=labels))
+    result = CliRunner().invoke(app, ["submit", str(tmp_path / "week.npz")])
+    assert f"The next run{delay} checks these batches: make run, or the schedule." in result.stdout
