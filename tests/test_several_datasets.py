@@ -96,6 +96,7 @@ def test_commands_and_pages_show_one_dataset_only(datasets: Path) -> None:
         assert f"release-of-{name}" in overview
         assert f"release-of-{other}" not in overview
         assert re.search(rf'href="[^"]*/datasets/{other}/"', overview)
+        assert f"<code>fmnist --dataset {name} submit</code>" in page.get(f"/datasets/{name}/submit").text
     assert "release-of" not in page.get("/").text
     assert "no champion yet" in CliRunner().invoke(app, ["champion"]).output
     assert page.get("/datasets/cats/").status_code == 404

@@ -313,6 +313,7 @@ def _create_dataset_app(dataset: str, access: Access, capacity: Capacity) -> Fas
     def submit(request: Request) -> Response:
         declared = read_declared()
         content = {
+            "dataset": dataset,
             "title": declared.title,
             "classes": declared.classes,
             "image_format": declared.image_format,
