@@ -95,12 +95,12 @@ def create_dataset(
             classes=source.classes,
             image_format=image_format,
             ood_label=ood_label,
-            excluded_families=find_resembling_families(training.images),
             gates=gates,
             files={role: _describe_file(role, array) for role, array in arrays.items()},
         )
     except ValidationError as error:
         raise SettingsError(describe_faults(error)) from error
+    declaration = declaration.model_copy(update={"excluded_families": find_resembling_families(training.images)})
     _write_files(folder / name, declaration, arrays)
     largest = np.bincount(training.labels).max() / len(training.labels)
     (folder / gates).write_text(render_gates(declaration, float(largest), has_splits=has_splits), encoding="utf-8")

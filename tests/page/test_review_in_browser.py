@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,16 +27,26 @@ pytestmark = pytest.mark.integration
 COUNT = 6  # images in review
 
 
-@pytest.fixture
-def page(pipeline: Pipeline) -> Iterator[Page]:
-    """A page of a server whose store has images in review; they are copies of training images."""
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A pipeline with images in review; they are copies of training images."""
     require(CHROMIUM)
+    pipeline = Pipeline(tmp_path_factory.mktemp("review"))
+    synthetic.write_dataset(pipeline.data)
     images, labels = synthetic.make_images(400, 77)
     images[:COUNT] = synthetic.make_images(1600, 1)[0][:COUNT]
     pipeline.store.put("incoming/week.npz", synthetic.encode_npz(images=images, labels=labels))
-    run = replace(synthetic.RUN, id="run-1")
-    run_step("ingest", run)
-    run_step("validate_data", run)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in pipeline.environment.items():
+            patch.setenv(name, value)
+        for step in ("ingest", "validate_data"):
+            run_step(step, synthetic.RUN)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def page(pipeline: Pipeline) -> Iterator[Page]:
+    """A page of a server with this pipeline's store."""
     port = reserve_port()
     command = [sys.executable, "-m", "tests.support.page_server", str(port), "60"]
     with subprocess.Popen(command, cwd=PROJECT, env=os.environ | pipeline.environment) as server:
