@@ -142,7 +142,7 @@ def load_review() -> dict[str, float]:
 
     from fmnist_tasks.data.accepted_batches import accept_batch
     from fmnist_tasks.data.dataset import store_images
-    from fmnist_tasks.data.image_checks import Finding
+    from fmnist_tasks.data.image_checks import Finding, KnownImage
     from fmnist_tasks.data.review import store_parts
     from fmnist_tasks.page.activity import Schedule
     from fmnist_tasks.page.app import Access, create_app
@@ -151,11 +151,14 @@ def load_review() -> dict[str, float]:
 
     store = open_store(Settings.from_environment().store)
     random = np.random.default_rng(0)
-    findings = [Finding(row, ("doubtful label: Shirt 97.1%, Coat 0.4%",), 6, 0) for row in range(100)]
     for number in range(100):
         images, labels = random.integers(0, 256, (100, 28, 28), np.uint8), random.integers(0, 10, 100)
         image_set = store_images(store, "train", f"incoming/{number}.npz", images, labels)
-        accept_batch(store, image_set, image_set.blob.sha256, store_parts(store, images, labels, findings, images))
+        findings = [
+            Finding(row, ("doubtful label: Shirt 97.1%, Coat 0.4%",), 6, KnownImage("training image 1", pixels, False))
+            for row, pixels in enumerate(images)
+        ]
+        accept_batch(store, image_set, image_set.blob.sha256, store_parts(store, images, labels, findings))
     app = create_app(Access(lambda: None, lambda: "bench", lambda _: Schedule()))
     app.state.read_ahead()
     page = TestClient(app)

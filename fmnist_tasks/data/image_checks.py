@@ -53,14 +53,22 @@ class ReviewLimits:
 
 
 @dataclass(frozen=True)
+class KnownImage:
+    """An image of which another one is a near-duplicate."""
+
+    description: str  # completes "near-duplicate of"
+    pixels: np.ndarray  # uint8 (H, W) or (H, W, 3)
+    is_test: bool  # whether it is a test image
+
+
+@dataclass(frozen=True)
 class Finding:
     """Why one image is set aside."""
 
     row: int  # in the batch
     reasons: tuple[str, ...]
     suggested: int | None = None  # class that the champion predicts
-    neighbour: int | None = None  # position of a near-duplicate among the known images
-    is_near_test: bool = False  # whether that is a test image
+    neighbour: KnownImage | None = None  # a near-duplicate
 
 
 def compute_margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -76,26 +84,25 @@ def compute_margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
 def find_images_to_review(
     labels: np.ndarray,
     classes: Sequence[str],
-    neighbours: np.ndarray,
-    descriptions: Sequence[str],
-    is_near_test: np.ndarray,
+    neighbours: Sequence[KnownImage | None],
     predictions: ChampionPredictions | None,
     limits: ReviewLimits | None,
 ) -> list[Finding]:
     """Return the findings about a batch with labels (N,), in the order of its images.
 
-    `neighbours` (N,) has the position of a near-duplicate of each image, or -1, `descriptions` describe those, and
-    `is_near_test` (N,) tells whether they are test images. Without a champion, there are no predictions and limits.
+    `neighbours` has a near-duplicate of each image that has one. Without a champion, there are no predictions and
+    limits.
     """
     doubtful = out_of_distribution = np.zeros(len(labels), bool)
     if predictions is not None and limits is not None:
         doubtful = compute_margins(predictions.probabilities, labels) < limits.margins[labels]
         out_of_distribution = predictions.ood_scores > limits.ood_score
+    has_neighbour = np.array([neighbour is not None for neighbour in neighbours], bool)
     findings = []
-    for row in np.flatnonzero((neighbours >= 0) | doubtful | out_of_distribution).tolist():
+    for row in np.flatnonzero(has_neighbour | doubtful | out_of_distribution).tolist():
         reasons, suggested = [], None
-        if neighbours[row] >= 0:
-            reasons.append(f"near-duplicate of {descriptions[row]}")
+        if neighbour := neighbours[row]:
+            reasons.append(f"near-duplicate of {neighbour.description}")
         if out_of_distribution[row] and predictions is not None and limits is not None:
             score = predictions.ood_scores[row]
             reasons.append(f"out of distribution: OOD score {score:.2f}, limit {limits.ood_score:.2f}")
@@ -106,8 +113,7 @@ def find_images_to_review(
                 f"doubtful label: the champion predicts {classes[suggested]} ({probabilities[suggested]:.1%}), not "
                 f"{classes[labels[row]]} ({probabilities[labels[row]]:.1%})"
             )
-        neighbour = int(neighbours[row]) if neighbours[row] >= 0 else None
-        findings.append(Finding(row, tuple(reasons), suggested, neighbour, bool(is_near_test[row])))
+        findings.append(Finding(row, tuple(reasons), suggested, neighbour))
     return findings
 
 

@@ -28,6 +28,9 @@ _MAX_SIZE = 32  # pixels; larger images are compared in this size
 _MIN_CORRELATION = 0.998
 _MAX_DIFFERENCE, _MAX_PIXELS = 8, 3  # shades by which pixels may differ, and how many may differ by more
 _CHUNK = 4096  # images that are looked up at once
+_COMPARED_AT_ONCE = 512  # pairs, so that their pixels stay in the processor's cache
+_ENTRY_BITS, _DISTANCE_BITS = 32, 10  # of a number that is sorted in place of a pair
+_ENTRY_MASK = (1 << _ENTRY_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -38,122 +41,172 @@ class NearDuplicates:
     correlations: np.ndarray  # float32 (N,), of the aligned images
 
 
-class NearDuplicateIndex:
-    """Codes of images, in which near-duplicates of other images are found. Images can be added, in linear time."""
+@dataclass(frozen=True)
+class _Matches:
+    """Pairs of images, (M,) each: one that is looked up, one of a segment, and their correlation."""
 
-    def __init__(self, images: np.ndarray, expected: int = 0) -> None:
-        """Index images, uint8 (N, H, W) or (N, H, W, 3); `expected` is how many there will be if more are added."""
-        shades = _to_shades(images)
-        pixels = _reduce(shades)
-        self._is_reduced = pixels.shape != shades.shape
-        bits = _FEW_BITS if max(len(images), expected) <= _FEW_IMAGES else _BITS
-        self._planes = _make_planes(pixels.shape[1], pixels.shape[2], bits)
+    rows: np.ndarray
+    images: np.ndarray
+    correlations: np.ndarray
+
+
+class NearDuplicateIndex:
+    """Codes of images, in which near-duplicates of other images are found. Images can be added, in linear time.
+
+    The images may form groups; a near-duplicate in one of them counts only if there is none in an earlier one.
+    """
+
+    def __init__(self, *groups: np.ndarray) -> None:
+        """Index groups of images, uint8 (N, H, W) or (N, H, W, 3)."""
+        height, width = groups[0].shape[1:3]
+        self._factor = -(-max(height, width) // _MAX_SIZE)
+        bits = _FEW_BITS if sum(map(len, groups)) <= _FEW_IMAGES else _BITS
+        self._planes = _make_planes(height // self._factor, width // self._factor, bits)
         # A shift of a reduced image is not a reduced shift, so these are only looked up in all directions.
-        self._shifts = [0] if self._is_reduced else [0, 1, -1]
-        self._segments = [self._make_segment(pixels)]
+        self._shifts = (0, 1, -1) if self._factor == 1 else (0,)
+        self._groups = [[self._make_segment(images)] for images in groups]
 
     def add(self, images: np.ndarray) -> None:
-        """Index more images; their positions follow those of the others."""
-        self._segments.append(self._make_segment(_reduce(_to_shades(images))))
-        while len(self._segments) > 1 and len(self._segments[-2]) < 2 * len(self._segments[-1]):
-            last = self._segments.pop()
-            self._segments.append(self._segments.pop().merge(last))
+        """Add images to the last group; their positions follow those of the others."""
+        segments = self._groups[-1]
+        segments.append(self._make_segment(images))
+        while len(segments) > 1 and len(segments[-2]) < 2 * len(segments[-1]):
+            last = segments.pop()
+            segments.append(segments.pop().merge(last))
 
     def __len__(self) -> int:
         """The number of images."""
-        return sum(map(len, self._segments))
+        return sum(len(segment) for segments in self._groups for segment in segments)
 
-    def find(self, images: np.ndarray, *, own: np.ndarray | None = None) -> NearDuplicates:
-        """Find a near-duplicate of each image, uint8 (N, H, W) or (N, H, W, 3).
+    def find(self, images: np.ndarray, *, own: np.ndarray | None = None, group: int | None = None) -> NearDuplicates:
+        """Find a near-duplicate of each image, uint8 (N, H, W) or (N, H, W, 3), in all groups or in one.
 
         `own` (N,) are the positions of these images in the index, if they are indexed themselves. Then only images
         before them count, so that of several near-duplicates all but the first have one.
         """
+        return self._find(images, self._groups, own, group)
+
+    def find_new(self, images: np.ndarray) -> NearDuplicates:
+        """Find a near-duplicate of each image among the indexed ones, and those before it in `images`.
+
+        The latter count as part of the last group; their positions are those they would have if they were added.
+        """
+        *groups, last = self._groups
+        own = np.arange(len(self), len(self) + len(images))
+        return self._find(images, [*groups, [*last, self._make_segment(images)]], own, None)
+
+    def _find(
+        self, images: np.ndarray, groups: list[list[_Segment]], own: np.ndarray | None, group: int | None
+    ) -> NearDuplicates:
         found = NearDuplicates(np.full(len(images), -1, np.int64), np.zeros(len(images), np.float32))
+        limit = int(_MAX_DIFFERENT_BITS * self._planes.shape[1])
         for start in range(0, len(images), _CHUNK):
-            chunk = slice(start, min(start + _CHUNK, len(images)))
-            for variant in self._make_variants(_to_shades(images[chunk])):
-                self._compare(variant, None if own is None else own[chunk], found, start)
+            chunk = slice(start, start + _CHUNK)
+            variants = [(pixels, _encode(pixels, self._planes)) for pixels in self._make_variants(images[chunk])]
+            first = 0
+            for number, segments in enumerate(groups):
+                rows = np.flatnonzero(found.neighbours[chunk] < 0) if group in (None, number) else np.zeros(0, int)
+                remaining = [(pixels[rows], codes[rows]) for pixels, codes in variants] if len(rows) else []
+                for segment in segments:
+                    own_rows = None if own is None else own[chunk][rows] - first
+                    for pixels, codes in remaining:
+                        matches = segment.compare(pixels, codes, own_rows, limit)
+                        _record(found, start + rows[matches.rows], first + matches.images, matches.correlations)
+                    first += len(segment)
         return found
 
-    def _make_segment(self, pixels: np.ndarray) -> _Segment:
-        return _Segment(pixels, np.stack([_encode(_shift(pixels, shift, 0), self._planes) for shift in self._shifts]))
+    def _make_segment(self, images: np.ndarray) -> _Segment:
+        pixels = self._reduce(_to_shades(images))
+        codes = [_encode(_shift(pixels, shift, 0), self._planes) for shift in self._shifts]
+        return _Segment(pixels, np.stack(codes), self._shifts)
 
-    def _make_variants(self, shades: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the images (N, H, W) as they are looked up, reduced."""
-        yield _reduce(shades)
-        yield _reduce(np.ascontiguousarray(shades[:, :, ::-1]))
-        for down in (-1, 0, 1) if self._is_reduced else (0,):
+    def _make_variants(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the images, reduced to shades (N, H, W), as they are looked up."""
+        shades = _to_shades(images)
+        yield self._reduce(shades)
+        yield self._reduce(np.ascontiguousarray(shades[:, :, ::-1]))
+        for down in (0,) if self._factor == 1 else (-1, 0, 1):
             for right in (-1, 0, 1):
                 if (down, right) != (0, 0):
-                    yield _reduce(_shift(shades, down, right))
+                    yield self._reduce(_shift(shades, down, right))
 
-    def _compare(self, variant: np.ndarray, own: np.ndarray | None, found: NearDuplicates, start: int) -> None:
-        """Compare variants of a chunk of images with the indexed images whose codes are most similar."""
-        codes, limit = _encode(variant, self._planes), int(_MAX_DIFFERENT_BITS * self._planes.shape[1])
-        first = 0
-        for segment in self._segments:
-            own_rows = None if own is None else own - first
-            rows, entries = _choose_most_similar(*segment.list_candidates(codes, own_rows, limit))
-            for number, shift in enumerate(self._shifts):
-                members = np.flatnonzero(entries // max(len(segment), 1) == number)
-                for part in np.split(members, range(_CHUNK, len(members), _CHUNK)) if len(members) else ():
-                    candidates = entries[part] % len(segment)
-                    correlations = _correlate(variant[rows[part]], _shift(segment.pixels[candidates], shift, 0))
-                    _record(found, start + rows[part], first + candidates, correlations)
-            first += len(segment)
+    def _reduce(self, shades: np.ndarray) -> np.ndarray:
+        """Return images (N, H, W) with at most `_MAX_SIZE` pixels in each direction, each the mean of a block."""
+        if self._factor == 1:
+            return shades
+        height, width = (size // self._factor for size in shades.shape[1:])
+        blocks = shades[:, : height * self._factor, : width * self._factor].reshape(
+            -1, height, self._factor, width, self._factor
+        )
+        reduced: np.ndarray = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+        return reduced
 
 
 class _Segment:
     """Some of the indexed images, and tables with their codes."""
 
-    def __init__(self, pixels: np.ndarray, codes: np.ndarray) -> None:
+    def __init__(self, pixels: np.ndarray, codes: np.ndarray, shifts: tuple[int, ...]) -> None:
         """Take images (N, H, W) and their codes, uint64 (shifts, N, tables + 1)."""
-        self.pixels = pixels
-        self._codes = codes
+        self._pixels, self._codes, self._shifts = pixels, codes, shifts
         self._flat = codes.reshape(-1, _TABLES + 1)  # an entry is the number of the shift times N, plus the image
-        self._order = np.stack([_sort_table(self._flat, table) for table in range(_TABLES + 1)], axis=1)
-        self._sorted = np.take_along_axis(self._flat, self._order, axis=0)
+        self._order = [_sort_table(self._flat, table) for table in range(_TABLES + 1)]
+        self._sorted = [self._flat[order, table] for table, order in enumerate(self._order)]
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self._pixels)
 
     def merge(self, other: _Segment) -> _Segment:
         """Return a segment with the images of both."""
-        return _Segment(
-            np.concatenate([self.pixels, other.pixels]), np.concatenate([self._codes, other._codes], axis=1)
-        )
+        pixels = np.concatenate([self._pixels, other._pixels])
+        return _Segment(pixels, np.concatenate([self._codes, other._codes], axis=1), self._shifts)
 
-    def list_candidates(
+    def compare(self, pixels: np.ndarray, codes: np.ndarray, own: np.ndarray | None, limit: int) -> _Matches:
+        """Compare images (N, H, W) and their codes with those of this segment whose codes differ least."""
+        rows, entries = self._choose_candidates(codes, own, limit)
+        numbers, images = np.divmod(entries, max(len(self), 1))
+        correlations = np.zeros(len(rows), np.float32)
+        for number, shift in enumerate(self._shifts):
+            pairs = np.flatnonzero(numbers == number)
+            for start in range(0, len(pairs), _COMPARED_AT_ONCE):
+                part = pairs[start : start + _COMPARED_AT_ONCE]
+                correlations[part] = _correlate(pixels[rows[part]], _shift(self._pixels[images[part]], shift, 0))
+        return _Matches(rows, images, correlations)
+
+    def _choose_candidates(
         self, codes: np.ndarray, own: np.ndarray | None, limit: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return pairs of rows and entries that have the same code in a table, and their distances.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return pairs of rows and entries that have the same code in a table: for each row those that differ least.
 
         The distance of two images is the number of different bits in all tables; pairs above the limit are left out.
         """
-        pairs = []
-        for table in range(_TABLES + 1):
-            low, high = self._find_ranges(codes, table)
-            counts = high - low
-            rows = np.repeat(np.arange(len(codes)), counts)
-            offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-            entries = self._order[np.repeat(low, counts) + offsets, table].astype(np.int64)
-            if own is not None:
-                is_before = entries % max(len(self), 1) < own[rows]
-                rows, entries = rows[is_before], entries[is_before]
-            distances = np.bitwise_count(codes[rows, :_TABLES] ^ self._flat[entries, :_TABLES]).sum(
-                axis=1, dtype=np.int64
-            )
-            if table == _EXACT:
-                distances[:] = -1  # first, even if many images have the same codes
-            is_near = distances <= limit
-            pairs.append((rows[is_near], entries[is_near], distances[is_near]))
-        rows, entries, distances = (np.concatenate(part) for part in zip(*pairs, strict=True))
-        return rows, entries, distances
+        pairs = np.sort(np.concatenate([self._list_pairs(codes, table) for table in range(_TABLES + 1)]))
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+        rows, entries = pairs >> _ENTRY_BITS, pairs & _ENTRY_MASK
+        if own is not None:
+            is_before = entries % max(len(self), 1) < own[rows]
+            rows, entries = rows[is_before], entries[is_before]
+        ours, theirs = codes[rows], self._flat[entries]
+        distances = np.bitwise_count(ours[:, :_TABLES] ^ theirs[:, :_TABLES]).sum(axis=1, dtype=np.int64)
+        is_near = distances <= limit
+        distances += ours[:, _EXACT] != theirs[:, _EXACT]  # exact copies come first
+        ranked = np.sort((((rows << _DISTANCE_BITS) + distances) << _ENTRY_BITS)[is_near] + entries[is_near])
+        rows, entries = ranked >> (_DISTANCE_BITS + _ENTRY_BITS), ranked & _ENTRY_MASK
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        ranks = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
+        return rows[ranks < _MAX_COMPARED], entries[ranks < _MAX_COMPARED]
+
+    def _list_pairs(self, codes: np.ndarray, table: int) -> np.ndarray:
+        """Return the pairs that have the same code in a table: the row in the upper bits, the entry in the lower."""
+        low, high = self._find_ranges(codes, table)
+        counts = high - low
+        rows = np.repeat(np.arange(len(codes)), counts)
+        offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        pairs: np.ndarray = (rows << _ENTRY_BITS) + self._order[table][np.repeat(low, counts) + offsets]
+        return pairs
 
     def _find_ranges(self, codes: np.ndarray, table: int) -> tuple[np.ndarray, np.ndarray]:
         """Return where the entries with the same code begin and end in a table; of many, those with similar codes."""
-        column, wanted = self._sorted[:, table], codes[:, table]
+        column, wanted = self._sorted[table], codes[:, table]
         by_code = np.argsort(wanted)  # neighbouring codes are near each other in memory
         low, high = np.empty(len(wanted), np.int64), np.empty(len(wanted), np.int64)
         low[by_code] = np.searchsorted(column, wanted[by_code], "left")
@@ -164,7 +217,7 @@ class _Segment:
             tables = [(table + step) % _TABLES for step in (1, 2)]
             while (left < right).any():
                 middle = (left + right) // 2
-                entries = self._order[np.minimum(middle, len(column) - 1), table]
+                entries = self._order[table][np.minimum(middle, len(column) - 1)]
                 first, second = (self._flat[entries, other] for other in tables)
                 first_wanted, second_wanted = (codes[many, other] for other in tables)
                 is_less = (first < first_wanted) | ((first == first_wanted) & (second < second_wanted))
@@ -197,18 +250,6 @@ def _record(found: NearDuplicates, positions: np.ndarray, candidates: np.ndarray
     found.correlations[better] = correlations[is_better][best_last]
 
 
-def _choose_most_similar(rows: np.ndarray, entries: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pairs of each row with the smallest distances, without repetitions."""
-    order = np.lexsort((entries, distances, rows))
-    rows, entries = rows[order], entries[order]
-    is_new = np.ones(len(rows), bool)
-    is_new[1:] = (np.diff(rows) != 0) | (np.diff(entries) != 0)
-    rows, entries = rows[is_new], entries[is_new]
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    ranks = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
-    return rows[ranks < _MAX_COMPARED], entries[ranks < _MAX_COMPARED]
-
-
 def _shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
     """Return images (N, H, W), shifted by some pixels; what is rolled over is outermost, so it is ignored."""
     return np.roll(images, (down, right), axis=(1, 2)) if down or right else images
@@ -216,17 +257,6 @@ def _shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
 
 def _to_shades(images: np.ndarray) -> np.ndarray:
     return to_luminance(images) if images.ndim == 4 else images
-
-
-def _reduce(shades: np.ndarray) -> np.ndarray:
-    """Return images (N, H, W) with at most `_MAX_SIZE` pixels in each direction, each the mean of a block."""
-    factor = -(-max(shades.shape[1:]) // _MAX_SIZE)
-    if factor == 1:
-        return shades
-    height, width = (size // factor for size in shades.shape[1:])
-    blocks = shades[:, : height * factor, : width * factor].reshape(-1, height, factor, width, factor)
-    reduced: np.ndarray = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
-    return reduced
 
 
 def _make_planes(height: int, width: int, bits: int) -> np.ndarray:
@@ -266,10 +296,10 @@ def _correlate(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     The correlation of flat images is not defined, and that of dim ones falls with a single changed bit. So images are
     also equal, with a correlation of 1, if almost all pixels are.
     """
-    first, second = (array[:, 1:-1, 1:-1].reshape(len(array), -1).astype(np.float32) for array in (images, others))
-    is_equal = (np.abs(first - second) > _MAX_DIFFERENCE).sum(axis=1) <= _MAX_PIXELS
-    first -= first.mean(axis=1, keepdims=True)
-    second -= second.mean(axis=1, keepdims=True)
-    norms = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
-    correlation = np.divide((first * second).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
+    first, second = (np.ascontiguousarray(array[:, 1:-1, 1:-1]).reshape(len(array), -1) for array in (images, others))
+    differences = np.maximum(first, second) - np.minimum(first, second)
+    is_equal = (differences > _MAX_DIFFERENCE).sum(axis=1, dtype=np.uint16) <= _MAX_PIXELS
+    first, second = (array - array.mean(axis=1, dtype=np.float32, keepdims=True) for array in (first, second))
+    norms = np.sqrt(np.vecdot(first, first) * np.vecdot(second, second))
+    correlation = np.divide(np.vecdot(first, second), norms, out=np.zeros_like(norms), where=norms > 0)
     return np.where(is_equal, 1, np.where(correlation >= _MIN_CORRELATION, correlation, 0))

@@ -60,14 +60,15 @@ class ReviewImage:
 
 
 def store_parts(
-    store: Store, images: np.ndarray, labels: np.ndarray, findings: Sequence[Finding], neighbours: np.ndarray
+    store: Store, images: np.ndarray, labels: np.ndarray, findings: Sequence[Finding]
 ) -> list[StoredReviewPart]:
-    """Save the images of a batch that have findings; `neighbours` has a near-duplicate of each, or zeros."""
-    parts = []
+    """Save the images of a batch that have findings, each with its near-duplicate, or zeros."""
+    parts, blank = [], np.zeros_like(images[0])
     for start in range(0, len(findings), _PART_SIZE):
         chosen = findings[start : start + _PART_SIZE]
         rows = [finding.row for finding in chosen]
-        with pack_arrays(images=images[rows], neighbours=neighbours[start : start + len(chosen)]) as file:
+        neighbours = np.stack([finding.neighbour.pixels if finding.neighbour else blank for finding in chosen])
+        with pack_arrays(images=images[rows], neighbours=neighbours) as file:
             arrays = put_blob(store, file)
         part = ReviewPart(
             images=[
@@ -77,7 +78,7 @@ def store_parts(
                     suggested=finding.suggested,
                     reasons=list(finding.reasons),
                     has_neighbour=finding.neighbour is not None,
-                    is_near_test=finding.is_near_test,
+                    is_near_test=finding.neighbour is not None and finding.neighbour.is_test,
                 )
                 for finding in chosen
             ]

@@ -18,7 +18,7 @@ from fmnist_tasks.serving.release import Release, open_release
 if TYPE_CHECKING:
     import numpy as np
 
-    from fmnist_tasks.data.image_checks import ChampionPredictions, ReviewLimits
+    from fmnist_tasks.data.image_checks import ChampionPredictions, KnownImage, ReviewLimits
     from fmnist_tasks.data.recheck import SourceFindings
 
     Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, …), labels (N,)
@@ -46,11 +46,7 @@ class KnownImages:
 
         self._names = [("test image", ""), ("training image", "")]  # before and after the number
         self._images = [test[0], training[0]]
-        self._indexes = [
-            NearDuplicateIndex(test[0]),
-            NearDuplicateIndex(training[0]),
-            NearDuplicateIndex(training[0][:0], expected=len(training[0])),
-        ]
+        self._index = NearDuplicateIndex(test[0], training[0], training[0][:0])
         for name, (images, _) in batches:
             self.add(name, images)
 
@@ -58,40 +54,36 @@ class KnownImages:
         """Add the images of a batch, uint8 (N, …)."""
         self._names.append(("image", f" of {name}"))
         self._images.append(images)
-        self._indexes[2].add(images)
+        self._index.add(images)
 
-    def find_near_duplicates(self, images: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
-        """Return the position of a near-duplicate of each image among all, or -1; int (N,). Test images come first.
+    def find_neighbours(self, images: np.ndarray) -> list[KnownImage | None]:
+        """Return a near-duplicate of each image of a new batch, uint8 (N, …), if there is one.
 
-        `own` (N,) are the positions of the images among those of batches, if they are known; only earlier ones count.
+        Test images come before others. In the batch itself, only earlier images count.
         """
-        import numpy as np
+        positions = self._index.find_new(images).neighbours.tolist()
+        return [self._describe(position, images) if position >= 0 else None for position in positions]
 
-        found, start = np.full(len(images), -1), 0
-        for index in self._indexes:
-            rows = np.flatnonzero(found < 0)
-            own_rows = own[rows] if own is not None and index is self._indexes[2] else None
-            neighbours = index.find(images[rows], own=own_rows).neighbours
-            found[rows] = np.where(neighbours >= 0, neighbours + start, -1)
-            start += len(index)
-        return found
+    def count_near_duplicates(self, images: np.ndarray, rows: np.ndarray) -> int:
+        """Return how many images of known batches, uint8 (N, …), have a near-duplicate among earlier ones.
 
-    def find_test_images_in_training(self) -> np.ndarray:
-        """Return the rows of the test images that have a near-duplicate in the training split; int."""
-        import numpy as np
+        `rows` (N,) has the positions of the images among those of known batches.
+        """
+        own = len(self._images[0]) + len(self._images[1]) + rows
+        return int((self._index.find(images, own=own).neighbours >= 0).sum())
 
-        return np.flatnonzero(self._indexes[1].find(self._images[0]).neighbours >= 0)
+    def find_test_images_in_training(self) -> list[int]:
+        """Return the rows of the test images that have a near-duplicate in the training split."""
+        neighbours = self._index.find(self._images[0], group=1).neighbours.tolist()
+        return [row for row, neighbour in enumerate(neighbours) if neighbour >= 0]
 
-    @property
-    def test_images(self) -> int:
-        """The number of test images; their positions come first."""
-        return len(self._images[0])
+    def _describe(self, position: int, batch: np.ndarray) -> KnownImage:
+        from fmnist_tasks.data.image_checks import KnownImage
 
-    def describe(self, position: int) -> tuple[str, np.ndarray]:
-        """Return a description of an image, and its pixels."""
-        for (kind, source), images in zip(self._names, self._images, strict=True):
+        names, arrays = [*self._names, ("image", " of the same batch")], [*self._images, batch]
+        for number, ((kind, source), images) in enumerate(zip(names, arrays, strict=True)):
             if position < len(images):
-                return f"{kind} {position + 1:,}{source}", images[position]
+                return KnownImage(f"{kind} {position + 1:,}{source}", images[position], is_test=number == 0)
             position -= len(images)
         raise IndexError(position)
 
@@ -112,36 +104,21 @@ class Examiner:
 
         from fmnist_tasks.data.dataset import store_images
         from fmnist_tasks.data.image_checks import explain_rejection, find_images_to_review
-        from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
         from fmnist_tasks.data.review import store_parts
 
         classes = self._dataset.classes
         continues = np.ones(len(images), bool)
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
             return Examination(batch.image_set), continues  # the data checks reject it
-        neighbours = self._known.find_near_duplicates(images)
-        known = [self._known.describe(position) if position >= 0 else None for position in neighbours.tolist()]
-        in_batch = NearDuplicateIndex(images).find(images, own=np.arange(len(images))).neighbours
-        for row in np.flatnonzero((neighbours < 0) & (in_batch >= 0)).tolist():
-            known[row] = f"image {in_batch[row] + 1:,} of the same batch", images[in_batch[row]]
-        findings = find_images_to_review(
-            labels,
-            classes,
-            np.maximum(neighbours, in_batch),
-            [found[0] if found else "" for found in known],
-            (neighbours >= 0) & (neighbours < self._known.test_images),
-            self._predict(images),
-            self._limits,
-        )
+        neighbours = self._known.find_neighbours(images)
+        findings = find_images_to_review(labels, classes, neighbours, self._predict(images), self._limits)
         total = len(images) + batch.unreadable
         if rejection := explain_rejection(findings, batch.unreadable, total, self._policy.review):
             return Examination(batch.image_set, rejection=rejection), continues
         if not findings:
             return Examination(batch.image_set), continues
-        blank = np.zeros(self._dataset.image_format.shape, np.uint8)
-        pictures = np.stack([found[1] if (found := known[finding.row]) else blank for finding in findings])
         continues[[finding.row for finding in findings]] = False
-        review = store_parts(self._store, images, labels, findings, pictures)
+        review = store_parts(self._store, images, labels, findings)
         source, keys = batch.image_set.source, batch.image_set.keys
         rest = store_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
         return Examination(rest, len(findings), review), continues
@@ -150,13 +127,9 @@ class Examiner:
         """Add the images of a batch that this run accepts, uint8 (N, …), to those that later ones must not repeat."""
         self._known.add(name, images)
 
-    def find_near_duplicates(self, images: np.ndarray) -> np.ndarray:
-        """Return where the known images have a near-duplicate of each image, uint8 (N, …), or -1; int (N,)."""
-        return self._known.find_near_duplicates(images)
-
     def find_test_images_in_training(self) -> list[int]:
         """Return the rows of the test images that have a near-duplicate in the training split."""
-        return [int(row) for row in self._known.find_test_images_in_training()]
+        return self._known.find_test_images_in_training()
 
     def recheck(self) -> dict[str, list[Check]]:
         """Check a sample of all accepted batches of each source together; return the checks by source."""
@@ -192,7 +165,7 @@ class Examiner:
         return SourceFindings(
             images=len(images),
             doubtful=doubtful,
-            near_duplicates=int((self._known.find_near_duplicates(images, own) >= 0).sum()),
+            near_duplicates=self._known.count_near_duplicates(images, own),
             drift=measure_drift(features),
         )
 

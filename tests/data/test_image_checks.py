@@ -8,6 +8,7 @@ import pytest
 from fmnist_tasks.data.image_checks import (
     ChampionPredictions,
     Finding,
+    KnownImage,
     ReviewLimits,
     compute_margins,
     explain_rejection,
@@ -17,6 +18,7 @@ from fmnist_tasks.schemas.policy import ReviewPolicy
 
 POLICY = ReviewPolicy()
 CLASSES = ["coat", "dress", "shirt"]
+TEST_IMAGE = KnownImage("test image 8", np.zeros((28, 28), np.uint8), is_test=True)
 
 
 def make_predictions(*rows: tuple[float, float, float], scores: float = 0.0) -> ChampionPredictions:
@@ -46,19 +48,12 @@ def test_each_reason_is_given_and_images_without_one_continue() -> None:
     predictions = make_predictions((0.9, 0.05, 0.05), (0.02, 0.95, 0.03), (0.9, 0.05, 0.05), (0.05, 0.05, 0.9))
     predictions.ood_scores[2] = 5
     limits = ReviewLimits(np.zeros(3), 1.0)
-    findings = find_images_to_review(
-        np.array([0, 0, 0, 2]),
-        CLASSES,
-        np.array([-1, -1, -1, 7]),
-        ["", "", "", "test image 8"],
-        np.array([False, False, False, True]),
-        predictions,
-        limits,
-    )
-    assert [(finding.row, finding.suggested, finding.neighbour, finding.is_near_test) for finding in findings] == [
-        (1, 1, None, False),
-        (2, None, None, False),
-        (3, None, 7, True),
+    neighbours = [None, None, None, TEST_IMAGE]
+    findings = find_images_to_review(np.array([0, 0, 0, 2]), CLASSES, neighbours, predictions, limits)
+    assert [(finding.row, finding.suggested, finding.neighbour) for finding in findings] == [
+        (1, 1, None),
+        (2, None, None),
+        (3, None, TEST_IMAGE),
     ]
     assert [finding.reasons for finding in findings] == [
         ("doubtful label: the champion predicts dress (95.0%), not coat (2.0%)",),
@@ -68,9 +63,7 @@ def test_each_reason_is_given_and_images_without_one_continue() -> None:
 
 
 def test_without_a_champion_only_near_duplicates_are_found() -> None:
-    findings = find_images_to_review(
-        np.array([0, 1]), CLASSES, np.array([-1, 3]), ["", "training image 3"], np.zeros(2, bool), None, None
-    )
+    findings = find_images_to_review(np.array([0, 1]), CLASSES, [None, TEST_IMAGE], None, None)
     assert [finding.row for finding in findings] == [1]
 
 

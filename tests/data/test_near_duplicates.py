@@ -55,7 +55,7 @@ def test_of_several_indexed_images_all_but_the_first_have_a_near_duplicate() -> 
 
 
 def test_added_images_follow_the_others() -> None:
-    index = NearDuplicateIndex(DIGITS[:100], expected=len(DIGITS))
+    index = NearDuplicateIndex(DIGITS[:100])
     for start in range(100, 500, 50):  # segments of different sizes are merged
         index.add(DIGITS[start : start + 50])
     assert len(index) == 500
@@ -69,6 +69,21 @@ def test_an_index_may_begin_empty() -> None:
     assert (index.find(DIGITS[:3]).neighbours == -1).all()
     index.add(DIGITS[:10])
     assert index.find(DIGITS[:10]).neighbours.tolist() == list(range(10))
+
+
+def test_an_earlier_group_comes_before_a_better_match() -> None:
+    shifted = np.roll(DIGITS[:3], 1, axis=2)
+    index = NearDuplicateIndex(DIGITS[10:20], shifted, DIGITS[:3])
+    assert index.find(DIGITS[:3]).neighbours.tolist() == [10, 11, 12]
+    assert index.find(DIGITS[:3], group=2).neighbours.tolist() == [13, 14, 15]
+    assert index.find(DIGITS[10:12], group=1).neighbours.tolist() == [-1, -1]
+
+
+def test_new_images_are_compared_with_known_ones_and_with_each_other() -> None:
+    index = NearDuplicateIndex(DIGITS[:50], DIGITS[50:60])
+    new = np.concatenate([DIGITS[100:103], np.roll(DIGITS[55:56], 1, axis=1), np.roll(DIGITS[100:102], 1, axis=2)])
+    assert index.find_new(new).neighbours.tolist() == [-1, -1, -1, 55, 60, 61]
+    assert len(index) == 60
 
 
 @pytest.mark.parametrize("count", [10_000, 30_000])
