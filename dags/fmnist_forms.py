@@ -54,8 +54,8 @@ def build_retrain_form() -> dict[str, Param]:
             default.policy,
             title="Policy overrides (JSON)",
             description="Values that replace those of the policy file in this run, for example "
-            '{"classes": {"min_recall": 0.8}}. Sections: accuracy, champion, classes, calibration, ood, serving. '
-            "With an unknown key, the task ingest fails.",
+            '{"classes": {"min_recall": 0.8}}. Sections: accuracy, champion, classes, calibration, ood, serving, '
+            "data, review, recheck. With an unknown key, the task ingest fails.",
             type="object",
             section="Gates",
         ),

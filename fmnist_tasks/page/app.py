@@ -12,7 +12,7 @@ from asyncio import Semaphore, wait_for
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, partial
+from functools import cache
 from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -144,9 +144,6 @@ class DatasetPages:
 def _create_dataset_app(dataset: str, access: Access, capacity: Capacity) -> FastAPI:
     signed_in, may_edit = access.signed_in, access.may_edit
     app = FastAPI(title="Releases", dependencies=[Depends(signed_in)], docs_url=None, redoc_url=None, openapi_url=None)
-    render = Jinja2Templates(env=make_environment(_FOLDER))
-    render.env.globals["url_for"] = _build_path_in_template
-    render.env.globals["list_pages"] = partial(list_pages, dataset)
     uploads, renders = capacity.uploads, capacity.renders
 
     @cache
@@ -166,7 +163,12 @@ def _create_dataset_app(dataset: str, access: Access, capacity: Capacity) -> Fas
     def describe_signature(signed_by: str | None) -> str:
         return get_releases().store.keys.describe(signed_by)
 
-    render.env.globals["describe_signature"] = describe_signature
+    def add_context(request: Request) -> dict[str, Any]:
+        return {"pages": list_pages(dataset, request), "describe_signature": describe_signature}
+
+    # Datasets share the environment, so what differs between them is not among its globals.
+    render = Jinja2Templates(env=make_environment(_FOLDER), context_processors=[add_context])
+    render.env.globals["url_for"] = _build_path_in_template
 
     def read_ahead() -> None:
         try:

@@ -15,6 +15,7 @@ import pytest
 
 from fmnist_tasks.errors import SettingsError
 from fmnist_tasks.evaluation.policy import read_policy
+from fmnist_tasks.schemas.policy import Policy
 from fmnist_tasks.settings import PROJECT, Parameters
 
 DAG_FILE = PROJECT / "dags" / "fmnist_retrain.py"
@@ -147,8 +148,12 @@ def test_every_parameter_has_a_title_a_description_a_type_and_a_valid_default(da
 
 
 def test_the_example_policy_in_the_form_is_valid(dag) -> None:
-    example = re.search(r"\{.*\}", dag.params.get_param("policy").description)
+    description = dag.params.get_param("policy").description
+    example = re.search(r"\{.*\}", description)
     assert example
+    sections = re.search(r"Sections: (.*?)\.", description)
+    assert sections
+    assert set(sections[1].split(", ")) == set(Policy.model_fields)
     assert read_policy(json.loads(example[0])) != read_policy({})
 
 

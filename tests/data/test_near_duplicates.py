@@ -95,7 +95,7 @@ def test_near_duplicates_are_found_among_many_similar_images(count: int) -> None
         query = images[start : start + 500]
         assert (index.find(query).neighbours >= 0).all()
         assert (index.find(np.roll(query, 1, axis=2)).neighbours >= 0).all()
-        assert (index.find(flip_bits(query)).neighbours >= 0).mean() >= 0.9
+        assert (index.find(flip_bits(query)).neighbours >= 0).mean() >= 0.85
 
 
 def test_many_copies_of_one_image_take_linear_time() -> None:

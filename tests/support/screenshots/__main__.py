@@ -26,6 +26,8 @@ from tests.support.screenshots.history import read_images, write_history, write_
 # No candidate has a recall of 90% in each class.
 HELD = {"profile": "standard", "seed": 99, "approval": True, "force": True, "policy": {"classes": {"min_recall": 0.9}}}
 WAIT = 60_000  # ms
+NOTHING_MOVES = """document.getAnimations().every(
+    animation => animation.playState !== "running" || animation.effect.getComputedTiming().iterations === Infinity)"""
 MARGIN = 16  # pixels above the first element of a picture; half as many below the last
 
 
@@ -130,6 +132,7 @@ class Photographer:
             form = page.get_by_role("dialog")
             form.get_by_role("button", name="Gates", exact=True).click()
             expect(form.get_by_text("Wait for approval")).to_be_visible()
+            page.wait_for_function(NOTHING_MOVES)
             self._take(page, "form")
 
     def _take_approval(self) -> None:
