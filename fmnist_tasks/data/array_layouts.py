@@ -64,6 +64,11 @@ def describe_fault(shape: tuple[int, ...], dtype: np.dtype, expected: tuple[int,
         return f"images have the shape {shape}, with the channels first; save numpy.moveaxis(images, 1, -1)"
     if len(shape) == 4 and shape[:3] == (height, width, channels):
         return f"images have the shape {shape}, with the images last; save numpy.moveaxis(images, -1, 0)"
+    if channels > 1 and shape[1:] == (math.prod(expected),):
+        return (
+            f"images have the shape {shape}; flat colour images may be ordered by pixel or by channel, so save them as "
+            f"(N, {height}, {width}, {channels}) in an .npz file"
+        )
     shapes = " or ".join(f"(N, {', '.join(map(str, accepted))})" for accepted in _list_shapes(expected))
     return f"images have the shape {shape}, expected {shapes}"
 

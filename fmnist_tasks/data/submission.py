@@ -50,6 +50,8 @@ def submit_paths(store: Store, dataset: DatasetProperties, paths: Sequence[Path]
             files[name] = file
         groups = [{name: files[name] for name in names} for names in group_names(files)]
         contents = [read_files(group, dataset) for group in groups]
+        for group, content in zip(groups, contents, strict=True):
+            _require_known_labels(next(iter(group)), content.labels, len(dataset.classes))
         for name in files:
             _require_free(store, make_key(name))
         for name, file in files.items():
@@ -76,6 +78,14 @@ def put_new_file(store: Store, key: str, file: BinaryIO) -> None:
 def _require_free(store: Store, key: str) -> None:
     if store.stat(key):
         raise ConflictError(f"{key} waits for the next run already; rename the file")
+
+
+def _require_known_labels(name: str, labels: np.ndarray, classes: int) -> None:
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise DataError(
+            f"{name}: labels go from {labels.min()} to {labels.max()}; they are the indices of {classes} classes, from "
+            f"0 to {classes - 1}, in the order of the declaration"
+        )
 
 
 @contextmanager

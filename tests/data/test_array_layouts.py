@@ -44,7 +44,7 @@ def test_images_are_converted_without_loss(images: np.ndarray) -> None:
         (GREY.swapaxes(1, 2), (8, 9), r"the shape \(5, 9, 8\), expected \(N, 8, 9\) or \(N, 8, 9, 1\) or \(N, 72\)"),
         (COLOUR, (8, 9), r"the shape \(5, 8, 9, 3\), expected \(N, 8, 9\)"),
         (GREY, (8, 9, 3), r"the shape \(5, 8, 9\), expected \(N, 8, 9, 3\)"),
-        (COLOUR.reshape(5, 216), (8, 9, 3), r"the shape \(5, 216\), expected \(N, 8, 9, 3\)"),
+        (COLOUR.reshape(5, 216), (8, 9, 3), r"ordered by pixel or by channel, so save them as \(N, 8, 9, 3\)"),
         (np.moveaxis(COLOUR, -1, 1), (8, 9, 3), r"with the channels first; save numpy\.moveaxis\(images, 1, -1\)"),
         (np.moveaxis(COLOUR, 0, -1), (8, 9, 3), r"with the images last; save numpy\.moveaxis\(images, -1, 0\)"),
         (np.uint8(3), (8, 9), r"the shape \(\), expected"),

@@ -68,6 +68,10 @@ def test_nothing_is_submitted_unless_everything_can_be_read(pipeline: Pipeline, 
     with pytest.raises(DataError, match=r"bad\.npz: is not an \.npz file"):
         submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad.npz"])
     assert list(pipeline.store.list("incoming/")) == []
+    (tmp_path / "bad.npz").write_bytes(encode_npz(images=IMAGES, labels=LABELS.astype(int) + 1))
+    with pytest.raises(DataError, match=r"^bad\.npz: labels go from 1 to 10; they .* 10 classes, from 0 to 9"):
+        submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad.npz"])
+    assert list(pipeline.store.list("incoming/")) == []
     with pytest.raises(DataError, match="there is no such file or folder"):
         submit_paths(pipeline.store, PROPERTIES, [tmp_path / "gone.npz"])
     (tmp_path / ".hidden.npz").write_bytes((tmp_path / "week.npz").read_bytes())
