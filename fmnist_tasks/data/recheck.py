@@ -28,6 +28,7 @@ class SourceFindings:
     doubtful: int | None  # images whose label the champion doubts; None without a champion
     near_duplicates: int  # of other training or test images
     drift: float  # largest distance of a feature from the training split, 0 to 1
+    drift_p_value: float  # of that distance, corrected for the number of features
 
 
 def group_by_source(image_sets: Iterable[ImageSet]) -> dict[str, list[ImageSet]]:
@@ -55,7 +56,10 @@ def choose_sample(counts: list[int], size: int) -> list[np.ndarray]:
 
 
 def check_source(found: SourceFindings, policy: RecheckPolicy, review: ReviewPolicy) -> list[Check]:
-    """Check a source against the limits of the policy; without a champion, labels are not checked."""
+    """Check a source against the limits of the policy; without a champion, labels are not checked.
+
+    A value above its limit fails only if it is significant, since a source may have few images.
+    """
     checks = [
         _check_share(
             "near-duplicates",
@@ -69,9 +73,10 @@ def check_source(found: SourceFindings, policy: RecheckPolicy, review: ReviewPol
             "drift",
             found.drift,
             f"≤ {policy.max_drift:.3f}",
-            found.drift <= policy.max_drift,
+            found.drift <= policy.max_drift or found.drift_p_value >= policy.significance,
             f"the largest distance of a feature from the training split is {found.drift:.3f}, "
-            f"{'at most' if found.drift <= policy.max_drift else 'above'} the threshold of {policy.max_drift:.3f}",
+            f"{'at most' if found.drift <= policy.max_drift else 'above'} the threshold of {policy.max_drift:.3f} "
+            f"({found.images:,} images looked at, Kolmogorov-Smirnov test, p = {found.drift_p_value:.2g})",
             policy.on_failure,
         ),
     ]

@@ -145,7 +145,7 @@ class Examiner:
         import numpy as np
 
         from fmnist_tasks.data.dataset import load_images
-        from fmnist_tasks.data.drift import compare_features, compute_features, measure_drift
+        from fmnist_tasks.data.drift import compare_features, compute_features
         from fmnist_tasks.data.image_checks import compute_margins
         from fmnist_tasks.data.recheck import SourceFindings, choose_sample
 
@@ -162,11 +162,13 @@ class Examiner:
         if predictions is not None and limits is not None:
             doubtful = int((compute_margins(predictions.probabilities, labels) < limits.margins[labels]).sum())
         features = compare_features(compute_features(images), labels, *self._reference)
+        drifted = max(features, key=lambda feature: feature.distance)
         return SourceFindings(
             images=len(images),
             doubtful=doubtful,
             near_duplicates=self._known.count_near_duplicates(images, own),
-            drift=measure_drift(features),
+            drift=drifted.distance,
+            drift_p_value=drifted.p_distance,
         )
 
     @cached_property

@@ -44,13 +44,14 @@ def test_a_sample_is_random_and_of_the_right_size() -> None:
 @pytest.mark.parametrize(
     ("findings", "failed"),
     [
-        (SourceFindings(10_000, 100, 50, 0.02), []),
-        (SourceFindings(10_000, 150, 0, 0.02), []),  # significant, but below 2%
-        (SourceFindings(10_000, 210, 0, 0.02), ["doubtful labels"]),
-        (SourceFindings(100, 3, 0, 0.02), []),  # above 2%, but not significant
-        (SourceFindings(10_000, 0, 300, 0.02), ["near-duplicates"]),
-        (SourceFindings(10_000, 0, 0, 0.11), ["drift"]),
-        (SourceFindings(10_000, None, 0, 0.02), []),
+        (SourceFindings(10_000, 100, 50, 0.02, 0.5), []),
+        (SourceFindings(10_000, 150, 0, 0.02, 1e-9), []),  # significant, but below 2%
+        (SourceFindings(10_000, 210, 0, 0.02, 0.5), ["doubtful labels"]),
+        (SourceFindings(100, 3, 0, 0.02, 0.5), []),  # above 2%, but not significant
+        (SourceFindings(10_000, 0, 300, 0.02, 0.5), ["near-duplicates"]),
+        (SourceFindings(10_000, 0, 0, 0.11, 1e-9), ["drift"]),
+        (SourceFindings(60, 0, 0, 0.2, 0.01), []),  # above the threshold, but not significant
+        (SourceFindings(10_000, None, 0, 0.02, 0.5), []),
     ],
 )
 def test_a_source_with_significantly_more_than_its_limit_fails(findings: SourceFindings, failed: list[str]) -> None:
@@ -60,5 +61,5 @@ def test_a_source_with_significantly_more_than_its_limit_fails(findings: SourceF
 
 
 def test_a_failed_recheck_may_only_warn() -> None:
-    checks = check_source(SourceFindings(10_000, 0, 0, 0.5), RecheckPolicy(on_failure="warning"), ReviewPolicy())
+    checks = check_source(SourceFindings(10_000, 0, 0, 0.5, 0), RecheckPolicy(on_failure="warning"), ReviewPolicy())
     assert [check.outcome for check in checks] == ["passed", "warning", "passed"]

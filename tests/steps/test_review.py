@@ -324,6 +324,15 @@ def test_the_champion_finds_wrong_labels_and_noise(finished_pipeline: Pipeline) 
     assert all(found[row].reasons[0].startswith("out of distribution: OOD score ") for row in (40, 50))
 
 
+@pytest.mark.parametrize("count", [1, 60])
+def test_a_source_with_few_images_does_not_stop_the_next_run(pipeline: Pipeline, count: int) -> None:
+    assert submit(pipeline, IMAGES[:count], LABELS[:count]).quarantined == []
+    result = validate("run-3")
+    (drift,) = (check for check in result.checks["source incoming"] if check.name == "drift")
+    assert drift.value > 0.1
+    assert (drift.outcome, result.rejection) == ("passed", None)
+
+
 @pytest.mark.integration
 def test_small_amounts_of_wrong_labels_in_accepted_batches_add_up(finished_pipeline: Pipeline) -> None:
     """Each batch was accepted before there was a champion; none has enough wrong labels to be rejected alone."""
