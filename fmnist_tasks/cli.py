@@ -705,7 +705,7 @@ def list_review(
     as_json: AsJson = False,
 ) -> None:
     """List the images that wait for a decision, newest batch first."""
-    from fmnist_tasks.data.review import list_review_images
+    from fmnist_tasks.data.review import describe_decision, list_review_images
 
     classes = _open_declaration().classes
     rows = [
@@ -716,13 +716,15 @@ def list_review(
             "label": classes[image.image.label],
             "suggested": None if image.image.suggested is None else classes[image.image.suggested],
             "reasons": image.image.reasons if as_json else "; ".join(image.image.reasons),
-            "decision": image.decision.to_json() if image.decision and as_json else None,
+            "decision": (image.decision.to_json() if image.decision else None)
+            if as_json
+            else describe_decision(image, classes),
         }
         for image in list_review_images(_open_store())
         if decided == (image.decision is not None)
     ]
     if not as_json:
-        rows = [{name: value or "" for name, value in row.items() if name != "decision"} for row in rows]
+        rows = [{name: value or "" for name, value in row.items() if decided or name != "decision"} for row in rows]
     show_rows(rows, as_json, "no images are in review")
 
 

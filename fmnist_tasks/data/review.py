@@ -59,6 +59,16 @@ class ReviewImage:
         return f"{self.batch.sha256[:_ID_DIGITS]}-{self.image.row}"
 
 
+def describe_decision(image: ReviewImage, classes: list[str]) -> str:
+    """The decision about an image, as one sentence; empty if there is none."""
+    decision = image.decision
+    if decision is None:
+        return ""
+    words = {"keep": "kept", "drop": "dropped", "relabel": "relabelled"}[decision.action]
+    new = f" as {classes[decision.label]}" if decision.label is not None else ""
+    return f"{words}{new} by {decision.by} on {decision.time[:16].replace('T', ' ')} UTC"
+
+
 def store_parts(
     store: Store, images: np.ndarray, labels: np.ndarray, findings: Sequence[Finding]
 ) -> list[StoredReviewPart]:

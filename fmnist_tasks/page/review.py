@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from fmnist_tasks.data.review import ReviewImage, list_review_images, read_pixels
+from fmnist_tasks.data.review import describe_decision, list_review_images, read_pixels
 from fmnist_tasks.page.inference import encode_picture
 from fmnist_tasks.registry.store import Store
 
@@ -68,13 +68,3 @@ def read_review_page(store: Store, classes: list[str], number: int, *, decided: 
             )
         )
     return ReviewPage(rows, len(groups[False]), len(groups[True]), number, pages)
-
-
-def describe_decision(image: ReviewImage, classes: list[str]) -> str:
-    """The decision about an image, as one sentence; empty if there is none."""
-    decision = image.decision
-    if decision is None:
-        return ""
-    words = {"keep": "kept", "drop": "dropped", "relabel": "relabelled"}[decision.action]
-    new = f" as {classes[decision.label]}" if decision.label is not None else ""
-    return f"{words}{new} by {decision.by} on {decision.time[:16].replace('T', ' ')} UTC"

@@ -288,6 +288,8 @@ def test_the_command_lists_and_decides(pipeline_in_review: Pipeline) -> None:
     decisions = [row["decision"] for row in run("list", "--decided")]
     assert [(row["action"], row["label"]) for row in decisions] == [("keep", None), ("relabel", 7), ("drop", None)]
     assert all(str(row["by"]).endswith("(shell)") for row in decisions)
+    table = " ".join(CliRunner().invoke(app, ["review", "list", "--decided"], terminal_width=400).output.split())
+    assert "relabelled as pattern 7 by " in table
 
 
 def test_the_page_shows_images_and_decides_in_bulk(pipeline_in_review: Pipeline) -> None:
