@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from bench.processes import run_module
-from fmnist_tasks.data.dataset import make_dataset, store_images
+from fmnist_tasks.data.dataset import make_dataset, save_images
 from fmnist_tasks.provenance import describe_machine
 from fmnist_tasks.registry.runs import read_records
 from fmnist_tasks.registry.store import Stat, Store
@@ -226,11 +226,10 @@ def measure_training() -> dict[str, Any]:
         os.environ |= minio_server.credentials
         store = minio_server.open_store("larger")
         base = [
-            store_images(store, split, split, *synthetic.make_images(IMAGES_PER_BATCH, 1))
-            for split in ("train", "test")
+            save_images(store, split, split, *synthetic.make_images(IMAGES_PER_BATCH, 1)) for split in ("train", "test")
         ]
         batches = [
-            store_images(store, "train", f"batch {number}", *synthetic.make_images(IMAGES_PER_BATCH, number))
+            save_images(store, "train", f"batch {number}", *synthetic.make_images(IMAGES_PER_BATCH, number))
             for number in range(2, 2 + TRAINED_IMAGES // IMAGES_PER_BATCH)
         ]
         dataset = folder / "dataset.json"

@@ -141,9 +141,9 @@ def load_review() -> dict[str, float]:
     from fastapi.testclient import TestClient
 
     from fmnist_tasks.data.accepted_batches import accept_batch
-    from fmnist_tasks.data.dataset import store_images
-    from fmnist_tasks.data.image_checks import Finding, KnownImage
-    from fmnist_tasks.data.review import store_parts
+    from fmnist_tasks.data.dataset import save_images
+    from fmnist_tasks.data.image_checks import ImageFinding, KnownImage
+    from fmnist_tasks.data.review import save_review_shards
     from fmnist_tasks.page.activity import Schedule
     from fmnist_tasks.page.app import Access, create_app
     from fmnist_tasks.registry.stores import open_store
@@ -153,17 +153,19 @@ def load_review() -> dict[str, float]:
     random = np.random.default_rng(0)
     for number in range(100):
         images, labels = random.integers(0, 256, (100, 28, 28), np.uint8), random.integers(0, 10, 100)
-        image_set = store_images(store, "train", f"incoming/{number}.npz", images, labels)
+        image_set = save_images(store, "train", f"incoming/{number}.npz", images, labels)
         findings = [
-            Finding(row, ("doubtful label: Shirt 97.1%, Coat 0.4%",), 6, KnownImage("training image 1", pixels, False))
+            ImageFinding(
+                row, ("doubtful label: Shirt 97.1%, Coat 0.4%",), 6, KnownImage("training image 1", pixels, False)
+            )
             for row, pixels in enumerate(images)
         ]
-        accept_batch(store, image_set, image_set.blob.sha256, store_parts(store, images, labels, findings))
+        accept_batch(store, image_set, image_set.blob.sha256, save_review_shards(store, images, labels, findings))
     app = create_app(Access(lambda: None, lambda: "bench", lambda _: Schedule()))
     app.state.read_ahead()
     page = TestClient(app)
     first, *others = (_measure_seconds(lambda: page.get("/review").raise_for_status()) for _ in range(21))
-    assert "10,000 images wait" in first[1].text
+    assert "10,000 images waiting" in first[1].text
     return {
         "Review, 10,000 images wait in 100 batches on MinIO, first response, milliseconds": first[0] * 1e3,
         "Review, 10,000 images wait in 100 batches on MinIO, later responses, milliseconds": statistics.median(

@@ -23,7 +23,7 @@ from rich.table import Table
 from bench.encodings import ENCODINGS, LARGE_ENCODINGS
 from bench.processes import run_command
 from fmnist_tasks.data.checks import Sample, check_samples
-from fmnist_tasks.data.dataset import load_images, store_images
+from fmnist_tasks.data.dataset import load_images, save_images
 from fmnist_tasks.data.image_files import decode_image_file
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.registry.stores import open_default_store
@@ -90,7 +90,7 @@ class Bench:
 
         Nobody knows that of a batch that is rejected as a whole: then all are counted.
         """
-        image_set = store_images(self.store, "train", "batch", images, labels)
+        image_set = save_images(self.store, "train", "batch", images, labels)
         examination, continues = self.examiner.examine(
             NewBatch(name="batch", files=[], image_set=image_set), images, labels
         )

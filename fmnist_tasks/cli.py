@@ -27,7 +27,7 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.data.declaration import Declaration, open_declaration
+from fmnist_tasks.data.declaration import Declaration, load_declaration
 from fmnist_tasks.errors import READ_ERRORS, DataError, FmnistError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.registry import pruning
 from fmnist_tasks.registry import releases as release_store
@@ -42,7 +42,7 @@ from fmnist_tasks.schemas.releases import Entry
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.serving.release import classify_images, fetch_release, open_release, require_champion, verify_release
 from fmnist_tasks.serving.rollback import roll_back
-from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, name_run_command, read_store_uri
+from fmnist_tasks.settings import SHELL_SUFFIX, Parameters, Settings, name_command, name_run_command, read_store_uri
 from fmnist_tasks.tables import has_succeeded, print_json, show_metrics, show_rows, show_steps
 from fmnist_tasks.text import make_printable
 
@@ -91,9 +91,9 @@ def _open_store() -> Store:
     return open_default_store(_dataset.get())
 
 
-def _open_declaration() -> Declaration:
+def _load_declaration() -> Declaration:
     """The declaration of the dataset that the command line names."""
-    return open_declaration(Settings.from_environment(), _dataset.get())
+    return load_declaration(Settings.from_environment(), _dataset.get())
 
 
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:
@@ -127,7 +127,7 @@ def download(as_json: AsJson = False) -> None:
     """Find the dataset, or download it into the cache."""
     from fmnist_tasks.data.sources import load_base
 
-    declaration = _open_declaration()
+    declaration = _load_declaration()
     _, source = load_base(declaration, Settings.from_environment())
     if as_json:
         print_json({"dataset": declaration.name, "source": source})
@@ -343,12 +343,12 @@ def audit(
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    """Parse a height and width, or the side of a square; typer reports a ValueError as a usage error."""
+    """Parse a height and width, or the side of a square; raises `typer.BadParameter` for anything else."""
     if not (match := re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)):
-        raise ValueError("is not a height and width in pixels, such as 32x48, or one side of a square")
+        raise typer.BadParameter(f"{text!r} is not HEIGHTxWIDTH, such as 32x48, or one number for a square")
     size = int(match[1]), int(match[2] or match[1])
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
-        raise ValueError(f"is not from {MIN_SIDE} to {MAX_SIDE} pixels")
+        raise typer.BadParameter(f"{text!r} is out of range: height and width are {MIN_SIDE} to {MAX_SIDE} pixels")
     return size
 
 
@@ -365,16 +365,17 @@ def create_dataset(
     size: Annotated[
         Any | None,
         typer.Option(
-            parser=_parse_size, metavar="HxW", help="Size of the images; by default that of most of them, or 32."
+            parser=_parse_size,
+            metavar="HxW",
+            help="Height and width; by default the most common size from 8 to 96, or 32x32.",
         ),
     ] = None,
     colour: Annotated[
-        bool | None, typer.Option("--colour/--grey", help="By default colour if enough images have some.")
+        bool | None, typer.Option("--colour/--grey", help="By default colour if at least 1% of the images have some.")
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="A flipped image has the same label.")] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="Horizontally flipped images keep their label.")] = False,
     upright: Annotated[
-        bool,
-        typer.Option("--upright", help="Images have an upright orientation: rotated ones are out of distribution."),
+        bool, typer.Option("--upright", help="Images are upright: rotated ones are out of distribution.")
     ] = False,
     classes: Annotated[
         str, typer.Option(help="Names of the classes, separated by commas, if labels are numbers.")
@@ -384,10 +385,11 @@ def create_dataset(
     ] = "out of distribution",
     as_json: AsJson = False,
 ) -> None:
-    """Create a dataset: the declaration, the files of images, and the thresholds of the gates.
+    """Create a dataset: the declaration, the image files, and the thresholds of the gates.
 
-    Exact copies are removed. Without a folder for test images, a sixth of each class becomes the test split, without
-    near-duplicates in training. The command reports what it found, and prints the next command.
+    Exact copies are removed. Without a folder for test images, a sixth of each class becomes the test split, chosen so
+    that no test image has a near-duplicate in the training split. The command reports what it found, and prints the
+    next command.
     """
     from fmnist_tasks import new_dataset
     from fmnist_tasks.data.labelled_sources import read_source
@@ -407,8 +409,10 @@ def create_dataset(
     if as_json:
         print_json(created.report)
         return
-    show_rows({name: _join(value) for name, value in created.report.items()}, as_json)
-    print(f"\nNext: look at {created.path}, then run\n\n    {name_run_command(name)}\n")
+    labels = {name: name.replace("_", " ").replace("ood", "OOD") for name in created.report}
+    show_rows({labels[name]: _join(value) for name, value in created.report.items()}, as_json)
+    gates = created.path.with_suffix("") / "gates.toml"
+    print(f"\nNext: check {created.path} and {gates}, then run\n\n    {name_run_command(name)}\n")
 
 
 def _join(value: object) -> object:
@@ -661,7 +665,7 @@ def submit(
     """
     from fmnist_tasks.data.submission import submit_paths
 
-    declaration = _open_declaration()
+    declaration = _load_declaration()
     store, settings = _open_store(), Settings.from_environment()
     submitted = submit_paths(store, declaration, paths)
     stats = [store.stat(key) for batch in submitted for key in batch.keys]
@@ -680,8 +684,8 @@ def submit(
         }
         show_rows(rows, as_json)
     seconds = settings.settle_time.total_seconds() if is_folder else 0
-    delay = f" that begins in {seconds:g} seconds or later" if seconds else ""
-    print(f"The next run{delay} checks these batches: {name_run_command(_dataset.get())}, or the schedule.")
+    subject = f"A run that starts at least {seconds:g} seconds from now" if seconds else "The next run"
+    print(f"{subject} checks these batches: the scheduled one, or {name_run_command(_dataset.get())}.")
 
 
 @command
@@ -691,9 +695,10 @@ def batches(as_json: AsJson = False) -> None:
 
     accepted, faults = find_accepted(_open_store())
     rows = [batch.to_json() for batch in sorted(accepted, key=lambda batch: batch.accepted)]
+    command = name_command(_dataset.get(), "submit")
     if not as_json:
         rows = [{**row, "sha256": row["sha256"][:12]} for row in rows]
-    show_rows(rows, as_json, "" if faults else "no accepted batches yet; submit one with `fmnist submit`")
+    show_rows(rows, as_json, "" if faults else f"no accepted batches yet; submit one with {command}")
     for fault in faults:
         _print_error("error:", str(fault))
     if faults:
@@ -701,21 +706,21 @@ def batches(as_json: AsJson = False) -> None:
 
 
 def list_review(
-    decided: Annotated[bool, typer.Option("--decided", help="List images about which somebody has decided.")] = False,
+    decided: Annotated[bool, typer.Option("--decided", help="List the images that already have a decision.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the images that wait for a decision, newest batch first."""
     from fmnist_tasks.data.review import describe_decision, list_review_images
 
-    classes = _open_declaration().classes
+    classes = _load_declaration().classes
     rows = [
         {
             "id": image.id,
             "batch": image.batch.name,
             "accepted": image.batch.accepted.isoformat(timespec="seconds"),
-            "label": classes[image.image.label],
-            "suggested": None if image.image.suggested is None else classes[image.image.suggested],
-            "reasons": image.image.reasons if as_json else "; ".join(image.image.reasons),
+            "label": classes[image.flagged.label],
+            "suggested": None if image.flagged.suggested is None else classes[image.flagged.suggested],
+            "reasons": image.flagged.reasons if as_json else "; ".join(image.flagged.reasons),
             "decision": (image.decision.to_json() if image.decision else None)
             if as_json
             else describe_decision(image, classes),
@@ -728,7 +733,7 @@ def list_review(
     show_rows(rows, as_json, "no images are in review")
 
 
-Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="IDs of images, as listed by `fmnist review list`.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="IDs of images, as `fmnist review list` shows them.")]
 
 
 def keep_images(ids: Ids, as_json: AsJson = False) -> None:
@@ -740,8 +745,11 @@ def relabel_images(
     ids: Ids, label: Annotated[str, typer.Option(help="The class that the images show.")], as_json: AsJson = False
 ) -> None:
     """Keep images with another label; they join the dataset of the next run."""
-    classes = _open_declaration().classes
-    _record_decisions(ids, "relabel", classes.index(label) if label in classes else -1, as_json)
+    declaration = _load_declaration()
+    if label not in declaration.classes:
+        names = ", ".join(declaration.classes)
+        raise SettingsError(f"{label[:80]!r} is not a class of {declaration.title}; its classes are {names}")
+    _record_decisions(ids, "relabel", declaration.classes.index(label), as_json)
 
 
 def drop_images(ids: Ids, as_json: AsJson = False) -> None:
@@ -754,7 +762,7 @@ def _record_decisions(
 ) -> None:
     from fmnist_tasks.data.review import record_decisions
 
-    decisions = record_decisions(_open_store(), _open_declaration().classes, ids, action, label, by=_find_actor())
+    decisions = record_decisions(_open_store(), _load_declaration().classes, ids, action, label, by=_find_actor())
     rows = [{"batch": decision.batch[:12], "action": action, "images": len(decision.images)} for decision in decisions]
     show_rows([decision.to_json() for decision in decisions] if as_json else rows, as_json)
 

@@ -55,8 +55,9 @@ def create_dataset(
     if not DATASET_NAME.fullmatch(name):
         raise SettingsError(f"{name[:80]!r} is not a name for a dataset: use up to 64 letters, digits, - and _")
     path = folder / f"{name}.toml"
-    if path.exists() or (folder / name).exists():
-        raise ConflictError(f"{path} exists; choose another name, or delete it and the folder {folder / name}")
+    for existing in (path, folder / name):
+        if existing.exists():
+            raise ConflictError(f"{existing} exists; choose another name, or delete {path} and {folder / name}")
     if len(source.classes) < 2:
         raise DataError(f"there is only one class, {source.classes[0]!r}; a classifier needs two or more")
     splits, copies, conflicts = _remove_copies(source.splits)
@@ -71,7 +72,7 @@ def create_dataset(
         training = LabelledImages(
             np.delete(everything.images, chosen, axis=0), np.delete(everything.labels, chosen, axis=0)
         )
-    hint = "" if has_splits else " (a sixth of the images, without near-duplicates of the others, is for tests)"
+    hint = "" if has_splits else f", so about {6 * MIN_IMAGES} in all, since a sixth of them becomes the test split"
     _require_enough(source.classes, training, test, hint)
     image_format = ImageFormat(
         height=source.height,
@@ -106,8 +107,8 @@ def create_dataset(
     (folder / gates).write_text(render_gates(declaration, float(largest), has_splits=has_splits), encoding="utf-8")
     path.write_text(render_declaration(declaration), encoding="utf-8")
     if read_declaration(path).model_dump() != declaration.model_dump():
-        raise DataError(f"{path}: is not read as it was written; simplify the names of the classes, and report this")
-    findings = source.contents
+        raise DataError(f"{path} cannot be read back unchanged; use simpler class names, and report this as a bug")
+    contents = source.contents
     return NewDataset(
         declaration,
         path,
@@ -116,11 +117,11 @@ def create_dataset(
             "images": f"{image_format}; training {len(training.labels):,}, test {len(test.labels):,}",
             "classes": ", ".join(source.classes),
             "images_by_class": _count_by_class(source.classes, training, test),
-            "sizes": ", ".join(f"{h} x {w}: {count:,}" for (h, w), count in findings.sizes.most_common(5)),
-            "colour_modes": ", ".join(f"{mode}: {count:,}" for mode, count in findings.modes.most_common()),
-            "resized": findings.resized,
-            "converted_colours": findings.recoloured,
-            "unreadable": findings.unreadable,
+            "sizes": ", ".join(f"{h} × {w}: {count:,}" for (h, w), count in contents.sizes.most_common(5)),
+            "colour_modes": ", ".join(f"{mode}: {count:,}" for mode, count in contents.modes.most_common()),
+            "resized": contents.resized,
+            "converted_colours": contents.converted_colours,
+            "unreadable": contents.unreadable,
             "exact_copies_removed": copies,
             "copies_with_different_labels_removed": conflicts,
             "near_duplicates_across_the_split": near,

@@ -139,6 +139,11 @@ def name_dag(dataset: str) -> str:
     return f"{DAG_ID}_{dataset}" if dataset else DAG_ID
 
 
+def name_command(dataset: str, command: str) -> str:
+    """A command of `fmnist` for a dataset, as a message shows it; an empty name is the default dataset."""
+    return f"`fmnist {f'--dataset {dataset} ' if dataset else ''}{command}`"
+
+
 def name_run_command(dataset: str) -> str:
     """The command that runs the pipeline of a dataset once; an empty name is the default dataset."""
     return f"make run DATASET={dataset}" if dataset else "make run"

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from fmnist_tasks import cli
 from fmnist_tasks.cli import app
 from fmnist_tasks.data import accepted_batches
-from fmnist_tasks.data.dataset import store_images
+from fmnist_tasks.data.dataset import save_images
 from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.documents import seal
 from fmnist_tasks.schemas.releases import Entry
@@ -394,7 +394,7 @@ def test_predict_classifies_readable_images_and_names_the_others(finished_pipeli
 def test_batches_are_listed_with_withdrawals(pipeline: Pipeline) -> None:
     assert "no accepted batches yet" in run_fmnist("batches").stdout
     images, labels = synthetic.make_images(20, 5)
-    batch = store_images(pipeline.store, "train", "incoming/week 1.npz", images, labels, keys=["incoming/week 1.npz"])
+    batch = save_images(pipeline.store, "train", "incoming/week 1.npz", images, labels, keys=["incoming/week 1.npz"])
     accepted_batches.accept_batch(pipeline.store, batch, batch.blob.sha256)
     accepted_batches.withdraw_batch(pipeline.store, "week 1.npz", by="ada", reason="labels are shifted")
     (row,) = run_json("batches")

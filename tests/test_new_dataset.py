@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
-from fmnist_tasks.data.declaration import Declaration, open_declaration, read_declaration
+from fmnist_tasks.data.declaration import Declaration, load_declaration, read_declaration
 from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 from fmnist_tasks.data.sources import load_base
 from fmnist_tasks.errors import FmnistError, SettingsError
@@ -57,7 +57,7 @@ def test_a_folder_of_pictures_becomes_a_dataset(pipeline: Pipeline, tmp_path: Pa
     assert declaration.classes == [f"kind {label}" for label in range(10)]
     assert declaration.image_format.shape == (28, 28)
     assert (report["resized"], report["converted_colours"]) == (30, 30)
-    assert report["sizes"] == "28 x 28: 1,170, 56 x 56: 30"
+    assert report["sizes"] == "28 × 28: 1,170, 56 × 56: 30"
     assert [reason.partition(":")[0] for reason in report["unreadable"]] == ["kind 0/broken.png"]
     assert arrays["test_images"].shape == (200, 28, 28)
     assert np.bincount(arrays["test_labels"]).tolist() == [20] * 10
@@ -101,8 +101,8 @@ def test_the_same_images_give_the_same_files(pipeline: Pipeline, tmp_path: Path)
     ("images", "labels", "fault"),
     [
         (IMAGES[:300], LABELS[:300], r"too few images in the test split: 0 \(5\)"),
-        (IMAGES, np.zeros(1200, int), "labels go from 0 to 0; number the 2 to 256 classes from 0"),
-        (IMAGES, LABELS.astype(int) - 1, "images.npz: labels go from -1 to 8; number"),
+        (IMAGES, np.zeros(1200, int), "labels range from 0 to 0; class indices must start at 0"),
+        (IMAGES, LABELS.astype(int) - 1, "images.npz: labels range from -1 to 8"),
         (IMAGES, np.array(["shirt"] * 1200), "there is only one class, 'shirt'"),
         (IMAGES / 255, LABELS, "images are float64; save the original pixels as uint8"),
         (IMAGES[:, :5, :5], LABELS, "its images have 5 x 5 pixels, expected 8 to 96"),
@@ -128,13 +128,13 @@ def test_a_declaration_under_another_name_is_refused(pipeline: Pipeline, tmp_pat
     settings = Settings.from_environment()
     (settings.datasets / "own.toml").rename(settings.datasets / "other.toml")
     with pytest.raises(SettingsError, match=r"other\.toml: name is 'own', not that of the file, 'other'"):
-        open_declaration(settings, "other")
+        load_declaration(settings, "other")
 
 
 def test_an_existing_dataset_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
     path = save(tmp_path, images=IMAGES, labels=LABELS)
     declaration = create(path)[1]
-    with pytest.raises(FmnistError, match="exists; choose another name, or delete it"):
+    with pytest.raises(FmnistError, match="exists; choose another name, or delete"):
         create(path)
     assert read_declaration(Settings.from_environment().find_declaration("own")) == declaration
 

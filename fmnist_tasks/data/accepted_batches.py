@@ -21,7 +21,8 @@ from fmnist_tasks.data.incoming import PREFIX
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, RejectedError
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Stat, Store, encode_name, map_readable, read_clock
-from fmnist_tasks.schemas.data import Action, BatchDecision, BatchDocument, ImageSet, StoredReviewPart
+from fmnist_tasks.schemas.data import Action, BatchDecision, BatchDocument, ImageSet, StoredReviewShard
+from fmnist_tasks.settings import name_command
 from fmnist_tasks.text import make_printable
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def _make_decision_key(digest: str, number: int) -> str:
     return f"{_PREFIX}{digest}/{number:08d}.json"
 
 
-def accept_batch(store: Store, image_set: ImageSet, submitted: str, review: Sequence[StoredReviewPart] = ()) -> None:
+def accept_batch(store: Store, image_set: ImageSet, submitted: str, review: Sequence[StoredReviewShard] = ()) -> None:
     """Add a batch to the dataset, except the images set aside; no error if it was added before.
 
     `submitted` is the digest (SHA-256) of its whole content.
@@ -177,8 +178,8 @@ def _append_decision(store: Store, name: str, action: Action, by: str, reason: s
     key = _make_decision_key(batch.sha256, decision.number)
     if not store.put_if_absent(key, seal(document)) and read_document(store, key) != document:
         raise ConflictError(
-            f"somebody else withdrew or restored batch {batch.name} at the same time; check `fmnist batches`, then "
-            "repeat the command if it is still needed"
+            f"somebody else withdrew or restored batch {batch.name} at the same time; check "
+            f"{name_command(store.dataset, 'batches')}, then repeat the command if it is still needed"
         )
     return AcceptedBatch(batch.document, batch.accepted, [*batch.decisions, decision])
 

@@ -100,7 +100,7 @@ def infer_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
             )
         case (_, size):
             raise DataError(
-                f"images have the shape {shape}, and {size} is no square number, so their height and width are not "
+                f"images have the shape {shape}, and {size} is not a square number, so their height and width are not "
                 "known; save them as (N, H, W) or (N, H, W, 3)"
             )
     raise DataError(f"images have the shape {shape}, expected (N, H, W), (N, H, W, 3) or (N, H·W)")

@@ -58,7 +58,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Findings:
+class SampleResult:
     """The results of checking one sample."""
 
     checks: list[Check]
@@ -74,7 +74,7 @@ def check_samples(
     dataset: DatasetProperties,
     policy: DataPolicy,
     on_good_batch: Callable[[Sample], None] = lambda _: None,
-) -> tuple[dict[str, Findings], dict[str, bytes]]:
+) -> tuple[dict[str, SampleResult], dict[str, bytes]]:
     """Return the findings by name of the sample, and the Data Docs as files by relative path.
 
     A base split, which has a declared count, must also have balanced classes. Batches are checked one after the other,
@@ -89,7 +89,7 @@ def check_samples(
     in_training, in_test = (set(compute_digests(sample.images)) for sample in (training, test))
     references = {sample.name: _Reference.of(sample, dataset) for sample in (training, test)}
 
-    def check(sample: Sample) -> Findings:
+    def check(sample: Sample) -> SampleResult:
         count, digests = sample.count, compute_digests(sample.images)
         frame = build_image_frame(sample)
         frame["duplicate"] = find_duplicates(digests, in_training if count is None else set())
@@ -119,7 +119,7 @@ def check_samples(
             log.warning("%s could not be checked", sample.name, exc_info=True)
             requirement = "the checks run without an error"
             message = f"{requirement}: {type(error).__name__}: {error}"
-            findings[sample.name] = Findings([make_check("error", None, requirement, False, message)], None)
+            findings[sample.name] = SampleResult([make_check("error", None, requirement, False, message)], None)
         if all(check.has_passed for check in findings[sample.name].checks):
             on_good_batch(sample)
     return findings, _build_data_docs(context)
@@ -152,14 +152,14 @@ def _compare_with_reference(
     dataset: DatasetProperties,
     name: str,
     policy: DataPolicy,
-) -> Findings:
+) -> SampleResult:
     """Return the checks against the named reference, which need both to be well formed."""
     if not sample.is_well_formed(dataset):
-        return Findings([], None)
+        return SampleResult([], None)
     if reference is None:
         requirement = f"the {name} split has at least {_MIN_REFERENCE_IMAGES} valid, non-blank images of each class"
         message = f"{requirement}: it does not, so {sample.name} cannot be compared with it"
-        return Findings([make_check("reference", None, requirement, False, message)], None)
+        return SampleResult([make_check("reference", None, requirement, False, message)], None)
     features, negatives = (
         compare_features(
             compute_features(sample.images, negative=negative), sample.labels, reference.features, reference.labels
@@ -176,7 +176,7 @@ def _compare_with_reference(
     ]
     errors = [pair for pair in pairs if pair.has_errors(policy)]
     examples = [sample.images[pair.images[:_MAX_EXAMPLES]] for pair in errors]
-    return Findings(checks, measure_drift(features), errors, examples)
+    return SampleResult(checks, measure_drift(features), errors, examples)
 
 
 def build_image_frame(sample: Sample) -> pd.DataFrame:

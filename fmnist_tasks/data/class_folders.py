@@ -91,8 +91,8 @@ def assign_classes(files: Mapping[str, Callable[[], bytes]], source: str) -> lis
         inner = parts[1:] if has_splits else parts
         if len(inner) != 2:
             raise DataError(
-                f"{source}: {path[:80]!r} is not in the folder of a class; use one folder for each class, CLASS/IMAGE, "
-                "with the same structure below train/ and test/ if there are splits"
+                f"{source}: {path[:80]!r} is not in the folder of a class; remove it, or use one folder for each "
+                "class, CLASS/IMAGE (or train/CLASS/IMAGE and test/CLASS/IMAGE)"
             )
         images.append(EncodedImage(path, split, inner[0], files[path]))
     if not images:

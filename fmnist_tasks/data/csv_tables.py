@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fmnist_tasks.data.files import report_faults
+from fmnist_tasks.data.files import convert_errors
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.schemas.data import MAX_CLASS_NAME
 
@@ -31,7 +31,7 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
     lines = io.TextIOWrapper(io.BufferedReader(_BoundedLines(file, name)), encoding="utf-8-sig", errors="replace")
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     fault = f"{name}: is not a table with the columns of its header and whole numbers as pixels"
-    with report_faults(fault), warnings.catch_warnings():
+    with convert_errors(fault), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         header = [column.strip() for column in next(iter(lines), "").rstrip("\r\n").split(",")]
         label, pixels = _find_columns(header, name)

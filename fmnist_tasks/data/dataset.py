@@ -47,7 +47,7 @@ def pack_arrays(**arrays: np.ndarray) -> Iterator[BinaryIO]:
         yield file
 
 
-def store_images(
+def save_images(
     store: Store, split: Split, source: str, images: np.ndarray, labels: np.ndarray, keys: Sequence[str] = ()
 ) -> ImageSet:
     """Save the arrays as a blob and return its description; raises :class:`DataError` unless each image has a label."""

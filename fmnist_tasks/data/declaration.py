@@ -58,7 +58,7 @@ class Declaration(DatasetProperties):
         return self
 
 
-def open_declaration(settings: Settings, dataset: str) -> Declaration:
+def load_declaration(settings: Settings, dataset: str) -> Declaration:
     """Read the declaration of a dataset in `FMNIST_DATASETS`, or with an empty name the default one.
 
     Raises :class:`SettingsError` if there is none, if it is invalid, or if it is that of another dataset.

@@ -11,7 +11,7 @@ from fmnist_tasks.errors import DataError
 
 
 @contextmanager
-def report_faults(fault: str) -> Iterator[None]:
+def convert_errors(fault: str) -> Iterator[None]:
     """Convert any error, since the bytes are untrusted, into a :class:`DataError` with this text and the cause."""
     try:
         yield

@@ -3,8 +3,8 @@
 A label is doubtful if the champion prefers another class by more than it does on almost all validation images of that
 class, which it was not trained on: confident learning (Northcutt et al. 2021, arXiv:1911.00068), with a limit for each
 class in place of a mean, so that the share of good images that are set aside is known. The limit of OOD scores is set
-in the same way. Images with findings are set aside; the batch is rejected if they are significantly more than good
-images explain.
+in the same way. Images with findings are set aside; the batch is quarantined if they are significantly more than in
+clean batches.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class ChampionPredictions:
 
 
 @dataclass(frozen=True)
-class ReviewLimits:
+class ReviewThresholds:
     """Beyond them, an image is set aside: margins (classes,) below which a label is doubtful, and the OOD score."""
 
     margins: np.ndarray
     ood_score: float
 
     @classmethod
-    def choose(cls, predictions: ChampionPredictions, labels: np.ndarray, policy: ReviewPolicy) -> ReviewLimits:
+    def choose(cls, predictions: ChampionPredictions, labels: np.ndarray, policy: ReviewPolicy) -> ReviewThresholds:
         """Choose the limits on validation images with labels (N,), which contain every class."""
         margins = compute_margins(predictions.probabilities, labels)
         classes = range(predictions.probabilities.shape[1])
         return cls(
-            np.array([np.quantile(margins[labels == label], policy.doubtful_labels) for label in classes]),
-            float(np.quantile(predictions.ood_scores, 1 - policy.out_of_distribution)),
+            np.array([np.quantile(margins[labels == label], policy.label_false_alarm_rate) for label in classes]),
+            float(np.quantile(predictions.ood_scores, 1 - policy.ood_false_alarm_rate)),
         )
 
 
@@ -62,7 +62,7 @@ class KnownImage:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ImageFinding:
     """Why one image is set aside."""
 
     row: int  # in the batch
@@ -81,13 +81,13 @@ def compute_margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
     return margins
 
 
-def find_images_to_review(
+def find_image_findings(
     labels: np.ndarray,
     classes: Sequence[str],
     neighbours: Sequence[KnownImage | None],
     predictions: ChampionPredictions | None,
-    limits: ReviewLimits | None,
-) -> list[Finding]:
+    limits: ReviewThresholds | None,
+) -> list[ImageFinding]:
     """Return the findings about a batch with labels (N,), in the order of its images.
 
     `neighbours` has a near-duplicate of each image that has one. Without a champion, there are no predictions and
@@ -97,15 +97,15 @@ def find_images_to_review(
     if predictions is not None and limits is not None:
         doubtful = compute_margins(predictions.probabilities, labels) < limits.margins[labels]
         out_of_distribution = predictions.ood_scores > limits.ood_score
-    has_neighbour = np.array([neighbour is not None for neighbour in neighbours], bool)
+    has_near_duplicate = np.array([neighbour is not None for neighbour in neighbours], bool)
     findings = []
-    for row in np.flatnonzero(has_neighbour | doubtful | out_of_distribution).tolist():
+    for row in np.flatnonzero(has_near_duplicate | doubtful | out_of_distribution).tolist():
         reasons, suggested = [], None
         if neighbour := neighbours[row]:
             reasons.append(f"near-duplicate of {neighbour.description}")
         if out_of_distribution[row] and predictions is not None and limits is not None:
             score = predictions.ood_scores[row]
-            reasons.append(f"out of distribution: OOD score {score:.2f}, limit {limits.ood_score:.2f}")
+            reasons.append(f"out of distribution: OOD score {score:.2f}, review threshold {limits.ood_score:.2f}")
         if doubtful[row] and predictions is not None:
             probabilities = predictions.probabilities[row]
             suggested = int(probabilities.argmax())
@@ -113,12 +113,14 @@ def find_images_to_review(
                 f"doubtful label: the champion predicts {classes[suggested]} ({probabilities[suggested]:.1%}), not "
                 f"{classes[labels[row]]} ({probabilities[labels[row]]:.1%})"
             )
-        findings.append(Finding(row, tuple(reasons), suggested, neighbour))
+        findings.append(ImageFinding(row, tuple(reasons), suggested, neighbour))
     return findings
 
 
-def explain_rejection(findings: Sequence[Finding], unreadable: int, images: int, policy: ReviewPolicy) -> str | None:
-    """Return why a batch with so many images, the unreadable ones included, is rejected; None if it is not.
+def find_rejection_reason(
+    findings: Sequence[ImageFinding], unreadable: int, images: int, policy: ReviewPolicy
+) -> str | None:
+    """Return why a batch with so many images, the unreadable ones included, is quarantined; None if it is not.
 
     An exact binomial test compares the images that have findings or are unreadable with the share that is expected in a
     clean batch.
@@ -136,11 +138,11 @@ def explain_rejection(findings: Sequence[Finding], unreadable: int, images: int,
         if any(reason.startswith(kind) for reason in finding.reasons)
     )
     counts["unreadable"] += unreadable
-    shown = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if count)
-    example = f", for example image {findings[0].row + 1:,}, {findings[0].reasons[0]}" if findings else ""
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+    example = f" (for example, image {findings[0].row + 1:,}: {findings[0].reasons[0]})" if findings else ""
     return (
         f"{faulty:,} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable, above the limit of "
         f"{policy.max_share:.1%}; in a clean batch {policy.expected_share:.1%} are expected (binomial test, p = "
-        f"{p_value:.2g}): {shown}{example}. Correct the labels, remove near-duplicates and foreign images, and submit "
-        "the batch again"
+        f"{p_value:.2g}): {shown}{example}. Correct the labels, remove near-duplicates and out-of-distribution images, "
+        "and submit the batch again"
     )

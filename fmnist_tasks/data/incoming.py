@@ -1,8 +1,9 @@
 """New labelled batches below `incoming/`: find them, read them, and move bad ones to `quarantine/`.
 
-A batch is one file, a pair `NAME-images-idx3-ubyte` and `NAME-labels-idx1-ubyte`, each plain or `.gz`, or a folder of
-image files (see `batch_files`). Whatever its bytes and its name, a file joins the dataset, goes to quarantine with a
-reason, or waits for the next run. A file is removed only if it is unchanged since it was read; otherwise it waits.
+A batch is one file, a pair of IDX files such as `NAME-images-idx3-ubyte` and `NAME-labels-idx1-ubyte`, each plain or
+`.gz`, or a folder of image files (see `batch_files`). Whatever its bytes and its name, a file joins the dataset, goes
+to quarantine with a reason, or waits for the next run. A file is removed only if it is unchanged since it was read;
+otherwise it waits.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MAX_WAIT = timedelta(days=7)  # for the other half of a pair, and for a copy in 
 
 MAX_FILES = 5_000  # of all batches of a run; its records name each
 
-_IDX = re.compile(r"(?P<name>.+)-(?P<kind>images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
+_IDX = re.compile(r"(?P<name>.+)-(?P<kind>images[-.]idx[34]|labels[-.]idx1)-ubyte(\.gz)?")
 # Names that copy tools give to incomplete files: hidden, as of rsync and Syncthing, or with one of these endings.
 _INCOMPLETE = re.compile(
     r"(.*/)?(\.[^/]*|[^/]*(~|\.(part|partial|filepart|crdownload|download|opdownload|gstmp|tmp|temp|swp|!sync)))(/.*)?",
@@ -52,7 +53,7 @@ def to_stat(file: IncomingFile) -> Stat:
     return Stat(file.key, file.bytes, datetime.fromisoformat(file.modified), file.version, kind=file.kind)
 
 
-def list_waiting(batch: IncomingBatch, reason: str, *, needs_attention: bool = False) -> list[WaitingFile]:
+def make_waiting_files(batch: IncomingBatch, reason: str, *, needs_attention: bool = False) -> list[WaitingFile]:
     """Return the files of a batch that waits, or its folder."""
     return [make_waiting_file(key, reason, needs_attention=needs_attention) for key in batch.keys]
 
@@ -114,7 +115,10 @@ def find_batches(
         folder = name.partition("/")[0] if "/" in name else ""
         is_incomplete, age = _INCOMPLETE.fullmatch(name), now - (stat.changed or stat.modified)
         if stat.kind.startswith(UNREADABLE):
-            reason = f"the workers' user may not read this {stat.kind.split()[-1]}; grant read access, or remove it"
+            reason = (
+                f"the account of the workers cannot read this {stat.kind.split()[-1]}; grant it read access, or remove "
+                f"the {stat.kind.split()[-1]}"
+            )
             waiting.append(make_waiting_file(stat.key, reason, needs_attention=True))
         elif is_incomplete and age <= MAX_WAIT:
             reason = "its name marks an incomplete copy (such as .part); rename it once the copy is complete"
@@ -166,7 +170,12 @@ def find_batches(
     return batches, waiting
 
 
-def group_names(names: Iterable[str]) -> list[list[str]]:
+def is_idx_name(name: str) -> bool:
+    """Whether a file of this name is one of a pair of IDX files."""
+    return bool(_IDX.fullmatch(name))
+
+
+def group_file_names(names: Iterable[str]) -> list[list[str]]:
     """Return the names of the files of each batch: pairs of IDX files, images first, and single files."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):  # images come before labels

@@ -42,13 +42,13 @@ class LabelledImages:
 
 
 @dataclass
-class Contents:
+class SourceContents:
     """What a source contained, and what was changed."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # height and width
     modes: Counter[str] = field(default_factory=Counter)  # Pillow's colour modes
     resized: int = 0
-    recoloured: int = 0
+    converted_colours: int = 0
     unreadable: list[str] = field(default_factory=list)  # the reason for each image that was left out
 
 
@@ -62,7 +62,7 @@ class LabelledSource:
     width: int
     channels: int
     background: int | None
-    contents: Contents
+    contents: SourceContents
 
 
 def read_source(
@@ -127,7 +127,7 @@ def _read_encoded(
     classes = sorted({image.label for image in images}, key=_to_sort_key)
     renamed = _rename_classes(name, classes, names) if names else classes
     positions = {label: int(label) if names else position for position, label in enumerate(classes)}
-    contents = Contents()
+    contents = SourceContents()
     sample = _decode_sample(images)
     height, width = size or _choose_size(images)
     channels = channels or (3 if _has_colour(sample) else 1)
@@ -155,7 +155,7 @@ def _read_encoded(
             contents.sizes[decoded.size[::-1]] += 1
             contents.modes[decoded.mode] += 1
             contents.resized += decoded.size != (width, height)
-            contents.recoloured += decoded.mode != ("L" if channels == 1 else "RGB")
+            contents.converted_colours += decoded.mode != ("L" if channels == 1 else "RGB")
             pixels[count], labels[count] = decoded.pixels, positions[image.label]
             count += 1
         splits[split] = LabelledImages(pixels[:count], labels[:count])
@@ -177,14 +177,19 @@ def _read_arrays(
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     if size and size != shape[:2]:
-        raise DataError(f"{name}: its images have {shape[0]} x {shape[1]} pixels, and arrays are not resized")
+        raise DataError(
+            f"{name}: its images have {shape[0]} x {shape[1]} pixels, and arrays are not resized; leave out --size"
+        )
     if channels and channels != (shape[2] if len(shape) == 3 else 1):
-        raise DataError(f"{name}: its images have the shape {shape}, and the colours of arrays are not converted")
+        mode, option = ("greyscale", "--colour") if channels == 3 else ("colour", "--grey")
+        raise DataError(
+            f"{name}: its images are {mode}, and the colours of arrays are not converted; leave out {option}"
+        )
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
         raise DataError(f"{name}: its images have {shape[0]} x {shape[1]} pixels, expected {MIN_SIDE} to {MAX_SIDE}")
     names = _rename_classes(name, names, classes) if classes else names
     parts: dict[Split | None, list[LabelledImages]] = {}
-    contents = Contents()
+    contents = SourceContents()
     for split, (images, labels) in arrays.items():
         try:
             converted = LabelledImages(convert_images(images, shape), convert_labels(labels, names))
@@ -224,7 +229,7 @@ def _list_classes(labels: Sequence[np.ndarray]) -> list[str]:
     indices = np.concatenate([part.ravel() for part in labels])
     least, largest = (int(indices.min()), int(indices.max())) if len(indices) else (0, 0)
     if least != 0 or not 1 <= largest <= 255:
-        raise DataError(f"labels go from {least} to {largest}; number the 2 to 256 classes from 0")
+        raise DataError(f"labels range from {least} to {largest}; class indices must start at 0 (2 to 256 classes)")
     return [str(number) for number in range(largest + 1)]
 
 

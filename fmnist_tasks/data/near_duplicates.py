@@ -1,11 +1,12 @@
 """Near-duplicates: images that differ by a few bits, a shift of one pixel, a horizontal flip or their brightness.
 
-Two images are compared only if random hyperplanes separate neither (locality-sensitive hashing, Charikar 2002,
-https://doi.org/10.1145/509907.509965): a table holds codes of the images, one bit for each hyperplane, and is searched
-for equal codes. The hyperplanes ignore the mean brightness and the outermost pixels, which a shift changes. An image is
-in the tables as it is and shifted up and down; it is looked up as it is, shifted to the left and to the right, and
-flipped. Of at most `_MAX_CANDIDATES` images with the same code in a table, those whose codes in all tables differ least
-are compared. So the time grows with the number of images, not with that of pairs, also if many are alike.
+Two images are compared only if the random hyperplanes of at least one table do not separate them (locality-sensitive
+hashing, Charikar 2002, https://doi.org/10.1145/509907.509965): a table holds codes of the images, one bit for each
+hyperplane, and is searched for equal codes. The hyperplanes ignore the mean brightness and the outermost pixels, which
+a shift changes. An image is in the tables as it is and shifted up and down; it is looked up as it is, shifted to the
+left and to the right, and flipped. Of at most `_MAX_CANDIDATES` images with the same code in a table, those whose codes
+in all tables differ least are compared. So the time grows with the number of images, not with that of pairs, also if
+many are alike.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import IO, BinaryIO
 import numpy as np
 
 from fmnist_tasks.data.archives import open_archive, require_readable
-from fmnist_tasks.data.files import report_faults
+from fmnist_tasks.data.files import convert_errors
 from fmnist_tasks.errors import DataError
 
 _MAX_DIRECTORY_BYTES = 1 << 20  # some ten thousand files
@@ -78,7 +78,7 @@ def list_arrays(file: BinaryIO, name: str) -> list[str]:
 
 
 def _report_faults(name: str) -> AbstractContextManager[None]:
-    return report_faults(f"{name}: is not {_KIND}, or is damaged or truncated")
+    return convert_errors(f"{name}: is not {_KIND}, or is damaged or truncated")
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Header:

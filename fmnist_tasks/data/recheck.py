@@ -21,7 +21,7 @@ NO_FOLDER = "incoming"  # the source of batches that are not in a folder, and of
 
 
 @dataclass(frozen=True)
-class SourceFindings:
+class SourceStatistics:
     """What was found in a sample of a source's images."""
 
     images: int  # in the sample
@@ -55,7 +55,7 @@ def choose_sample(counts: list[int], size: int) -> list[np.ndarray]:
     return [chosen[(chosen >= start) & (chosen < end)] - start for start, end in zip(starts, ends, strict=True)]
 
 
-def check_source(found: SourceFindings, policy: RecheckPolicy, review: ReviewPolicy) -> list[Check]:
+def check_source(found: SourceStatistics, policy: RecheckPolicy, review: ReviewPolicy) -> list[Check]:
     """Check a source against the limits of the policy; without a champion, labels are not checked.
 
     A value above its limit fails only if it is significant, since a source may have few images.
@@ -76,12 +76,12 @@ def check_source(found: SourceFindings, policy: RecheckPolicy, review: ReviewPol
             found.drift <= policy.max_drift or found.drift_p_value >= policy.significance,
             f"the largest distance of a feature from the training split is {found.drift:.3f}, "
             f"{'at most' if found.drift <= policy.max_drift else 'above'} the threshold of {policy.max_drift:.3f} "
-            f"({found.images:,} images looked at, Kolmogorov-Smirnov test, p = {found.drift_p_value:.2g})",
+            f"({found.images:,} sampled images, Kolmogorov-Smirnov test, p = {found.drift_p_value:.2g})",
             policy.on_failure,
         ),
     ]
     if found.doubtful is not None:
-        expected = review.doubtful_labels
+        expected = review.label_false_alarm_rate
         checks += [_check_share("doubtful labels", found.doubtful, found.images, expected, policy.max_doubtful, policy)]
     return checks
 
@@ -92,8 +92,8 @@ def _check_share(name: str, count: int, images: int, expected: float, limit: flo
     p_value = float(binomtest(count, images, expected, alternative="greater").pvalue)
     has_passed = share <= limit or p_value >= policy.significance
     message = (
-        f"{name}: {count:,} of {images:,} images looked at ({share:.2%}), "
-        f"{'at most' if share <= limit else 'above'} the limit of {limit:.2%}; in clean batches {expected:.1%} are "
-        f"expected (binomial test, p = {p_value:.2g})"
+        f"{name}: {count:,} of {images:,} sampled images ({share:.2%}), "
+        f"{'at most' if share <= limit else 'above'} the threshold of {limit:.2%}; {expected:.1%} are expected in "
+        f"clean batches (binomial test, p = {p_value:.2g})"
     )
     return make_check(name, share, f"≤ {limit:.2%}", has_passed, message, policy.on_failure)

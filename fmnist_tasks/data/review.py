@@ -20,26 +20,27 @@ import numpy as np
 from pydantic import ValidationError
 
 from fmnist_tasks.data.accepted_batches import AcceptedBatch, list_accepted
-from fmnist_tasks.data.dataset import pack_arrays, store_images
-from fmnist_tasks.data.image_checks import Finding
+from fmnist_tasks.data.dataset import pack_arrays, save_images
+from fmnist_tasks.data.image_checks import ImageFinding
 from fmnist_tasks.data.npz import read_npz
 from fmnist_tasks.errors import ConflictError, IntegrityError, MissingError, SettingsError
 from fmnist_tasks.registry.blobs import get_verified, open_verified, put_blob
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store, map_parallel, read_clock
 from fmnist_tasks.schemas.base import Reference, describe_faults
-from fmnist_tasks.schemas.data import ImageSet, ImageToReview, ReviewDecision, ReviewPart, StoredReviewPart
+from fmnist_tasks.schemas.data import FlaggedImage, ImageSet, ReviewDecision, ReviewShard, StoredReviewShard
+from fmnist_tasks.settings import name_command
 from fmnist_tasks.text import make_printable
 
 log = logging.getLogger(__name__)
 
-Action = Literal["keep", "relabel", "drop"]
+ReviewAction = Literal["keep", "relabel", "drop"]
 
 _ID_DIGITS = 32  # of 64; nobody can make two batches with the same ones
 _PREFIX = "reviews/"
 _KEY = re.compile(rf"{_PREFIX}(?P<digest>[0-9a-f]{{64}})/(?P<number>[0-9]{{8}})\.json")
-_PART_SIZE = 2_000  # images; the document of a part stays below a megabyte
-_CACHED_PARTS = 1_000  # by digest; a process reads these once
+_SHARD_SIZE = 2_000  # images; the document of a part stays below a megabyte
+_CACHED_SHARDS = 1_000  # by digest; a process reads these once
 _MAX_ATTEMPTS = 50  # of writing a decision, while others decide at the same time
 
 
@@ -48,7 +49,7 @@ class ReviewImage:
     """An image that was set aside, where its pixels are, and the last decision about it."""
 
     batch: AcceptedBatch
-    image: ImageToReview
+    flagged: FlaggedImage
     arrays: Reference
     position: int  # in the arrays
     decision: ReviewDecision | None
@@ -56,7 +57,7 @@ class ReviewImage:
     @property
     def id(self) -> str:
         """A name for forms and commands: the digest of the batch, shortened, and the row."""
-        return f"{self.batch.sha256[:_ID_DIGITS]}-{self.image.row}"
+        return f"{self.batch.sha256[:_ID_DIGITS]}-{self.flagged.row}"
 
 
 def describe_decision(image: ReviewImage, classes: list[str]) -> str:
@@ -69,31 +70,31 @@ def describe_decision(image: ReviewImage, classes: list[str]) -> str:
     return f"{words}{new} by {decision.by} on {decision.time[:16].replace('T', ' ')} UTC"
 
 
-def store_parts(
-    store: Store, images: np.ndarray, labels: np.ndarray, findings: Sequence[Finding]
-) -> list[StoredReviewPart]:
+def save_review_shards(
+    store: Store, images: np.ndarray, labels: np.ndarray, findings: Sequence[ImageFinding]
+) -> list[StoredReviewShard]:
     """Save the images of a batch that have findings, each with its near-duplicate, or zeros."""
     parts, blank = [], np.zeros_like(images[0])
-    for start in range(0, len(findings), _PART_SIZE):
-        chosen = findings[start : start + _PART_SIZE]
+    for start in range(0, len(findings), _SHARD_SIZE):
+        chosen = findings[start : start + _SHARD_SIZE]
         rows = [finding.row for finding in chosen]
         neighbours = np.stack([finding.neighbour.pixels if finding.neighbour else blank for finding in chosen])
         with pack_arrays(images=images[rows], neighbours=neighbours) as file:
             arrays = put_blob(store, file)
-        part = ReviewPart(
+        part = ReviewShard(
             images=[
-                ImageToReview(
+                FlaggedImage(
                     row=finding.row,
                     label=int(labels[finding.row]),
                     suggested=finding.suggested,
                     reasons=list(finding.reasons),
-                    has_neighbour=finding.neighbour is not None,
-                    is_near_test=finding.neighbour is not None and finding.neighbour.is_test,
+                    has_near_duplicate=finding.neighbour is not None,
+                    is_near_duplicate_of_test=finding.neighbour is not None and finding.neighbour.is_test,
                 )
                 for finding in chosen
             ]
         )
-        parts.append(StoredReviewPart(images=put_blob(store, part.model_dump_json().encode()), arrays=arrays))
+        parts.append(StoredReviewShard(images=put_blob(store, part.model_dump_json().encode()), arrays=arrays))
     return parts
 
 
@@ -107,7 +108,7 @@ def list_review_images(store: Store, batches: Iterable[AcceptedBatch] | None = N
     chosen.sort(key=lambda batch: batch.accepted, reverse=True)
     decisions = _read_decisions(store, {batch.sha256 for batch in chosen})
     parts = [(batch, part) for batch in chosen for part in batch.document.review]
-    contents = map_parallel(lambda item: _read_part(store, item[1].images), parts)
+    contents = map_parallel(lambda item: _read_shard(store, item[1].images), parts)
     return [
         ReviewImage(batch, image, part.arrays, position, decisions[batch.sha256].get(image.row))
         for (batch, part), content in zip(parts, contents, strict=True)
@@ -122,7 +123,7 @@ def read_pixels(store: Store, arrays: Reference) -> tuple[np.ndarray, np.ndarray
     return images, neighbours
 
 
-def store_kept_images(store: Store, images: Iterable[ReviewImage]) -> list[ImageSet]:
+def save_reviewed_images(store: Store, images: Iterable[ReviewImage]) -> list[ImageSet]:
     """Save the images that users kept or relabelled, one set for each batch, for the dataset of a run."""
     chosen: dict[str, list[ReviewImage]] = {}
     for image in images:
@@ -137,23 +138,23 @@ def store_kept_images(store: Store, images: Iterable[ReviewImage]) -> list[Image
             pixels.append(part[[image.position for image in own]])
             labels += [_choose_label(image) for image in own]
         source = f"review of {members[0].batch.name}"
-        sets.append(store_images(store, "train", source, np.concatenate(pixels), np.array(labels, np.uint8)))
+        sets.append(save_images(store, "train", source, np.concatenate(pixels), np.array(labels, np.uint8)))
     return sets
 
 
 def _choose_label(image: ReviewImage) -> int:
     decided = image.decision.label if image.decision else None
-    return image.image.label if decided is None else decided
+    return image.flagged.label if decided is None else decided
 
 
 def _record_decision(
-    store: Store, batch: AcceptedBatch, rows: Sequence[int], action: Action, *, by: str, label: int | None = None
+    store: Store, batch: AcceptedBatch, rows: Sequence[int], action: ReviewAction, *, by: str, label: int | None = None
 ) -> ReviewDecision:
     """Record a decision about images of a batch, named by their rows.
 
     Raises :class:`MissingError` if one of them was not set aside.
     """
-    known = {image.row for part in batch.document.review for image in _read_part(store, part.images).images}
+    known = {image.row for part in batch.document.review for image in _read_shard(store, part.images).images}
     if unknown := sorted(set(rows) - known):
         raise MissingError(f"image {unknown[0]} of batch {batch.name} was not set aside, so there is nothing to decide")
     for _ in range(_MAX_ATTEMPTS):
@@ -171,11 +172,11 @@ def _record_decision(
         key, document = _make_key(batch.sha256, number), decision.to_json()
         if store.put_if_absent(key, seal(document)) or read_document(store, key) == document:
             return decision
-    raise ConflictError(f"others decide about images of batch {batch.name} at the same time; repeat the decision")
+    raise ConflictError(f"other users are reviewing batch {batch.name} at the same time; try again")
 
 
 def record_decisions(
-    store: Store, classes: Sequence[str], ids: Sequence[str], action: Action, label: int | None, *, by: str
+    store: Store, classes: Sequence[str], ids: Sequence[str], action: ReviewAction, label: int | None, *, by: str
 ) -> list[ReviewDecision]:
     """Record a decision about images with these IDs, one document for each batch.
 
@@ -186,11 +187,13 @@ def record_decisions(
     if not ids:
         raise SettingsError("select at least one image")
     if action == "relabel" and (label is None or not 0 <= label < len(classes)):
-        raise SettingsError(f"to relabel an image, name one of the classes: {', '.join(classes)}")
+        raise SettingsError("choose a new label before you relabel")
     by_id = {image.id: image for image in list_review_images(store)}
     if missing := [name for name in ids if name not in by_id]:
-        raise MissingError(f"no image in review has the ID {missing[0][:80]}; see `fmnist review list`")
-    near_test = [name for name in ids if by_id[name].image.is_near_test]
+        raise MissingError(
+            f"no image in review has the ID {missing[0][:80]}; {name_command(store.dataset, 'review list')} lists them"
+        )
+    near_test = [name for name in ids if by_id[name].flagged.is_near_duplicate_of_test]
     if near_test and action != "drop":
         raise SettingsError(
             f"{', '.join(near_test[:5])}: near-duplicates of test images would make the test accuracy too high and can "
@@ -203,7 +206,7 @@ def record_decisions(
         _record_decision(
             store,
             images[0].batch,
-            [image.image.row for image in images],
+            [image.flagged.row for image in images],
             action,
             by=by,
             label=label if action == "relabel" else None,
@@ -212,10 +215,10 @@ def record_decisions(
     ]
 
 
-@lru_cache(_CACHED_PARTS)  # the Review view reads all of them for each response
-def _read_part(store: Store, reference: Reference) -> ReviewPart:
+@lru_cache(_CACHED_SHARDS)  # the Review view reads all of them for each response
+def _read_shard(store: Store, reference: Reference) -> ReviewShard:
     try:
-        return ReviewPart.model_validate_json(get_verified(store, reference))
+        return ReviewShard.model_validate_json(get_verified(store, reference))
     except ValidationError as error:
         raise IntegrityError(f"{reference.uri}: {describe_faults(error)}; it is not used") from error
 

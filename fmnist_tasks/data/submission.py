@@ -15,7 +15,7 @@ import numpy as np
 
 from fmnist_tasks.data.batch_files import BatchContent, read_files
 from fmnist_tasks.data.class_folders import list_folder
-from fmnist_tasks.data.incoming import PREFIX, group_names
+from fmnist_tasks.data.incoming import PREFIX, group_file_names, is_idx_name
 from fmnist_tasks.errors import ConflictError, DataError, SettingsError
 from fmnist_tasks.registry.store import Store, encode_name
 from fmnist_tasks.schemas.data import DatasetProperties
@@ -48,7 +48,9 @@ def submit_paths(store: Store, dataset: DatasetProperties, paths: Sequence[Path]
             if name in files:
                 raise ConflictError(f"{path}: another path would be submitted as {name} too; rename one of them")
             files[name] = file
-        groups = [{name: files[name] for name in names} for names in group_names(files)]
+        groups = [{name: files[name] for name in names} for names in group_file_names(files)]
+        for group in groups:
+            _require_pair(list(group))
         contents = [read_files(group, dataset) for group in groups]
         for group, content in zip(groups, contents, strict=True):
             _require_known_labels(next(iter(group)), content.labels, len(dataset.classes))
@@ -63,8 +65,8 @@ def make_key(name: str) -> str:
     """The key of a file in `incoming/`; raises :class:`SettingsError` for a name that is not one of a batch."""
     if "/" in name or not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         raise SettingsError(
-            f"{name[:80]!r} is not the name of a batch: it ends with .zip, .npz, .parquet, .csv, .csv.gz or -ubyte, "
-            f"and has up to {_MAX_NAME_LENGTH} printable characters"
+            f"{name[:80]!r} is not a valid name for a batch: such a name ends with .zip, .npz, .parquet, .csv, .csv.gz "
+            f"or -ubyte, and has at most {_MAX_NAME_LENGTH} printable characters"
         )
     return f"{PREFIX}{encode_name(name.encode(errors='surrogateescape'))}"
 
@@ -72,19 +74,24 @@ def make_key(name: str) -> str:
 def put_new_file(store: Store, key: str, file: BinaryIO) -> None:
     """Write a file; raises :class:`ConflictError` if one of this key waits already, also if it is being written."""
     if not store.put_if_absent(key, file):
-        raise ConflictError(f"{key} waits for the next run already; rename the file")
+        raise ConflictError(f"{key} is already waiting for the next run; rename your file to submit another batch")
 
 
 def _require_free(store: Store, key: str) -> None:
     if store.stat(key):
-        raise ConflictError(f"{key} waits for the next run already; rename the file")
+        raise ConflictError(f"{key} is already waiting for the next run; rename your file to submit another batch")
+
+
+def _require_pair(names: list[str]) -> None:
+    if len(names) == 1 and is_idx_name(names[0]):
+        raise DataError(f"{names[0]}: the other file of its IDX pair is missing; submit images and labels together")
 
 
 def _require_known_labels(name: str, labels: np.ndarray, classes: int) -> None:
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise DataError(
-            f"{name}: labels go from {labels.min()} to {labels.max()}; they are the indices of {classes} classes, from "
-            f"0 to {classes - 1}, in the order of the declaration"
+            f"{name}: labels range from {labels.min()} to {labels.max()}, expected 0 to {classes - 1} (indices of the "
+            "classes, in the order of the declaration)"
         )
 
 

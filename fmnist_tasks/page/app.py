@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from fmnist_tasks import errors
 from fmnist_tasks.announcement import announce_champion
-from fmnist_tasks.data.declaration import Declaration, open_declaration
+from fmnist_tasks.data.declaration import Declaration, load_declaration
 from fmnist_tasks.data.review import list_review_images, record_decisions
 from fmnist_tasks.data.submission import make_key, put_new_file
 from fmnist_tasks.page.activity import Schedule, list_quarantine, read_last_run
@@ -50,6 +50,7 @@ from fmnist_tasks.settings import (
     find_dataset,
     find_page,
     list_datasets,
+    name_command,
     name_dag,
     name_run_command,
 )
@@ -158,7 +159,7 @@ def _create_dataset_app(dataset: str, access: Access, capacity: Capacity) -> Fas
         return releases.open_manifest(get_releases().store, require_name("release", version), get_releases().read_log())
 
     def read_declared() -> Declaration:
-        return open_declaration(Settings.from_environment(), dataset)
+        return load_declaration(Settings.from_environment(), dataset)
 
     def describe_signature(signed_by: str | None) -> str:
         return get_releases().store.keys.describe(signed_by)
@@ -338,7 +339,8 @@ def _create_dataset_app(dataset: str, access: Access, capacity: Capacity) -> Fas
                 try:
                     await wait_for(receive(), _BATCH_SECONDS)
                 except TimeoutError as error:
-                    message = f"the batch was not received within {_BATCH_SECONDS:.0f} seconds; use `fmnist submit`"
+                    command = name_command(dataset, "submit")
+                    message = f"the batch was not received within {_BATCH_SECONDS:.0f} seconds; use {command}"
                     raise HTTPException(408, message) from error
                 await to_thread.run_sync(put_new_file, get_releases().store, key, file)
         return {"key": key}
@@ -437,7 +439,14 @@ def list_pages(dataset: str, request: Request) -> list[tuple[str, str, bool]]:
     names = list_datasets()
     root = build_path(request, "overview").removesuffix(find_page(dataset).removeprefix("/fmnist/"))
     pages = [(name, f"{root}{find_page(name).removeprefix('/fmnist/')}", name == dataset) for name in names]
-    return [("default", root, not dataset), *pages] if names else []
+    return [(_find_default_name(), root, not dataset), *pages] if names else []
+
+
+def _find_default_name() -> str:
+    try:
+        return load_declaration(Settings.from_environment(), "").name
+    except errors.FmnistError:  # the pages of the other datasets do not need it
+        return "default"
 
 
 def build_path(request: Request, name: str, /, **parts: Any) -> str:

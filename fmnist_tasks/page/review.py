@@ -53,7 +53,7 @@ def read_review_page(store: Store, classes: list[str], number: int, *, decided: 
     rows = []
     for image in shown:
         pixels, neighbours = parts[image.arrays.sha256]
-        entry = image.image
+        entry = image.flagged
         rows.append(
             ReviewRow(
                 id=image.id,
@@ -63,7 +63,7 @@ def read_review_page(store: Store, classes: list[str], number: int, *, decided: 
                 suggested=None if entry.suggested is None else classes[entry.suggested],
                 reasons=entry.reasons,
                 picture=encode_picture(pixels[image.position]),
-                neighbour=encode_picture(neighbours[image.position]) if entry.has_neighbour else None,
+                neighbour=encode_picture(neighbours[image.position]) if entry.has_near_duplicate else None,
                 decision=describe_decision(image, classes),
             )
         )

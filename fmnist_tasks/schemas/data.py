@@ -152,24 +152,24 @@ class WithdrawnBatch(Model):
     withdrawn: str  # a sentence: when, by whom and why
 
 
-class ImageToReview(Model):
+class FlaggedImage(Model):
     """An image that was set aside, with its position in the arrays of its part."""
 
     row: Count  # in the batch
     label: Count
     suggested: Count | None  # class that the champion predicts
     reasons: Annotated[list[str], Field(min_length=1)]
-    has_neighbour: bool  # whether there is a near-duplicate
-    is_near_test: bool = False  # whether that is a test image, so this one must not be used for training
+    has_near_duplicate: bool  # whether there is a near-duplicate
+    is_near_duplicate_of_test: bool = False  # whether that is a test image, so this one must not be used for training
 
 
-class ReviewPart(Model):
+class ReviewShard(Model):
     """Some of the images of a batch that were set aside."""
 
-    images: list[ImageToReview]
+    images: list[FlaggedImage]
 
 
-class StoredReviewPart(Model):
+class StoredReviewShard(Model):
     """Where a part is: its JSON, and the arrays `images` and `neighbours`, .npz."""
 
     images: Reference
@@ -181,7 +181,7 @@ class BatchDocument(Document):
 
     image_set: ImageSet  # without the images set aside
     submitted: Sha256
-    review: list[StoredReviewPart] = Field(default_factory=list)
+    review: list[StoredReviewShard] = Field(default_factory=list)
 
     @classmethod
     def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:

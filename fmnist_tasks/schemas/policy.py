@@ -79,20 +79,20 @@ class DataPolicy(Model):
 
 
 class ReviewPolicy(Model):
-    """Which images of a batch are set aside for review, and when a batch with too many of them is rejected."""
+    """Which images of a batch are set aside for review, and when a batch with too many of them is quarantined."""
 
-    # Shares of good images that may be set aside by mistake, from which the limits are chosen on validation images.
-    doubtful_labels: Share = 0.009
-    out_of_distribution: Share = 0.002
+    # Shares of clean images that may be set aside by mistake, from which thresholds are chosen on validation images.
+    label_false_alarm_rate: Share = 0.009
+    ood_false_alarm_rate: Share = 0.002
     expected_share: Share = 0.015  # of a clean batch, all checks together
-    max_share: Share = 0.05  # fewer never reject a batch
+    max_share: Share = 0.05  # fewer never quarantine a batch
     significance: Significance = 0.001  # of the binomial test against `expected_share`
 
 
 class RecheckPolicy(Model):
-    """Limits of all accepted batches of a source together."""
+    """Thresholds of all accepted batches of a source together."""
 
-    images: Annotated[int, Field(ge=100)] = 20_000  # of a source that are looked at, a random sample
+    sample_size: Annotated[int, Field(ge=100)] = 20_000  # images of a source, drawn at random
     max_doubtful: Share = 0.02
     max_near_duplicates: Share = 0.02
     max_drift: Share = 0.1  # Kolmogorov-Smirnov distance of a feature

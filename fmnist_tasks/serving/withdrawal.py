@@ -16,6 +16,7 @@ from fmnist_tasks.registry import champion, releases
 from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.releases import Action
 from fmnist_tasks.serving.rollback import find_origin, require_reason
+from fmnist_tasks.settings import name_command
 
 if TYPE_CHECKING:
     from fmnist_tasks.data.accepted_batches import AcceptedBatch
@@ -65,7 +66,8 @@ def _decide_batch(
         return act(store, name, by=actor, reason=reason).to_json()
     except MissingError as error:
         raise MissingError(
-            f"there is neither a release nor a batch {name!r}; `fmnist releases` and `fmnist batches` list them"
+            f"there is neither a release nor a batch {name!r}; {name_command(store.dataset, 'releases')} and "
+            f"{name_command(store.dataset, 'batches')} list them"
         ) from error
 
 

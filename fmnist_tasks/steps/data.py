@@ -25,13 +25,13 @@ from fmnist_tasks.schemas.data import (
     WithdrawnBatch,
 )
 from fmnist_tasks.schemas.runs import AddedBatch, ChangeResult, IngestResult, ValidationResult
-from fmnist_tasks.settings import Settings
+from fmnist_tasks.settings import Settings, name_command
 from fmnist_tasks.steps.examination import Examination, Examiner
 from fmnist_tasks.steps.gates import read_run_policy
 from fmnist_tasks.steps.step import Run, step
 
 if TYPE_CHECKING:
-    from fmnist_tasks.data.checks import Findings
+    from fmnist_tasks.data.checks import SampleResult
     from fmnist_tasks.data.incoming import IncomingBatch
 
 log = logging.getLogger(__name__)
@@ -46,22 +46,20 @@ _MAX_NEW_BYTES = 4 << 30  # of pixels and labels that one run adds; compressed f
 def ingest(store: Store, run: Run) -> IngestResult:
     """Find the dataset and new batches, and save both as blobs."""
     from fmnist_tasks.data.accepted_batches import list_accepted
-    from fmnist_tasks.data.dataset import make_dataset, store_images
-    from fmnist_tasks.data.declaration import open_declaration
-    from fmnist_tasks.data.review import list_review_images, store_kept_images
+    from fmnist_tasks.data.dataset import make_dataset, save_images
+    from fmnist_tasks.data.declaration import load_declaration
+    from fmnist_tasks.data.review import list_review_images, save_reviewed_images
     from fmnist_tasks.data.sources import load_base
 
     settings = Settings.from_environment()
     read_run_policy(run)  # first, so an invalid policy is found before any training
-    declaration = open_declaration(settings, run.dataset)
+    declaration = load_declaration(settings, run.dataset)
     arrays, source = load_base(declaration, settings)
     splits: tuple[Split, Split] = ("train", "test")
-    base = [
-        store_images(store, split, source, arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in splits
-    ]
+    base = [save_images(store, split, source, arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in splits]
     known = list_accepted(store)
     earlier = [batch.image_set for batch in known if not batch.withdrawal]
-    earlier += store_kept_images(store, list_review_images(store, known))
+    earlier += save_reviewed_images(store, list_review_images(store, known))
     new, unreadable, waiting = _read_batches(
         store, declaration, settings.settle_time, {batch.sha256 for batch in known}
     )
@@ -168,7 +166,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
             f"{len(accepted)} batches accepted, {len(quarantined)} quarantined{_summarise_waiting(waiting)}; "
             f"{len(in_review):,} in review"
         ),
-        rejection=_explain_rejection(rejected, suspicious),
+        rejection=_explain_rejection(run.dataset, rejected, suspicious),
     )
 
 
@@ -204,14 +202,15 @@ def detect_change(store: Store, run: Run, ingestion: IngestResult, validation: V
     )
 
 
-def _explain_rejection(base: list[str], sources: list[str]) -> str | None:
+def _explain_rejection(dataset: str, base: list[str], sources: list[str]) -> str | None:
     """Return why training does not start: faults of the base dataset, or of the accepted batches of a source."""
     if base:
         return f"data rejected, training does not start: {'; '.join(base)}"
     if sources:
         return (
-            f"accepted batches rejected, training does not start: {'; '.join(sources)}. Look at them with `fmnist "
-            "batches`, and withdraw bad ones; [recheck] in the policy has the thresholds"
+            f"the recheck of accepted batches failed, training does not start: {'; '.join(sources)}. "
+            f"{name_command(dataset, 'batches')} lists them, with the folder of the source in their names; withdraw "
+            "the bad ones. [recheck] in the policy has the thresholds"
         )
     return None
 
@@ -221,7 +220,7 @@ def _name_sample(batch: NewBatch) -> str:
     return f"{_SAMPLE_PREFIX}{batch.name}"
 
 
-def _draw_label_errors(store: Store, findings: Iterable[Findings], classes: list[str]) -> dict[str, Reference]:
+def _draw_label_errors(store: Store, findings: Iterable[SampleResult], classes: list[str]) -> dict[str, Reference]:
     """A figure of likely label errors, if there are any: each image with its label and the class it looks like."""
     from fmnist_tasks.evaluation import figures
 
@@ -245,7 +244,7 @@ def _read_batches(
     the limits.
     """
     from fmnist_tasks.data import incoming
-    from fmnist_tasks.data.dataset import store_images
+    from fmnist_tasks.data.dataset import save_images
 
     now = read_clock(store)
     try:
@@ -261,7 +260,7 @@ def _read_batches(
     for batch in batches:
         if len(batch.files) > incoming.MAX_FILES:
             reason = f"has {len(batch.files):,} files; the limit is {incoming.MAX_FILES:,}: submit it as a zip file"
-            waiting += incoming.list_waiting(batch, reason, needs_attention=True)
+            waiting += incoming.make_waiting_files(batch, reason, needs_attention=True)
             continue
         number_of_files += len(batch.files)
         if count >= _MAX_NEW_BATCHES or size > _MAX_NEW_BYTES or number_of_files > incoming.MAX_FILES:
@@ -270,25 +269,25 @@ def _read_batches(
                 f"{_MAX_NEW_BYTES >> 30} GiB; the next run takes it. Trigger a run, or submit fewer and larger files, "
                 "such as zip files"
             )
-            waiting += incoming.list_waiting(batch, reason, needs_attention=True)
+            waiting += incoming.make_waiting_files(batch, reason, needs_attention=True)
             continue
         try:
             content, files = incoming.read_batch(store, batch, dataset)
             if incoming.has_changed(store, files):
-                waiting += incoming.list_waiting(batch, "it changed while it was read")
+                waiting += incoming.make_waiting_files(batch, "it changed while it was read")
                 continue
         except MissingError as error:
             log.info("batch %s was removed in the meantime: %s", batch.name, error)
             continue
         except (AccessError, StoreError) as error:
             require_response(store)
-            waiting += incoming.list_waiting(batch, f"it cannot be read: {error}", needs_attention=True)
+            waiting += incoming.make_waiting_files(batch, f"it cannot be read: {error}", needs_attention=True)
             continue
         if isinstance(content, str):
             unreadable.append(UnreadableBatch(name=batch.name, files=files, reasons=[content]))
         else:
             source = f"{incoming.PREFIX}{batch.name}"
-            image_set = store_images(store, "train", source, content.images, content.labels, keys=batch.keys)
+            image_set = save_images(store, "train", source, content.images, content.labels, keys=batch.keys)
             new.append(
                 NewBatch(
                     name=batch.name,
@@ -359,7 +358,8 @@ def _remove_accepted(store: Store, batch: IncomingBatch) -> list[WaitingFile]:
 def _alert_quarantined(run: Run, batches: list[QuarantinedBatch]) -> None:
     """Send an alert for each batch; if there are many, one for all, with the reasons of the first."""
     texts = [
-        f"Batch {batch.name} is not used: {'; '.join(batch.reasons)}. Its files and the reason are at {batch.location}"
+        f"Batch {batch.name} is quarantined: {'; '.join(batch.reasons)}. The reason is in {batch.location}, and the "
+        "files are beside it"
         for batch in batches
     ]
     if len(texts) > _MAX_ALERTS:

@@ -1,4 +1,4 @@
-"""Examine batches: which images of a new one are set aside for review, and what the accepted ones of a source have."""
+"""Examine batches: set images of a new one aside for review, and recheck the accepted ones of each source together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.releases import describe_differences, read_manifest
 from fmnist_tasks.registry.store import Store
-from fmnist_tasks.schemas.data import Dataset, ImageSet, NewBatch, StoredReviewPart
+from fmnist_tasks.schemas.data import Dataset, ImageSet, NewBatch, StoredReviewShard
 from fmnist_tasks.schemas.evaluation import Check
 from fmnist_tasks.schemas.policy import Policy
 from fmnist_tasks.serving.release import Release, open_release
@@ -18,8 +18,8 @@ from fmnist_tasks.serving.release import Release, open_release
 if TYPE_CHECKING:
     import numpy as np
 
-    from fmnist_tasks.data.image_checks import ChampionPredictions, KnownImage, ReviewLimits
-    from fmnist_tasks.data.recheck import SourceFindings
+    from fmnist_tasks.data.image_checks import ChampionPredictions, KnownImage, ReviewThresholds
+    from fmnist_tasks.data.recheck import SourceStatistics
 
     Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, …), labels (N,)
 
@@ -33,7 +33,7 @@ class Examination:
 
     image_set: ImageSet  # the images that continue
     set_aside: int = 0  # images in review
-    review: list[StoredReviewPart] = field(default_factory=list)
+    review: list[StoredReviewShard] = field(default_factory=list)
     rejection: str | None = None  # why the whole batch is rejected
 
 
@@ -102,25 +102,25 @@ class Examiner:
         """
         import numpy as np
 
-        from fmnist_tasks.data.dataset import store_images
-        from fmnist_tasks.data.image_checks import explain_rejection, find_images_to_review
-        from fmnist_tasks.data.review import store_parts
+        from fmnist_tasks.data.dataset import save_images
+        from fmnist_tasks.data.image_checks import find_image_findings, find_rejection_reason
+        from fmnist_tasks.data.review import save_review_shards
 
         classes = self._dataset.classes
         continues = np.ones(len(images), bool)
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
             return Examination(batch.image_set), continues  # the data checks reject it
         neighbours = self._known.find_neighbours(images)
-        findings = find_images_to_review(labels, classes, neighbours, self._predict(images), self._limits)
+        findings = find_image_findings(labels, classes, neighbours, self._predict(images), self._limits)
         total = len(images) + batch.unreadable
-        if rejection := explain_rejection(findings, batch.unreadable, total, self._policy.review):
+        if rejection := find_rejection_reason(findings, batch.unreadable, total, self._policy.review):
             return Examination(batch.image_set, rejection=rejection), continues
         if not findings:
             return Examination(batch.image_set), continues
         continues[[finding.row for finding in findings]] = False
-        review = store_parts(self._store, images, labels, findings)
+        review = save_review_shards(self._store, images, labels, findings)
         source, keys = batch.image_set.source, batch.image_set.keys
-        rest = store_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
+        rest = save_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
         return Examination(rest, len(findings), review), continues
 
     def add_batch(self, name: str, images: np.ndarray) -> None:
@@ -141,15 +141,15 @@ class Examiner:
             for source, image_sets in sources.items()
         }
 
-    def _find(self, image_sets: Sequence[ImageSet]) -> SourceFindings:
+    def _find(self, image_sets: Sequence[ImageSet]) -> SourceStatistics:
         import numpy as np
 
         from fmnist_tasks.data.dataset import load_images
         from fmnist_tasks.data.drift import compare_features, compute_features
         from fmnist_tasks.data.image_checks import compute_margins
-        from fmnist_tasks.data.recheck import SourceFindings, choose_sample
+        from fmnist_tasks.data.recheck import SourceStatistics, choose_sample
 
-        chosen = choose_sample([image_set.images for image_set in image_sets], self._policy.recheck.images)
+        chosen = choose_sample([image_set.images for image_set in image_sets], self._policy.recheck.sample_size)
         parts = []
         for image_set, rows in zip(image_sets, chosen, strict=True):
             images, labels = load_images(self._store, image_set)
@@ -163,7 +163,7 @@ class Examiner:
             doubtful = int((compute_margins(predictions.probabilities, labels) < limits.margins[labels]).sum())
         features = compare_features(compute_features(images), labels, *self._reference)
         drifted = max(features, key=lambda feature: feature.distance)
-        return SourceFindings(
+        return SourceStatistics(
             images=len(images),
             doubtful=doubtful,
             near_duplicates=self._known.count_near_duplicates(images, own),
@@ -225,13 +225,13 @@ class Examiner:
         return open_release(self._store, entry.version)
 
     @cached_property
-    def _limits(self) -> ReviewLimits | None:
+    def _limits(self) -> ReviewThresholds | None:
         from fmnist_tasks.data.dataset import load_validation_split
-        from fmnist_tasks.data.image_checks import ReviewLimits
+        from fmnist_tasks.data.image_checks import ReviewThresholds
 
         images, labels = load_validation_split(self._store, self._dataset)
         predictions = self._predict(images)
-        return None if predictions is None else ReviewLimits.choose(predictions, labels, self._policy.review)
+        return None if predictions is None else ReviewThresholds.choose(predictions, labels, self._policy.review)
 
     def _predict(self, images: np.ndarray) -> ChampionPredictions | None:
         from fmnist_tasks.data.image_checks import ChampionPredictions

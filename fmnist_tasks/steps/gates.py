@@ -77,11 +77,11 @@ def read_valid_policy(dataset: str, overrides: Mapping[str, Any]) -> Policy:
 
     Raises :class:`SettingsError` for a fault, or an OOD family that the dataset lacks.
     """
-    from fmnist_tasks.data.declaration import open_declaration
+    from fmnist_tasks.data.declaration import load_declaration
     from fmnist_tasks.model.ood.families import list_families
 
     settings = Settings.from_environment()
-    declaration = open_declaration(settings, dataset)
+    declaration = load_declaration(settings, dataset)
     policy = read_policy(overrides, declaration.find_gates(settings.gates))
     families = list_families(declaration)
     if unknown := sorted(policy.ood.families.keys() - set(families)):

@@ -12,7 +12,7 @@ if (area) {
       const response = await fetch(address, { method: "POST", body: file });
       const content = await response.json();
       if (!response.ok) throw new Error(content.detail);
-      row.textContent = `${file.name}: waits for the next run, as ${content.key}`;
+      row.textContent = `${file.name}: submitted as ${content.key}; the next run checks it`;
       row.className = "good";
     } catch (error) {
       row.textContent = `${file.name}: ${error.message}`;

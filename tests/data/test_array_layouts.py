@@ -132,7 +132,7 @@ def test_the_shape_of_an_image_follows_from_that_of_the_array(
 @pytest.mark.parametrize(
     ("shape", "fault"),
     [
-        ((9, 3072), "3072 is no square number"),
+        ((9, 3072), "3072 is not a square number"),
         ((9, 3, 32, 32), "with the channels first"),
         ((9, 32, 32, 4), r"expected \(N, H, W\)"),
         ((9,), r"expected \(N, H, W\)"),

@@ -64,7 +64,7 @@ def test_classes_may_have_the_names_of_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "fault"),
     [
-        (["1.png", "wren/1.png"], "'1.png' is not in the folder of a class; use one folder for each class"),
+        (["1.png", "wren/1.png"], "'1.png' is not in the folder of a class; remove it, or use one folder for each"),
         (["sparrow/1.png", "wren/young/1.png"], "'wren/young/1.png' is not in the folder of a class"),
         (["train/wren/1.png", "more/wren/1.png"], "'more/wren/1.png' is not in the folder of a class"),
         ([".hidden/1.png"], "has no files in folders of classes"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from fmnist_tasks.data.checks import Findings, Sample, check_samples
+from fmnist_tasks.data.checks import Sample, SampleResult, check_samples
 from fmnist_tasks.data.declaration import Declaration, read_declaration
 from fmnist_tasks.data.sources import load_base
 from fmnist_tasks.evaluation.policy import read_policy
@@ -106,7 +106,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.fixture(scope="module")
-def findings(splits: tuple[Sample, Sample, Images], declaration: Declaration) -> dict[str, Findings]:
+def findings(splits: tuple[Sample, Sample, Images], declaration: Declaration) -> dict[str, SampleResult]:
     """Return the findings of good batches, their images with each damage, and images of the base dataset."""
     training, test, (images, labels) = splits
     batches = [
@@ -118,12 +118,12 @@ def findings(splits: tuple[Sample, Sample, Images], declaration: Declaration) ->
     return check_samples(training, test, batches, declaration, POLICY)[0]
 
 
-def list_failures(findings: Findings) -> set[str]:
+def list_failures(findings: SampleResult) -> set[str]:
     return {check.name for check in findings.checks if not check.has_passed}
 
 
 @pytest.mark.integration
-def test_the_real_dataset_and_good_batches_pass(findings: dict[str, Findings]) -> None:
+def test_the_real_dataset_and_good_batches_pass(findings: dict[str, SampleResult]) -> None:
     good = [f"good {number}" for number in range(BATCHES)]
     failures = {name: list_failures(findings[name]) for name in ("training", "test", *good)}
     assert {name for name, checks in failures.items() if checks} == set()
@@ -134,18 +134,18 @@ def test_the_real_dataset_and_good_batches_pass(findings: dict[str, Findings]) -
 
 @pytest.mark.integration
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_each_kind_of_damage_fails_its_check(findings: dict[str, Findings], damage: str) -> None:
+def test_each_kind_of_damage_fails_its_check(findings: dict[str, SampleResult], damage: str) -> None:
     assert DAMAGES[damage][1] in list_failures(findings[damage])
 
 
 @pytest.mark.integration
-def test_images_of_the_base_dataset_are_detected(findings: dict[str, Findings]) -> None:
+def test_images_of_the_base_dataset_are_detected(findings: dict[str, SampleResult]) -> None:
     assert list_failures(findings["of the test split"]) == {"train-test overlap"}
     assert list_failures(findings["of the training split"]) == {"duplicates"}
 
 
 @pytest.mark.integration
-def test_swapped_labels_are_located(findings: dict[str, Findings], splits: tuple[Sample, Sample, Images]) -> None:
+def test_swapped_labels_are_located(findings: dict[str, SampleResult], splits: tuple[Sample, Sample, Images]) -> None:
     pairs = {(pair.label, pair.looks_like): pair for pair in findings["swapped labels"].label_errors}
     assert set(pairs) == {(1, 3), (3, 1)}
     (check,) = (check for check in findings["swapped labels"].checks if check.name == "label errors")

@@ -13,8 +13,8 @@ from fmnist_tasks.data.dataset import (
     load_test_split,
     make_dataset,
     pack_arrays,
+    save_images,
     split_indices,
-    store_images,
 )
 from fmnist_tasks.data.npz import read_npz
 from fmnist_tasks.errors import DataError, IntegrityError
@@ -27,8 +27,8 @@ CLASSES = [f"pattern {i}" for i in range(synthetic.CLASSES)]
 
 def make_base(store: FolderStore) -> list[ImageSet]:
     return [
-        store_images(store, "train", "base", *synthetic.make_images(100, 1)),
-        store_images(store, "test", "base", *synthetic.make_images(40, 1)),
+        save_images(store, "train", "base", *synthetic.make_images(100, 1)),
+        save_images(store, "test", "base", *synthetic.make_images(40, 1)),
     ]
 
 
@@ -45,7 +45,7 @@ def test_the_split_is_stratified_disjoint_complete_and_reproducible() -> None:
 def test_batches_join_only_the_training_split(store: FolderStore) -> None:
     base = make_base(store)
     images, labels = synthetic.make_images(30, 5)
-    batch = store_images(store, "train", "incoming/b.npz", images, labels.astype(np.int64))
+    batch = save_images(store, "train", "incoming/b.npz", images, labels.astype(np.int64))
     without, arrays = (
         load_splits(store, make_dataset(synthetic.PROPERTIES, base, batches)) for batches in ([], [batch])
     )
@@ -60,11 +60,11 @@ def test_batches_join_only_the_training_split(store: FolderStore) -> None:
 
 def test_the_fingerprint_depends_on_content_not_on_source(store: FolderStore) -> None:
     images, labels = synthetic.make_images(50, 1)
-    original = make_dataset(synthetic.PROPERTIES, [store_images(store, "train", "here", images, labels)], [])
-    moved = make_dataset(synthetic.PROPERTIES, [store_images(store, "train", "there", images, labels)], [])
+    original = make_dataset(synthetic.PROPERTIES, [save_images(store, "train", "here", images, labels)], [])
+    moved = make_dataset(synthetic.PROPERTIES, [save_images(store, "train", "there", images, labels)], [])
     assert original.fingerprint == moved.fingerprint
     images[0, 0, 0] ^= 1
-    changed = make_dataset(synthetic.PROPERTIES, [store_images(store, "train", "here", images, labels)], [])
+    changed = make_dataset(synthetic.PROPERTIES, [save_images(store, "train", "here", images, labels)], [])
     reversed_classes = synthetic.PROPERTIES.model_copy(update={"classes": synthetic.PROPERTIES.classes[::-1]})
     renamed = make_dataset(reversed_classes, original.image_sets, [])
     assert len({original.fingerprint, changed.fingerprint, renamed.fingerprint}) == 3
@@ -73,7 +73,7 @@ def test_the_fingerprint_depends_on_content_not_on_source(store: FolderStore) ->
 def test_batches_count_once_and_in_any_order(store: FolderStore) -> None:
     base = make_base(store)
     batch_2, batch_3 = (
-        store_images(store, "train", f"batch {seed}", *synthetic.make_images(20, seed)) for seed in (2, 3)
+        save_images(store, "train", f"batch {seed}", *synthetic.make_images(20, seed)) for seed in (2, 3)
     )
     first, second = (
         make_dataset(synthetic.PROPERTIES, base, batches)

@@ -7,12 +7,12 @@ import pytest
 
 from fmnist_tasks.data.image_checks import (
     ChampionPredictions,
-    Finding,
+    ImageFinding,
     KnownImage,
-    ReviewLimits,
+    ReviewThresholds,
     compute_margins,
-    explain_rejection,
-    find_images_to_review,
+    find_image_findings,
+    find_rejection_reason,
 )
 from fmnist_tasks.schemas.policy import ReviewPolicy
 
@@ -36,20 +36,20 @@ def test_limits_set_the_policys_share_of_good_images_of_each_class_aside() -> No
     probabilities = random.dirichlet([1, 1, 1], 6000).astype(np.float32)
     probabilities[np.arange(6000), labels] += np.repeat([3, 1, 0.3], 2000)  # classes of different difficulty
     predictions = ChampionPredictions(probabilities, random.normal(size=6000).astype(np.float32))
-    limits = ReviewLimits.choose(predictions, labels, POLICY)
+    limits = ReviewThresholds.choose(predictions, labels, POLICY)
     doubtful = compute_margins(probabilities, labels) < limits.margins[labels]
     assert [doubtful[labels == label].mean() for label in (0, 1, 2)] == pytest.approx(
-        [POLICY.doubtful_labels] * 3, abs=1e-3
+        [POLICY.label_false_alarm_rate] * 3, abs=1e-3
     )
-    assert (predictions.ood_scores > limits.ood_score).mean() == pytest.approx(POLICY.out_of_distribution, abs=5e-4)
+    assert (predictions.ood_scores > limits.ood_score).mean() == pytest.approx(POLICY.ood_false_alarm_rate, abs=5e-4)
 
 
 def test_each_reason_is_given_and_images_without_one_continue() -> None:
     predictions = make_predictions((0.9, 0.05, 0.05), (0.02, 0.95, 0.03), (0.9, 0.05, 0.05), (0.05, 0.05, 0.9))
     predictions.ood_scores[2] = 5
-    limits = ReviewLimits(np.zeros(3), 1.0)
+    limits = ReviewThresholds(np.zeros(3), 1.0)
     neighbours = [None, None, None, TEST_IMAGE]
-    findings = find_images_to_review(np.array([0, 0, 0, 2]), CLASSES, neighbours, predictions, limits)
+    findings = find_image_findings(np.array([0, 0, 0, 2]), CLASSES, neighbours, predictions, limits)
     assert [(finding.row, finding.suggested, finding.neighbour) for finding in findings] == [
         (1, 1, None),
         (2, None, None),
@@ -57,13 +57,13 @@ def test_each_reason_is_given_and_images_without_one_continue() -> None:
     ]
     assert [finding.reasons for finding in findings] == [
         ("doubtful label: the champion predicts dress (95.0%), not coat (2.0%)",),
-        ("out of distribution: OOD score 5.00, limit 1.00",),
+        ("out of distribution: OOD score 5.00, review threshold 1.00",),
         ("near-duplicate of test image 8",),
     ]
 
 
 def test_without_a_champion_only_near_duplicates_are_found() -> None:
-    findings = find_images_to_review(np.array([0, 1]), CLASSES, [None, TEST_IMAGE], None, None)
+    findings = find_image_findings(np.array([0, 1]), CLASSES, [None, TEST_IMAGE], None, None)
     assert [finding.row for finding in findings] == [1]
 
 
@@ -82,11 +82,11 @@ def test_without_a_champion_only_near_duplicates_are_found() -> None:
 def test_a_batch_is_rejected_if_good_images_do_not_explain_its_findings(
     faulty: int, images: int, is_rejected: bool
 ) -> None:
-    findings = [Finding(row, ("near-duplicate of training image 5",)) for row in range(faulty - faulty // 2)]
-    reason = explain_rejection(findings, faulty // 2, images, POLICY)
+    findings = [ImageFinding(row, ("near-duplicate of training image 5",)) for row in range(faulty - faulty // 2)]
+    reason = find_rejection_reason(findings, faulty // 2, images, POLICY)
     assert (reason is not None) == is_rejected
     if reason:
         assert reason.startswith(
             f"{faulty} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable"
         )
-        assert f"near-duplicates: {len(findings)}, unreadable: {faulty // 2}, for example image 1, near-dup" in reason
+        assert f"near-duplicates {len(findings)}, unreadable {faulty // 2} (for example, image 1: near-dup" in reason

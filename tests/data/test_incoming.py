@@ -244,8 +244,8 @@ def test_each_of_a_few_bad_batches_has_its_own_alert(pipeline: Pipeline, caplog:
         ingest_and_validate()
     for name in ("a.txt", "b.txt"):
         path = pipeline.store.root / "quarantine" / RUN.id / f"{name}.reason.txt"
-        assert f"run {RUN.id}: Batch {name} is not used: incoming/{name}: is not a batch" in caplog.text
-        assert f"Its files and the reason are at {path}" in caplog.text
+        assert f"run {RUN.id}: Batch {name} is quarantined: incoming/{name}: is not a batch" in caplog.text
+        assert f"The reason is in {path}" in caplog.text
 
 
 def read_content(store: FolderStore, *keys: str) -> tuple[np.ndarray, np.ndarray] | str:

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fmnist_tasks.data.dataset import read_chunks, store_images
+from fmnist_tasks.data.dataset import read_chunks, save_images
 from fmnist_tasks.data.shards import Chunk, ShardedImages
 from fmnist_tasks.errors import IntegrityError
 from fmnist_tasks.registry.folder import FolderStore
@@ -97,7 +97,7 @@ def test_shards_that_fit_into_the_cache_are_read_once() -> None:
 
 def test_memory_is_bounded_by_window_and_cache(store: FolderStore) -> None:
     """All 40,000 images take 31 MB; a window of 2,000 and a cache of 4,000 take 5 MB."""
-    batches = [store_images(store, "train", f"batch {seed}", *synthetic.make_images(2_000, seed)) for seed in range(20)]
+    batches = [save_images(store, "train", f"batch {seed}", *synthetic.make_images(2_000, seed)) for seed in range(20)]
     shards = [(2_000, partial(read_chunks, store, batch)) for batch in batches]
     training = ShardedImages((28, 28), shards, window_size=2_000, max_cached=4_000)
     tracemalloc.start()
@@ -115,7 +115,7 @@ def test_an_image_set_is_read_in_chunks_and_only_the_selected_rows(
 ) -> None:
     monkeypatch.setattr("fmnist_tasks.data.dataset._CHUNK_SIZE", 30)
     images, labels = synthetic.make_images(100, 1)
-    image_set = store_images(store_of_each_kind, "train", "base", np.asfortranarray(images), labels.astype(np.int64))
+    image_set = save_images(store_of_each_kind, "train", "base", np.asfortranarray(images), labels.astype(np.int64))
     rows = np.array([0, 29, 30, 31, 99])
     chunks = list(read_chunks(store_of_each_kind, image_set, rows))
     assert [len(chunk[1]) for chunk in chunks] == [2, 2, 0, 1]
@@ -126,7 +126,7 @@ def test_an_image_set_is_read_in_chunks_and_only_the_selected_rows(
 
 
 def test_a_damaged_image_set_is_detected_in_the_epoch_that_reads_it(store: FolderStore) -> None:
-    image_set = store_images(store, "train", "base", *synthetic.make_images(100, 1))
+    image_set = save_images(store, "train", "base", *synthetic.make_images(100, 1))
     training = ShardedImages((28, 28), [(100, partial(read_chunks, store, image_set))], window_size=50, max_cached=0)
     assert sum(len(labels) for _, labels in training.iterate_windows(0, 0)) == 100
     key = image_set.blob.uri

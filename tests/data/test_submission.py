@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
 from fmnist_tasks.data.image_files import looks_inverted
+from fmnist_tasks.data.incoming import find_batches
 from fmnist_tasks.data.submission import submit_paths
 from fmnist_tasks.errors import ConflictError, DataError, SettingsError
 from fmnist_tasks.page.activity import Schedule
 from fmnist_tasks.page.app import Access, create_app
+from fmnist_tasks.registry.store import read_clock
 from fmnist_tasks.schemas.data import ImageFormat
 from tests.support import synthetic
 from tests.support.pipeline import Pipeline
@@ -68,22 +71,40 @@ def test_nothing_is_submitted_unless_everything_can_be_read(pipeline: Pipeline, 
     with pytest.raises(DataError, match=r"bad\.npz: is not an \.npz file"):
         submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad.npz"])
     assert list(pipeline.store.list("incoming/")) == []
+    (tmp_path / "bad-labels-idx1-ubyte").write_bytes(encode_idx(LABELS))
+    with pytest.raises(DataError, match=r"^bad-labels-idx1-ubyte: the other file of its IDX pair is missing"):
+        submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad-labels-idx1-ubyte"])
     (tmp_path / "bad.npz").write_bytes(encode_npz(images=IMAGES, labels=LABELS.astype(int) + 1))
-    with pytest.raises(DataError, match=r"^bad\.npz: labels go from 1 to 10; they .* 10 classes, from 0 to 9"):
+    with pytest.raises(DataError, match=r"^bad\.npz: labels range from 1 to 10, expected 0 to 9"):
         submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad.npz"])
     assert list(pipeline.store.list("incoming/")) == []
     with pytest.raises(DataError, match="there is no such file or folder"):
         submit_paths(pipeline.store, PROPERTIES, [tmp_path / "gone.npz"])
     (tmp_path / ".hidden.npz").write_bytes((tmp_path / "week.npz").read_bytes())
-    with pytest.raises(SettingsError, match=r"^'\.hidden\.npz' is not the name of a batch"):
+    with pytest.raises(SettingsError, match=r"^'\.hidden\.npz' is not a valid name for a batch"):
         submit_paths(pipeline.store, PROPERTIES, [tmp_path / ".hidden.npz"])
+
+
+def test_an_idx_pair_of_colour_images_is_a_batch(pipeline: Pipeline, tmp_path: Path) -> None:
+    image_format = PROPERTIES.image_format.model_copy(update={"channels": 3})
+    dataset = PROPERTIES.model_copy(update={"image_format": image_format})
+    paths = [tmp_path / "week-images-idx4-ubyte", tmp_path / "week-labels-idx1-ubyte"]
+    for path, array in zip(paths, (np.stack([IMAGES] * 3, axis=3), LABELS), strict=True):
+        path.write_bytes(encode_idx(array))
+    (batch,) = submit_paths(pipeline.store, dataset, paths)
+    assert batch.keys == [f"incoming/{path.name}" for path in paths]
+    stats = pipeline.store.list("incoming/")
+    (waiting,), _ = find_batches(stats, read_clock(pipeline.store), timedelta(0))
+    assert waiting.keys == batch.keys
 
 
 def test_a_file_that_waits_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
     path = tmp_path / "week.npz"
     path.write_bytes(encode_npz(images=IMAGES, labels=LABELS))
     submit_paths(pipeline.store, PROPERTIES, [path])
-    with pytest.raises(ConflictError, match=r"^incoming/week\.npz waits for the next run already; rename the file"):
+    with pytest.raises(
+        ConflictError, match=r"^incoming/week\.npz is already waiting for the next run; rename your file"
+    ):
         submit_paths(pipeline.store, PROPERTIES, [path])
 
 
@@ -104,7 +125,7 @@ def test_editors_upload_a_batch_on_the_page(pipeline: Pipeline) -> None:
 def test_other_names_are_refused(pipeline: Pipeline, name: str) -> None:
     response = make_page().post("/submit", params={"name": name}, content=b"x", headers=SAME_ORIGIN)
     assert response.status_code == 400
-    assert "is not the name of a batch" in response.json()["detail"]
+    assert "is not a valid name for a batch" in response.json()["detail"]
     assert list(pipeline.store.list("")) == []
 
 
@@ -148,12 +169,14 @@ def test_an_image_with_edges_unlike_the_background_looks_inverted(background: in
     assert [looks_inverted(pixels, image_format) for pixels in (image, 255 - image)] == inverted
 
 
-@pytest.mark.parametrize(("seconds", "delay"), [("0", ""), ("60", " that begins in 60 seconds or later")])
+@pytest.mark.parametrize(
+    ("seconds", "subject"), [("0", "The next run"), ("60", "A run that starts at least 60 seconds from now")]
+)
 def test_the_command_says_which_run_checks_the_batch(
-    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str, delay: str
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str, subject: str
 ) -> None:
     monkeypatch.setenv("FMNIST_SETTLE_SECONDS", seconds)
     images, labels = synthetic.make_images(20, 3)
     (tmp_path / "week.npz").write_bytes(synthetic.encode_npz(images=images, labels=labels))
     result = CliRunner().invoke(app, ["submit", str(tmp_path / "week.npz")])
-    assert f"The next run{delay} checks these batches: make run, or the schedule." in result.stdout
+    assert f"{subject} checks these batches: the scheduled one, or make run." in result.stdout

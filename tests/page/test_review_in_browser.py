@@ -67,23 +67,23 @@ def press_keys(page: Page, *keys: str) -> None:
 def test_images_are_decided_with_the_keyboard(pipeline: Pipeline, page: Page) -> None:
     errors = collect_errors(page, "/static/")
     page.goto("/review")
-    expect(page.get_by_text("6 images wait")).to_be_visible()
+    expect(page.get_by_text("6 images waiting")).to_be_visible()
     press_keys(page, "ArrowDown", "k")  # the second
-    expect(page.get_by_text("5 images wait")).to_be_visible()
+    expect(page.get_by_text("5 images waiting")).to_be_visible()
     press_keys(page, "ArrowUp", "Space", "ArrowDown", "ArrowDown", "Space")  # the first and the third of the others
     expect(page.locator("input[name=ids]:checked")).to_have_count(2)
     page.keyboard.press("d")
-    expect(page.get_by_text("3 images wait")).to_be_visible()
+    expect(page.get_by_text("3 images waiting")).to_be_visible()
     press_keys(page, "r")  # no label is suggested, so the user chooses one
     expect(page.locator("select[name=label]")).to_be_focused()
     page.locator("select[name=label]").select_option(label="pattern 7")
     page.get_by_role("button", name="Relabel").click()
-    expect(page.get_by_text("2 images wait")).to_be_visible()
+    expect(page.get_by_text("2 images waiting")).to_be_visible()
     page.get_by_label("all on this page").check()
     page.get_by_role("button", name="Keep").click()
-    expect(page.get_by_text("No images wait")).to_be_visible()
+    expect(page.get_by_text("0 images waiting")).to_be_visible()
 
-    decisions = {image.image.row: image.decision for image in list_review_images(pipeline.store)}
+    decisions = {image.flagged.row: image.decision for image in list_review_images(pipeline.store)}
     actions = {row: (decision.action, decision.label, decision.by) for row, decision in decisions.items()}
     keep, drop = ("keep", None, "ann"), ("drop", None, "ann")
     assert actions == {0: drop, 1: keep, 2: ("relabel", 7, "ann"), 3: drop, 4: keep, 5: keep}
@@ -100,7 +100,7 @@ def test_files_are_added(pipeline: Pipeline, page: Page, tmp_path: Path) -> None
     page.goto("/submit")
     expect(page.locator("#batches")).to_be_enabled()  # by the page's script
     page.locator("#batches").set_input_files(paths)
-    expect(page.get_by_text("shop.npz: waits for the next run, as incoming/shop.npz")).to_be_visible()
+    expect(page.get_by_text("shop.npz: submitted as incoming/shop.npz; the next run checks it")).to_be_visible()
     expect(page.get_by_text("notes.txt: 'notes.txt' is not the name of a batch")).to_be_visible()
     assert pipeline.store.get("incoming/shop.npz") == content
     assert errors == []

@@ -20,7 +20,7 @@ from fmnist_tasks.registry.documents import MAX_BYTES, seal
 from fmnist_tasks.registry.folder import FolderStore
 from fmnist_tasks.registry.store import Store, read_clock
 from fmnist_tasks.schemas.base import Reference
-from fmnist_tasks.schemas.data import BatchDocument, StoredReviewPart
+from fmnist_tasks.schemas.data import BatchDocument, StoredReviewShard
 from tests.support.documents import make_dataset, make_facts, save_record
 
 MONTH = timedelta(days=30)
@@ -87,7 +87,7 @@ def test_champions_new_releases_and_referenced_objects_stay(store_of_each_kind: 
     assert prune_after(store_of_each_kind, keep=1) == []
 
 
-def accept_batch(store: Store, blob: Reference, *review: StoredReviewPart) -> None:
+def accept_batch(store: Store, blob: Reference, *review: StoredReviewShard) -> None:
     (batch,) = make_dataset(blob).batches
     document = BatchDocument(image_set=batch, submitted=blob.sha256, review=list(review))
     store.put("batches/b.json", seal(document.to_json()))
@@ -95,7 +95,7 @@ def accept_batch(store: Store, blob: Reference, *review: StoredReviewPart) -> No
 
 def test_accepted_batches_and_their_blobs_stay(store_of_each_kind: Store) -> None:
     batch, images, arrays = (put_blob(store_of_each_kind, content) for content in (b"batch", b"images", b"arrays"))
-    accept_batch(store_of_each_kind, batch, StoredReviewPart(images=images, arrays=arrays))
+    accept_batch(store_of_each_kind, batch, StoredReviewShard(images=images, arrays=arrays))
     store_of_each_kind.put("reviews/b/00000001.json", b"a decision")
     store_of_each_kind.put("incoming/new.npz", b"x")
     store_of_each_kind.put("quarantine/run/bad.npz", b"x")

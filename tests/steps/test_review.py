@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
 from fmnist_tasks.data.accepted_batches import accept_batch
-from fmnist_tasks.data.dataset import store_images
+from fmnist_tasks.data.dataset import save_images
 from fmnist_tasks.data.review import list_review_images, read_pixels, record_decisions
 from fmnist_tasks.errors import IntegrityError, MissingError, RejectedError, SettingsError
 from fmnist_tasks.page.activity import Schedule
@@ -55,7 +55,7 @@ def count_training_images(result: ValidationResult) -> int:
 
 
 def list_rows(store: FolderStore) -> list[int]:
-    return [image.image.row for image in list_review_images(store) if image.decision is None]
+    return [image.flagged.row for image in list_review_images(store) if image.decision is None]
 
 
 def test_near_duplicates_are_set_aside_and_the_rest_continues(pipeline: Pipeline) -> None:
@@ -67,7 +67,7 @@ def test_near_duplicates_are_set_aside_and_the_rest_continues(pipeline: Pipeline
     assert count_training_images(result) == 1600 + 398
     assert result.summary.endswith("; 2 in review")
     waiting = list_review_images(pipeline.store)
-    assert [image.image.reasons for image in waiting] == [
+    assert [image.flagged.reasons for image in waiting] == [
         ["near-duplicate of training image 13"],
         ["near-duplicate of training image 101"],
     ]
@@ -135,7 +135,7 @@ def pipeline_in_review(pipeline: Pipeline, store_in_review: Path) -> Pipeline:
 
 
 def decide(store: FolderStore, rows: Sequence[int], action, label: int | None = None) -> None:
-    ids = [image.id for image in list_review_images(store) if image.image.row in rows]
+    ids = [image.id for image in list_review_images(store) if image.flagged.row in rows]
     record_decisions(store, CLASSES, ids, action, label, by="ann")
 
 
@@ -158,7 +158,7 @@ def test_near_duplicates_of_test_images_can_only_be_dropped(pipeline: Pipeline) 
     images[3], images[5] = synthetic.make_images(600, 2)[0][0], TRAINING[12]
     submit(pipeline, images, LABELS)
     store = pipeline.store
-    ids = {image.image.row: image.id for image in list_review_images(store)}
+    ids = {image.flagged.row: image.id for image in list_review_images(store)}
     for action in ("keep", "relabel"):
         with pytest.raises(SettingsError, match=rf"^{ids[3]}: near-duplicates of test images .* can only be dropped"):
             decide(store, [3, 5], action, 1)
@@ -172,7 +172,7 @@ def test_the_last_decision_counts(pipeline_in_review: Pipeline) -> None:
     store = pipeline_in_review.store
     decide(store, [3, 5], "keep")
     decide(store, [3], "drop")
-    decisions = {image.image.row: image.decision for image in list_review_images(store)}
+    decisions = {image.flagged.row: image.decision for image in list_review_images(store)}
     assert decisions[8] is None
     assert [(decisions[row].action, decisions[row].by, decisions[row].number) for row in (3, 5)] == [
         ("drop", "ann", 2),
@@ -198,12 +198,12 @@ def test_the_same_batch_submitted_again_counts_once(pipeline_in_review: Pipeline
 
 def test_unknown_images_and_labels_are_refused(pipeline_in_review: Pipeline) -> None:
     store = pipeline_in_review.store
-    with pytest.raises(MissingError, match=r"^no image in review has the ID x-1; see `fmnist review list`"):
+    with pytest.raises(MissingError, match=r"^no image in review has the ID x-1; `fmnist review list` lists them"):
         record_decisions(store, CLASSES, ["x-1"], "keep", None, by="ann")
     with pytest.raises(SettingsError, match=r"^select at least one image$"):
         record_decisions(store, CLASSES, [], "keep", None, by="ann")
     for label in (None, -1, 10):
-        with pytest.raises(SettingsError, match=r"^to relabel an image, name one of the classes: pattern 0,"):
+        with pytest.raises(SettingsError, match=r"^choose a new label before you relabel"):
             decide(store, [3], "relabel", label)
 
 
@@ -241,7 +241,7 @@ def test_images_that_a_batch_repeats_are_set_aside_except_the_first(pipeline: Pi
     result = submit(pipeline, images, labels)
     assert result.set_aside == {"run-2.npz": 5}
     waiting = list_review_images(pipeline.store)
-    assert [(image.image.row, image.image.reasons[0]) for image in waiting[:2]] == [
+    assert [(image.flagged.row, image.flagged.reasons[0]) for image in waiting[:2]] == [
         (400, "near-duplicate of image 1 of the same batch"),
         (401, "near-duplicate of image 2 of the same batch"),
     ]
@@ -254,7 +254,7 @@ def test_withdrawn_images_do_not_return_in_another_order(pipeline: Pipeline) -> 
     assert (result.accepted, count_training_images(result)) == ([], 1600)
     submit(pipeline, IMAGES[:1], LABELS[:1], "run-4")
     (image,) = list_review_images(pipeline.store)
-    assert image.image.reasons == ["near-duplicate of image 1 of the withdrawn batch run-2.npz"]
+    assert image.flagged.reasons == ["near-duplicate of image 1 of the withdrawn batch run-2.npz"]
 
 
 def test_a_damaged_or_copied_decision_is_refused(pipeline_in_review: Pipeline) -> None:
@@ -285,6 +285,9 @@ def test_the_command_lists_and_decides(pipeline_in_review: Pipeline) -> None:
     run("relabel", ids[1], "--label", "pattern 7")
     run("drop", ids[2])
     assert run("list") == []
+    result = CliRunner().invoke(app, ["review", "relabel", ids[0], "--label", "pattern 77"])
+    assert result.exit_code == 1
+    assert "'pattern 77' is not a class of Synthetic patterns; its classes are pattern 0" in result.output
     decisions = [row["decision"] for row in run("list", "--decided")]
     assert [(row["action"], row["label"]) for row in decisions] == [("keep", None), ("relabel", 7), ("drop", None)]
     assert all(str(row["by"]).endswith("(shell)") for row in decisions)
@@ -295,7 +298,7 @@ def test_the_command_lists_and_decides(pipeline_in_review: Pipeline) -> None:
 def test_the_page_shows_images_and_decides_in_bulk(pipeline_in_review: Pipeline) -> None:
     client = TestClient(create_app(Access(lambda: None, lambda: "ann", lambda _: Schedule())))
     view = client.get("/review").text
-    assert "3 images wait for a decision, 0 decided" in view
+    assert "3 images waiting for a decision, 0 decided" in view
     assert "near-duplicate of training image 13" in view
     assert view.count("data:image/png;base64,") == 6
     ids = [image.id for image in list_review_images(pipeline_in_review.store)]
@@ -303,7 +306,7 @@ def test_the_page_shows_images_and_decides_in_bulk(pipeline_in_review: Pipeline)
         "/review", data={"action": "drop", "ids": ids[:2]}, headers=SAME_ORIGIN, follow_redirects=False
     )
     assert response.status_code == 303
-    assert "1 image waits for a decision, 2 decided" in client.get("/review").text
+    assert "1 image waiting for a decision, 2 decided" in client.get("/review").text
     assert "dropped by ann on" in client.get("/review?decided=true").text
     assert client.post("/review", data={"action": "keep", "ids": ["x-1"]}, headers=SAME_ORIGIN).status_code == 404
     assert client.post("/review", data={"action": "burn", "ids": ids}, headers=SAME_ORIGIN).status_code == 422
@@ -319,7 +322,7 @@ def test_the_champion_finds_wrong_labels_and_noise(finished_pipeline: Pipeline) 
     images[[40, 50]] = random.integers(0, 256, (2, 28, 28))
     result = submit(finished_pipeline, images, labels)
     assert result.quarantined == []
-    found = {image.image.row: image.image for image in list_review_images(finished_pipeline.store)}
+    found = {image.flagged.row: image.flagged for image in list_review_images(finished_pipeline.store)}
     assert set(found) >= {10, 20, 30, 40, 50}
     assert len(found) <= 5 + 40
     assert [found[row].suggested for row in (10, 20, 30)] == [(labels[row] - 1) % 10 for row in (10, 20, 30)]
@@ -342,12 +345,12 @@ def test_small_amounts_of_wrong_labels_in_accepted_batches_add_up(finished_pipel
     for number in range(4):
         images, labels = synthetic.make_images(500, 80 + number)
         labels[:15] = (labels[:15] + 1) % 10
-        image_set = store_images(
+        image_set = save_images(
             store, "train", f"incoming/shop/{number}.npz", images, labels, keys=[f"incoming/shop/{number}.npz"]
         )
         accept_batch(store, image_set, image_set.blob.sha256)
     with pytest.raises(
-        RejectedError, match=r"^accepted batches rejected, .*: source shop: doubtful labels: \d+ of 2,000"
+        RejectedError, match=r"^the recheck of accepted batches failed, .*: source shop: doubtful labels: \d+ of 2,000"
     ):
         validate("run-2")
     withdrawal.withdraw(store, "shop/0.npz", "wrong labels", actor="ann")
