@@ -386,7 +386,7 @@ def test_predict_classifies_readable_images_and_names_the_others(finished_pipeli
     assert [row["image"] for row in rows] == [str(paths[0]), str(paths[2]), str(paths[1])]
     assert "is not a readable image" in rows[2]["error"]
     result = run_fmnist("predict", *paths, expect=1)
-    assert f"error: {paths[1]}: is not a readable image" in result.stderr
+    assert f"error: {paths[1]} is not a readable image" in result.stderr
     assert "a.png" in result.stdout
     assert "c.png" in result.stdout
 

@@ -119,7 +119,7 @@ def test_unsuitable_images_are_refused(
 def test_a_class_folder_that_is_a_link_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "wren").mkdir(parents=True)
     (tmp_path / "pictures" / "robin").symlink_to(tmp_path / "pictures" / "wren")
-    with pytest.raises(FmnistError, match=r"robin: is a symbolic link, which is not followed; copy the folder"):
+    with pytest.raises(FmnistError, match=r"robin is a symbolic link, which is not followed; copy the folder"):
         create(tmp_path / "pictures")
 
 
@@ -146,7 +146,7 @@ def test_classes_that_are_numbers_are_given_names(pipeline: Pipeline, tmp_path: 
     if count == 10:
         assert create(path, "--classes", ", ".join(names))[1].classes == names
     else:  # too few for the labels, or too many, so that a class has no images
-        with pytest.raises(FmnistError, match=rf"images.npz: has 10 classes, but --classes has {count} names"):
+        with pytest.raises(FmnistError, match=rf"images.npz has 10 classes, but --classes has {count} names"):
             create(path, "--classes", ", ".join(names))
 
 

@@ -110,7 +110,7 @@ def _read_batch(store: Store, item: tuple[str, list[Stat]]) -> AcceptedBatch:
     except MissingError as error:  # deleted since it was listed
         raise IntegrityError(f"{key} was deleted while it was read; restore it from a backup") from error
     if document.submitted != digest:
-        raise IntegrityError(f"{key}: is the document of batch {document.submitted[:12]}, {_COPIED}")
+        raise IntegrityError(f"{key} is the document of batch {document.submitted[:12]}, {_COPIED}")
     decisions = [_read_decision(store, digest, number, stat.key) for number, stat in enumerate(others, 1)]
     return AcceptedBatch(document, first.modified, decisions)
 
@@ -123,7 +123,7 @@ def _read_decision(store: Store, digest: str, number: int, key: str) -> BatchDec
         )
     decision = BatchDecision.parse(read_document(store, key), key)
     if key != _make_decision_key(decision.batch, decision.number):
-        raise IntegrityError(f"{key}: is decision {decision.number} about batch {decision.batch[:12]}, {_COPIED}")
+        raise IntegrityError(f"{key} is decision {decision.number} about batch {decision.batch[:12]}, {_COPIED}")
     return decision
 
 

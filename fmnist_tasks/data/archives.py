@@ -16,10 +16,10 @@ def open_archive(file: BinaryIO, name: str, kind: str, max_directory_bytes: int)
     """
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end is None:
-        raise DataError(f"{name}: is not {kind}, or is truncated (no zip directory at its end)")
+        raise DataError(f"{name} is not {kind}, or is truncated (no zip directory at its end)")
     if end[zipfile._ECD_SIZE] > max_directory_bytes:  # type: ignore[attr-defined]
         raise DataError(
-            f"{name}: is not {kind} that this project reads (its zip directory has more than {max_directory_bytes:,} "
+            f"{name} is not {kind} that this project reads (its zip directory has more than {max_directory_bytes:,} "
             "bytes)"
         )
     return zipfile.ZipFile(file)

@@ -71,8 +71,8 @@ def read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> Bat
     if name.endswith(".parquet"):
         return read_images(_name_indices(read_parquet(contents[key], key), dataset.classes), key, dataset)
     if IMAGE_FILE.fullmatch(key):
-        raise DataError(f"{key}: is an image without a class; put it into a folder with the name of its class")
-    raise DataError(f"{key}: is not a batch; submit {FORMATS}")
+        raise DataError(f"{key} is an image without a class; put it into a folder with the name of its class")
+    raise DataError(f"{key} is not a batch; submit {FORMATS}")
 
 
 def read_folder(contents: dict[str, partial[BinaryIO]], dataset: DatasetProperties) -> BatchContent:
@@ -91,16 +91,16 @@ def read_images(images: list[EncodedImage], name: str, dataset: DatasetPropertie
     image_format, indices = dataset.image_format, {label: index for index, label in enumerate(dataset.classes)}
     if any(image.split for image in images):
         raise DataError(
-            f"{name}: has folders for splits, such as test/; a batch extends only the training split, so submit only "
+            f"{name} has folders for splits, such as test/; a batch extends only the training split, so submit only "
             "that, as CLASS/IMAGE"
         )
     if unknown := sorted({image.label for image in images} - indices.keys()):
         shown = ", ".join(repr(label[:40]) for label in unknown[:3])
         raise DataError(
-            f"{name}: has unknown classes: {shown}; the classes of {dataset.name} are {', '.join(dataset.classes)}"
+            f"{name} has unknown classes: {shown}; the classes of {dataset.name} are {', '.join(dataset.classes)}"
         )
     if len(images) * image_format.pixels > MAX_BYTES:
-        raise DataError(f"{name}: has {len(images):,} images; split it into several files")
+        raise DataError(f"{name} has {len(images):,} images; split it into several files")
     pixels = np.empty((len(images), *image_format.shape), np.uint8)
     labels = np.empty(len(images), np.uint8)
     count = converted = unreadable = decoded_pixels = 0

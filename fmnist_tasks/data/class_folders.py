@@ -46,14 +46,12 @@ def list_folder(folder: Path) -> list[EncodedImage]:
     paths = {}
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})")
 
     for place, folders, files in os.walk(folder, onerror=refuse):
         folders.sort()
         if links := [name for name in folders if Path(place, name).is_symlink() and not _is_ignored(name)]:
-            raise DataError(
-                f"{Path(place, links[0])}: is a symbolic link, which is not followed; copy the folder there"
-            )
+            raise DataError(f"{Path(place, links[0])} is a symbolic link, which is not followed; copy the folder there")
         for name in files:
             path = Path(place, name)
             paths[path.relative_to(folder).as_posix()] = partial(read_file, path, str(path), MAX_BYTES)
@@ -96,7 +94,7 @@ def assign_classes(files: Mapping[str, Callable[[], bytes]], source: str) -> lis
             )
         images.append(EncodedImage(path, split, inner[0], files[path]))
     if not images:
-        raise DataError(f"{source}: has no files in folders of classes, CLASS/IMAGE")
+        raise DataError(f"{source} has no files in folders of classes, CLASS/IMAGE")
     return images
 
 

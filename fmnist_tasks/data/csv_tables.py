@@ -30,7 +30,7 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
 
     lines = io.TextIOWrapper(io.BufferedReader(_BoundedLines(file, name)), encoding="utf-8-sig", errors="replace")
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    fault = f"{name}: is not a table with the columns of its header and whole numbers as pixels"
+    fault = f"{name} is not a table with the columns of its header and whole numbers as pixels"
     with convert_errors(fault), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         header = [column.strip() for column in next(iter(lines), "").rstrip("\r\n").split(",")]
@@ -40,15 +40,15 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
         for chunk in pd.read_csv(lines, chunksize=_CHUNK_ROWS, na_filter=False, **options):  # type: ignore[call-overload]
             values = chunk[pixels].to_numpy()
             if values.size and (values.min() < 0 or values.max() > 255):
-                raise DataError(f"{name}: has pixels from {values.min()} to {values.max()}, expected 0 to 255")
+                raise DataError(f"{name} has pixels from {values.min()} to {values.max()}, expected 0 to 255")
             texts = chunk[label].str.strip()
             if (longest := max(map(len, texts), default=0)) > MAX_CLASS_NAME:
-                raise DataError(f"{name}: has a label of {longest:,} characters; the limit is {MAX_CLASS_NAME}")
+                raise DataError(f"{name} has a label of {longest:,} characters; the limit is {MAX_CLASS_NAME}")
             parts.append((values.astype(np.uint8), texts.to_numpy(str)))
             if sum(images.nbytes for images, _ in parts) > max_bytes:
-                raise DataError(f"{name}: has more than {max_bytes:,} bytes of pixels; split it into several files")
+                raise DataError(f"{name} has more than {max_bytes:,} bytes of pixels; split it into several files")
     if not sum(images.size for images, _ in parts):
-        raise DataError(f"{name}: has no images")
+        raise DataError(f"{name} has no images")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if all(_INDEX.fullmatch(label) for label in labels.tolist()):
         labels = np.array([int(label.partition(".")[0]) for label in labels.tolist()], np.int64)
@@ -91,6 +91,6 @@ class _BoundedLines(io.RawIOBase):
         last = content.rfind(b"\n")
         self._length = self._length + len(content) if last < 0 else len(content) - last - 1
         if self._length > _MAX_LINE_BYTES:
-            raise DataError(f"{self._name}: has a line of more than {_MAX_LINE_BYTES:,} bytes, so it is no such table")
+            raise DataError(f"{self._name} has a line of more than {_MAX_LINE_BYTES:,} bytes, so it is no such table")
         buffer[: len(content)] = content
         return len(content)

@@ -28,10 +28,10 @@ def read_file(file: Path | BinaryIO, name: str, max_bytes: int) -> bytes:
     """
     if isinstance(file, Path):
         if file.exists() and not file.is_file():
-            raise DataError(f"{name}: is not a regular file")
+            raise DataError(f"{name} is not a regular file")
         with file.open("rb") as stream:
             return read_file(stream, name, max_bytes)
     content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise DataError(f"{name}: has more than {max_bytes:,} bytes, the limit")
+        raise DataError(f"{name} has more than {max_bytes:,} bytes, the limit")
     return content

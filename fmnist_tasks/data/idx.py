@@ -33,7 +33,7 @@ def gunzip(data: bytes, name: str, max_bytes: int) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}: the gzip file is damaged or truncated ({error})") from error
     if len(content) > max_bytes:
-        raise DataError(f"{name}: has more than the expected {max_bytes:,} bytes")
+        raise DataError(f"{name} has more than the expected {max_bytes:,} bytes")
     return content
 
 
@@ -65,7 +65,7 @@ def _read(file: BinaryIO, name: str, size: int | None, max_bytes: int) -> np.nda
     """Return the array of a file of that size, if known; every byte beyond the header's size is an error."""
     start = file.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] != _UNSIGNED_BYTE or not 1 <= start[3] <= 4:
-        raise DataError(f"{name}: is not an IDX file of unsigned bytes (it begins with {start.hex(' ')!r})")
+        raise DataError(f"{name} is not an IDX file of unsigned bytes (it begins with {start.hex(' ')!r})")
     axes = start[3]
     sizes = file.read(4 * axes)
     header = len(start) + 4 * axes

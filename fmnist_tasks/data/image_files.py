@@ -68,22 +68,22 @@ def decode_image_file(file: Path | BinaryIO, name: str, image_format: ImageForma
             warnings.simplefilter("ignore")  # about damaged metadata, and large pictures within the limit
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
-                    raise DataError(f"{name}: has {image.width} x {image.height} pixels; the limit is {_MAX_PIXELS:,}")
+                    raise DataError(f"{name} has {image.width} x {image.height} pixels; the limit is {_MAX_PIXELS:,}")
                 if content.startswith(b"\xff\xd8") and (scans := content.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
-                    raise DataError(f"{name}: is a JPEG with {scans:,} scans; the limit is {_MAX_JPEG_SCANS}")
+                    raise DataError(f"{name} is a JPEG with {scans:,} scans; the limit is {_MAX_JPEG_SCANS}")
                 size, mode = image.size, image.mode
                 return DecodedImage(_convert(image, name, image_format), size, mode)
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: has too many pixels ({error})") from error
+        raise DataError(f"{name} has too many pixels ({error})") from error
     except DataError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: there is no such file") from error
     except UnidentifiedImageError as error:  # its text only names a Python object
         kind = "is a HEIC image; save it as JPEG" if content[4:12] in _HEIC else "is not a readable image"
-        raise DataError(f"{name}: {kind} (supported: {', '.join(_FORMATS)})") from error
+        raise DataError(f"{name} {kind} (supported: {', '.join(_FORMATS)})") from error
     except Exception as error:  # any, since the bytes are untrusted
-        raise DataError(f"{name}: is not a readable image ({error or type(error).__name__})") from error
+        raise DataError(f"{name} is not a readable image ({error or type(error).__name__})") from error
 
 
 def looks_inverted(image: np.ndarray, image_format: ImageFormat) -> bool:
@@ -129,10 +129,10 @@ def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise DataError(f"{name}: has pixels with 32 bits; save it with 8 or 16")
+            raise DataError(f"{name} has pixels with 32 bits; save it with 8 or 16")
         return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == "F":
-        raise DataError(f"{name}: has floating-point pixels; save it with 8 or 16 bits")
+        raise DataError(f"{name} has floating-point pixels; save it with 8 or 16 bits")
     if "transparency" in image.info or image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
         return image.convert("RGBA").convert("RGBa")
     return image.convert("L" if image.mode in {"1", "L"} else "RGB")

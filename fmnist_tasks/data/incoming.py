@@ -194,14 +194,14 @@ def read_batch(
     """
     for file in batch.files:
         if file.kind != FILE:
-            return f"{file.key}: is a {file.kind}, which is not read; submit a regular file", batch.files
+            return f"{file.key} is a {file.kind}, which is not read; submit a regular file", batch.files
         if _INCOMPLETE.fullmatch(_restore_name(file.key)):
             return (
                 f"{file.key}: its name has marked it as an incomplete copy for more than a week; if it is complete, "
                 "rename it and submit it again"
             ), batch.files
         if file.bytes > MAX_BYTES:
-            return f"{file.key}: has {file.bytes:,} bytes; the limit is {MAX_BYTES:,}", batch.files
+            return f"{file.key} has {file.bytes:,} bytes; the limit is {MAX_BYTES:,}", batch.files
     if batch.is_folder:
         return _read_folder(store, batch, dataset)
     with ExitStack() as stack:

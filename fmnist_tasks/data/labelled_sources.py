@@ -93,7 +93,7 @@ def read_source(
             pairs = find_pairs(names := list_arrays(file, path.name))
             if not pairs:
                 raise DataError(
-                    f"{path.name}: has the arrays {', '.join(names)}, but no usual names for images and labels; save "
+                    f"{path.name} has the arrays {', '.join(names)}, but no usual names for images and labels; save "
                     "them as images and labels, or x_train, y_train, x_test and y_test"
                 )
             arrays: dict[str | None, tuple[np.ndarray, np.ndarray]] = {}
@@ -238,7 +238,7 @@ def _rename_classes(source: str, numbers: list[str], names: Sequence[str]) -> li
     if not all(number.isdecimal() for number in numbers):
         raise DataError(f"{source}: its classes have names already ({', '.join(numbers[:5])}, …); leave out --classes")
     if (count := 1 + max(map(int, numbers))) != len(names):
-        raise DataError(f"{source}: has {count:,} classes, but --classes has {len(names):,} names")
+        raise DataError(f"{source} has {count:,} classes, but --classes has {len(names):,} names")
     return list(names)
 
 

@@ -78,11 +78,11 @@ def list_arrays(file: BinaryIO, name: str) -> list[str]:
 
 
 def _report_faults(name: str) -> AbstractContextManager[None]:
-    return convert_errors(f"{name}: is not {_KIND}, or is damaged or truncated")
+    return convert_errors(f"{name} is not {_KIND}, or is damaged or truncated")
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Header:
-    subject = f"{name}: is not an .npz file with plain arrays: {member.filename[:80]!r}"
+    subject = f"{name} is not an .npz file with plain arrays: {member.filename[:80]!r}"
     require_readable(member, name)
     with archive.open(member) as content:
         start = io.BytesIO(content.read(_MAX_HEADER_BYTES))

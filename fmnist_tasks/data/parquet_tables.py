@@ -54,25 +54,25 @@ def read_parquet(file: BinaryIO, name: str, split: Split | None = None) -> list[
 def _read_header(output: BinaryIO, name: str) -> _Header:
     size = int.from_bytes(output.read(8), "little")
     if size > _MAX_HEADER:
-        raise DataError(f"{name}: has too many rows; split it into several files")
+        raise DataError(f"{name} has too many rows; split it into several files")
     try:
         header = _Header.model_validate_json(output.read(size))
     except ValidationError as error:
-        raise DataError(f"{name}: cannot be read: the reading process returned invalid output") from error
+        raise DataError(f"{name} cannot be read: the reading process returned invalid output") from error
     if header.fault:
         raise DataError(f"{name}: {make_printable(header.fault[:300])}")
     if len(header.labels) != len(header.sizes):
         raise DataError(f"{name}: {len(header.sizes):,} images but {len(header.labels):,} labels")
     if not header.labels:
-        raise DataError(f"{name}: has no rows")
+        raise DataError(f"{name} has no rows")
     return header
 
 
 def _name_class(label: int | str | None, names: list[str], name: str) -> str:
     if label is None:
-        raise DataError(f"{name}: has a row without a label")
+        raise DataError(f"{name} has a row without a label")
     if isinstance(label, int) and names:
         if not 0 <= label < len(names):
-            raise DataError(f"{name}: has the label {label}, but names {len(names)} classes")
+            raise DataError(f"{name} has the label {label}, but names {len(names)} classes")
         return names[label]
     return str(label)

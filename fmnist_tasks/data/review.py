@@ -240,7 +240,7 @@ def _read_decisions(store: Store, batches: set[str]) -> dict[str, dict[int, Revi
     for key, decision in zip(chosen, map_parallel(lambda key: _read_decision(store, key), chosen), strict=True):
         if key != _make_key(decision.batch, decision.number):
             raise IntegrityError(
-                f"{key}: is decision {decision.number} about batch {decision.batch[:12]}, so it was copied or renamed; "
+                f"{key} is decision {decision.number} about batch {decision.batch[:12]}, so it was copied or renamed; "
                 "it is not used. Delete the copy, and restore the original if it is missing"
             )
         last[decision.batch] |= dict.fromkeys(decision.images, decision)

@@ -95,7 +95,7 @@ def _verify_content(data: bytes, file: File) -> bytes:
     """Return the content after gunzip; raises :class:`DataError` unless size and SHA-256 are as declared."""
     content = gunzip(data, file.name, file.bytes)
     if len(content) != file.bytes:
-        raise DataError(f"{file.name}: has {len(content):,} bytes, expected {file.bytes:,}; delete the file")
+        raise DataError(f"{file.name} has {len(content):,} bytes, expected {file.bytes:,}; delete the file")
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != file.sha256:
         raise DataError(f"{file.name}: SHA-256 is {sha256}, expected {file.sha256}; delete the file")
@@ -110,7 +110,7 @@ def _download(url: str, files: Mapping[Role, File], folder: Path) -> Path:
             with urllib.request.urlopen(address, timeout=_NETWORK_TIMEOUT) as response:  # noqa: S310 - https only, see declaration
                 size = int(response.headers.get("Content-Length") or 0) or None
                 if size and size > 2 * file.bytes:
-                    raise DataError(f"{address}: has {size:,} bytes, expected at most {2 * file.bytes:,}")
+                    raise DataError(f"{address} has {size:,} bytes, expected at most {2 * file.bytes:,}")
                 with wrap_file(response, total=size or file.bytes, description=escape(file.name)) as body:
                     (folder / file.name).write_bytes(body.read(2 * file.bytes))
         except urllib.error.URLError as error:

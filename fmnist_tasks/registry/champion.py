@@ -362,7 +362,7 @@ def _read_entry(store: Store, key: str) -> tuple[Entry, str]:
     entry = Entry.parse(document.content, key).copy_signed_by(document.signed_by)
     if _make_entry_key(entry.sequence) != key:
         raise IntegrityError(
-            f"{key}: contains entry {entry.sequence} of the champion log, so it was copied or renamed; restore the "
+            f"{key} contains entry {entry.sequence} of the champion log, so it was copied or renamed; restore the "
             "original from a backup or an earlier version of the object"
         )
     return entry, document.sha256
@@ -378,13 +378,13 @@ def _require_valid_signer(keys: Keys, key: str, entry: Entry, previous: Entry | 
         unsigned = keys.trusted.unsigned_count if keys.trusted else entry.sequence - 1 if earlier else entry.sequence
         if entry.sequence > unsigned:
             raise IntegrityError(
-                f"{key}: is unsigned, but entries after number {unsigned} must be signed. "
+                f"{key} is unsigned, but entries after number {unsigned} must be signed. "
                 "Either a process without the signing key wrote it, or it is forged. As the store's administrator, "
                 "delete it and its receipt below champion-receipts/ (docs/signing.md)"
             )
     elif not keys.is_valid_signer(entry.signed_by, entry.sequence, earlier):
         raise IntegrityError(
-            f"{key}: is signed by key {entry.signed_by[:16]}, which had been replaced or revoked by then, so it may be "
+            f"{key} is signed by key {entry.signed_by[:16]}, which had been replaced or revoked by then, so it may be "
             "forged. As the store's administrator, delete it and its receipt below champion-receipts/ (docs/signing.md)"
         )
 
@@ -396,7 +396,7 @@ def _require_link(key: str, entry: Entry, digest: str | None) -> None:
     """
     if entry.previous_sha256 != digest and (entry.previous_sha256 or entry.signed_by):
         raise IntegrityError(
-            f"{key}: names a predecessor other than {_make_entry_key(entry.sequence - 1)}, so one of the two was "
+            f"{key} names a predecessor other than {_make_entry_key(entry.sequence - 1)}, so one of the two was "
             "replaced; restore the original from a backup or an earlier version of the object"
         )
 

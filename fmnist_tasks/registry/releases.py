@@ -118,20 +118,20 @@ def open_manifest(store: Store, version: str, champion_log: Log | None = None) -
     document = store.keys.decode(key, "manifest", data)
     if document.content.get("version") != version:
         raise IntegrityError(
-            f"{key}: is the manifest of release {document.content.get('version')!s:.100}, so it was copied or renamed; "
+            f"{key} is the manifest of release {document.content.get('version')!s:.100}, so it was copied or renamed; "
             "it is not used. Restore the original from a backup, or delete it"
         )
     if entry := champion_log.find_manifest_entry(version):
         if document.sha256 != entry.manifest_sha256:
             raise IntegrityError(
-                f"{key}: is not the manifest that entry {entry.sequence} of the champion log names, so it was "
+                f"{key} is not the manifest that entry {entry.sequence} of the champion log names, so it was "
                 "replaced; restore the original from a backup or an earlier version of the object"
             )
     elif document.signed_by is None:
         _require_unsigned(store.keys, version, document.sha256, key)
     elif not store.keys.is_valid_signer(document.signed_by, len(champion_log.entries) + 1, champion_log.newest_key):
         raise IntegrityError(
-            f"{key}: is signed by key {document.signed_by[:16]}, which was replaced, and no entry of the champion log "
+            f"{key} is signed by key {document.signed_by[:16]}, which was replaced, and no entry of the champion log "
             "names it; it is not used. Delete the release (docs/signing.md, Replace a key)"
         )
     return SignedManifest(Manifest.parse(document.content, key), data, document.sha256, document.signed_by)
@@ -158,7 +158,7 @@ def _require_unsigned(keys: Keys, version: str, sha256: str, key: str) -> None:
     """Raise :class:`IntegrityError` unless the manifest may be unsigned: without keys, or from before signing began."""
     if keys.trusted and keys.trusted.unsigned_manifests.get(version) != sha256:
         raise IntegrityError(
-            f"{key}: is unsigned, and not one of the manifests that existed when signing began (trusted keys), so "
+            f"{key} is unsigned, and not one of the manifests that existed when signing began (trusted keys), so "
             "nothing shows that this project published it; it is not used. Restore it from a backup, or delete the "
             "release"
         )

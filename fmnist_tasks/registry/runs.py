@@ -49,10 +49,10 @@ def read_record_at(store: Store, key: str, *, require_signature: bool = False) -
     """
     data = store.get(key, MAX_BYTES)
     if require_signature and store.keys.trusted and not is_envelope(data):  # before untrusted JSON is parsed
-        raise IntegrityError(f"{key}: is unsigned, {_CONSEQUENCE}")
+        raise IntegrityError(f"{key} is unsigned, {_CONSEQUENCE}")
     document = store.keys.decode(key, "run-record", data)
     if require_signature and store.keys.trusted and not store.keys.trusted.is_active_key(document.signed_by):
-        raise IntegrityError(f"{key}: is signed by a revoked key, {_CONSEQUENCE}")
+        raise IntegrityError(f"{key} is signed by a revoked key, {_CONSEQUENCE}")
     record = StepRecord.parse(document.content, key)
     actual = make_run_key(record.run_id, f"{record.step}.json")
     if actual != key:
@@ -60,7 +60,7 @@ def read_record_at(store: Store, key: str, *, require_signature: bool = False) -
             remedy = "the two share a folder on this file system; choose run IDs that differ in more than case"
         else:
             remedy = "so it was copied or renamed; delete it"
-        raise IntegrityError(f"{key}: is the record of step {record.step} of run {record.run_id}, {remedy}")
+        raise IntegrityError(f"{key} is the record of step {record.step} of run {record.run_id}, {remedy}")
     return record
 
 

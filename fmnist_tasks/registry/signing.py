@@ -235,7 +235,7 @@ class Keys:
             signed_key, store = content.pop("key"), content.pop("store")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise IntegrityError(
-                f"{key}: is not a signed document that this version can read; it is not used. Restore it from a backup"
+                f"{key} is not a signed document that this version can read; it is not used. Restore it from a backup"
             ) from error
         signed_by = envelope.signatures[0].keyid
         expected = (_make_payload_type(kind), key, self.trusted.store if self.trusted else store)
@@ -300,7 +300,7 @@ def _require_valid_signature(trusted: TrustedKeys, envelope: _Envelope, payload:
     rank = trusted.find_rank(signature.keyid)
     if rank is None:
         raise IntegrityError(
-            f"{key}: is signed by key {signature.keyid[:16]}, which is not among the trusted keys; it is not used. "
+            f"{key} is signed by key {signature.keyid[:16]}, which is not among the trusted keys; it is not used. "
             "If the key is new, give this process the newer trusted-keys.json"
         )
     public = load_public_key(trusted.keys[rank].public_key)

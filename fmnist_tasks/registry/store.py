@@ -120,7 +120,7 @@ def require_max_size(key: str, size: int, max_bytes: int | None) -> None:
     """Raise :class:`IntegrityError` for an object of more than `max_bytes`."""
     if max_bytes is not None and size > max_bytes:
         raise IntegrityError(
-            f"{key}: has {size:,} bytes, expected at most {max_bytes:,}, so it was not read; restore it from a backup, "
+            f"{key} has {size:,} bytes, expected at most {max_bytes:,}, so it was not read; restore it from a backup, "
             "or delete it and clear the task that wrote it"
         )
 

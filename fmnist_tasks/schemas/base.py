@@ -87,7 +87,7 @@ class Document(Model):
                 remedy = "install the version of this project that wrote it"
             else:
                 remedy = f"it was {_EDITED}"
-            raise IntegrityError(f"{key}: has schema version {version!r:.20}, not {SCHEMA_VERSION}: {remedy}")
+            raise IntegrityError(f"{key} has schema version {version!r:.20}, not {SCHEMA_VERSION}: {remedy}")
         try:
             _require_finite_unicode(content)
             return cls.model_validate(content)

@@ -138,15 +138,15 @@ def _read(store: Store, stat: Stat, image_format: ImageFormat) -> tuple[list[str
 
     key = stat.key
     if stat.kind != FILE:
-        raise DataError(f"{key}: is a {stat.kind}, not a regular file")
+        raise DataError(f"{key} is a {stat.kind}, not a regular file")
     if stat.bytes > MAX_BYTES:
-        raise DataError(f"{key}: has {stat.bytes:,} bytes, more than the limit of {MAX_BYTES:,}")
+        raise DataError(f"{key} has {stat.bytes:,} bytes, more than the limit of {MAX_BYTES:,}")
 
     def check(images: Header) -> None:
         if fault := describe_fault(images.shape, images.dtype, image_format.shape):
             raise DataError(f"{key}: {fault}")
         if not images.shape[0]:
-            raise DataError(f"{key}: has no images")
+            raise DataError(f"{key} has no images")
 
     with store.open(key) as file:
         if not key.lower().endswith(".npz"):

@@ -238,7 +238,7 @@ def test_damaged_records_fail_the_watch_after_everything_else(
     pipeline.store.put("runs/run-1/train-0.json", seal(earlier))  # as version 0.1 wrote it
     write_record(pipeline, clock, "run-2", "accuracy_gate", "rejected")
     damaged = (
-        r"runs/run-1/detect_change\.json.*; runs/run-1/ingest\.json.*; runs/run-1/train-0\.json: has schema version 1"
+        r"runs/run-1/detect_change\.json.*; runs/run-1/ingest\.json.*; runs/run-1/train-0\.json has schema version 1"
     )
     with pytest.raises(FmnistError, match=damaged):
         check_pipeline()

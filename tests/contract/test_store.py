@@ -64,7 +64,7 @@ def test_an_object_larger_than_expected_is_not_read(store: Store) -> None:
     store.put("a/b.bin", b"12345")
     assert store.get("a/b.bin", 5) == b"12345"
     for read in (store.get, store.open):
-        with pytest.raises(IntegrityError, match=r"a/b.bin: has 5 bytes, expected at most 4"):
+        with pytest.raises(IntegrityError, match=r"a/b.bin has 5 bytes, expected at most 4"):
             read("a/b.bin", 4)
     with store.open("a/b.bin") as file:
         assert file.read() == b"12345"

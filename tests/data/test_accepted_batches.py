@@ -142,11 +142,11 @@ DECISION = {"batch": B, "number": 1, "action": "withdraw", "by": "ada", "reason"
     [
         (
             lambda store: store.put(f"batches/{D}.json", store.get(f"batches/{B}.json")),
-            f"batches/{D}.json: is the document of batch bbbbbbbbbbbb, so it was copied or renamed; it is not used",
+            f"batches/{D}.json is the document of batch bbbbbbbbbbbb, so it was copied or renamed; it is not used",
         ),
         (
             lambda store: store.put(f"batches/{'c' * 64}/00000001.json", store.get(f"batches/{B}/00000001.json")),
-            f"batches/{'c' * 64}/00000001.json: is decision 1 about batch bbbbbbbbbbbb, so it was copied or renamed",
+            f"batches/{'c' * 64}/00000001.json is decision 1 about batch bbbbbbbbbbbb, so it was copied or renamed",
         ),
         (
             lambda store: rename(store, f"batches/{B}/00000001.json", f"batches/{D}/00000001.json"),
@@ -204,7 +204,7 @@ def test_documents_of_version_0_1_are_refused(store: Store) -> None:
     document = {"split": "train", "source": "incoming/old.npz", "images": 3, "blob": blob, "keys": []}
     key = f"batches/{blob['sha256']}.json"
     store.put(key, seal(document))
-    with pytest.raises(IntegrityError, match=f"^{key}: has schema version 1, not 3: version 0.1 of this project wrote"):
+    with pytest.raises(IntegrityError, match=f"^{key} has schema version 1, not 3: version 0.1 of this project wrote"):
         accepted_batches.list_accepted(store)
 
 

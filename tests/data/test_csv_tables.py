@@ -89,14 +89,14 @@ def test_labels_are_indices_only_if_all_are_whole_numbers(text: str, labels: lis
 def test_another_table_is_refused_with_the_reason(content: bytes, fault: str) -> None:
     with pytest.raises(DataError) as refused:
         read(content, max_bytes=1000)
-    assert str(refused.value).startswith(f"b.csv: {fault}")
+    assert str(refused.value).replace("b.csv: ", "b.csv ", 1).startswith(f"b.csv {fault}")
 
 
 @pytest.mark.parametrize("start", [b"", b"label,pixel0\n1,", b"label,pixel0\n1,2\n" * 10])
 def test_an_endless_line_takes_little_memory(start: bytes) -> None:
     file = io.BytesIO(start + b"1" * (64 << 20))
     tracemalloc.start()
-    with pytest.raises(DataError, match=r"b.csv: has a line of more than 1,048,576 bytes"):
+    with pytest.raises(DataError, match=r"b.csv has a line of more than 1,048,576 bytes"):
         read_csv(file, "b.csv", 1 << 30)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -44,14 +44,14 @@ def test_a_jpeg_with_many_scans_is_refused_and_a_progressive_one_is_read() -> No
     bomb = progressive[:end] + progressive[last:end] * 200 + progressive[end:]
     assert read_image_file(io.BytesIO(progressive), "p", synthetic.FORMAT).shape == (28, 28)
     for name, content in (("b", bomb), ("m", to_mpo(bomb))):
-        with pytest.raises(DataError, match=rf"{name}: is a JPEG with 20\d scans; the limit is 100"):
+        with pytest.raises(DataError, match=rf"{name} is a JPEG with 20\d scans; the limit is 100"):
             read_image_file(io.BytesIO(content), name, synthetic.FORMAT)
 
 
 def test_an_image_file_above_the_size_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "MAX_BYTES", len(encode("bmp")))
     assert read_image_file(io.BytesIO(encode("bmp")), "b", synthetic.FORMAT).shape == (28, 28)
-    with pytest.raises(DataError, match=r"b: has more than [0-9,]+ bytes, the limit"):
+    with pytest.raises(DataError, match=r"b has more than [0-9,]+ bytes, the limit"):
         read_image_file(io.BytesIO(encode("bmp") + b"x"), "b", synthetic.FORMAT)
 
 
@@ -147,5 +147,5 @@ def test_without_a_background_a_picture_of_another_shape_is_cropped_at_its_centr
     ids=["floating-point", "32 bits", "HEIC", "200 megapixels"],
 )
 def test_what_cannot_be_converted_is_refused_with_a_reason(content: bytes, fault: str) -> None:
-    with pytest.raises(DataError, match=rf"^f: {fault}"):
+    with pytest.raises(DataError, match=rf"^f:? {fault}"):
         decode_image_file(io.BytesIO(content), "f", BLACK)

@@ -244,7 +244,7 @@ def test_each_of_a_few_bad_batches_has_its_own_alert(pipeline: Pipeline, caplog:
         ingest_and_validate()
     for name in ("a.txt", "b.txt"):
         path = pipeline.store.root / "quarantine" / RUN.id / f"{name}.reason.txt"
-        assert f"run {RUN.id}: Batch {name} is quarantined: incoming/{name}: is not a batch" in caplog.text
+        assert f"run {RUN.id}: Batch {name} is quarantined: incoming/{name} is not a batch" in caplog.text
         assert f"The reason is in {path}" in caplog.text
 
 
@@ -348,7 +348,7 @@ def test_images_that_cannot_be_read_are_left_out_and_converted_ones_are_counted(
     assert (len(content.images), content.converted) == (201, 1)
     assert content.unreadable == 1
     (reason,) = content.reasons
-    assert reason.startswith("pattern 1/a.png: is not a readable image")
+    assert reason.startswith("pattern 1/a.png is not a readable image")
 
 
 BAD_PICTURES = {
@@ -488,7 +488,7 @@ def test_a_file_above_the_limit_is_not_opened(store: FolderStore, monkeypatch: p
     store.put("incoming/a.npz", GOOD_BATCH)
     monkeypatch.setattr(incoming, "MAX_BYTES", 1000)
     monkeypatch.setattr(FolderStore, "open", None)
-    assert read_content(store, "incoming/a.npz").startswith("incoming/a.npz: has 157,510 bytes; the limit is 1,000")
+    assert read_content(store, "incoming/a.npz").startswith("incoming/a.npz has 157,510 bytes; the limit is 1,000")
 
 
 def test_arrays_above_the_limit_are_not_read(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -624,7 +624,7 @@ def test_links_and_pipes_are_removed_with_a_reason_and_not_followed(pipeline: Pi
     os.mkfifo(folder / "pipe.npz")
     result = ingest_and_validate()
     assert count_training_images(result) == 1600
-    reasons = {batch.name: batch.reasons[0].partition(": ")[2] for batch in result.quarantined}
+    reasons = {batch.name: batch.reasons[0].partition(" ")[2] for batch in result.quarantined}
     assert reasons == {
         "folder": "is a symbolic link, which is not read; submit a regular file",
         "link.npz": "is a symbolic link, which is not read; submit a regular file",

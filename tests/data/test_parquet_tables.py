@@ -92,7 +92,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_other_files_are_refused_with_a_reason(name: str) -> None:
     data, reason = BAD_FILES[name]
-    with pytest.raises(DataError, match=r"^a\.parquet: ") as refusal:
+    with pytest.raises(DataError, match=r"^a\.parquet:? ") as refusal:
         read_files({"a.parquet": io.BytesIO(data)}, PROPERTIES)
     assert reason in str(refusal.value)
 

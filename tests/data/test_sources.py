@@ -92,8 +92,8 @@ def damage_file(path: Path, kind: str) -> None:
     [
         ("missing", "No such file.*train_images.gz"),
         ("truncated", "train_images.gz: the gzip file is damaged or truncated"),
-        ("shorter", r"train_images.gz: has 1,254,415 bytes, expected 1,254,416; delete the file"),
-        ("longer", "train_images.gz: has more than the expected 1,254,416 bytes"),
+        ("shorter", r"train_images.gz has 1,254,415 bytes, expected 1,254,416; delete the file"),
+        ("longer", "train_images.gz has more than the expected 1,254,416 bytes"),
         ("altered", "train_images.gz: SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}; delete the file"),
     ],
 )

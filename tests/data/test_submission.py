@@ -68,7 +68,7 @@ def test_files_pairs_and_folders_are_submitted(pipeline: Pipeline, tmp_path: Pat
 def test_nothing_is_submitted_unless_everything_can_be_read(pipeline: Pipeline, tmp_path: Path) -> None:
     paths = write_batches(tmp_path)
     (tmp_path / "bad.npz").write_bytes(b"hello")
-    with pytest.raises(DataError, match=r"bad\.npz: is not an \.npz file"):
+    with pytest.raises(DataError, match=r"bad\.npz is not an \.npz file"):
         submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad.npz"])
     assert list(pipeline.store.list("incoming/")) == []
     (tmp_path / "bad-labels-idx1-ubyte").write_bytes(encode_idx(LABELS))

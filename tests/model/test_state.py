@@ -53,5 +53,5 @@ def test_a_state_that_unpacks_to_more_than_its_own_size_takes_no_memory() -> Non
 
 @pytest.mark.parametrize("state", [b"", b"PK", b"not a state"])
 def test_bytes_that_are_not_a_state_are_refused(state: bytes) -> None:
-    with pytest.raises(TrainingError, match=r"a checkpoint: is not an \.npz file"):
+    with pytest.raises(TrainingError, match=r"a checkpoint is not an \.npz file"):
         unpack(state, *build_model())

@@ -168,7 +168,7 @@ def test_a_release_of_version_0_1_is_reported_and_does_not_hide_others(
     key = "releases/earlier/manifest.json"
     manifest = releases.read_manifest(finished_pipeline.store, version)
     finished_pipeline.store.put(key, seal(manifest.to_json() | {"version": "earlier", "schema_version": 1}))
-    message = f"{key}: has schema version 1, not 3: version 0.1 of this project wrote it"
+    message = f"{key} has schema version 1, not 3: version 0.1 of this project wrote it"
     overview = page.get("/")
     assert overview.status_code == 200
     assert message in overview.text
@@ -261,7 +261,7 @@ def test_a_report_takes_limited_memory(page: TestClient, finished_pipeline: Pipe
         finished_pipeline.store.put(f"runs/{RUN.id}/{number}.json", bytes(4 << 20))
     response = page.get(f"/runs/{RUN.id}")
     assert response.status_code == 500
-    assert re.search(r"runs/run-1/\*\.json: has 16,8\d\d,\d{3} bytes, expected at most 16,777,216", response.text)
+    assert re.search(r"runs/run-1/\*\.json has 16,8\d\d,\d{3} bytes, expected at most 16,777,216", response.text)
 
 
 @pytest.mark.integration
@@ -607,4 +607,4 @@ def test_the_page_shows_signatures_and_nothing_forged(
         response = make_client(make_app()).get(path)
         assert (response.status_code, "so it was replaced" in response.text) == (500, True)
     overview = make_client(make_app()).get("/").text
-    assert "releases/second/manifest.json: is not the manifest that entry 2 of the champion log names" in overview
+    assert "releases/second/manifest.json is not the manifest that entry 2 of the champion log names" in overview

@@ -77,7 +77,7 @@ def test_a_document_is_read_from_the_store_and_a_changed_one_is_named(store: Fol
     with pytest.raises(IntegrityError, match=rf"^{message}$"):
         read_document(store, "runs/r/train.json")
     store.put("runs/r/train.json", b" " * (MAX_BYTES + 1))
-    with pytest.raises(IntegrityError, match=r"train.json: has 4,194,305 bytes, expected at most 4,194,304"):
+    with pytest.raises(IntegrityError, match=r"train.json has 4,194,305 bytes, expected at most 4,194,304"):
         read_document(store, "runs/r/train.json")
 
 

@@ -46,7 +46,7 @@ def test_the_record_of_another_run_in_the_same_folder_is_not_used(tmp_path: Path
     (tmp_path / "runs" / "Run").rename(tmp_path / "runs" / "run")
     with pytest.raises(
         IntegrityError,
-        match=r"^runs/run/ingest.json: is the record of step ingest of run Run, the two share a folder on this file",
+        match=r"^runs/run/ingest.json is the record of step ingest of run Run, the two share a folder on this file",
     ):
         read_record(FolderStore(tmp_path), "run", "ingest")
 
@@ -56,7 +56,7 @@ def test_a_copied_record_is_not_used(tmp_path: Path, copy: str) -> None:
     store = FolderStore(tmp_path)
     save_record(store, "run", "train-0")
     store.put(copy, store.get("runs/run/train-0.json"))
-    message = f"^{copy}: is the record of step train-0 of run run, so it was copied or renamed; delete it$"
+    message = f"^{copy} is the record of step train-0 of run run, so it was copied or renamed; delete it$"
     _, run, name = copy.removesuffix(".json").split("/")
     with pytest.raises(IntegrityError, match=message):
         read_record(store, run, name)
@@ -114,7 +114,7 @@ def test_a_document_that_is_not_the_record_of_a_step_is_refused(
         return read_record(store, run_id, "ingest")
 
     for read in (read_ingest_record, read_records):
-        with pytest.raises(IntegrityError, match=f"^{key}: {message}"):
+        with pytest.raises(IntegrityError, match=f"^{key}:? {message}"):
             read(store, "run")
 
 
@@ -136,5 +136,5 @@ def test_records_that_would_fill_the_memory_are_not_read(tmp_path: Path) -> None
     store = FolderStore(tmp_path)
     for number in range(5):
         store.put(make_run_key("run", f"train-{number}.json"), bytes(4 << 20))
-    with pytest.raises(IntegrityError, match=r"^runs/run/\*\.json: has 20,971,520 bytes, expected at most 16,777,216"):
+    with pytest.raises(IntegrityError, match=r"^runs/run/\*\.json has 20,971,520 bytes, expected at most 16,777,216"):
         read_records(store, "run")

@@ -155,7 +155,7 @@ def test_the_command_line_creates_replaces_and_audits_keys(
     assert json.loads(run_fmnist("audit", "--json", "--expect", summary["head"])) == summary
 
     folder_store.put("releases/v5/model.h5", b"another")
-    assert "releases/v5/model.h5: has 7 bytes, expected at most 2" in run_fmnist("audit", exit_code=1)
+    assert "releases/v5/model.h5 has 7 bytes, expected at most 2" in run_fmnist("audit", exit_code=1)
 
 
 def test_a_new_key_never_drops_the_earlier_ones(

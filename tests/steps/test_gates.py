@@ -201,7 +201,7 @@ def test_a_record_of_an_earlier_version_stops_the_run(finished_pipeline: Pipelin
     earlier = read_record(store, RUN.id, "evaluate_tuned").to_json()
     del earlier["schema_version"]
     store.put(key, store.keys.encode(key, "run-record", earlier))
-    with pytest.raises(IntegrityError, match=rf"{key}: has schema version 1, not 3: version 0.1 of this project wrote"):
+    with pytest.raises(IntegrityError, match=rf"{key} has schema version 1, not 3: version 0.1 of this project wrote"):
         run_step("promotion_gate", RUN)
 
 
@@ -219,7 +219,7 @@ def test_a_champion_of_an_earlier_version_stops_the_run(finished_pipeline: Pipel
         after=1,
         manifest_sha256=hashlib.sha256(store.get(key)).hexdigest(),
     )
-    with pytest.raises(IntegrityError, match=rf"{key}: has schema version 1, not 3: version 0.1 of this project wrote"):
+    with pytest.raises(IntegrityError, match=rf"{key} has schema version 1, not 3: version 0.1 of this project wrote"):
         run_step("detect_change", RUN)
 
 

@@ -91,7 +91,7 @@ def test_the_report_counts_images_that_are_converted_unreadable_set_aside_and_in
     report = " ".join(render_run(pipeline.store, "run-2", read_run(pipeline.store, "run-2")).decode().split())
     for text in (
         "Batch pictures.zip: images converted (size or colour mode): 30; unreadable: 1",
-        "pattern 0/broken.png: is not a readable image",
+        "pattern 0/broken.png is not a readable image",
         "Batch pictures.zip: images set aside for review: 1.",
         "Images of all batches that wait for review: 1, the oldest since",
     ):

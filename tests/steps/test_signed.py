@@ -130,14 +130,14 @@ def test_records_and_checkpoints_that_the_publisher_planted_are_not_used(
     verdict = read_record(store, SECOND.id, "promotion_gate")
     before = champion.list_entries(store)
     write_record(replace_keys(store, Keys()), verdict)
-    with pytest.raises(IntegrityError, match=r"promotion_gate.json: is unsigned, so nothing shows that a step"):
+    with pytest.raises(IntegrityError, match=r"promotion_gate.json is unsigned, so nothing shows that a step"):
         run_step("publish", SECOND)
     write_record(store, verdict)
     pem, trusted = make_keys(store.keys.trusted, champion.read_log(store).digests, revoke_earlier=True)
     with monkeypatch.context() as patch:
         patch.setenv("FMNIST_TRUSTED_KEYS", trusted.model_dump_json())
         patch.setenv("FMNIST_SIGNING_KEY", pem)
-        with pytest.raises(IntegrityError, match=r"\.json: is signed by a revoked key, so nothing shows that a step"):
+        with pytest.raises(IntegrityError, match=r"\.json is signed by a revoked key, so nothing shows that a step"):
             run_step("publish", SECOND)
     assert champion.list_entries(store) == before
 
@@ -167,11 +167,11 @@ def test_planted_records_are_named_in_the_report_or_prevent_it_but_fail_no_step(
     with pytest.raises(DataError):  # ends the run, so that its report is written
         run_step("ingest", SECOND)
     assert read_record(store, SECOND.id, "ingest").status == "failed"
-    report, fault = f"runs/{SECOND.id}/report.html", f"runs/{SECOND.id}/planted-0.json: is unsigned"
+    report, fault = f"runs/{SECOND.id}/report.html", f"runs/{SECOND.id}/planted-0.json is unsigned"
     if count == 3:
         assert f"Cannot be shown: {fault}".encode() in store.get(report)
     else:
-        message = r"could not be written: runs/second-week/\*.json: has 33,.* so it was not read"
+        message = r"could not be written: runs/second-week/\*.json has 33,.* so it was not read"
         assert re.search(f"the report of run {SECOND.id} {message}", caplog.text)
         assert store.stat(report) is None
     assert memory.read_peak_memory() - before < 200
