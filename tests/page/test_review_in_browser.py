@@ -101,6 +101,6 @@ def test_files_are_added(pipeline: Pipeline, page: Page, tmp_path: Path) -> None
     expect(page.locator("#batches")).to_be_enabled()  # by the page's script
     page.locator("#batches").set_input_files(paths)
     expect(page.get_by_text("shop.npz: submitted as incoming/shop.npz; the next run checks it")).to_be_visible()
-    expect(page.get_by_text("notes.txt: 'notes.txt' is not the name of a batch")).to_be_visible()
+    expect(page.get_by_text("notes.txt: 'notes.txt' is not a valid name for a batch")).to_be_visible()
     assert pipeline.store.get("incoming/shop.npz") == content
     assert errors == []
