@@ -58,7 +58,7 @@ def test_a_folder_of_pictures_becomes_a_dataset(pipeline: Pipeline, tmp_path: Pa
     assert declaration.image_format.shape == (28, 28)
     assert (report["resized"], report["converted_colours"]) == (30, 30)
     assert report["sizes"] == "28 × 28: 1,170, 56 × 56: 30"
-    assert [reason.partition(":")[0] for reason in report["unreadable"]] == ["kind 0/broken.png"]
+    assert [reason.partition(" is ")[0] for reason in report["unreadable"]] == ["kind 0/broken.png"]
     assert arrays["test_images"].shape == (200, 28, 28)
     assert np.bincount(arrays["test_labels"]).tolist() == [20] * 10
     assert len(arrays["train_images"]) + 200 + report["exact_copies_removed"] == 1200
