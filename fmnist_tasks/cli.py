@@ -399,6 +399,7 @@ def create_dataset(
     source = read_source(path, size=size, channels=channels, classes=names)
     created = new_dataset.create_dataset(
         source,
+        open_default_store(name),
         Settings.from_environment().datasets,
         name,
         title=title or name,

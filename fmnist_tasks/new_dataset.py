@@ -15,6 +15,7 @@ import json
 import re
 import struct
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 from fmnist_tasks.data.splitting import choose_test_images
 from fmnist_tasks.errors import ConflictError, DataError, SettingsError
 from fmnist_tasks.model.ood.families import ROTATED_FAMILIES, find_resembling_families, list_families
+from fmnist_tasks.registry.store import Store
 from fmnist_tasks.schemas.base import describe_faults
 from fmnist_tasks.schemas.data import ImageFormat
 from fmnist_tasks.settings import DATASET_NAME, INCLUDE
@@ -45,12 +47,20 @@ class NewDataset:
 
 
 def create_dataset(
-    source: LabelledSource, folder: Path, name: str, *, title: str, ood_label: str, horizontal_flip: bool, upright: bool
+    source: LabelledSource,
+    store: Store,
+    folder: Path,
+    name: str,
+    *,
+    title: str,
+    ood_label: str,
+    horizontal_flip: bool,
+    upright: bool,
 ) -> NewDataset:
-    """Write the files of a new dataset into a folder.
+    """Write the files of a new dataset into a folder; its store must be unused.
 
-    Raises :class:`ConflictError` if the dataset exists, :class:`SettingsError` for an invalid name or answer, and
-    :class:`DataError` if there are too few images or classes.
+    Raises :class:`ConflictError` if the dataset or its store exists, :class:`SettingsError` for an invalid name or
+    answer, and :class:`DataError` if there are too few images or classes.
     """
     if not DATASET_NAME.fullmatch(name):
         raise SettingsError(f"{name[:80]!r} is not a name for a dataset: use up to 64 letters, digits, - and _")
@@ -58,6 +68,11 @@ def create_dataset(
     for existing in (path, folder / name):
         if existing.exists():
             raise ConflictError(f"{existing} exists; choose another name, or delete {path} and {folder / name}")
+    for stat in chain(store.list("batches/"), store.list("champion/")):
+        raise ConflictError(
+            f"the store has objects of an earlier dataset {name}, such as {store.location(stat.key)}; choose another "
+            "name, or delete them"
+        )
     if len(source.classes) < 2:
         raise DataError(f"there is only one class, {source.classes[0]!r}; a classifier needs two or more")
     splits, copies, conflicts = _remove_copies(source.splits)
@@ -102,7 +117,13 @@ def create_dataset(
     except ValidationError as error:
         raise SettingsError(describe_faults(error)) from error
     declaration = declaration.model_copy(update={"excluded_families": find_resembling_families(training.images)})
-    _write_files(folder / name, declaration, arrays)
+    try:
+        _write_files(folder / name, declaration, arrays)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write {error.filename or folder}: {error.strerror}; free some space, or set FMNIST_DATASETS to a "
+            "folder that you may write"
+        ) from error
     largest = np.bincount(training.labels).max() / len(training.labels)
     (folder / gates).write_text(render_gates(declaration, float(largest), has_splits=has_splits), encoding="utf-8")
     path.write_text(render_declaration(declaration), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
 from fmnist_tasks.data.declaration import Declaration, load_declaration, read_declaration
+from fmnist_tasks.data.labelled_sources import read_source
 from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 from fmnist_tasks.data.sources import load_base
-from fmnist_tasks.errors import FmnistError, SettingsError
+from fmnist_tasks.errors import DataError, FmnistError, SettingsError
 from fmnist_tasks.evaluation.policy import read_policy
+from fmnist_tasks.registry.stores import open_default_store
 from fmnist_tasks.settings import Settings
 from tests.support import synthetic
 from tests.support.pipeline import Pipeline
@@ -116,8 +119,62 @@ def test_unsuitable_images_are_refused(
     assert not list(Settings.from_environment().datasets.glob("*"))
 
 
+def test_an_empty_class_folder_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    for name in ("robin", "wren"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+    Image.fromarray(IMAGES[0]).save(tmp_path / "pictures" / "robin" / "1.png")
+    with pytest.raises(FmnistError, match=r"pictures: the folder wren is empty"):
+        create(tmp_path / "pictures")
+
+
+def test_a_pair_of_idx_files_for_each_split_is_found_by_name(pipeline: Pipeline, tmp_path: Path) -> None:
+    folder = tmp_path / "emnist"
+    folder.mkdir()
+    for split, part in (("train", slice(0, 800)), ("test", slice(800, 1200))):
+        (folder / f"emnist-{split}-images-idx3-ubyte").write_bytes(synthetic.encode_idx(IMAGES[part]))
+        (folder / f"emnist-{split}-labels-idx1-ubyte").write_bytes(synthetic.encode_idx(LABELS[part]))
+    _, _, arrays = create(folder)
+    assert (len(arrays["train_images"]), len(arrays["test_images"])) == (800, 400)
+    for kind, array in (("images-idx3", IMAGES), ("labels-idx1", LABELS)):
+        (folder / f"more-{kind}-ubyte").write_bytes(synthetic.encode_idx(array))
+    with pytest.raises(DataError, match="there are two pairs of IDX files for the train split"):
+        read_source(folder)
+
+
+def test_labels_of_two_kinds_are_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    names = np.array([f"kind {label}" for label in LABELS])
+    path = save(tmp_path, x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=names)
+    with pytest.raises(FmnistError, match="labels are names in one split and numbers in another"):
+        create(path)
+
+
+def test_a_compressed_table_with_digits_of_any_script_becomes_a_dataset(pipeline: Pipeline, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv.gz"
+    header = ",".join(["label", *(f"pixel{number}" for number in range(784))])
+    rows = [",".join(["²³"[label % 2], *map(str, image.ravel())]) for image, label in zip(IMAGES, LABELS, strict=True)]
+    path.write_bytes(gzip.compress("\n".join([header, *rows, ""]).encode()))
+    _, declaration, _ = create(path)
+    assert declaration.classes == ["²", "³"]
+
+
+def test_the_store_of_an_earlier_dataset_is_not_reused(pipeline: Pipeline, tmp_path: Path) -> None:
+    path = save(tmp_path, images=IMAGES, labels=LABELS)
+    open_default_store("own").put("batches/old.json", b"{}")
+    with pytest.raises(FmnistError, match=r"the store has objects of an earlier dataset own, such as .*batches/old"):
+        create(path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FMNIST_DATASETS", "/proc/datasets")
+    with pytest.raises(FmnistError, match=r"cannot write /proc/datasets.*; free some space, or set FMNIST_DATASETS"):
+        create(save(tmp_path, images=IMAGES, labels=LABELS))
+
+
 def test_a_class_folder_that_is_a_link_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "wren").mkdir(parents=True)
+    Image.fromarray(IMAGES[0]).save(tmp_path / "pictures" / "wren" / "1.png")
     (tmp_path / "pictures" / "robin").symlink_to(tmp_path / "pictures" / "wren")
     with pytest.raises(FmnistError, match=r"robin is a symbolic link, which is not followed; copy the folder"):
         create(tmp_path / "pictures")

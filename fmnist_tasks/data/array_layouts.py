@@ -7,14 +7,17 @@ only with a loss, is refused with what to do.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from fmnist_tasks.errors import DataError
+from fmnist_tasks.schemas.data import normalize_class_name
 
 # Usual names of the two arrays in an .npz, by split; None: no split. Compared in lower case.
 _STEMS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
+_INDEX = re.compile(r"[0-9]{1,9}")
 _PAIRS = [
     ("images", "labels"),
     ("x", "y"),
@@ -29,6 +32,7 @@ def find_pairs(names: Sequence[str]) -> dict[str | None, tuple[str, str]]:
     """Return the names of images and labels among the arrays of a file, by split (None: the file has no splits).
 
     Examples: images/labels, x/y, x_train/y_train and x_test/y_test, train_images/train_labels. Empty if there are none.
+    A pair without a split is the training split beside others. Raises :class:`DataError` if there are two of those.
     """
     by_lower = {name.lower(): name for name in names}
     pairs: dict[str | None, tuple[str, str]] = {}
@@ -39,12 +43,13 @@ def find_pairs(names: Sequence[str]) -> dict[str | None, tuple[str, str]]:
                     wanted = [pattern.format(stem=stem, name=name) for name in (images, labels)]
                     if all(name in by_lower for name in wanted):
                         pairs.setdefault(split, (by_lower[wanted[0]], by_lower[wanted[1]]))
-    if pairs:
-        return pairs
     for images, labels in _PAIRS:
         if images in by_lower and labels in by_lower:
-            return {None: (by_lower[images], by_lower[labels])}
-    return {}
+            pair = by_lower[images], by_lower[labels]
+            if "train" in pairs:
+                raise DataError(f"it has two training splits, {pair[0]} and {pairs['train'][0]}; leave one of them out")
+            return {"train" if pairs else None: pair, **pairs}
+    return pairs
 
 
 def describe_fault(shape: tuple[int, ...], dtype: np.dtype, expected: tuple[int, ...]) -> str | None:
@@ -117,8 +122,22 @@ def convert_images(images: np.ndarray, expected: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(images.reshape(len(images), *expected))
 
 
+def require_unambiguous_indices(classes: Sequence[str]) -> None:
+    """Raise :class:`DataError` if the names of the classes are numbers other than their indices.
+
+    Then nothing shows whether a number in a file is an index or a name.
+    """
+    if all(_INDEX.fullmatch(name) for name in classes) and list(classes) != [str(i) for i in range(len(classes))]:
+        raise DataError(
+            f"labels are numbers, and so are the names of the classes ({', '.join(classes[:3])}, …): save them as text "
+            "with these names"
+        )
+
+
 def convert_labels(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Return class indices (N,), int64, from indices (N,) or (N, 1), one-hot rows (N, classes), or names of classes.
+
+    Text that names no class may also be indices.
 
     Indices outside the classes are returned as they are: the data checks name their images. Raises :class:`DataError`
     for other content.
@@ -135,14 +154,18 @@ def convert_labels(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     if labels.ndim != 1:
         raise DataError(f"labels have the shape {labels.shape}, expected (N,), (N, 1) or one-hot (N, {len(classes)})")
     if labels.dtype.kind in "SU":
-        names = np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
+        texts = np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
+        names = [normalize_class_name(text) for text in texts.tolist()]
         indices = {name: index for index, name in enumerate(classes)}
-        if unknown := sorted(set(names.tolist()) - indices.keys()):
+        if indices.keys().isdisjoint(names) and all(_INDEX.fullmatch(name) for name in names):
+            return convert_labels(np.array(names).astype(np.int64), classes)  # as in CSV files
+        if unknown := sorted(set(names) - indices.keys()):
             shown = ", ".join(repr(name[:40]) for name in unknown[:3])
             raise DataError(f"labels name unknown classes: {shown}; the classes are {', '.join(classes)}")
-        return np.array([indices[name] for name in names.tolist()], np.int64)
+        return np.array([indices[name] for name in names], np.int64)
     if labels.dtype.kind not in "iu":
         raise DataError(f"labels are {labels.dtype}, expected whole numbers (class indices, from 0) or class names")
+    require_unambiguous_indices(classes)
     if labels.dtype == np.uint64 and labels.size and labels.max() > np.iinfo(np.int64).max:
         raise DataError("labels are larger than any class index")
     indices_of_classes: np.ndarray = labels.astype(np.int64)

@@ -7,21 +7,26 @@ and counted. An image that cannot be read is left out, with the reason.
 
 from __future__ import annotations
 
-import gzip
 import io
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 
-from fmnist_tasks.data.array_layouts import convert_images, convert_labels, describe_fault, find_pairs
+from fmnist_tasks.data.array_layouts import (
+    convert_images,
+    convert_labels,
+    describe_fault,
+    find_pairs,
+    require_unambiguous_indices,
+)
 from fmnist_tasks.data.class_folders import EncodedImage, assign_classes, list_archive
 from fmnist_tasks.data.csv_tables import read_csv
-from fmnist_tasks.data.files import read_file
+from fmnist_tasks.data.files import name_file_in_errors, read_file
 from fmnist_tasks.data.idx import read_idx
 from fmnist_tasks.data.image_files import MAX_BYTES as MAX_IMAGE_BYTES
 from fmnist_tasks.data.image_files import decode_image_file
@@ -35,7 +40,7 @@ from fmnist_tasks.schemas.data import MAX_CLASS_NAME, DatasetProperties
 MAX_BYTES = 1 << 30
 MAX_REASONS = 20  # of unreadable images; a record has a limited size
 _MAX_DECODED_PIXELS = 50_000_000_000  # of a batch: 4,000 pictures of 12 megapixels, ten minutes on one core
-IMAGE_FILE = re.compile(r".+\.(png|jpe?g|webp|bmp|gif|tiff?|heic|heif)", re.IGNORECASE)
+IMAGE_FILE = re.compile(r".+\.(png|jpe?g|jfif|webp|bmp|gif|tiff?|heic|heif)", re.IGNORECASE)
 FORMATS = (
     "an .npz, .csv or .parquet, a pair of IDX files, or a zip file or folder with one folder of images for each class"
 )
@@ -64,12 +69,11 @@ def read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> Bat
     if name.endswith(".npz"):
         return _convert_arrays(key, *_read_npz(contents[key], key, dataset), dataset)
     if name.endswith((".csv", ".csv.gz")):
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=contents[key])) if name.endswith(".gz") else contents[key]
-        return _convert_arrays(key, *read_csv(file, key, MAX_BYTES), dataset)
+        return _convert_arrays(key, *read_csv(contents[key], key, MAX_BYTES), dataset)
     if name.endswith(".zip"):
         return read_images(list_archive(contents[key], key), key, dataset)
     if name.endswith(".parquet"):
-        return read_images(_name_indices(read_parquet(contents[key], key), dataset.classes), key, dataset)
+        return read_images(_name_indices(read_parquet(contents[key], key), key, dataset.classes), key, dataset)
     if IMAGE_FILE.fullmatch(key):
         raise DataError(f"{key} is an image without a class; put it into a folder with the name of its class")
     raise DataError(f"{key} is not a batch; submit {FORMATS}")
@@ -125,20 +129,23 @@ def read_images(images: list[EncodedImage], name: str, dataset: DatasetPropertie
     return BatchContent(pixels[:count], labels[:count], converted, unreadable, reasons)
 
 
-def _name_indices(images: list[EncodedImage], classes: Sequence[str]) -> list[EncodedImage]:
-    """Replace class indices by the names of the classes, if the file has indices only."""
-    if all(image.label in classes for image in images):
+def _name_indices(images: list[EncodedImage], name: str, classes: Sequence[str]) -> list[EncodedImage]:
+    """Replace class indices by the names of the classes; raises :class:`DataError` if those are other numbers."""
+    if not all(image.has_index for image in images):
         return images
-    if not all(image.label.isdecimal() and int(image.label) < len(classes) for image in images):
-        return images
+    with name_file_in_errors(name):
+        require_unambiguous_indices(classes)
+    if any(int(image.label) >= len(classes) for image in images):
+        return images  # which are refused as images of unknown classes
     return [replace(image, label=classes[int(image.label)]) for image in images]
 
 
 def _read_npz(file: BinaryIO, name: str, dataset: DatasetProperties) -> tuple[np.ndarray, np.ndarray]:
-    pairs = find_pairs(names := list_arrays(file, name))
-    if len(pairs) != 1:
+    with name_file_in_errors(name):
+        pairs = find_pairs(names := list_arrays(file, name))
+    if not pairs.keys() <= {None, "train"} or len(pairs) != 1:
         found = ", ".join(repr(array[:40]) for array in names[:5]) or "nothing"
-        problem = "has the arrays of several splits" if pairs else f"contains {found}, not images and labels"
+        problem = "has arrays of a test split" if pairs else f"contains {found}, not images and labels"
         raise DataError(f"{name}: expected an .npz file with the arrays images and labels; it {problem}")
     (arrays,) = pairs.values()
     images, labels = read_npz(file, name, *arrays, max_bytes=MAX_BYTES, check=partial(_require_format, name, dataset))
@@ -169,11 +176,9 @@ def _convert_arrays(name: str, images: np.ndarray, labels: np.ndarray, dataset: 
         raise DataError(f"{name}: {_count(images.shape):,} images but {_count(labels.shape):,} labels")
     if not len(images):
         raise DataError(f"{name}: there are no images")
-    try:
+    with name_file_in_errors(name):
         pixels = convert_images(images, dataset.image_format.shape)
         indices = convert_labels(labels, dataset.classes)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
     if indices.min() >= 0 and indices.max() <= 255:
         indices = indices.astype(np.uint8)
     return BatchContent(pixels, indices)

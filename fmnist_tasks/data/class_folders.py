@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +23,14 @@ from fmnist_tasks.data.archives import open_archive, require_readable
 from fmnist_tasks.data.files import read_file
 from fmnist_tasks.data.image_files import MAX_BYTES
 from fmnist_tasks.errors import DataError
-from fmnist_tasks.schemas.data import Split
+from fmnist_tasks.schemas.data import Split, normalize_class_name
 
 _SPLITS: dict[str, Split] = dict.fromkeys(("train", "training", "val", "valid", "validation"), "train")
 _SPLITS |= dict.fromkeys(("test", "testing"), "test")
 _MAX_DIRECTORY_BYTES = 64 << 20  # of a zip file; some 800,000 files, each an object of a kilobyte
 _MAX_TOTAL_BYTES = 16 << 30  # of all files in it
-_SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini", ".ds_store"}  # of operating systems
+_SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini", ".ds_store", ".directory", ".nomedia", ".gitkeep"}
+_RESOURCE_FORK = "._"  # how macOS begins the name of a file with the metadata of another one
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class EncodedImage:
     split: Split | None  # None if there are no folders for splits
     label: str  # the name of its class
     read: Callable[[], bytes]  # raises :class:`DataError`, or OSError
+    has_index: bool = False  # whether the label is the index of a class
 
 
 def list_folder(folder: Path) -> list[EncodedImage]:
@@ -62,6 +65,9 @@ def list_archive(file: BinaryIO, name: str) -> list[EncodedImage]:
     """Return the images of a zip file; raises like :func:`list_folder`, and for a file that is not a zip file."""
     archive = open_archive(file, name, "a zip file", _MAX_DIRECTORY_BYTES)
     members = [member for member in archive.infolist() if not member.is_dir()]
+    repeated = [path for path, count in Counter(member.filename for member in members).items() if count > 1]
+    if repeated:
+        raise DataError(f"{name} has several files named {repeated[0][:80]!r}; give them different names")
     total = sum(member.file_size for member in members)  # zipfile never reads more of a member
     if total > _MAX_TOTAL_BYTES:
         raise DataError(f"{name}: its files have {total:,} bytes; the limit is {_MAX_TOTAL_BYTES:,}")
@@ -92,15 +98,15 @@ def assign_classes(files: Mapping[str, Callable[[], bytes]], source: str) -> lis
                 f"{source}: {path[:80]!r} is not in the folder of a class; remove it, or use one folder for each "
                 "class, CLASS/IMAGE (or train/CLASS/IMAGE and test/CLASS/IMAGE)"
             )
-        images.append(EncodedImage(path, split, inner[0], files[path]))
+        images.append(EncodedImage(path, split, normalize_class_name(inner[0]), files[path]))
     if not images:
         raise DataError(f"{source} has no files in folders of classes, CLASS/IMAGE")
     return images
 
 
 def is_system_file(path: str) -> bool:
-    """Whether an operating system has put the file there, such as `.DS_Store`; batches do not have it."""
-    return any(part.lower() in _SYSTEM_FILES for part in PurePosixPath(path).parts)
+    """Whether it is a file of an operating system, such as `.DS_Store`; batches do not have it."""
+    return any(part.lower() in _SYSTEM_FILES or part.startswith(_RESOURCE_FORK) for part in PurePosixPath(path).parts)
 
 
 def _is_ignored(path: str) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import warnings
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -16,18 +17,19 @@ from fmnist_tasks.schemas.data import MAX_CLASS_NAME
 _LABELS = {"label", "labels", "class", "target", "y"}
 _PIXEL = re.compile(r"(?:pixel|px|p)?[ _-]?(\d+)|(\d+)x(\d+)", re.IGNORECASE)  # pixel0, 0, 1x1
 _MAX_LINE_BYTES = 1 << 20  # 96 x 96 pixels have at most 46 kB
-_INDEX = re.compile(r"[0-9]{1,9}(\.0+)?")  # pandas writes 3.0 if a label was missing elsewhere
+_INDEX = re.compile(r"[0-9]{1,9}(\.0+)?")  # of a class; pandas writes 3.0 if a label was missing elsewhere
 _CHUNK_ROWS = 4096
 
 
 def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images, uint8 (N, pixels), and labels (N,), int64 or text; `name` is for messages.
+    """Return images, uint8 (N, pixels), and labels (N,), text; `name` is for messages, and `.gz` at its end counts.
 
     Raises :class:`DataError` if the columns are not as described, or a pixel is not a whole number from 0 to 255, or if
     the pixels have more than `max_bytes`.
     """
     import pandas as pd
 
+    file = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if name.lower().endswith(".gz") else file
     lines = io.TextIOWrapper(io.BufferedReader(_BoundedLines(file, name)), encoding="utf-8-sig", errors="replace")
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     fault = f"{name} is not a table with the columns of its header and whole numbers as pixels"
@@ -51,7 +53,7 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
         raise DataError(f"{name} has no images")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if all(_INDEX.fullmatch(label) for label in labels.tolist()):
-        labels = np.array([int(label.partition(".")[0]) for label in labels.tolist()], np.int64)
+        labels = np.array([str(int(label.partition(".")[0])) for label in labels.tolist()])
     return images, labels
 
 

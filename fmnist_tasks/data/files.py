@@ -21,6 +21,15 @@ def convert_errors(fault: str) -> Iterator[None]:
         raise DataError(f"{fault} ({str(error)[:200] or type(error).__name__})") from error
 
 
+@contextmanager
+def name_file_in_errors(name: str) -> Iterator[None]:
+    """Put the name of a file before the text of a :class:`DataError`."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
 def read_file(file: Path | BinaryIO, name: str, max_bytes: int) -> bytes:
     """Return the content of a file; `name` is for messages.
 

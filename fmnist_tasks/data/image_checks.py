@@ -1,10 +1,10 @@
 """Checks of single images of a batch: near-duplicates of known images, doubtful labels, and OOD images.
 
 A label is doubtful if the champion prefers another class by more than it does on almost all validation images of that
-class, which it was not trained on: confident learning (Northcutt et al. 2021, arXiv:1911.00068), with a limit for each
-class in place of a mean, so that the share of good images that are set aside is known. The limit of OOD scores is set
-in the same way. Images with findings are set aside; the batch is quarantined if they are significantly more than in
-clean batches.
+class, which it was not trained on: confident learning (Northcutt et al. 2021, arXiv:1911.00068), with a threshold for
+each class in place of a mean, so that the share of clean images that are set aside is known. The threshold of OOD
+scores is chosen in the same way. Images with findings are set aside; the batch is quarantined if they are significantly
+more than in clean batches.
 """
 
 from __future__ import annotations
@@ -36,20 +36,41 @@ class ChampionPredictions:
 
 @dataclass(frozen=True)
 class ReviewThresholds:
-    """Beyond them, an image is set aside: margins (classes,) below which a label is doubtful, and the OOD score."""
+    """Beyond them, an image is set aside: margins (classes,) below which a label is doubtful, and the OOD score.
+
+    A label that the champion predicts is never doubtful.
+    """
 
     margins: np.ndarray
     ood_score: float
+    label_false_alarm_rate: float  # expected share of clean images; above that of the policy with few validation images
+    ood_false_alarm_rate: float
 
     @classmethod
     def choose(cls, predictions: ChampionPredictions, labels: np.ndarray, policy: ReviewPolicy) -> ReviewThresholds:
-        """Choose the limits on validation images with labels (N,), which contain every class."""
+        """Choose the thresholds on validation images with labels (N,), which contain every class.
+
+        A class with too few images for the rate of the policy takes the threshold of all classes together.
+        """
         margins = compute_margins(predictions.probabilities, labels)
-        classes = range(predictions.probabilities.shape[1])
-        return cls(
-            np.array([np.quantile(margins[labels == label], policy.label_false_alarm_rate) for label in classes]),
-            float(np.quantile(predictions.ood_scores, 1 - policy.ood_false_alarm_rate)),
-        )
+        common, rate = _choose_lower_threshold(margins, policy.label_false_alarm_rate)
+        thresholds, rates = [], []
+        for label in range(predictions.probabilities.shape[1]):
+            own = margins[labels == label]
+            is_enough = policy.label_false_alarm_rate * (len(own) + 1) >= 1
+            threshold, own_rate = common, rate
+            if is_enough:
+                threshold, own_rate = _choose_lower_threshold(own, policy.label_false_alarm_rate)
+            thresholds.append(min(threshold, 0.0))
+            rates.append(own_rate)
+        ood_score, ood_rate = _choose_lower_threshold(-predictions.ood_scores, policy.ood_false_alarm_rate)
+        return cls(np.array(thresholds), -ood_score, float(np.mean(rates)), ood_rate)
+
+    def expected_share(self, policy: ReviewPolicy) -> float:
+        """Return the share of a clean batch that is expected to be set aside."""
+        excess = max(0.0, self.label_false_alarm_rate - policy.label_false_alarm_rate)
+        excess += max(0.0, self.ood_false_alarm_rate - policy.ood_false_alarm_rate)
+        return min(1.0, policy.expected_share + excess)
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,16 @@ class ImageFinding:
     neighbour: KnownImage | None = None  # a near-duplicate
 
 
+def _choose_lower_threshold(values: np.ndarray, rate: float) -> tuple[float, float]:
+    """Return a threshold, and the probability that a new value of the same distribution is below it.
+
+    It is an order statistic (conformal prediction, Vovk et al. 2005), so the probability is exact for any number of
+    values. It is at most the rate, if there are enough values, and otherwise the lowest that they allow.
+    """
+    rank = max(1, int(rate * (len(values) + 1)))
+    return float(np.partition(values, rank - 1)[rank - 1]), rank / (len(values) + 1)
+
+
 def compute_margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return by how much the logarithm of a label's probability exceeds that of the best other class, (N,)."""
     rows = np.arange(len(labels))
@@ -86,26 +117,26 @@ def find_image_findings(
     classes: Sequence[str],
     neighbours: Sequence[KnownImage | None],
     predictions: ChampionPredictions | None,
-    limits: ReviewThresholds | None,
+    thresholds: ReviewThresholds | None,
 ) -> list[ImageFinding]:
     """Return the findings about a batch with labels (N,), in the order of its images.
 
     `neighbours` has a near-duplicate of each image that has one. Without a champion, there are no predictions and
-    limits.
+    thresholds.
     """
     doubtful = out_of_distribution = np.zeros(len(labels), bool)
-    if predictions is not None and limits is not None:
-        doubtful = compute_margins(predictions.probabilities, labels) < limits.margins[labels]
-        out_of_distribution = predictions.ood_scores > limits.ood_score
+    if predictions is not None and thresholds is not None:
+        doubtful = compute_margins(predictions.probabilities, labels) < thresholds.margins[labels]
+        out_of_distribution = predictions.ood_scores > thresholds.ood_score
     has_near_duplicate = np.array([neighbour is not None for neighbour in neighbours], bool)
     findings = []
     for row in np.flatnonzero(has_near_duplicate | doubtful | out_of_distribution).tolist():
         reasons, suggested = [], None
         if neighbour := neighbours[row]:
             reasons.append(f"near-duplicate of {neighbour.description}")
-        if out_of_distribution[row] and predictions is not None and limits is not None:
+        if out_of_distribution[row] and predictions is not None and thresholds is not None:
             score = predictions.ood_scores[row]
-            reasons.append(f"out of distribution: OOD score {score:.2f}, review threshold {limits.ood_score:.2f}")
+            reasons.append(f"out of distribution: OOD score {score:.2f}, review threshold {thresholds.ood_score:.2f}")
         if doubtful[row] and predictions is not None:
             probabilities = predictions.probabilities[row]
             suggested = int(probabilities.argmax())
@@ -118,7 +149,7 @@ def find_image_findings(
 
 
 def find_rejection_reason(
-    findings: Sequence[ImageFinding], unreadable: int, images: int, policy: ReviewPolicy
+    findings: Sequence[ImageFinding], unreadable: int, images: int, policy: ReviewPolicy, expected_share: float
 ) -> str | None:
     """Return why a batch with so many images, the unreadable ones included, is quarantined; None if it is not.
 
@@ -128,7 +159,7 @@ def find_rejection_reason(
     faulty = len(findings) + unreadable
     if not images:
         return None
-    p_value = float(binomtest(faulty, images, policy.expected_share, alternative="greater").pvalue)
+    p_value = float(binomtest(faulty, images, expected_share, alternative="greater").pvalue)
     if p_value >= policy.significance or faulty / images <= policy.max_share:
         return None
     counts = Counter(
@@ -142,7 +173,7 @@ def find_rejection_reason(
     example = f" (for example, image {findings[0].row + 1:,}: {findings[0].reasons[0]})" if findings else ""
     return (
         f"{faulty:,} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable, above the limit of "
-        f"{policy.max_share:.1%}; in a clean batch {policy.expected_share:.1%} are expected (binomial test, p = "
+        f"{policy.max_share:.1%}; in a clean batch {expected_share:.1%} are expected (binomial test, p = "
         f"{p_value:.2g}): {shown}{example}. Correct the labels, remove near-duplicates and out-of-distribution images, "
         "and submit the batch again"
     )

@@ -8,6 +8,7 @@ the background, as the images of Fashion-MNIST were; without a background, it is
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow reads more, w
 _HEIC = {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"}  # how such files begin, after four bytes
 _HALF, _MOST_EDGES = 127.5, 0.8  # shade, and share of the pixels at the edges of an image
 _ORIENTATION = 0x0112  # EXIF's tag
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not a stuffed byte, fill byte or restart marker
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -69,7 +72,7 @@ def decode_image_file(file: Path | BinaryIO, name: str, image_format: ImageForma
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise DataError(f"{name} has {image.width} x {image.height} pixels; the limit is {_MAX_PIXELS:,}")
-                if content.startswith(b"\xff\xd8") and (scans := content.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
+                if content.startswith(b"\xff\xd8") and (scans := _count_scans(content)) > _MAX_JPEG_SCANS:
                     raise DataError(f"{name} is a JPEG with {scans:,} scans; the limit is {_MAX_JPEG_SCANS}")
                 size, mode = image.size, image.mode
                 return DecodedImage(_convert(image, name, image_format), size, mode)
@@ -99,7 +102,20 @@ def looks_inverted(image: np.ndarray, image_format: ImageFormat) -> bool:
     return is_bright if image_format.background < _HALF else is_dark
 
 
+def _count_scans(content: bytes) -> int:
+    """Return the number of scans of a JPEG, up to its end: the video of a motion photo may follow it."""
+    position, scans = 2, 0
+    while found := _JPEG_MARKER.search(content, position):
+        marker, position = found[0][1], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        scans += marker == _START_OF_SCAN
+        position += int.from_bytes(content[position : position + 2], "big")
+    return scans
+
+
 def _convert(image: Image.Image, name: str, image_format: ImageFormat) -> np.ndarray:
+    image.load()  # which applies the orientation of a TIFF
     orientation = image.getexif().get(_ORIENTATION, 1)
     size = (image_format.width, image_format.height)
     if orientation >= 5:  # the picture is stored on its side
@@ -125,7 +141,12 @@ def _convert(image: Image.Image, name: str, image_format: ImageFormat) -> np.nda
 def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Return the picture in mode L, RGB or, if parts are transparent, RGBa (premultiplied, so it can be averaged)."""
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        values = np.asarray(image).astype(np.uint16)
+        picture = Image.fromarray((values >> 8).astype(np.uint8))
+        if isinstance(transparent := image.info.get("transparency"), int):
+            opacity = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+            return Image.merge("LA", (picture, opacity)).convert("RGBA").convert("RGBa")
+        return picture
     if image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:

@@ -175,6 +175,11 @@ def is_idx_name(name: str) -> bool:
     return bool(_IDX.fullmatch(name))
 
 
+def is_images_name(name: str) -> bool:
+    """Whether a file of this name has the images of a pair of IDX files."""
+    return bool((match := _IDX.fullmatch(name)) and match["kind"].startswith("images"))
+
+
 def group_file_names(names: Iterable[str]) -> list[list[str]]:
     """Return the names of the files of each batch: pairs of IDX files, images first, and single files."""
     groups: dict[str, list[str]] = {}

@@ -18,12 +18,13 @@ from PIL import Image
 from fmnist_tasks.data.array_layouts import convert_images, convert_labels, find_pairs, infer_shape
 from fmnist_tasks.data.class_folders import EncodedImage, list_archive, list_folder
 from fmnist_tasks.data.csv_tables import read_csv
+from fmnist_tasks.data.files import name_file_in_errors
 from fmnist_tasks.data.idx import read_idx
 from fmnist_tasks.data.image_files import decode_image_file
 from fmnist_tasks.data.npz import list_arrays, read_npz
 from fmnist_tasks.data.parquet_tables import read_parquet
 from fmnist_tasks.errors import DataError
-from fmnist_tasks.schemas.data import MAX_SIDE, MIN_SIDE, ImageFormat, Split
+from fmnist_tasks.schemas.data import MAX_SIDE, MIN_SIDE, ImageFormat, Split, normalize_class_name
 
 MAX_BYTES = 8 << 30  # of all pixels
 _DEFAULT_SIDE = 32  # of images of different or larger sizes
@@ -75,6 +76,8 @@ def read_source(
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such folder or file")
+    if path.is_dir() and (empty := _list_empty_folders(path)):
+        raise DataError(f"{path}: the folder {empty[0]} is empty; put images into it, or delete it")
     if path.is_dir() and (tables := sorted(path.glob("*.parquet"))):
         return _read_encoded(str(path), _read_tables(tables), size, channels, classes)
     if path.is_dir() and not (idx := _find_idx_files(path)):
@@ -90,7 +93,8 @@ def read_source(
         if suffix == "csv":
             return _read_arrays(path.name, {None: read_csv(file, path.name, MAX_BYTES)}, size, channels, classes)
         if suffix == "npz":
-            pairs = find_pairs(names := list_arrays(file, path.name))
+            with name_file_in_errors(path.name):
+                pairs = find_pairs(names := list_arrays(file, path.name))
             if not pairs:
                 raise DataError(
                     f"{path.name} has the arrays {', '.join(names)}, but no usual names for images and labels; save "
@@ -171,11 +175,9 @@ def _read_arrays(
 ) -> LabelledSource:
     """Convert arrays, by split, without loss."""
     first, _ = next(iter(arrays.values()))
-    try:
+    with name_file_in_errors(name):
         shape = infer_shape(first.shape)
         names = _list_classes([labels for _, labels in arrays.values()])
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
     if size and size != shape[:2]:
         raise DataError(
             f"{name}: its images have {shape[0]} x {shape[1]} pixels, and arrays are not resized; leave out --size"
@@ -191,10 +193,8 @@ def _read_arrays(
     parts: dict[Split | None, list[LabelledImages]] = {}
     contents = SourceContents()
     for split, (images, labels) in arrays.items():
-        try:
+        with name_file_in_errors(name):
             converted = LabelledImages(convert_images(images, shape), convert_labels(labels, names))
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from error
         if len(converted.images) != len(converted.labels):
             raise DataError(f"{name}: {len(converted.images):,} images but {len(converted.labels):,} labels")
         target: Split | None = None if split is None else "test" if split == "test" else "train"
@@ -215,9 +215,11 @@ def _read_arrays(
 def _list_classes(labels: Sequence[np.ndarray]) -> list[str]:
     """Return the names of classes in labels: names, one-hot columns, or the numbers up to the largest index."""
     first = labels[0]
+    if len({part.dtype.kind in "SU" for part in labels}) > 1:
+        raise DataError("labels are names in one split and numbers in another; use names in both")
     if first.dtype.kind in "SU":
         texts = {
-            value.decode(errors="replace") if isinstance(value, bytes) else value
+            normalize_class_name(value.decode(errors="replace") if isinstance(value, bytes) else value)
             for part in labels
             for value in part.ravel().tolist()
         }
@@ -244,7 +246,8 @@ def _rename_classes(source: str, numbers: list[str], names: Sequence[str]) -> li
 
 def _to_sort_key(name: str) -> tuple[object, ...]:
     """Sort numbers in names by value: 2 before 10."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
+    parts = filter(None, re.split(r"([0-9]+)", name))
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
 
 def _choose_size(images: list[EncodedImage]) -> tuple[int, int]:
@@ -295,6 +298,11 @@ def _find_background(sample: np.ndarray) -> int | None:
     return 255 if (medians >= 239).mean() > 0.5 else None
 
 
+def _list_empty_folders(folder: Path) -> list[str]:
+    folders = (path for path in sorted(folder.rglob("*")) if path.is_dir() and not path.is_symlink())
+    return [path.relative_to(folder).as_posix() for path in folders if path.name[0] != "." and not any(path.iterdir())]
+
+
 def _find_idx_files(folder: Path) -> dict[str, Path]:
     """Return the IDX files of a folder by their names without `.gz`, in lower case."""
     files = {path.name.lower().removesuffix(".gz"): path for path in sorted(folder.iterdir()) if path.is_file()}
@@ -314,7 +322,9 @@ def _read_idx_files(files: dict[str, Path]) -> dict[str | None, tuple[np.ndarray
         for part in (path, files[label_name]):
             with part.open("rb") as file:
                 pair.append(read_idx(file, part.name, MAX_BYTES))
-        split = "test" if re.match(r"(test|t10k)", name) else "train"
+        split = "test" if re.search(r"(?:^|[-_.])(test|t10k)(?:[-_.]|$)", name) else "train"
+        if split in arrays:
+            raise DataError(f"{path}: there are two pairs of IDX files for the {split} split; leave one of them out")
         arrays[split] = (pair[0], pair[1])
     if set(arrays) == {"train"}:
         return {None: arrays["train"]}

@@ -5,8 +5,8 @@ hashing, Charikar 2002, https://doi.org/10.1145/509907.509965): a table holds co
 hyperplane, and is searched for equal codes. The hyperplanes ignore the mean brightness and the outermost pixels, which
 a shift changes. An image is in the tables as it is and shifted up and down; it is looked up as it is, shifted to the
 left and to the right, and flipped. Of at most `_MAX_CANDIDATES` images with the same code in a table, those whose codes
-in all tables differ least are compared. So the time grows with the number of images, not with that of pairs, also if
-many are alike.
+in all tables differ least are compared: their mean colours, then their pixels in greyscale. So the time grows with the
+number of images, not with that of pairs, also if many are alike.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _MAX_DIFFERENT_BITS = 0.125  # share of the bits of all tables; three changed pi
 _MAX_SIZE = 32  # pixels; larger images are compared in this size
 _MIN_CORRELATION = 0.998
 _MAX_DIFFERENCE, _MAX_PIXELS = 8, 3  # shades by which pixels may differ, and how many may differ by more
+_MAX_TINT, _MAX_TINT_SHARE = 8.0, 0.1  # shades, and share of the tint, by which near-duplicates may differ in it
 _CHUNK = 4096  # images that are looked up at once
 _COMPARED_AT_ONCE = 512  # pairs, so that their pixels stay in the processor's cache
 _ENTRY_BITS, _DISTANCE_BITS = 32, 10  # of a number that is sorted in place of a pair
@@ -104,6 +105,7 @@ class NearDuplicateIndex:
         for start in range(0, len(images), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             variants = [(pixels, _encode(pixels, self._planes)) for pixels in self._make_variants(images[chunk])]
+            tints = _compute_tints(images[chunk])
             first = 0
             for number, segments in enumerate(groups):
                 rows = np.flatnonzero(found.neighbours[chunk] < 0) if group in (None, number) else np.zeros(0, int)
@@ -111,7 +113,7 @@ class NearDuplicateIndex:
                 for segment in segments:
                     own_rows = None if own is None else own[chunk][rows] - first
                     for pixels, codes in remaining:
-                        matches = segment.compare(pixels, codes, own_rows, limit)
+                        matches = segment.compare(pixels, codes, tints[rows], own_rows, limit)
                         _record(found, start + rows[matches.rows], first + matches.images, matches.correlations)
                     first += len(segment)
         return found
@@ -119,7 +121,7 @@ class NearDuplicateIndex:
     def _make_segment(self, images: np.ndarray) -> _Segment:
         pixels = self._reduce(_to_shades(images))
         codes = [_encode(_shift(pixels, shift, 0), self._planes) for shift in self._shifts]
-        return _Segment(pixels, np.stack(codes), self._shifts)
+        return _Segment(pixels, np.stack(codes), _compute_tints(images), self._shifts)
 
     def _make_variants(self, images: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the images, reduced to shades (N, H, W), as they are looked up."""
@@ -146,9 +148,9 @@ class NearDuplicateIndex:
 class _Segment:
     """Some of the indexed images, and tables with their codes."""
 
-    def __init__(self, pixels: np.ndarray, codes: np.ndarray, shifts: tuple[int, ...]) -> None:
-        """Take images (N, H, W) and their codes, uint64 (shifts, N, tables + 1)."""
-        self._pixels, self._codes, self._shifts = pixels, codes, shifts
+    def __init__(self, pixels: np.ndarray, codes: np.ndarray, tints: np.ndarray, shifts: tuple[int, ...]) -> None:
+        """Take images (N, H, W), their codes, uint64 (shifts, N, tables + 1), and tints, float32 (N, 3)."""
+        self._pixels, self._codes, self._tints, self._shifts = pixels, codes, tints, shifts
         self._flat = codes.reshape(-1, _TABLES + 1)  # an entry is the number of the shift times N, plus the image
         self._order = [_sort_table(self._flat, table) for table in range(_TABLES + 1)]
         self._sorted = [self._flat[order, table] for table, order in enumerate(self._order)]
@@ -159,11 +161,17 @@ class _Segment:
     def merge(self, other: _Segment) -> _Segment:
         """Return a segment with the images of both."""
         pixels = np.concatenate([self._pixels, other._pixels])
-        return _Segment(pixels, np.concatenate([self._codes, other._codes], axis=1), self._shifts)
+        codes = np.concatenate([self._codes, other._codes], axis=1)
+        return _Segment(pixels, codes, np.concatenate([self._tints, other._tints]), self._shifts)
 
-    def compare(self, pixels: np.ndarray, codes: np.ndarray, own: np.ndarray | None, limit: int) -> _Matches:
-        """Compare images (N, H, W) and their codes with those of this segment whose codes differ least."""
+    def compare(
+        self, pixels: np.ndarray, codes: np.ndarray, tints: np.ndarray, own: np.ndarray | None, limit: int
+    ) -> _Matches:
+        """Compare images (N, H, W) with those of this segment whose tints are alike and whose codes differ least."""
         rows, entries = self._choose_candidates(codes, own, limit)
+        ours, theirs = tints[rows], self._tints[entries % max(len(self), 1)]
+        has_tint = (np.abs(ours - theirs) <= _MAX_TINT + _MAX_TINT_SHARE * np.abs(theirs)).all(axis=1)
+        rows, entries = rows[has_tint], entries[has_tint]
         numbers, images = np.divmod(entries, max(len(self), 1))
         correlations = np.zeros(len(rows), np.float32)
         for number, shift in enumerate(self._shifts):
@@ -254,6 +262,15 @@ def _record(found: NearDuplicates, positions: np.ndarray, candidates: np.ndarray
 def _shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
     """Return images (N, H, W), shifted by some pixels; what is rolled over is outermost, so it is ignored."""
     return np.roll(images, (down, right), axis=(1, 2)) if down or right else images
+
+
+def _compute_tints(images: np.ndarray) -> np.ndarray:
+    """Return by how much the means of red, green and blue differ from the mean of all, float32 (N, 3)."""
+    if images.ndim == 3:
+        return np.zeros((len(images), 3), np.float32)
+    means = images.mean(axis=(1, 2), dtype=np.float32)
+    tints: np.ndarray = means - means.mean(axis=1, keepdims=True)
+    return tints
 
 
 def _to_shades(images: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ MAX_OUTPUT = 2 << 30  # bytes of all image files
 LIMITS = Limits(memory=4 << 30, cpu=300, output=MAX_OUTPUT + (64 << 20), has_threads=True)
 _IMAGES, _LABELS = ("image", "img", "images"), ("label", "labels", "class", "fine_label", "target")
 _ROWS = 512  # that are decoded at once
+_MAX_CLASSES = 256  # as in a declaration
 
 
 def main() -> None:  # pragma: no cover - may open no file, so its coverage cannot be saved
@@ -82,6 +83,8 @@ def _find_names(schema: pa.Schema, label: str) -> list[str]:
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     feature = metadata.get("info", {}).get("features", {}).get(label, {})
     names = feature.get("names", [])
+    if isinstance(names, list) and len(names) > _MAX_CLASSES:
+        raise ValueError(f"it names {len(names):,} classes; the limit is {_MAX_CLASSES}")
     return [str(name) for name in names] if isinstance(names, list) else []
 
 

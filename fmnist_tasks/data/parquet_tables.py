@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fmnist_tasks.child_process import ChildError, run_child
 from fmnist_tasks.data.class_folders import EncodedImage
 from fmnist_tasks.errors import DataError
-from fmnist_tasks.schemas.data import Split
+from fmnist_tasks.schemas.data import Split, normalize_class_name
 from fmnist_tasks.text import make_printable
 
 _MAX_HEADER = 64 << 20  # bytes
@@ -46,7 +46,13 @@ def read_parquet(file: BinaryIO, name: str, split: Split | None = None) -> list[
         header = _read_header(output, name)
         images = [output.read(size) for size in header.sizes]
     return [
-        EncodedImage(f"{name}, row {row + 1:,}", split, _name_class(label, header.names, name), partial(bytes, content))
+        EncodedImage(
+            f"{name}, row {row + 1:,}",
+            split,
+            _name_class(label, header.names, name),
+            partial(bytes, content),
+            has_index=isinstance(label, int) and not header.names,
+        )
         for row, (label, content) in enumerate(zip(header.labels, images, strict=True))
     ]
 
@@ -74,5 +80,7 @@ def _name_class(label: int | str | None, names: list[str], name: str) -> str:
     if isinstance(label, int) and names:
         if not 0 <= label < len(names):
             raise DataError(f"{name} has the label {label}, but names {len(names)} classes")
-        return names[label]
-    return str(label)
+        return normalize_class_name(names[label])
+    if isinstance(label, int) and label < 0:
+        raise DataError(f"{name} has the label {label}; class indices must start at 0")
+    return normalize_class_name(str(label))

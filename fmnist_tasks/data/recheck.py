@@ -25,6 +25,7 @@ class SourceStatistics:
     """What was found in a sample of a source's images."""
 
     images: int  # in the sample
+    test_copies: int  # images, in the sample or not, that are identical to a test image
     doubtful: int | None  # images whose label the champion doubts; None without a champion
     near_duplicates: int  # of other training or test images
     drift: float  # largest distance of a feature from the training split, 0 to 1
@@ -55,12 +56,22 @@ def choose_sample(counts: list[int], size: int) -> list[np.ndarray]:
     return [chosen[(chosen >= start) & (chosen < end)] - start for start, end in zip(starts, ends, strict=True)]
 
 
-def check_source(found: SourceStatistics, policy: RecheckPolicy, review: ReviewPolicy) -> list[Check]:
+def check_source(
+    found: SourceStatistics, policy: RecheckPolicy, review: ReviewPolicy, label_false_alarm_rate: float
+) -> list[Check]:
     """Check a source against the limits of the policy; without a champion, labels are not checked.
 
     A value above its limit fails only if it is significant, since a source may have few images.
     """
     checks = [
+        make_check(
+            "train-test overlap",
+            found.test_copies,
+            "0",
+            not found.test_copies,
+            f"images identical to a test image: {found.test_copies:,}, expected 0",
+            "reject",
+        ),
         _check_share(
             "near-duplicates",
             found.near_duplicates,
@@ -81,7 +92,7 @@ def check_source(found: SourceStatistics, policy: RecheckPolicy, review: ReviewP
         ),
     ]
     if found.doubtful is not None:
-        expected = review.label_false_alarm_rate
+        expected = max(review.label_false_alarm_rate, label_false_alarm_rate)
         checks += [_check_share("doubtful labels", found.doubtful, found.images, expected, policy.max_doubtful, policy)]
     return checks
 

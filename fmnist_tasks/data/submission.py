@@ -15,13 +15,15 @@ import numpy as np
 
 from fmnist_tasks.data.batch_files import BatchContent, read_files
 from fmnist_tasks.data.class_folders import list_folder
-from fmnist_tasks.data.incoming import PREFIX, group_file_names, is_idx_name
+from fmnist_tasks.data.files import convert_errors
+from fmnist_tasks.data.incoming import PREFIX, group_file_names, is_idx_name, is_images_name
 from fmnist_tasks.errors import ConflictError, DataError, SettingsError
 from fmnist_tasks.registry.store import Store, encode_name
 from fmnist_tasks.schemas.data import DatasetProperties
+from fmnist_tasks.text import make_printable
 
 _NAME = re.compile(r"[^.\x00-\x1f][^\x00-\x1f]*(\.zip|\.npz|\.parquet|\.csv(\.gz)?|-ubyte(\.gz)?)", re.IGNORECASE)
-_MAX_NAME_LENGTH = 120  # characters
+_MAX_NAME_LENGTH, _MAX_KEY_BYTES = 120, 240  # characters, and bytes: file systems allow 255
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,13 @@ def submit_paths(store: Store, dataset: DatasetProperties, paths: Sequence[Path]
 
 def make_key(name: str) -> str:
     """The key of a file in `incoming/`; raises :class:`SettingsError` for a name that is not one of a batch."""
-    if "/" in name or not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
+    key = encode_name(name.encode(errors="surrogateescape"))
+    if "/" in name or not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH or len(key.encode()) > _MAX_KEY_BYTES:
         raise SettingsError(
             f"{name[:80]!r} is not a valid name for a batch: such a name ends with .zip, .npz, .parquet, .csv, .csv.gz "
             f"or -ubyte, and has at most {_MAX_NAME_LENGTH} printable characters"
         )
-    return f"{PREFIX}{encode_name(name.encode(errors='surrogateescape'))}"
+    return f"{PREFIX}{key}"
 
 
 def put_new_file(store: Store, key: str, file: BinaryIO) -> None:
@@ -83,8 +86,9 @@ def _require_free(store: Store, key: str) -> None:
 
 
 def _require_pair(names: list[str]) -> None:
-    if len(names) == 1 and is_idx_name(names[0]):
-        raise DataError(f"{names[0]}: the other file of its IDX pair is missing; submit images and labels together")
+    if is_idx_name(names[0]) and [is_images_name(name) for name in names] != [True, False]:
+        shown = ", ".join(names)
+        raise DataError(f"{shown}: an IDX pair is one file of images and one of labels; submit both together")
 
 
 def _require_known_labels(name: str, labels: np.ndarray, classes: int) -> None:
@@ -102,7 +106,8 @@ def _open_path(path: Path) -> Iterator[tuple[str, BinaryIO]]:
         with TemporaryFile() as file:
             with zipfile.ZipFile(file, "w") as archive:
                 for image in list_folder(path):
-                    archive.writestr(image.name, image.read())
+                    with convert_errors(f"{path}: {make_printable(image.name)} cannot be read"):
+                        archive.writestr(image.name, image.read())
             yield f"{path.resolve().name}.zip", file
         return
     if not path.is_file():

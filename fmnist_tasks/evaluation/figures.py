@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from fmnist_tasks.schemas.runs import Curves
 _EXAMPLES = 8  # images of each class
 _COLUMNS = 10  # images in a row of predictions
 _CAPTION = 0.3  # height of two lines of text above an image, as a share of its height
+rcParams["text.parse_math"] = False  # names of classes may contain $
 _BLUE, _ORANGE, _GREY = "#3465a4", "#ce5c00", "#888a85"
 
 

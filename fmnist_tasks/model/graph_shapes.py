@@ -14,17 +14,21 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
+from fmnist_tasks.schemas.data import MAX_SIDE
 from fmnist_tasks.text import make_printable
 
 Shape = tuple[int, ...]
 _Validated = TypeVar("_Validated", bound=BaseModel)
 
-# Our models have up to 33 layers, 57 calls of layers, and activations of 98 KiB, 1.1 MiB in all, for one image.
+# Our models have up to 33 layers, 57 calls of layers, and for one image of 28 x 28 pixels activations of 98 KiB, 1.1
+# MiB in all. Activations grow with the pixels of an image, and as many fewer images are predicted at once.
 MAX_LAYERS, MAX_CALLS, MAX_OUTPUTS = 200, 400, 16
-MAX_ACTIVATION, MAX_ACTIVATIONS = 512 << 10, 4 << 20  # bytes for one image: of one call, of all calls
+_USUAL_PIXELS = 28 * 28
+MAX_ACTIVATION, MAX_ACTIVATIONS = 512 << 10, 4 << 20  # bytes for an image of so many pixels: of one call, of all calls
 MAX_CONFIGURATION = 256 << 10  # characters; ours have 27 thousand
 
 _Size = Annotated[int, Field(ge=1, le=16_384)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]  # of an image
 _Sides = Annotated[list[Annotated[int, Field(ge=1, le=16)]], Field(min_length=2, max_length=2)]
 _KernelSides = Annotated[list[Annotated[int, Field(ge=1, le=3)]], Field(min_length=2, max_length=2)]
 _Name = Annotated[str, Field(min_length=1, max_length=100)]
@@ -88,7 +92,7 @@ class _Layer(_StrictModel):
 class _InputLayer(_StrictModel):
     name: _Name
     dtype: Literal["float32"]
-    batch_shape: Annotated[tuple[None, _Size, _Size, _Size], Strict(False)]  # images (N, H, W, C)
+    batch_shape: Annotated[tuple[None, _Side, _Side, Literal[1, 3]], Strict(False)]  # images (N, H, W, C)
     sparse: Literal[False]
     ragged: Literal[False] = False
     optional: Literal[False] = False
@@ -320,12 +324,10 @@ def infer_weight_shapes(configuration: str) -> dict[str, list[Shape]]:
             shapes[node.name, number] = output
             activations += (size := 4 * math.prod(output))
             _require(len(shapes) <= MAX_CALLS, f"has more than {MAX_CALLS} calls of layers")
-            _require(
-                size <= MAX_ACTIVATION, f"{node.name} outputs {size:,} bytes for an image, more than {MAX_ACTIVATION:,}"
-            )
-            _require(
-                activations <= MAX_ACTIVATIONS, f"its layers output more than {MAX_ACTIVATIONS:,} bytes for an image"
-            )
+            factor = max(1, math.prod(shapes[graph.layers[0].name, 0][:2]) / _USUAL_PIXELS)
+            limit, total_limit = int(factor * MAX_ACTIVATION), int(factor * MAX_ACTIVATIONS)
+            _require(size <= limit, f"{node.name} outputs {size:,} bytes for an image, more than {limit:,}")
+            _require(activations <= total_limit, f"its layers output more than {total_limit:,} bytes for an image")
     _require(graph.inputs == [(graph.layers[0].name, 0, 0)], f"its input is {graph.inputs}, not its first layer")
     for layer, number, _ in graph.outputs:
         _require((layer, number) in shapes, f"its output {layer!r}, {number} is missing")

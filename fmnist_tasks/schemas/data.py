@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -15,7 +16,25 @@ MIN_SIDE, MAX_SIDE = 8, 96  # pixels, of an image
 MAX_CLASS_NAME = 100  # characters
 PREDICTION_COLUMNS = ("image", "answer", "class", "probability", "ood_score", "looks_inverted", "release")
 _RESERVED_NAMES = {*PREDICTION_COLUMNS, "error"}  # the columns of a prediction beside one for each class
-ClassName = Annotated[str, Field(pattern=rf"^[^\x00-\x1f\x7f]{{1,{MAX_CLASS_NAME}}}$")]
+
+
+def normalize_class_name(name: str) -> str:
+    """Return the name with composed characters (Unicode NFC), since file systems and keyboards differ in them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _require_visible(name: str) -> str:
+    if not name.strip():
+        raise ValueError("a name cannot consist of spaces")
+    return name
+
+
+ClassName = Annotated[
+    str,
+    Field(pattern=rf"^[^\x00-\x1f\x7f]{{1,{MAX_CLASS_NAME}}}$"),
+    AfterValidator(normalize_class_name),
+    AfterValidator(_require_visible),
+]
 
 
 def _require_different(classes: list[str]) -> list[str]:

@@ -40,10 +40,12 @@ _RESERVED_FOLDERS = {  # of the store, used by the pipeline
     "champion",
     "champion-receipts",
     "checkpoints",
+    "datasets",
     "incoming",
     "predictions",
     "quarantine",
     "releases",
+    "reviews",
     "runs",
     "working",
 }

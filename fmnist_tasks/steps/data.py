@@ -106,10 +106,13 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     examinations: dict[str, Examination] = {}
 
     def examine_batches() -> Iterator[Sample]:
-        accepted = {batch.sha256 for batch in list_accepted(store)}
+        accepted = {batch.sha256: batch for batch in list_accepted(store)}
+        known = {image_set.blob.sha256 for image_set in dataset.batches}
         for batch in ingestion.batches:
-            if batch.image_set.blob.sha256 in accepted:
-                continue  # after an interruption, or submitted again
+            if earlier := accepted.get(batch.image_set.blob.sha256):  # after an interruption, or submitted again
+                if earlier.image_set.blob.sha256 not in known and not earlier.withdrawal:
+                    examiner.add_batch(batch.name, load_images(store, earlier.image_set)[0])
+                continue
             images, labels = load_images(store, batch.image_set)
             examinations[batch.name], continues = examiner.examine(batch, images, labels)
             if continues.any():
@@ -335,7 +338,7 @@ def _accept_or_quarantine(
                 if not reasons:
                     accept_batch(store, examination.image_set, batch.image_set.blob.sha256, examination.review)
                     accepted.append(batch)
-                    waiting += _remove_accepted(store, submitted)
+                    waiting += _remove_accepted(store, run.id, submitted, batch)
                     continue
             moved, left = incoming.move_to_quarantine(store, run.id, submitted, reasons)
             quarantined += [moved] if moved else []
@@ -346,11 +349,18 @@ def _accept_or_quarantine(
     return accepted, quarantined, waiting
 
 
-def _remove_accepted(store: Store, batch: IncomingBatch) -> list[WaitingFile]:
-    """Remove the files of an accepted batch from `incoming/`; return those that cannot be removed."""
+def _remove_accepted(store: Store, run_id: str, batch: IncomingBatch, content: NewBatch) -> list[WaitingFile]:
+    """Remove the files of an accepted batch from `incoming/`; return those that cannot be removed.
+
+    If it had images that cannot be read, its files go to quarantine, since they may be the only copies.
+    """
     from fmnist_tasks.data import incoming
 
-    left = filter(None, (incoming.remove_file(store, file) for file in batch.files))
+    if content.unreadable:
+        reason = f"unreadable images: {content.unreadable:,}; the batch was accepted without them. The first ones:"
+        _, left = incoming.move_to_quarantine(store, run_id, batch, [reason, *content.reasons])
+    else:
+        left = list(filter(None, (incoming.remove_file(store, file) for file in batch.files)))
     prefix = "its content is in the dataset, but"
     return [file.model_copy(update={"reason": f"{prefix} {file.reason}"}) for file in left]
 

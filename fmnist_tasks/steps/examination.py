@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from fmnist_tasks.errors import RejectedError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.releases import describe_differences, read_manifest
 from fmnist_tasks.registry.store import Store
@@ -113,7 +115,9 @@ class Examiner:
         neighbours = self._known.find_neighbours(images)
         findings = find_image_findings(labels, classes, neighbours, self._predict(images), self._limits)
         total = len(images) + batch.unreadable
-        if rejection := find_rejection_reason(findings, batch.unreadable, total, self._policy.review):
+        review_policy, thresholds = self._policy.review, self._limits
+        expected = thresholds.expected_share(review_policy) if thresholds else review_policy.expected_share
+        if rejection := find_rejection_reason(findings, batch.unreadable, total, review_policy, expected):
             return Examination(batch.image_set, rejection=rejection), continues
         if not findings:
             return Examination(batch.image_set), continues
@@ -136,23 +140,26 @@ class Examiner:
         from fmnist_tasks.data.recheck import check_source, group_by_source
 
         sources = group_by_source(self._dataset.batches)
+        label_rate = self._limits.label_false_alarm_rate if sources and self._limits else 0.0
         return {
-            source: check_source(self._find(image_sets), self._policy.recheck, self._policy.review)
+            source: check_source(self._measure(image_sets), self._policy.recheck, self._policy.review, label_rate)
             for source, image_sets in sources.items()
         }
 
-    def _find(self, image_sets: Sequence[ImageSet]) -> SourceStatistics:
+    def _measure(self, image_sets: Sequence[ImageSet]) -> SourceStatistics:
         import numpy as np
 
-        from fmnist_tasks.data.dataset import load_images
         from fmnist_tasks.data.drift import compare_features, compute_features
+        from fmnist_tasks.data.duplicates import compute_digests, find_duplicates
         from fmnist_tasks.data.image_checks import compute_margins
         from fmnist_tasks.data.recheck import SourceStatistics, choose_sample
 
         chosen = choose_sample([image_set.images for image_set in image_sets], self._policy.recheck.sample_size)
+        test_digests, copies = set(compute_digests(self._test[0])), 0
         parts = []
         for image_set, rows in zip(image_sets, chosen, strict=True):
-            images, labels = load_images(self._store, image_set)
+            images, labels = self._load(image_set)
+            copies += int(find_duplicates(compute_digests(images), test_digests).sum())
             # A batch that is not indexed is older than those that are, so only the splits count.
             start = self._starts.get(image_set.blob.sha256)
             parts.append((images[rows], labels[rows], rows * 0 if start is None else start + rows))
@@ -165,6 +172,7 @@ class Examiner:
         drifted = max(features, key=lambda feature: feature.distance)
         return SourceStatistics(
             images=len(images),
+            test_copies=copies,
             doubtful=doubtful,
             near_duplicates=self._known.count_near_duplicates(images, own),
             drift=drifted.distance,
@@ -177,15 +185,22 @@ class Examiner:
         from fmnist_tasks.data.accepted_batches import list_accepted
         from fmnist_tasks.data.incoming import PREFIX
 
+        accepted = list_accepted(self._store)
+        times = {batch.image_set.blob.sha256: batch.accepted for batch in accepted}
+        own = {image_set.blob.sha256 for image_set in self._dataset.batches}
         withdrawn = [
             (f"the withdrawn batch {batch.name}", batch.image_set)
-            for batch in list_accepted(self._store)
-            if batch.withdrawal and batch.image_set.images
+            for batch in accepted
+            if batch.withdrawal and batch.image_set.images and batch.image_set.blob.sha256 not in own
         ]
-        batches = [(batch.source.removeprefix(PREFIX), batch) for batch in self._dataset.batches]
+        now = datetime.max.replace(tzinfo=UTC)  # images from review have no time of their own
+        newest_first = sorted(
+            self._dataset.batches, key=lambda image_set: times.get(image_set.blob.sha256, now), reverse=True
+        )
+        batches = [(image_set.source.removeprefix(PREFIX), image_set) for image_set in newest_first]
         indexed: list[tuple[str, ImageSet]] = []
         count = 0
-        for name, image_set in [*withdrawn, *batches[::-1]]:
+        for name, image_set in [*withdrawn, *batches]:
             count += image_set.images
             if count > _MAX_INDEXED and indexed:
                 break
@@ -203,10 +218,22 @@ class Examiner:
 
     @cached_property
     def _known(self) -> KnownImages:
+        batches = ((name, self._load(image_set)) for name, image_set in self._indexed)
+        return KnownImages(self._test, self._training, batches)
+
+    def _load(self, image_set: ImageSet) -> Arrays:
+        """Load an accepted batch; raises :class:`RejectedError` if it does not fit the dataset, which has changed."""
         from fmnist_tasks.data.dataset import load_images
 
-        batches = ((name, load_images(self._store, image_set)) for name, image_set in self._indexed)
-        return KnownImages(self._test, self._training, batches)
+        images, labels = load_images(self._store, image_set)
+        shape, classes = self._dataset.image_format.shape, len(self._dataset.classes)
+        if images.shape[1:] != shape or (len(labels) and labels.max() >= classes):
+            raise RejectedError(
+                f"the accepted batch {image_set.source} has images of the shape {images.shape[1:]} and labels up to "
+                f"{labels.max()}, but the dataset has {shape} and {classes} classes, so its declaration has changed: "
+                "withdraw the batch, or give the new dataset another name"
+            )
+        return images, labels
 
     @cached_property
     def _reference(self) -> tuple[dict[str, np.ndarray], np.ndarray]:

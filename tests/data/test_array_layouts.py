@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,24 @@ def test_labels_are_converted_to_class_indices(labels: np.ndarray) -> None:
     assert (converted.dtype, converted.tolist()) == (np.int64, [0, 2, 1])
 
 
+def test_text_that_names_no_class_may_be_indices() -> None:
+    assert convert_labels(np.array(["0", "2"]), CLASSES).tolist() == [0, 2]
+    assert convert_labels(np.array(["2", "10"]), ["2", "10"]).tolist() == [0, 1]
+    decomposed = unicodedata.normalize("NFD", "Grünfink")
+    assert convert_labels(np.array([decomposed]), ["Grünfink", "Star"]).tolist() == [0]
+
+
+@pytest.mark.parametrize("labels", [np.array([1, 2]), np.array(["0", "0"])])
+def test_numbers_are_refused_if_the_names_of_the_classes_are_other_numbers(labels: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"so are the names of the classes \(1, 2, 3, …\): save them as text"):
+        convert_labels(labels, ["1", "2", "3"])
+
+
+def test_two_training_splits_in_a_file_are_refused() -> None:
+    with pytest.raises(DataError, match="it has two training splits, images and x_train"):
+        find_pairs(["images", "labels", "x_train", "y_train"])
+
+
 def test_indices_of_no_class_are_left_to_the_data_checks() -> None:
     assert convert_labels(np.array([-1, 7]), CLASSES).tolist() == [-1, 7]
 
@@ -111,6 +131,10 @@ def test_other_labels_are_refused(labels: np.ndarray, fault: str) -> None:
             },
         ),
         (["data", "target"], {None: ("data", "target")}),
+        (
+            ["images", "labels", "test_images", "test_labels"],
+            {"train": ("images", "labels"), "test": ("test_images", "test_labels")},
+        ),
         (["arr_0", "arr_1"], {}),
         (["images"], {}),
     ],

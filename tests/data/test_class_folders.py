@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import unicodedata
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -75,6 +77,22 @@ def test_another_structure_is_refused(tmp_path: Path, names: list[str], fault: s
     for read in (lambda: list_folder(make_folder(tmp_path, *names)), lambda: list_archive(make_zip(*names), "b.zip")):
         with pytest.raises(DataError, match=fault):
             read()
+
+
+def test_files_of_operating_systems_are_ignored_and_names_composed(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "Grünfink")
+    images = list_both(tmp_path, f"{decomposed}/1.png", "wren/1.png", "wren/._1.png", "wren/Thumbs.db", ".nomedia")
+    assert [image.label for image in images] == ["Grünfink", "wren"]
+
+
+def test_several_files_of_one_name_in_a_zip_file_are_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the name
+        for content in (b"a", b"b"):
+            archive.writestr("wren/1.png", content)
+    with pytest.raises(DataError, match=r"^b\.zip has several files named 'wren/1\.png'"):
+        list_archive(buffer, "b.zip")
 
 
 def test_damage_to_a_zip_file_is_reported_by_name() -> None:

@@ -37,8 +37,8 @@ def test_the_usual_names_of_columns_are_read(names: list[str]) -> None:
     pixels = IMAGES.reshape(40, 784)
     images, labels = read(b"\xef\xbb\xbf" + encode_csv([str(label) for label in LABELS], pixels, ["label", *names]))
     assert np.array_equal(images, pixels)
-    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
-    assert np.array_equal(labels, LABELS)
+    assert images.dtype == np.uint8
+    assert labels.tolist() == [str(label) for label in LABELS]
 
 
 def test_labels_may_be_names_and_be_anywhere() -> None:
@@ -49,14 +49,14 @@ def test_labels_may_be_names_and_be_anywhere() -> None:
 @pytest.mark.parametrize(
     ("text", "labels"),
     [
-        ("3.0 0", [3, 0]),
-        ("007 1", [7, 1]),
+        ("3.0 0", ["3", "0"]),
+        ("007 1", ["7", "1"]),
         ("\u00b2 1", ["\u00b2", "1"]),
         ("1.5 1", ["1.5", "1"]),
         ("1e0 1", ["1e0", "1"]),
     ],
 )
-def test_labels_are_indices_only_if_all_are_whole_numbers(text: str, labels: list[object]) -> None:
+def test_whole_numbers_have_one_form_if_all_labels_are(text: str, labels: list[str]) -> None:
     rows = "".join(f"{label},1\n" for label in text.split())
     assert read(f"label,pixel0\n{rows}".encode())[1].tolist() == labels
 

@@ -34,7 +34,7 @@ def test_limits_set_the_policys_share_of_good_images_of_each_class_aside() -> No
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 2000)
     probabilities = random.dirichlet([1, 1, 1], 6000).astype(np.float32)
-    probabilities[np.arange(6000), labels] += np.repeat([3, 1, 0.3], 2000)  # classes of different difficulty
+    probabilities[np.arange(6000), labels] += np.repeat([0.6, 0.45, 0.3], 2000)  # classes of different difficulty
     predictions = ChampionPredictions(probabilities, random.normal(size=6000).astype(np.float32))
     limits = ReviewThresholds.choose(predictions, labels, POLICY)
     doubtful = compute_margins(probabilities, labels) < limits.margins[labels]
@@ -44,10 +44,25 @@ def test_limits_set_the_policys_share_of_good_images_of_each_class_aside() -> No
     assert (predictions.ood_scores > limits.ood_score).mean() == pytest.approx(POLICY.ood_false_alarm_rate, abs=5e-4)
 
 
+def test_with_few_validation_images_a_label_that_the_champion_predicts_is_not_doubtful() -> None:
+    """A class of 20 images takes the threshold of all 60, and more clean images than usual are expected to fail."""
+    labels = np.repeat([0, 1, 2], 20)
+    probabilities = np.full((60, 3), 1e-9, np.float32)
+    probabilities[np.arange(60), labels] = 1
+    predictions = ChampionPredictions(probabilities, np.arange(60, dtype=np.float32))
+    thresholds = ReviewThresholds.choose(predictions, labels, POLICY)
+    assert thresholds.margins.tolist() == [0, 0, 0]
+    assert thresholds.ood_score == 59
+    assert thresholds.label_false_alarm_rate == pytest.approx(1 / 61)
+    assert thresholds.expected_share(POLICY) == pytest.approx(0.015 + 1 / 61 - 0.009 + 1 / 61 - 0.002)
+    sure = make_predictions((0.9999, 0.00005, 0.00005))
+    assert find_image_findings(np.array([0]), CLASSES, [None], sure, thresholds) == []
+
+
 def test_each_reason_is_given_and_images_without_one_continue() -> None:
     predictions = make_predictions((0.9, 0.05, 0.05), (0.02, 0.95, 0.03), (0.9, 0.05, 0.05), (0.05, 0.05, 0.9))
     predictions.ood_scores[2] = 5
-    limits = ReviewThresholds(np.zeros(3), 1.0)
+    limits = ReviewThresholds(np.zeros(3), 1.0, 0.009, 0.002)
     neighbours = [None, None, None, TEST_IMAGE]
     findings = find_image_findings(np.array([0, 0, 0, 2]), CLASSES, neighbours, predictions, limits)
     assert [(finding.row, finding.suggested, finding.neighbour) for finding in findings] == [
@@ -83,7 +98,7 @@ def test_a_batch_is_rejected_if_good_images_do_not_explain_its_findings(
     faulty: int, images: int, is_rejected: bool
 ) -> None:
     findings = [ImageFinding(row, ("near-duplicate of training image 5",)) for row in range(faulty - faulty // 2)]
-    reason = find_rejection_reason(findings, faulty // 2, images, POLICY)
+    reason = find_rejection_reason(findings, faulty // 2, images, POLICY, POLICY.expected_share)
     assert (reason is not None) == is_rejected
     if reason:
         assert reason.startswith(

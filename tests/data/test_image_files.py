@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fmnist_tasks.data import image_files
-from fmnist_tasks.data.image_files import decode_image_file, read_image_file
+from fmnist_tasks.data.image_files import _TRANSPOSITIONS, decode_image_file, read_image_file
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.schemas.data import ImageFormat
 from tests.support import synthetic
@@ -119,6 +119,35 @@ def test_a_picture_gives_the_same_image_in_every_encoding(file: io.BytesIO) -> N
     assert np.array_equal(decoded.pixels, OBJECT)
     file.seek(0)
     assert np.array_equal(decode_image_file(file, "o", BLACK_COLOUR).pixels, np.dstack([OBJECT] * 3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_is_applied_once(kind: str, orientation: int) -> None:
+    stored = Image.fromarray(OBJECT).convert("RGB")
+    if orientation in _TRANSPOSITIONS:
+        inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+        stored = stored.transpose(inverse.get(orientation, _TRANSPOSITIONS[orientation]))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    decoded = decode_image_file(save(stored, kind, exif=make_exif(orientation), **options), "o", BLACK)
+    assert np.array_equal(decoded.pixels, OBJECT)
+
+
+def test_a_transparent_shade_of_16_bits_shows_the_background() -> None:
+    values = OBJECT.astype(np.uint16) * 257
+    values[OBJECT == 0] = 40_000
+    picture = save(Image.fromarray(values), transparency=40_000)
+    assert np.array_equal(decode_image_file(picture, "t", BLACK).pixels, OBJECT)
+
+
+def test_what_follows_a_jpeg_does_not_count_as_its_scans() -> None:
+    """Phones append the video of a motion photo."""
+    picture = save(Image.fromarray(OBJECT), "JPEG").getvalue()
+    video = b"\xff\xda" * 500
+    assert np.array_equal(
+        decode_image_file(io.BytesIO(picture + video), "m", BLACK).pixels,
+        decode_image_file(io.BytesIO(picture), "m", BLACK).pixels,
+    )
 
 
 def test_a_large_picture_gives_nearly_the_same_image() -> None:

@@ -167,7 +167,7 @@ BAD_FILES = {
     ),
     "splits.npz": (
         encode_npz(x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS),
-        "it has the arrays of several splits",
+        "it has arrays of a test split",
     ),
     "short.npz": (encode_npz(images=IMAGES, labels=LABELS[:-1]), "200 images but 199 labels"),
     "none.npz": (encode_npz(images=IMAGES[:0], labels=LABELS[:0]), "there are no images"),
@@ -189,8 +189,8 @@ BAD_FILES = {
         "labels are float64, expected whole numbers",
     ),
     "text.npz": (
-        encode_npz(images=IMAGES, labels=LABELS.astype(str)),
-        "labels name unknown classes: '0', '1', '2'; the classes are pattern 0",
+        encode_npz(images=IMAGES, labels=np.char.add("class ", LABELS.astype(str))),
+        "labels name unknown classes: 'class 0', 'class 1', 'class 2'; the classes are pattern 0",
     ),
     "two-hot.npz": (encode_npz(images=IMAGES, labels=np.ones((200, 10), int)), "not exactly one 1 in each row"),
     "structured.npz": (encode_npz(images=np.zeros(9, "u1,f4"), labels=LABELS), "images are [('f0', 'u1')"),

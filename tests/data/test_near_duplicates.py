@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from fmnist_tasks.data.colour import to_luminance
 from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 from fmnist_tasks.data.splitting import TEST_SHARE, choose_test_images
 from tests.support import synthetic
@@ -69,6 +70,17 @@ def test_an_index_may_begin_empty() -> None:
     assert (index.find(DIGITS[:3]).neighbours == -1).all()
     index.add(DIGITS[:10])
     assert index.find(DIGITS[:10]).neighbours.tolist() == list(range(10))
+
+
+def test_images_of_another_colour_are_not_near_duplicates() -> None:
+    """In greyscale they are equal."""
+    shades = DIGITS[:100].astype(np.float32)[..., None]
+    red, green = ((shades * np.array(tint) * 0.4).astype(np.uint8) for tint in ((2.0, 0.684, 0.0), (0.0, 1.704, 0.0)))
+    assert np.abs(to_luminance(red).astype(int) - to_luminance(green)).max() <= 2
+    index = NearDuplicateIndex(red)
+    assert (index.find(green).neighbours == -1).all()
+    for changed in (red, red[:, :, ::-1], np.roll(red, 1, axis=1), (red * 0.97).astype(np.uint8)):
+        assert (index.find(changed).neighbours >= 0).mean() >= 0.98
 
 
 def test_an_earlier_group_comes_before_a_better_match() -> None:

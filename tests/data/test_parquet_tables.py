@@ -82,6 +82,8 @@ BAD_FILES = {
     "other columns": (encode_parquet(PICTURES, INDICES, column="picture"), "none of them 'image'"),
     "no rows": (encode_parquet(PICTURES[:0], INDICES[:0]), "has no rows"),
     "no label": (encode_parquet(PICTURES, pa.array([None] * 100, pa.int64())), "has a row without a label"),
+    "many names": (encode_parquet(PICTURES, INDICES, [str(n) for n in range(300)]), "it names 300 classes; the limit"),
+    "negative": (encode_parquet(PICTURES, pa.array([-1] * 100)), "has the label -1; class indices must start at 0"),
     "wrong label": (
         encode_parquet(PICTURES, pa.array([70] * 100), PROPERTIES.classes),
         "has the label 70, but names 10",

@@ -44,22 +44,24 @@ def test_a_sample_is_random_and_of_the_right_size() -> None:
 @pytest.mark.parametrize(
     ("findings", "failed"),
     [
-        (SourceStatistics(10_000, 100, 50, 0.02, 0.5), []),
-        (SourceStatistics(10_000, 150, 0, 0.02, 1e-9), []),  # significant, but below 2%
-        (SourceStatistics(10_000, 210, 0, 0.02, 0.5), ["doubtful labels"]),
-        (SourceStatistics(100, 3, 0, 0.02, 0.5), []),  # above 2%, but not significant
-        (SourceStatistics(10_000, 0, 300, 0.02, 0.5), ["near-duplicates"]),
-        (SourceStatistics(10_000, 0, 0, 0.11, 1e-9), ["drift"]),
-        (SourceStatistics(60, 0, 0, 0.2, 0.01), []),  # above the threshold, but not significant
-        (SourceStatistics(10_000, None, 0, 0.02, 0.5), []),
+        (SourceStatistics(10_000, 0, 100, 50, 0.02, 0.5), []),
+        (SourceStatistics(10_000, 0, 150, 0, 0.02, 1e-9), []),  # significant, but below 2%
+        (SourceStatistics(10_000, 0, 210, 0, 0.02, 0.5), ["doubtful labels"]),
+        (SourceStatistics(100, 0, 3, 0, 0.02, 0.5), []),  # above 2%, but not significant
+        (SourceStatistics(10_000, 0, 0, 300, 0.02, 0.5), ["near-duplicates"]),
+        (SourceStatistics(10_000, 0, 0, 0, 0.11, 1e-9), ["drift"]),
+        (SourceStatistics(60, 0, 0, 0, 0.2, 0.01), []),  # above the threshold, but not significant
+        (SourceStatistics(10_000, 0, None, 0, 0.02, 0.5), []),
+        (SourceStatistics(10_000, 1, None, 0, 0.02, 0.5), ["train-test overlap"]),
     ],
 )
 def test_a_source_with_significantly_more_than_its_limit_fails(findings: SourceStatistics, failed: list[str]) -> None:
-    checks = check_source(findings, RecheckPolicy(), ReviewPolicy())
+    checks = check_source(findings, RecheckPolicy(), ReviewPolicy(), 0.009)
     assert [check.name for check in checks if not check.has_passed] == failed
-    assert len(checks) == (2 if findings.doubtful is None else 3)
+    assert len(checks) == (3 if findings.doubtful is None else 4)
 
 
 def test_a_failed_recheck_may_only_warn() -> None:
-    checks = check_source(SourceStatistics(10_000, 0, 0, 0.5, 0), RecheckPolicy(on_failure="warning"), ReviewPolicy())
-    assert [check.outcome for check in checks] == ["passed", "warning", "passed"]
+    found, policy = SourceStatistics(10_000, 0, 0, 0, 0.5, 0), RecheckPolicy(on_failure="warning")
+    checks = check_source(found, policy, ReviewPolicy(), 0.009)
+    assert [check.outcome for check in checks] == ["passed", "passed", "warning", "passed"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -72,7 +74,7 @@ def test_nothing_is_submitted_unless_everything_can_be_read(pipeline: Pipeline, 
         submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad.npz"])
     assert list(pipeline.store.list("incoming/")) == []
     (tmp_path / "bad-labels-idx1-ubyte").write_bytes(encode_idx(LABELS))
-    with pytest.raises(DataError, match=r"^bad-labels-idx1-ubyte: the other file of its IDX pair is missing"):
+    with pytest.raises(DataError, match=r"^bad-labels-idx1-ubyte: an IDX pair is one file of images"):
         submit_paths(pipeline.store, PROPERTIES, [*paths, tmp_path / "bad-labels-idx1-ubyte"])
     (tmp_path / "bad.npz").write_bytes(encode_npz(images=IMAGES, labels=LABELS.astype(int) + 1))
     with pytest.raises(DataError, match=r"^bad\.npz: labels range from 1 to 10, expected 0 to 9"):
@@ -83,6 +85,26 @@ def test_nothing_is_submitted_unless_everything_can_be_read(pipeline: Pipeline, 
     (tmp_path / ".hidden.npz").write_bytes((tmp_path / "week.npz").read_bytes())
     with pytest.raises(SettingsError, match=r"^'\.hidden\.npz' is not a valid name for a batch"):
         submit_paths(pipeline.store, PROPERTIES, [tmp_path / ".hidden.npz"])
+
+
+def test_a_file_of_a_folder_that_cannot_be_read_is_named(pipeline: Pipeline, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "new")
+    (folder / "pattern 0" / "gone.png").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"new: pattern 0/gone\.png cannot be read"):
+        submit_paths(pipeline.store, PROPERTIES, [folder])
+    (folder / "pattern 0" / "gone.png").unlink()
+    latin = os.fsencode(folder / "pattern 0") + b"/gr\xfcn.png"
+    Path(os.fsdecode(latin)).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"new: pattern 0/gr.* cannot be read"):
+        submit_paths(pipeline.store, PROPERTIES, [folder])
+
+
+def test_three_files_are_no_idx_pair(pipeline: Pipeline, tmp_path: Path) -> None:
+    paths = write_batches(tmp_path)[1:3]
+    paths.append(tmp_path / "b-images-idx3-ubyte.gz")
+    paths[-1].write_bytes(gzip.compress(paths[0].read_bytes()))
+    with pytest.raises(DataError, match="an IDX pair is one file of images and one of labels"):
+        submit_paths(pipeline.store, PROPERTIES, paths)
 
 
 def test_an_idx_pair_of_colour_images_is_a_batch(pipeline: Pipeline, tmp_path: Path) -> None:

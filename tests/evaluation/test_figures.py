@@ -27,6 +27,11 @@ def test_each_class_has_a_row_which_is_empty_without_images() -> None:
     assert right.any(axis=0).mean() > 0.6  # images fill most of it
 
 
+def test_names_of_classes_are_not_read_as_formulas() -> None:
+    images, labels = np.zeros((2, 8, 8), np.uint8), np.array([0, 1], np.uint8)
+    assert figures.draw_class_examples(images, labels, ["$x_$", "b^"]).startswith(b"\x89PNG")
+
+
 def test_each_image_is_in_its_cell_with_its_caption_above() -> None:
     images = np.full((12, 28, 28), 128, np.uint8)
     images[11] = 0  # second row, second column

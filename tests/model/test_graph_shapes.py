@@ -13,6 +13,7 @@ import pytest
 from fmnist_tasks.model import h5
 from fmnist_tasks.model.cnn import build_classifier, build_network
 from fmnist_tasks.model.graph_shapes import MAX_CALLS, MAX_LAYERS, MAX_OUTPUTS, infer_weight_shapes
+from fmnist_tasks.schemas.data import MAX_SIDE, ImageFormat
 from fmnist_tasks.settings import PROFILES
 from tests.support import synthetic
 from tests.support.model_files import (
@@ -66,9 +67,13 @@ def test_every_layer_needs_the_weights_that_keras_creates() -> None:
     assert shapes["convolution"] == [(3, 2, 1, 8), (8,)]
 
 
-def test_our_networks_need_the_weights_that_keras_creates() -> None:
+LARGEST = ImageFormat(height=MAX_SIDE, width=MAX_SIDE, channels=3, horizontal_flip=True, upright=True)
+
+
+@pytest.mark.parametrize("image_format", [synthetic.FORMAT, LARGEST], ids=["28 x 28", "largest"])
+def test_our_networks_need_the_weights_that_keras_creates(image_format: ImageFormat) -> None:
     model = build_classifier(
-        PROFILES["thorough"], 10, synthetic.FORMAT, build_network(PROFILES["thorough"], 10, synthetic.FORMAT)
+        PROFILES["thorough"], 10, image_format, build_network(PROFILES["thorough"], 10, image_format)
     )
     with h5py.File(io.BytesIO(h5.encode_model(model))) as file:
         shapes = infer_weight_shapes(file.attrs["model_config"])

@@ -329,6 +329,62 @@ def test_the_champion_finds_wrong_labels_and_noise(finished_pipeline: Pipeline) 
     assert all(found[row].reasons[0].startswith("out of distribution: OOD score ") for row in (40, 50))
 
 
+def test_a_batch_that_was_accepted_before_an_interruption_counts_for_later_ones(pipeline: Pipeline) -> None:
+    """The second batch repeats the first, which the interrupted step had accepted."""
+    pipeline.store.put("incoming/a.npz", encode_npz(images=IMAGES, labels=LABELS))
+    pipeline.store.put("incoming/b.npz", encode_npz(images=IMAGES[::-1], labels=LABELS[::-1]))
+    run = replace(RUN, id="run-2")
+    ingestion = run_step("ingest", run)
+    first = next(batch for batch in ingestion.batches if batch.name == "a.npz")
+    accept_batch(pipeline.store, first.image_set, first.image_set.blob.sha256)
+    result = run_step("validate_data", run)
+    assert ([batch.name for batch in result.accepted], [batch.name for batch in result.quarantined]) == (
+        ["a.npz"],
+        ["b.npz"],
+    )
+
+
+def test_images_that_cannot_be_read_are_not_deleted(pipeline: Pipeline) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number, (pixels, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "png")
+            archive.writestr(f"pattern {label}/{number}.png", file.getvalue())
+        archive.writestr("pattern 0/original.heic", b"the only copy")
+    pipeline.store.put("incoming/pictures.zip", buffer.getvalue())
+    result = validate("run-2")
+    assert [batch.name for batch in result.accepted] == ["pictures.zip"]
+    assert pipeline.store.get("quarantine/run-2/pictures.zip") == buffer.getvalue()
+    reason = pipeline.store.get("quarantine/run-2/pictures.zip.reason.txt").decode()
+    assert reason.startswith("unreadable images: 1; the batch was accepted without them. The first ones:\npattern 0/or")
+    assert list(pipeline.store.list("incoming/")) == []
+
+
+def test_accepted_batches_of_another_declaration_stop_the_run_with_what_to_do(pipeline: Pipeline) -> None:
+    image_set = save_images(pipeline.store, "train", "incoming/old.npz", IMAGES[:, :12, :12].copy(), LABELS)
+    accept_batch(pipeline.store, image_set, image_set.blob.sha256)
+    with pytest.raises(RejectedError, match=r"batch incoming/old\.npz has images of the shape \(12, 12\) .* withdraw"):
+        validate("run-2")
+
+
+def test_an_accepted_batch_with_a_test_image_stops_the_run(pipeline: Pipeline) -> None:
+    images = np.concatenate([IMAGES, synthetic.make_images(600, 2)[0][:1]])
+    labels = np.concatenate([LABELS, LABELS[:1]])
+    image_set = save_images(pipeline.store, "train", "incoming/old.npz", images, labels, keys=["incoming/old.npz"])
+    accept_batch(pipeline.store, image_set, image_set.blob.sha256)
+    with pytest.raises(RejectedError, match="source incoming: images identical to a test image: 1, expected 0"):
+        validate("run-2")
+
+
+def test_a_batch_that_is_withdrawn_during_a_run_is_not_its_own_near_duplicate(pipeline: Pipeline) -> None:
+    submit(pipeline, IMAGES, LABELS)
+    run = replace(RUN, id="run-3")
+    run_step("ingest", run)
+    withdrawal.withdraw(pipeline.store, "run-2.npz", "poisoned", actor="ann")
+    assert run_step("validate_data", run).rejection is None
+
+
 @pytest.mark.parametrize("count", [1, 60])
 def test_a_source_with_few_images_does_not_stop_the_next_run(pipeline: Pipeline, count: int) -> None:
     assert submit(pipeline, IMAGES[:count], LABELS[:count]).quarantined == []
