@@ -193,7 +193,7 @@ class Examiner:
             for batch in accepted
             if batch.withdrawal and batch.image_set.images and batch.image_set.blob.sha256 not in own
         ]
-        now = datetime.max.replace(tzinfo=UTC)  # images from review have no time of their own
+        now = datetime.max.replace(tzinfo=UTC)  # for images from review, which have no document of acceptance
         newest_first = sorted(
             self._dataset.batches, key=lambda image_set: times.get(image_set.blob.sha256, now), reverse=True
         )
