@@ -260,6 +260,9 @@ def render_gates(declaration: Declaration, largest_share: float, *, has_splits: 
         line = re.sub(r"^min_recall = 0\.70$", "min_recall = 0.0", line)
         line = re.sub(r"^max_error = 0\.015$", "max_error = 0.1", line)
         line = re.sub(r"^max_imbalance = 2 ", "max_imbalance = 100 ", line)
+        line = re.sub(
+            r"^max_bytes = 10_000_000$", f"max_bytes = {_choose_model_limit(declaration.image_format):_}", line
+        )
         if has_splits:  # as the user chose them
             line = line.replace('on_split_difference = "reject"', 'on_split_difference = "warning"')
         lines.append(line)
@@ -270,6 +273,11 @@ def render_gates(declaration: Declaration, largest_share: float, *, has_splits: 
         "# docs/gates.md describes each check.\n"
     )
     return "\n".join([heading, *lines, ""])
+
+
+def _choose_model_limit(image_format: ImageFormat) -> int:
+    """Return the largest size of a model in bytes: its OOD probe has weights for each pixel."""
+    return round(10_000_000 * max(1, image_format.height * image_format.width / (28 * 28)))
 
 
 def _quote(value: object) -> str:

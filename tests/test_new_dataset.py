@@ -188,6 +188,13 @@ def test_a_declaration_under_another_name_is_refused(pipeline: Pipeline, tmp_pat
         load_declaration(settings, "other")
 
 
+@pytest.mark.parametrize(("side", "limit"), [(8, 10_000_000), (28, 10_000_000), (56, 40_000_000)])
+def test_a_model_of_large_images_may_have_more_bytes(pipeline: Pipeline, tmp_path: Path, side: int, limit: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (len(LABELS), side, side), np.uint8)
+    declaration = create(save(tmp_path, images=images, labels=LABELS))[1]
+    assert read_policy({}, declaration.find_gates(Path())).serving.max_bytes == limit
+
+
 def test_an_existing_dataset_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
     path = save(tmp_path, images=IMAGES, labels=LABELS)
     declaration = create(path)[1]
