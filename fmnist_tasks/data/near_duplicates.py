@@ -3,10 +3,11 @@
 Two images are compared only if the random hyperplanes of at least one table do not separate them (locality-sensitive
 hashing, Charikar 2002, https://doi.org/10.1145/509907.509965): a table holds codes of the images, one bit for each
 hyperplane, and is searched for equal codes. The hyperplanes ignore the mean brightness and the outermost pixels, which
-a shift changes. An image is in the tables as it is and shifted up and down; it is looked up as it is, shifted to the
-left and to the right, and flipped. Of at most `_MAX_CANDIDATES` images with the same code in a table, those whose codes
-in all tables differ least are compared: their mean colours, then their pixels in greyscale. So the time grows with the
-number of images, not with that of pairs, also if many are alike.
+a shift changes. A few changed pixels turn many bits of small images, so further tables hold hashes of a quarter of the
+pixels each, one of which three changed pixels leave as it is. An image is in the tables as it is and shifted up and
+down; it is looked up as it is, shifted to the left and to the right, and flipped. Of at most `_MAX_CANDIDATES` images
+with the same code in a table, those whose codes in all tables differ least are compared: their mean colours, then their
+pixels in greyscale. So the time grows with the number of images, not with that of pairs, also if many are alike.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import numpy as np
 from fmnist_tasks.data.colour import to_luminance
 
 _TABLES = 8
-_EXACT = _TABLES  # the table with hashes, for exact copies
+_QUARTERS = 4  # tables with hashes, one more than pixels may differ
 _BITS, _FEW_BITS, _FEW_IMAGES = 40, 24, 10_000  # of a code; few for up to so many images: codes differ less
 _MIN_PROJECTION = 1.0  # a flat image has projections of about 0, whose signs are random
 _MAX_CANDIDATES = 16  # of a table, for one variant of an image
-_MAX_COMPARED = 4  # candidates of all tables, for one variant of an image
-_MAX_DIFFERENT_BITS = 0.125  # share of the bits of all tables; three changed pixels change up to a tenth
+_MAX_COMPARED = 4  # candidates with an equal quarter, and as many others, for one variant of an image
+_MAX_DIFFERENT_BITS = 0.125  # share of the bits of all tables, unless a quarter is equal
 _MAX_SIZE = 32  # pixels; larger images are compared in this size
 _MIN_CORRELATION = 0.998
 _MAX_DIFFERENCE, _MAX_PIXELS = 8, 3  # shades by which pixels may differ, and how many may differ by more
@@ -61,11 +62,11 @@ class NearDuplicateIndex:
     def __init__(self, *groups: np.ndarray) -> None:
         """Index groups of images, uint8 (N, H, W) or (N, H, W, 3)."""
         height, width = groups[0].shape[1:3]
-        self._factor = -(-max(height, width) // _MAX_SIZE)
+        self._factors = -(-height // _MAX_SIZE), -(-width // _MAX_SIZE)
         bits = _FEW_BITS if sum(map(len, groups)) <= _FEW_IMAGES else _BITS
-        self._planes = _make_planes(height // self._factor, width // self._factor, bits)
+        self._planes = _make_planes(height // self._factors[0], width // self._factors[1], bits)
         # A shift of a reduced image is not a reduced shift, so these are only looked up in all directions.
-        self._shifts = (0, 1, -1) if self._factor == 1 else (0,)
+        self._shifts = (0, 1, -1) if self._factors[0] == 1 else (0,)
         self._groups = [[self._make_segment(images)] for images in groups]
 
     def add(self, images: np.ndarray) -> None:
@@ -128,19 +129,18 @@ class NearDuplicateIndex:
         shades = _to_shades(images)
         yield self._reduce(shades)
         yield self._reduce(np.ascontiguousarray(shades[:, :, ::-1]))
-        for down in (0,) if self._factor == 1 else (-1, 0, 1):
+        for down in (0,) if self._factors[0] == 1 else (-1, 0, 1):
             for right in (-1, 0, 1):
                 if (down, right) != (0, 0):
                     yield self._reduce(_shift(shades, down, right))
 
     def _reduce(self, shades: np.ndarray) -> np.ndarray:
         """Return images (N, H, W) with at most `_MAX_SIZE` pixels in each direction, each the mean of a block."""
-        if self._factor == 1:
+        down, right = self._factors
+        if (down, right) == (1, 1):
             return shades
-        height, width = (size // self._factor for size in shades.shape[1:])
-        blocks = shades[:, : height * self._factor, : width * self._factor].reshape(
-            -1, height, self._factor, width, self._factor
-        )
+        height, width = shades.shape[1] // down, shades.shape[2] // right
+        blocks = shades[:, : height * down, : width * right].reshape(-1, height, down, width, right)
         reduced: np.ndarray = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
         return reduced
 
@@ -149,10 +149,10 @@ class _Segment:
     """Some of the indexed images, and tables with their codes."""
 
     def __init__(self, pixels: np.ndarray, codes: np.ndarray, tints: np.ndarray, shifts: tuple[int, ...]) -> None:
-        """Take images (N, H, W), their codes, uint64 (shifts, N, tables + 1), and tints, float32 (N, 3)."""
+        """Take images (N, H, W), their codes, uint64 (shifts, N, tables + quarters), and tints, float32 (N, 3)."""
         self._pixels, self._codes, self._tints, self._shifts = pixels, codes, tints, shifts
-        self._flat = codes.reshape(-1, _TABLES + 1)  # an entry is the number of the shift times N, plus the image
-        self._order = [_sort_table(self._flat, table) for table in range(_TABLES + 1)]
+        self._flat = codes.reshape(-1, codes.shape[2])  # an entry is the number of the shift times N, plus the image
+        self._order = [_sort_table(self._flat, table) for table in range(codes.shape[2])]
         self._sorted = [self._flat[order, table] for table, order in enumerate(self._order)]
 
     def __len__(self) -> int:
@@ -186,9 +186,10 @@ class _Segment:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs of rows and entries that have the same code in a table: for each row those that differ least.
 
-        The distance of two images is the number of different bits in all tables; pairs above the limit are left out.
+        The distance of two images is the number of different bits in all tables, plus that of different quarters; pairs
+        above the limit are left out, unless a quarter is equal.
         """
-        pairs = np.sort(np.concatenate([self._list_pairs(codes, table) for table in range(_TABLES + 1)]))
+        pairs = np.sort(np.concatenate([self._list_pairs(codes, table) for table in range(codes.shape[1])]))
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         rows, entries = pairs >> _ENTRY_BITS, pairs & _ENTRY_MASK
         if own is not None:
@@ -196,13 +197,16 @@ class _Segment:
             rows, entries = rows[is_before], entries[is_before]
         ours, theirs = codes[rows], self._flat[entries]
         distances = np.bitwise_count(ours[:, :_TABLES] ^ theirs[:, :_TABLES]).sum(axis=1, dtype=np.int64)
-        is_near = distances <= limit
-        distances += ours[:, _EXACT] != theirs[:, _EXACT]  # exact copies come first
-        ranked = np.sort((((rows << _DISTANCE_BITS) + distances) << _ENTRY_BITS)[is_near] + entries[is_near])
-        rows, entries = ranked >> (_DISTANCE_BITS + _ENTRY_BITS), ranked & _ENTRY_MASK
-        starts = np.flatnonzero(np.diff(rows, prepend=-1))
-        ranks = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
-        return rows[ranks < _MAX_COMPARED], entries[ranks < _MAX_COMPARED]
+        different = (ours[:, _TABLES:] != theirs[:, _TABLES:]).sum(axis=1)
+        has_equal = different < _QUARTERS
+        is_near = has_equal | (distances <= limit)
+        lists = 2 * rows + ~has_equal  # each is ranked by itself, so that coincidences do not displace near-duplicates
+        ranked = (((lists << _DISTANCE_BITS) + distances + different) << _ENTRY_BITS) + entries
+        ranked = np.sort(ranked[is_near])
+        lists, entries = ranked >> (_DISTANCE_BITS + _ENTRY_BITS), ranked & _ENTRY_MASK
+        starts = np.flatnonzero(np.diff(lists, prepend=-1))
+        ranks = np.arange(len(lists)) - np.repeat(starts, np.diff(starts, append=len(lists)))
+        return lists[ranks < _MAX_COMPARED] >> 1, entries[ranks < _MAX_COMPARED]
 
     def _list_pairs(self, codes: np.ndarray, table: int) -> np.ndarray:
         """Return the pairs that have the same code in a table: the row in the upper bits, the entry in the lower."""
@@ -286,25 +290,27 @@ def _make_planes(height: int, width: int, bits: int) -> np.ndarray:
 
 
 def _encode(pixels: np.ndarray, planes: np.ndarray) -> np.ndarray:
-    """Return the codes of images (N, H, W) and a hash, uint64 (N, tables + 1)."""
+    """Return the codes of images (N, H, W) and the hashes of quarters, uint64 (N, tables + quarters)."""
     bits = planes.shape[1] // _TABLES
     codes = np.zeros((len(pixels), _TABLES, 8), np.uint8)
     for start in range(0, len(pixels), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         signs = pixels[chunk].reshape(-1, len(planes)).astype(np.float32) @ planes > _MIN_PROJECTION
         codes[chunk, :, : bits // 8] = np.packbits(signs.reshape(len(signs), _TABLES, bits), axis=2)
-    return np.concatenate([codes.view(np.uint64)[..., 0], _hash(pixels)[:, None]], axis=1)
+    return np.concatenate([codes.view(np.uint64)[..., 0], _hash_quarters(pixels)], axis=1)
 
 
-def _hash(pixels: np.ndarray) -> np.ndarray:
-    """Return a hash of all but the outermost pixels of images (N, H, W), uint64 (N,)."""
+def _hash_quarters(pixels: np.ndarray) -> np.ndarray:
+    """Return hashes of every fourth of the inner pixels of images (N, H, W), uint64 (N, quarters)."""
     height, width = pixels.shape[1:]
     inner = pixels[:, 1:-1, 1:-1].reshape(len(pixels), (height - 2) * (width - 2))
     factors = 2 * np.random.default_rng(1).integers(1 << 63, size=inner.shape[1], dtype=np.uint64) + 1
-    hashes = np.zeros(len(pixels), np.uint64)
+    hashes = np.zeros((len(pixels), _QUARTERS), np.uint64)
     for start in range(0, len(pixels), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        hashes[chunk] = inner[chunk].astype(np.uint64) @ factors
+        chunk = inner[start : start + _CHUNK].astype(np.uint64)
+        for quarter in range(_QUARTERS):
+            part = slice(quarter, None, _QUARTERS)
+            hashes[start : start + _CHUNK, quarter] = chunk[:, part] @ factors[part]
     return hashes
 
 

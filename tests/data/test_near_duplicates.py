@@ -133,3 +133,21 @@ def test_no_test_image_has_a_near_duplicate_in_training() -> None:
     assert (NearDuplicateIndex(training).find(images[chosen]).neighbours >= 0).sum() == 0
     shares = np.bincount(labels[chosen]) / np.bincount(labels)
     assert np.abs(shares - TEST_SHARE).max() < 0.01
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("images", [DIGITS, PHOTO], ids=["digits", "photo"])
+def test_an_image_with_up_to_three_changed_pixels_is_found(images: np.ndarray, count: int) -> None:
+    random, changed = np.random.default_rng(2), images.copy()
+    for image in changed:
+        for _ in range(count):
+            image[random.integers(image.shape[0]), random.integers(image.shape[1])] = random.choice([0, 255])
+    assert (NearDuplicateIndex(images).find(changed).neighbours >= 0).mean() >= 0.995
+
+
+@pytest.mark.parametrize("shape", [(65, 8), (8, 96, 3), (96, 9), (33, 31)])
+def test_different_images_of_any_shape_are_not_near_duplicates(shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (200, *shape), np.uint8)
+    index = NearDuplicateIndex(images[:100])
+    assert (index.find(images[100:]).neighbours == -1).all()
+    assert (index.find(np.roll(images[:100], 1, axis=1)).neighbours == np.arange(100)).mean() >= 0.98
