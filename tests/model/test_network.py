@@ -16,6 +16,7 @@ from fmnist_tasks.model import h5, training, tuning
 from fmnist_tasks.model.cnn import build_classifier, build_network, export_for_inference, find_first_convolution
 from fmnist_tasks.model.mini_batches import augment, cutmix, make_training_batches
 from fmnist_tasks.model.normalisation import FusedBatchNormalization
+from fmnist_tasks.model.ood import detector
 from fmnist_tasks.model.ood.detector import add_ood_head, choose_label, choose_threshold, expand_pooled_kernel
 from fmnist_tasks.model.ood.families import make_ood_images
 from fmnist_tasks.model.temperature import fit_temperature
@@ -310,3 +311,17 @@ def test_a_probe_on_all_pixels_equals_one_on_pooled_features() -> None:
     maps, kernel = random.random((5, 7, 7, 3), np.float32), random.random((4 * 4 * 3, 2), np.float32)
     means = np.asarray(keras.layers.AveragePooling2D(2, padding="same")(maps)).reshape(5, -1)
     np.testing.assert_allclose(maps.reshape(5, -1) @ expand_pooled_kernel(kernel, (7, 7)), means @ kernel, rtol=1e-5)
+
+
+def test_the_ood_probe_is_fitted_on_fewer_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of their features grows with the pixels."""
+    monkeypatch.setattr(detector, "_MAX_TRAINING_IMAGES", 160)
+    monkeypatch.setattr(detector, "_MAX_OOD_IMAGES", 80)
+    images = np.random.default_rng(0).integers(0, 256, (50, 64, 64), np.uint8)
+    training_images = ShardedImages.from_arrays(images, np.zeros(50, np.uint8))
+    image_format = synthetic.FORMAT.model_copy(update={"height": 64, "width": 64, "horizontal_flip": False})
+    dataset = synthetic.PROPERTIES.model_copy(update={"image_format": image_format})
+    chosen, is_ood = detector._make_training_images(training_images, dataset)
+    assert ((~is_ood).sum(), is_ood.sum() % 20) == (40, 0)
+    assert 0 < is_ood.sum() <= 20 * 11
+    assert chosen.shape == (len(is_ood), 64, 64)

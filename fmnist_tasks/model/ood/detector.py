@@ -23,8 +23,9 @@ from fmnist_tasks.schemas.data import DatasetProperties
 from fmnist_tasks.schemas.evaluation import Example
 
 _TPR = 0.99  # share of the validation images that the threshold accepts
-_MAX_TRAINING_IMAGES = 32_000  # that the probe is fitted on
-_MAX_OOD_IMAGES = 6_000  # of each set that the probe is fitted on
+_MAX_TRAINING_IMAGES = 32_000  # that the probe is fitted on, for images of up to `_USUAL_PIXELS`
+_MAX_OOD_IMAGES = 6_000  # of each set that the probe is fitted on, likewise
+_USUAL_PIXELS = 32 * 32  # of larger images, fewer are used, so that their features take no more memory
 _SETS = {"scribbles": 4}  # sets of a family; others have one. Scribbles resemble digits, which the probe never sees
 _CELL = 2  # side, in pixels, of the cells that features are averaged over for fitting
 _HIDDEN = 48  # units of the probe: with more, its weights exceed the processor's cache, and latency increases
@@ -116,9 +117,11 @@ def _make_training_images(training: ShardedImages, dataset: DatasetProperties) -
 
     They are images of the training split, the same ones flipped if that preserves the label, and OOD images.
     """
-    images = training.read_images(np.random.default_rng(0).permutation(len(training))[:_MAX_TRAINING_IMAGES])
+    factor = min(1, _USUAL_PIXELS / (dataset.image_format.height * dataset.image_format.width))
+    count, ood_count = round(factor * _MAX_TRAINING_IMAGES), round(factor * _MAX_OOD_IMAGES)
+    images = training.read_images(np.random.default_rng(0).permutation(len(training))[:count])
     families = [
-        make_ood_images(family, images, _MAX_OOD_IMAGES, seed)
+        make_ood_images(family, images, ood_count, seed)
         for family in list_families(dataset)
         if family in TRAINING_FAMILIES
         for seed in range(_SETS.get(family, 1))
