@@ -70,7 +70,7 @@ class Bench:
     def known(self) -> KnownImages:
         """The images that a batch must not repeat."""
         training, test = self.splits
-        return KnownImages(test, training, [])
+        return KnownImages(test[0], training[0])
 
     @property
     def unseen(self) -> Arrays:

@@ -87,8 +87,7 @@ def create_dataset(
         training = LabelledImages(
             np.delete(everything.images, chosen, axis=0), np.delete(everything.labels, chosen, axis=0)
         )
-    hint = "" if has_splits else f", so about {6 * MIN_IMAGES} in all, since a sixth of them becomes the test split"
-    _require_enough(source.classes, training, test, hint)
+    _require_enough(source.classes, training, test, is_divided=not has_splits)
     image_format = ImageFormat(
         height=source.height,
         width=source.width,
@@ -174,14 +173,30 @@ def _remove_copies(splits: dict[Any, LabelledImages]) -> tuple[dict[Any, Labelle
     return kept, copies, conflicts
 
 
-def _require_enough(classes: list[str], training: LabelledImages, test: LabelledImages, hint: str) -> None:
-    for split, part in (("training", training), ("test", test)):
-        counts = np.bincount(part.labels, minlength=len(classes))
-        if few := [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < MIN_IMAGES]:
-            raise DataError(
-                f"too few images in the {split} split: {', '.join(few[:5])}; each class needs at least {MIN_IMAGES} "
-                f"in each split{hint}. Add images, or merge classes"
+def _require_enough(classes: list[str], training: LabelledImages, test: LabelledImages, *, is_divided: bool) -> None:
+    """Raise :class:`DataError` if a class has too few images in a split; `is_divided`: test images were chosen here."""
+    counts = {
+        split: np.bincount(part.labels, minlength=len(classes))
+        for split, part in (("training", training), ("test", test))
+    }
+    total = counts["training"] + counts["test"]
+    for split, numbers in counts.items():
+        few = np.flatnonzero(numbers < MIN_IMAGES).tolist()
+        if not few:
+            continue
+        hint = f", so about {6 * MIN_IMAGES} in all, since a sixth of them becomes the test split" if is_divided else ""
+        remedy = "Add images, or merge classes"
+        alike = [label for label in few if is_divided and total[label] >= 6 * MIN_IMAGES]
+        if alike:
+            remedy = (
+                f"Most images of {classes[alike[0]]} are near-duplicates of each other, which stay in one split: add "
+                "images that differ, or put test images into a folder test/"
             )
+        shown = ", ".join(f"{classes[label]} ({numbers[label]})" for label in few[:5])
+        raise DataError(
+            f"too few images in the {split} split: {shown}; each class needs at least {MIN_IMAGES} in each split"
+            f"{hint}. {remedy}"
+        )
 
 
 def _count_by_class(classes: list[str], training: LabelledImages, test: LabelledImages) -> dict[str, int]:
@@ -250,6 +265,8 @@ def render_gates(declaration: Declaration, largest_share: float, *, has_splits: 
     _, _, text = (INCLUDE / "gates.toml").read_text(encoding="utf-8").partition("\n\n")  # without its heading
     minimum = min(0.9, max(0.5, round(1.5 * largest_share, 2)))
     families = list_families(declaration)
+    # The network computes, and its OOD probe has weights, for each pixel.
+    factor = max(1, declaration.image_format.height * declaration.image_format.width / (28 * 28))
     lines = []
     for line in text.splitlines():
         if match := re.match(r'"([^"]+)" = ', line):
@@ -260,9 +277,8 @@ def render_gates(declaration: Declaration, largest_share: float, *, has_splits: 
         line = re.sub(r"^min_recall = 0\.70$", "min_recall = 0.0", line)
         line = re.sub(r"^max_error = 0\.015$", "max_error = 0.1", line)
         line = re.sub(r"^max_imbalance = 2 ", "max_imbalance = 100 ", line)
-        line = re.sub(
-            r"^max_bytes = 10_000_000$", f"max_bytes = {_choose_model_limit(declaration.image_format):_}", line
-        )
+        line = re.sub(r"^max_bytes = 10_000_000$", f"max_bytes = {round(factor * 10_000_000):_}", line)
+        line = re.sub(r"^max_single_image_ms = 50 ", f"max_single_image_ms = {round(factor * 50)} ", line)
         if has_splits:  # as the user chose them
             line = line.replace('on_split_difference = "reject"', 'on_split_difference = "warning"')
         lines.append(line)
@@ -273,11 +289,6 @@ def render_gates(declaration: Declaration, largest_share: float, *, has_splits: 
         "# docs/gates.md describes each check.\n"
     )
     return "\n".join([heading, *lines, ""])
-
-
-def _choose_model_limit(image_format: ImageFormat) -> int:
-    """Return the largest size of a model in bytes: its OOD probe has weights for each pixel."""
-    return round(10_000_000 * max(1, image_format.height * image_format.width / (28 * 28)))
 
 
 def _quote(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,8 +124,15 @@ def test_an_empty_class_folder_is_refused(pipeline: Pipeline, tmp_path: Path) ->
     for name in ("robin", "wren"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
     Image.fromarray(IMAGES[0]).save(tmp_path / "pictures" / "robin" / "1.png")
-    with pytest.raises(FmnistError, match=r"pictures: the folder wren is empty"):
+    refusal = "the folder wren has no images; put some into it, or delete it"
+    with pytest.raises(FmnistError, match=f"pictures: {refusal}"):
         create(tmp_path / "pictures")
+    (tmp_path / "pictures" / "wren" / ".DS_Store").write_bytes(b"x")
+    with pytest.raises(FmnistError, match=f"pictures: {refusal}"):
+        create(tmp_path / "pictures")
+    path = shutil.make_archive(str(tmp_path / "birds"), "zip", tmp_path / "pictures")
+    with pytest.raises(FmnistError, match=rf"birds\.zip: {refusal}"):
+        create(Path(path))
 
 
 def test_a_pair_of_idx_files_for_each_split_is_found_by_name(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -139,6 +147,20 @@ def test_a_pair_of_idx_files_for_each_split_is_found_by_name(pipeline: Pipeline,
         (folder / f"more-{kind}-ubyte").write_bytes(synthetic.encode_idx(array))
     with pytest.raises(DataError, match="there are two pairs of IDX files for the train split"):
         read_source(folder)
+    (folder / "more-labels-idx1-ubyte.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"it has more-labels-idx1-ubyte and more-labels-idx1-ubyte\.gz; remove one"):
+        read_source(folder)
+
+
+def test_too_few_test_images_because_they_are_alike_are_explained(pipeline: Pipeline, tmp_path: Path) -> None:
+    """As with a camera that does not move: what differs is noise."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 4, (len(LABELS), 28, 28), np.uint8)
+    images = np.where((LABELS == 0)[:, None, None], IMAGES[LABELS == 0][:1] // 2 + noise, IMAGES)
+    with pytest.raises(
+        FmnistError, match=r"Most images of 0 are near-duplicates of each other, which stay in one split"
+    ):
+        create(save(tmp_path, images=images, labels=LABELS))
 
 
 def test_labels_of_two_kinds_are_refused(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -192,7 +214,8 @@ def test_a_declaration_under_another_name_is_refused(pipeline: Pipeline, tmp_pat
 def test_a_model_of_large_images_may_have_more_bytes(pipeline: Pipeline, tmp_path: Path, side: int, limit: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (len(LABELS), side, side), np.uint8)
     declaration = create(save(tmp_path, images=images, labels=LABELS))[1]
-    assert read_policy({}, declaration.find_gates(Path())).serving.max_bytes == limit
+    serving = read_policy({}, declaration.find_gates(Path())).serving
+    assert (serving.max_bytes, serving.max_single_image_ms) == (limit, limit / 200_000)
 
 
 def test_an_existing_dataset_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:

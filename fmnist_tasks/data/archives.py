@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from typing import BinaryIO
 
+from fmnist_tasks.data.files import convert_errors
 from fmnist_tasks.errors import DataError
 
 
@@ -12,17 +13,18 @@ def open_archive(file: BinaryIO, name: str, kind: str, max_directory_bytes: int)
     """Open a zip archive; `name` and `kind` (what it should be, such as "a zip file") are for messages.
 
     ZipFile creates an object of some hundred bytes for each entry of the directory, so its size is checked first.
-    Raises :class:`DataError` if it has no directory or a larger one.
+    Raises :class:`DataError` if it has no directory, a larger one, or a damaged one.
     """
-    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-    if end is None:
-        raise DataError(f"{name} is not {kind}, or is truncated (no zip directory at its end)")
-    if end[zipfile._ECD_SIZE] > max_directory_bytes:  # type: ignore[attr-defined]
-        raise DataError(
-            f"{name} is not {kind} that this project reads (its zip directory has more than {max_directory_bytes:,} "
-            "bytes)"
-        )
-    return zipfile.ZipFile(file)
+    with convert_errors(f"{name} is not {kind}, or its zip directory is damaged"):
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end is None:
+            raise DataError(f"{name} is not {kind}, or is truncated (no zip directory at its end)")
+        if end[zipfile._ECD_SIZE] > max_directory_bytes:  # type: ignore[attr-defined]
+            raise DataError(
+                f"{name} is not {kind} that this project reads (its zip directory has more than "
+                f"{max_directory_bytes:,} bytes)"
+            )
+        return zipfile.ZipFile(file)
 
 
 def require_readable(member: zipfile.ZipInfo, name: str) -> None:

@@ -18,6 +18,7 @@ from fmnist_tasks.schemas.data import normalize_class_name
 # Usual names of the two arrays in an .npz, by split; None: no split. Compared in lower case.
 _STEMS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
 _INDEX = re.compile(r"[0-9]{1,9}")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.0+)?")  # pandas writes 3.0 if a label was missing elsewhere
 _PAIRS = [
     ("images", "labels"),
     ("x", "y"),
@@ -122,12 +123,17 @@ def convert_images(images: np.ndarray, expected: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(images.reshape(len(images), *expected))
 
 
+def _have_other_numbers(classes: Sequence[str]) -> bool:
+    """Return whether the names of the classes are numbers other than their indices."""
+    return all(_INDEX.fullmatch(name) for name in classes) and list(classes) != [str(i) for i in range(len(classes))]
+
+
 def require_unambiguous_indices(classes: Sequence[str]) -> None:
     """Raise :class:`DataError` if the names of the classes are numbers other than their indices.
 
     Then nothing shows whether a number in a file is an index or a name.
     """
-    if all(_INDEX.fullmatch(name) for name in classes) and list(classes) != [str(i) for i in range(len(classes))]:
+    if _have_other_numbers(classes):
         raise DataError(
             f"labels are numbers, and so are the names of the classes ({', '.join(classes[:3])}, …): save them as text "
             "with these names"
@@ -157,8 +163,10 @@ def convert_labels(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         texts = np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
         names = [normalize_class_name(text) for text in texts.tolist()]
         indices = {name: index for index, name in enumerate(classes)}
-        if indices.keys().isdisjoint(names) and all(_INDEX.fullmatch(name) for name in names):
-            return convert_labels(np.array(names).astype(np.int64), classes)  # as in CSV files
+        if indices.keys().isdisjoint(names) and all(_NUMBER.fullmatch(name) for name in names):
+            names = [name.partition(".")[0] for name in names]
+            if indices.keys().isdisjoint(names) and not _have_other_numbers(classes):
+                return np.array(names).astype(np.int64)
         if unknown := sorted(set(names) - indices.keys()):
             shown = ", ".join(repr(name[:40]) for name in unknown[:3])
             raise DataError(f"labels name unknown classes: {shown}; the classes are {', '.join(classes)}")

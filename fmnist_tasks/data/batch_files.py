@@ -26,10 +26,10 @@ from fmnist_tasks.data.array_layouts import (
 )
 from fmnist_tasks.data.class_folders import EncodedImage, assign_classes, list_archive
 from fmnist_tasks.data.csv_tables import read_csv
-from fmnist_tasks.data.files import name_file_in_errors, read_file
+from fmnist_tasks.data.files import convert_errors, name_file_in_errors, read_file
 from fmnist_tasks.data.idx import read_idx
 from fmnist_tasks.data.image_files import MAX_BYTES as MAX_IMAGE_BYTES
-from fmnist_tasks.data.image_files import decode_image_file
+from fmnist_tasks.data.image_files import UnreadableImageError, decode_image_file
 from fmnist_tasks.data.npz import Header, list_arrays, read_npz
 from fmnist_tasks.data.parquet_tables import read_parquet
 from fmnist_tasks.errors import DataError
@@ -59,6 +59,11 @@ class BatchContent:
 
 def read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> BatchContent:
     """Return the content of one file, or of a pair of IDX files, by key; raises :class:`DataError` if it is invalid."""
+    with convert_errors(f"{next(iter(contents))} cannot be read"):  # whatever a reader has overlooked
+        return _read_files(contents, dataset)
+
+
+def _read_files(contents: dict[str, BinaryIO], dataset: DatasetProperties) -> BatchContent:
     for content in contents.values():
         content.seek(0)
     key, *others = contents
@@ -87,7 +92,8 @@ def read_folder(contents: dict[str, partial[BinaryIO]], dataset: DatasetProperti
             return read_file(file, key, MAX_IMAGE_BYTES)
 
     name = next(iter(contents)).partition("/")[0]
-    return read_images(assign_classes({key: partial(read, key) for key in contents}, name), name, dataset)
+    with convert_errors(f"{name} cannot be read"):
+        return read_images(assign_classes({key: partial(read, key) for key in contents}, name), name, dataset)
 
 
 def read_images(images: list[EncodedImage], name: str, dataset: DatasetProperties) -> BatchContent:
@@ -110,23 +116,30 @@ def read_images(images: list[EncodedImage], name: str, dataset: DatasetPropertie
     count = converted = unreadable = decoded_pixels = 0
     reasons: list[str] = []
     for image in images:
+        _require_few_pixels(name, decoded_pixels)
         try:
             decoded = decode_image_file(io.BytesIO(image.read()), image.name, image_format)
+            decoded_pixels += math.prod(decoded.size)
         except DataError as error:
             unreadable += 1
             reasons += [str(error)] if len(reasons) < MAX_REASONS else []
+            decoded_pixels += error.pixels if isinstance(error, UnreadableImageError) else 0
             continue
-        decoded_pixels += math.prod(decoded.size)
-        if decoded_pixels > _MAX_DECODED_PIXELS:
-            raise DataError(
-                f"{name}: its images have more than {_MAX_DECODED_PIXELS:,} pixels; reduce them, or submit fewer"
-            )
         converted += not decoded.has_format(image_format)
         pixels[count], labels[count] = decoded.pixels, indices[image.label]
         count += 1
+    _require_few_pixels(name, decoded_pixels)
     if not count:
         raise DataError(f"{name}: none of its {len(images):,} images can be read, for example {reasons[0]}")
     return BatchContent(pixels[:count], labels[:count], converted, unreadable, reasons)
+
+
+def _require_few_pixels(name: str, count: int) -> None:
+    """Raise :class:`DataError` if the images so far, also those that could not be decoded, have too many pixels."""
+    if count > _MAX_DECODED_PIXELS:
+        raise DataError(
+            f"{name}: its images have more than {_MAX_DECODED_PIXELS:,} pixels; reduce them, or submit fewer"
+        )
 
 
 def _name_indices(images: list[EncodedImage], name: str, classes: Sequence[str]) -> list[EncodedImage]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from fmnist_tasks.data.archives import open_archive, require_readable
-from fmnist_tasks.data.files import read_file
+from fmnist_tasks.data.files import convert_errors, read_file
 from fmnist_tasks.data.image_files import MAX_BYTES
 from fmnist_tasks.errors import DataError
 from fmnist_tasks.schemas.data import Split, normalize_class_name
@@ -74,11 +73,8 @@ def list_archive(file: BinaryIO, name: str) -> list[EncodedImage]:
 
     def read(member: zipfile.ZipInfo) -> bytes:
         require_readable(member, name)
-        try:
-            with archive.open(member) as content:
-                return read_file(cast(BinaryIO, content), f"{name}: {member.filename}", MAX_BYTES)
-        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-            raise DataError(f"{name}: {member.filename!r} is damaged ({error})") from error
+        with convert_errors(f"{name}: {member.filename!r} is damaged"), archive.open(member) as content:
+            return read_file(cast(BinaryIO, content), f"{name}: {member.filename}", MAX_BYTES)
 
     return assign_classes({member.filename: partial(read, member) for member in members}, name)
 
@@ -102,6 +98,19 @@ def assign_classes(files: Mapping[str, Callable[[], bytes]], source: str) -> lis
     if not images:
         raise DataError(f"{source} has no files in folders of classes, CLASS/IMAGE")
     return images
+
+
+def find_empty_folders(paths: Iterable[str]) -> list[str]:
+    """Return the folders without a file that counts; among the paths of files, those of folders end with a slash."""
+    folders, used = set[str](), set[str]()
+    for path in paths:
+        above = {parent.as_posix() for parent in PurePosixPath(path).parents} - {"."}
+        if path.endswith("/"):
+            above.add(PurePosixPath(path).as_posix())
+        elif not _is_ignored(path):
+            used |= above
+        folders |= above
+    return sorted(folder for folder in folders - used if not _is_ignored(folder))
 
 
 def is_system_file(path: str) -> bool:

@@ -17,8 +17,8 @@ from fmnist_tasks.schemas.data import MAX_CLASS_NAME
 _LABELS = {"label", "labels", "class", "target", "y"}
 _PIXEL = re.compile(r"(?:pixel|px|p)?[ _-]?(\d+)|(\d+)x(\d+)", re.IGNORECASE)  # pixel0, 0, 1x1
 _MAX_LINE_BYTES = 1 << 20  # 96 x 96 pixels have at most 46 kB
-_INDEX = re.compile(r"[0-9]{1,9}(\.0+)?")  # of a class; pandas writes 3.0 if a label was missing elsewhere
 _CHUNK_ROWS = 4096
+_MAX_ROW_BYTES, _MAX_VALUE_BYTES = 2_000, 16  # of a row on average: of the label, and of each pixel
 
 
 def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,8 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
     import pandas as pd
 
     file = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if name.lower().endswith(".gz") else file
-    lines = io.TextIOWrapper(io.BufferedReader(_BoundedLines(file, name)), encoding="utf-8-sig", errors="replace")
+    bounded = _BoundedLines(file, name)
+    lines = io.TextIOWrapper(io.BufferedReader(bounded), encoding="utf-8-sig", errors="replace")
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     fault = f"{name} is not a table with the columns of its header and whole numbers as pixels"
     with convert_errors(fault), warnings.catch_warnings():
@@ -39,7 +40,9 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
         label, pixels = _find_columns(header, name)
         dtypes = {index: (str if index == label else np.int64) for index in range(len(header))}
         options = {"header": None, "index_col": False, "names": range(len(header)), "dtype": dtypes}
+        bounded.allow(limit := _CHUNK_ROWS * (_MAX_ROW_BYTES + _MAX_VALUE_BYTES * len(header)))
         for chunk in pd.read_csv(lines, chunksize=_CHUNK_ROWS, na_filter=False, **options):  # type: ignore[call-overload]
+            bounded.allow(limit)
             values = chunk[pixels].to_numpy()
             if values.size and (values.min() < 0 or values.max() > 255):
                 raise DataError(f"{name} has pixels from {values.min()} to {values.max()}, expected 0 to 255")
@@ -52,8 +55,6 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
     if not sum(images.size for images, _ in parts):
         raise DataError(f"{name} has no images")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if all(_INDEX.fullmatch(label) for label in labels.tolist()):
-        labels = np.array([str(int(label.partition(".")[0])) for label in labels.tolist()])
     return images, labels
 
 
@@ -78,10 +79,17 @@ def _find_columns(header: list[str], name: str) -> tuple[int, list[int]]:
 
 
 class _BoundedLines(io.RawIOBase):
-    """A file that is read only as long as its lines have a sensible length: the parser keeps each in memory."""
+    """A file that is read only as long as its lines and rows have a sensible length: the parser keeps them in memory.
+
+    A row may have several lines, if its label is in quotation marks.
+    """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file, self._name, self._length = file, name, 0
+        self._file, self._name, self._length, self._allowed = file, name, 0, 2 * _MAX_LINE_BYTES
+
+    def allow(self, size: int) -> None:
+        """Allow so many more bytes to be read."""
+        self._allowed = size
 
     def readable(self) -> bool:
         """The file can be read."""
@@ -94,5 +102,11 @@ class _BoundedLines(io.RawIOBase):
         self._length = self._length + len(content) if last < 0 else len(content) - last - 1
         if self._length > _MAX_LINE_BYTES:
             raise DataError(f"{self._name} has a line of more than {_MAX_LINE_BYTES:,} bytes, so it is no such table")
+        self._allowed -= len(content)
+        if self._allowed < 0:
+            raise DataError(
+                f"{self._name} has long stretches without a row, so it is no such table; check it for empty lines, and "
+                "for a quotation mark that is not closed"
+            )
         buffer[: len(content)] = content
         return len(content)

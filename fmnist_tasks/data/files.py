@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fmnist_tasks.errors import DataError
+from fmnist_tasks.errors import DataError, FmnistError
 
 
 @contextmanager
 def convert_errors(fault: str) -> Iterator[None]:
-    """Convert any error, since the bytes are untrusted, into a :class:`DataError` with this text and the cause."""
+    """Convert any error, since the bytes are untrusted, into a :class:`DataError` with this text and the cause.
+
+    Errors of this project, such as those of the store, stay as they are.
+    """
     try:
         yield
-    except DataError:
+    except FmnistError:
         raise
     except Exception as error:
         raise DataError(f"{fault} ({str(error)[:200] or type(error).__name__})") from error

@@ -41,6 +41,14 @@ _TRANSPOSITIONS = {
 }
 
 
+class UnreadableImageError(DataError):
+    """An image file that cannot be read. `pixels` is the number that it claims to have, since they take time; or 0."""
+
+    def __init__(self, message: str, pixels: int = 0) -> None:
+        super().__init__(message)
+        self.pixels = pixels
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """An image in the format of the dataset, and what the file had."""
@@ -63,8 +71,9 @@ def read_image_file(file: Path | BinaryIO, name: str, image_format: ImageFormat)
 def decode_image_file(file: Path | BinaryIO, name: str, image_format: ImageFormat) -> DecodedImage:
     """Return the image in the format of the dataset; `name` is for messages. Of an animation, it is the first picture.
 
-    Raises :class:`DataError` if the file is not an image or too large.
+    Raises :class:`UnreadableImageError` if the file is not an image or too large.
     """
+    pixels = 0
     try:
         content = read_file(file, name, MAX_BYTES)
         with warnings.catch_warnings():
@@ -74,19 +83,21 @@ def decode_image_file(file: Path | BinaryIO, name: str, image_format: ImageForma
                     raise DataError(f"{name} has {image.width} x {image.height} pixels; the limit is {_MAX_PIXELS:,}")
                 if content.startswith(b"\xff\xd8") and (scans := _count_scans(content)) > _MAX_JPEG_SCANS:
                     raise DataError(f"{name} is a JPEG with {scans:,} scans; the limit is {_MAX_JPEG_SCANS}")
-                size, mode = image.size, image.mode
+                size, mode, pixels = image.size, image.mode, image.width * image.height
                 return DecodedImage(_convert(image, name, image_format), size, mode)
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name} has too many pixels ({error})") from error
-    except DataError:
-        raise
+        raise UnreadableImageError(f"{name} has too many pixels ({error})") from error
+    except DataError as error:
+        raise UnreadableImageError(str(error), pixels) from error
     except FileNotFoundError as error:
-        raise DataError(f"{name}: there is no such file") from error
+        raise UnreadableImageError(f"{name}: there is no such file") from error
     except UnidentifiedImageError as error:  # its text only names a Python object
         kind = "is a HEIC image; save it as JPEG" if content[4:12] in _HEIC else "is not a readable image"
-        raise DataError(f"{name} {kind} (supported: {', '.join(_FORMATS)})") from error
+        raise UnreadableImageError(f"{name} {kind} (supported: {', '.join(_FORMATS)})") from error
     except Exception as error:  # any, since the bytes are untrusted
-        raise DataError(f"{name} is not a readable image ({error or type(error).__name__})") from error
+        raise UnreadableImageError(
+            f"{name} is not a readable image ({error or type(error).__name__})", pixels
+        ) from error
 
 
 def looks_inverted(image: np.ndarray, image_format: ImageFormat) -> bool:

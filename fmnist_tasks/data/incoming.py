@@ -24,7 +24,7 @@ from fmnist_tasks.data.class_folders import is_system_file
 from fmnist_tasks.errors import AccessError, DataError, StoreError
 from fmnist_tasks.registry.blobs import compute_reference
 from fmnist_tasks.registry.folder import to_original_key
-from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store, is_ahead, require_response
+from fmnist_tasks.registry.store import FILE, UNREADABLE, Stat, Store, decode_key, is_ahead, require_response
 from fmnist_tasks.schemas.data import DatasetProperties, IncomingFile, QuarantinedBatch, WaitingFile
 
 PREFIX = "incoming/"
@@ -226,7 +226,7 @@ def _read_folder(
         with store.open(file.key) as content:
             files.append(_add_digest(batch, file, content))
     try:
-        return read_folder({_restore_name(file.key): partial(store.open, file.key) for file in files}, dataset), files
+        return read_folder({_decode_name(file.key): partial(store.open, file.key) for file in files}, dataset), files
     except DataError as error:
         return str(error), files
 
@@ -240,6 +240,11 @@ def _add_digest(batch: IncomingBatch, file: IncomingFile, content: BinaryIO) -> 
 
 def _restore_name(key: str) -> str:
     return to_original_key(key).removeprefix(PREFIX)
+
+
+def _decode_name(key: str) -> str:
+    """Return the name that a file below `incoming/` has in a file system; bytes that are not UTF-8 become marks."""
+    return decode_key(_restore_name(key)).decode(errors="replace")
 
 
 def has_changed(store: Store, files: Iterable[IncomingFile]) -> bool:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fmnist_tasks.data.array_layouts import convert_images, convert_labels, find_pairs, infer_shape
-from fmnist_tasks.data.class_folders import EncodedImage, list_archive, list_folder
+from fmnist_tasks.data.class_folders import EncodedImage, find_empty_folders, list_archive, list_folder
 from fmnist_tasks.data.csv_tables import read_csv
 from fmnist_tasks.data.files import name_file_in_errors
 from fmnist_tasks.data.idx import read_idx
@@ -31,6 +32,7 @@ _DEFAULT_SIDE = 32  # of images of different or larger sizes
 _SAMPLE = 500  # images whose colours and backgrounds are looked at
 _COLOURED = 16  # difference between red, green and blue from which a pixel has a colour
 _MIN_COLOURED = 0.01  # share of coloured pixels, and of images that have so many, from which a dataset has colour
+_FRACTION = re.compile(r"(0|[1-9][0-9]*)\.0+")  # as pandas writes numbers if a label was missing elsewhere
 _IDX_FILE = re.compile(r".*(?:images|labels)[-.]idx\d.*")
 
 
@@ -76,8 +78,8 @@ def read_source(
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such folder or file")
-    if path.is_dir() and (empty := _list_empty_folders(path)):
-        raise DataError(f"{path}: the folder {empty[0]} is empty; put images into it, or delete it")
+    if path.is_dir():
+        _require_full_folders(path, _list_paths(path))
     if path.is_dir() and (tables := sorted(path.glob("*.parquet"))):
         return _read_encoded(str(path), _read_tables(tables), size, channels, classes)
     if path.is_dir() and not (idx := _find_idx_files(path)):
@@ -87,7 +89,9 @@ def read_source(
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     with path.open("rb") as file:
         if suffix == "zip":
-            return _read_encoded(path.name, list_archive(io.BytesIO(file.read()), path.name), size, channels, classes)
+            members = list_archive(content := io.BytesIO(file.read()), path.name)
+            _require_full_folders(path, zipfile.ZipFile(content).namelist())
+            return _read_encoded(path.name, members, size, channels, classes)
         if suffix == "parquet":
             return _read_encoded(path.name, read_parquet(file, path.name), size, channels, classes)
         if suffix == "csv":
@@ -112,10 +116,10 @@ def read_source(
 
 
 def _read_tables(paths: list[Path]) -> list[EncodedImage]:
-    """Read Parquet files whose names begin with their split, as on Hugging Face: train-00000-of-00001.parquet."""
+    """Read Parquet files whose names contain their split, as on Hugging Face: train-00000-of-00001.parquet."""
     images = []
     for path in paths:
-        match = re.match(r"(train|test|val|valid|validation)(?![a-z])", path.name.lower())
+        match = re.search(r"(?:^|[-_.])(train|test|val|valid|validation)(?=[-_.])", path.name.lower())
         split: Split | None = None if match is None else "test" if match[1] == "test" else "train"
         with path.open("rb") as file:
             images += read_parquet(file, path.name, split)
@@ -223,6 +227,8 @@ def _list_classes(labels: Sequence[np.ndarray]) -> list[str]:
             for part in labels
             for value in part.ravel().tolist()
         }
+        if all(_FRACTION.fullmatch(text) for text in texts):
+            texts = {text.partition(".")[0] for text in texts}
         return sorted(texts, key=_to_sort_key)
     if first.ndim == 2 and first.shape[1] > 1:
         return [str(number) for number in range(first.shape[1])]
@@ -247,7 +253,7 @@ def _rename_classes(source: str, numbers: list[str], names: Sequence[str]) -> li
 def _to_sort_key(name: str) -> tuple[object, ...]:
     """Sort numbers in names by value: 2 before 10."""
     parts = filter(None, re.split(r"([0-9]+)", name))
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
+    return (*((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts), (2, 0, name))
 
 
 def _choose_size(images: list[EncodedImage]) -> tuple[int, int]:
@@ -298,15 +304,27 @@ def _find_background(sample: np.ndarray) -> int | None:
     return 255 if (medians >= 239).mean() > 0.5 else None
 
 
-def _list_empty_folders(folder: Path) -> list[str]:
-    folders = (path for path in sorted(folder.rglob("*")) if path.is_dir() and not path.is_symlink())
-    return [path.relative_to(folder).as_posix() for path in folders if path.name[0] != "." and not any(path.iterdir())]
+def _require_full_folders(source: Path, paths: Iterable[str]) -> None:
+    """Raise :class:`DataError` if a folder, such as that of a class, has no files."""
+    if empty := find_empty_folders(paths):
+        raise DataError(f"{source}: the folder {empty[0]} has no images; put some into it, or delete it")
+
+
+def _list_paths(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        yield f"{path.relative_to(folder).as_posix()}{'/' if path.is_dir() and not path.is_symlink() else ''}"
 
 
 def _find_idx_files(folder: Path) -> dict[str, Path]:
     """Return the IDX files of a folder by their names without `.gz`, in lower case."""
-    files = {path.name.lower().removesuffix(".gz"): path for path in sorted(folder.iterdir()) if path.is_file()}
-    return {name: path for name, path in files.items() if _IDX_FILE.fullmatch(name)}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower().removesuffix(".gz")
+        if path.is_file() and _IDX_FILE.fullmatch(name):
+            if name in files:
+                raise DataError(f"{folder}: it has {files[name].name} and {path.name}; remove one of them")
+            files[name] = path
+    return files
 
 
 def _read_idx_files(files: dict[str, Path]) -> dict[str | None, tuple[np.ndarray, np.ndarray]]:

@@ -64,14 +64,7 @@ def check_source(
     A value above its limit fails only if it is significant, since a source may have few images.
     """
     checks = [
-        make_check(
-            "train-test overlap",
-            found.test_copies,
-            "0",
-            not found.test_copies,
-            f"images identical to a test image: {found.test_copies:,}, expected 0",
-            "reject",
-        ),
+        check_test_copies(found.test_copies),
         _check_share(
             "near-duplicates",
             found.near_duplicates,
@@ -95,6 +88,12 @@ def check_source(
         expected = max(review.label_false_alarm_rate, label_false_alarm_rate)
         checks += [_check_share("doubtful labels", found.doubtful, found.images, expected, policy.max_doubtful, policy)]
     return checks
+
+
+def check_test_copies(count: int) -> Check:
+    """Check that no image is identical to a test image."""
+    message = f"images identical to a test image: {count:,}, expected 0"
+    return make_check("train-test overlap", count, "0", not count, message, "reject")
 
 
 def _check_share(name: str, count: int, images: int, expected: float, limit: float, policy: RecheckPolicy) -> Check:

@@ -13,14 +13,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fmnist_tasks.data.batch_files import BatchContent, read_files
+from fmnist_tasks.data.batch_files import MAX_BYTES, BatchContent, read_files
 from fmnist_tasks.data.class_folders import list_folder
 from fmnist_tasks.data.files import convert_errors
 from fmnist_tasks.data.incoming import PREFIX, group_file_names, is_idx_name, is_images_name
 from fmnist_tasks.errors import ConflictError, DataError, SettingsError
 from fmnist_tasks.registry.store import Store, encode_name
 from fmnist_tasks.schemas.data import DatasetProperties
-from fmnist_tasks.text import make_printable
+from fmnist_tasks.text import make_printable, replace_surrogates
 
 _NAME = re.compile(r"[^.\x00-\x1f][^\x00-\x1f]*(\.zip|\.npz|\.parquet|\.csv(\.gz)?|-ubyte(\.gz)?)", re.IGNORECASE)
 _MAX_NAME_LENGTH, _MAX_KEY_BYTES = 120, 240  # characters, and bytes: file systems allow 255
@@ -107,13 +107,22 @@ def _open_path(path: Path) -> Iterator[tuple[str, BinaryIO]]:
             with zipfile.ZipFile(file, "w") as archive:
                 for image in list_folder(path):
                     with convert_errors(f"{path}: {make_printable(image.name)} cannot be read"):
-                        archive.writestr(image.name, image.read())
+                        archive.writestr(replace_surrogates(image.name), image.read())
+                    _require_size(f"{path}: its images", file.tell())
             yield f"{path.resolve().name}.zip", file
         return
     if not path.is_file():
         raise DataError(f"{path}: there is no such file or folder")
+    _require_size(str(path), path.stat().st_size)
     with path.open("rb") as file:
         yield path.name, file
+
+
+def _require_size(subject: str, size: int) -> None:
+    """Raise :class:`DataError` for a file that is larger than those that a run reads."""
+    if size > MAX_BYTES:
+        verb = "have" if subject.endswith("images") else "has"
+        raise DataError(f"{subject} {verb} more than {MAX_BYTES:,} bytes, the limit; submit it in several parts")
 
 
 def _describe(names: list[str], content: BatchContent, classes: list[str]) -> SubmittedBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from fmnist_tasks.alerts import Alert, send_alert
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _MAX_ALERTS = 10  # of one kind in a run; more are combined into one
 _MAX_NEW_BATCHES = 200  # in one run: Great Expectations takes a quarter of a second and six pages for each
+_MAX_READING = timedelta(hours=1)  # by one run; a batch may take ten minutes, and the task may take six hours
 _SAMPLE_PREFIX = "batch "
 _MAX_NEW_BYTES = 4 << 30  # of pixels and labels that one run adds; compressed files of a few MB can contain as much
 
@@ -104,27 +106,26 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     base = Sample("training", *training, declared["train"]), Sample("test", *test, declared["test"])
     examiner = Examiner(store, dataset, policy, training, test)
     examinations: dict[str, Examination] = {}
+    first_batches = _find_first_batches(ingestion.batches)
 
     def examine_batches() -> Iterator[Sample]:
         accepted = {batch.sha256: batch for batch in list_accepted(store)}
         known = {image_set.blob.sha256 for image_set in dataset.batches}
-        for batch in ingestion.batches:
-            if earlier := accepted.get(batch.image_set.blob.sha256):  # after an interruption, or submitted again
+        for digest, batch in first_batches.items():
+            if earlier := accepted.get(digest):  # after an interruption, or submitted again
                 if earlier.image_set.blob.sha256 not in known and not earlier.withdrawal:
-                    examiner.add_batch(batch.name, load_images(store, earlier.image_set)[0])
+                    examiner.add_batch(batch.name, earlier.image_set)
                 continue
             images, labels = load_images(store, batch.image_set)
             examinations[batch.name], continues = examiner.examine(batch, images, labels)
             if continues.any():
-                yield Sample(_name_sample(batch), images[continues], labels[continues], None)
+                yield Sample(_name_sample(batch.name), images[continues], labels[continues], None)
 
-    findings, pages = check_samples(
-        *base,
-        examine_batches(),
-        dataset,
-        policy.data,
-        on_good_batch=lambda sample: examiner.add_batch(sample.name.removeprefix(_SAMPLE_PREFIX), sample.images),
-    )
+    def add_good_batch(sample: Sample) -> None:
+        name = sample.name.removeprefix(_SAMPLE_PREFIX)
+        examiner.add_batch(name, examinations[name].image_set)
+
+    findings, pages = check_samples(*base, examine_batches(), dataset, policy.data, on_good_batch=add_good_batch)
     for path, page in pages.items():
         store.put(make_run_key(run.id, f"data_docs/{path}"), page)
 
@@ -132,7 +133,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         name: [check.message for check in finding.checks if not check.has_passed] for name, finding in findings.items()
     }
     rejected = [f"{name}: {message}" for name in ("training", "test") for message in failures[name]]
-    rechecked = {} if rejected else {f"source {name}": checks for name, checks in examiner.recheck().items()}
+    rechecked = {} if rejected else examiner.recheck()
     suspicious = [
         f"{name}: {check.message}" for name, checks in rechecked.items() for check in checks if not check.has_passed
     ]
@@ -144,6 +145,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         examples = put_blob(store, figures.draw_class_examples(*training, dataset.classes))
         pictures = {"samples": examples, **pictures}
     known_batches = list_accepted(store)
+    continuing = {batch.sha256: batch.image_set.images for batch in known_batches}
     new_digests = {batch.image_set.blob.sha256 for batch in accepted}
     new = [batch.image_set for batch in known_batches if batch.sha256 in new_digests and not batch.withdrawal]
     in_review = [image for image in list_review_images(store, known_batches) if image.decision is None]
@@ -156,9 +158,10 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         quarantined=quarantined,
         waiting=waiting,
         set_aside={
-            batch.name: examination.set_aside
+            batch.name: count
             for batch in accepted
-            if (examination := examinations.get(batch.name)) and examination.set_aside
+            if batch in first_batches.values()
+            and (count := batch.image_set.images - continuing[batch.image_set.blob.sha256])
         },
         in_review=len(in_review),
         oldest_in_review=min((image.batch.accepted.isoformat() for image in in_review), default=None),
@@ -213,14 +216,22 @@ def _explain_rejection(dataset: str, base: list[str], sources: list[str]) -> str
         return (
             f"the recheck of accepted batches failed, training does not start: {'; '.join(sources)}. "
             f"{name_command(dataset, 'batches')} lists them, with the folder of the source in their names; withdraw "
-            "the bad ones. [recheck] in the policy has the thresholds"
+            "the bad ones, and drop bad images that were kept in review. [recheck] in the policy has the thresholds"
         )
     return None
 
 
-def _name_sample(batch: NewBatch) -> str:
+def _name_sample(batch: str) -> str:
     """The name of a batch among samples; the prefix keeps it apart from the names of splits."""
-    return f"{_SAMPLE_PREFIX}{batch.name}"
+    return f"{_SAMPLE_PREFIX}{batch}"
+
+
+def _find_first_batches(batches: Iterable[NewBatch]) -> dict[str, NewBatch]:
+    """The first batch with each content, by digest: what is decided about it holds for the others."""
+    first: dict[str, NewBatch] = {}
+    for batch in batches:
+        first.setdefault(batch.image_set.blob.sha256, batch)
+    return first
 
 
 def _draw_label_errors(store: Store, findings: Iterable[SampleResult], classes: list[str]) -> dict[str, Reference]:
@@ -260,17 +271,19 @@ def _read_batches(
     new: list[NewBatch] = []
     unreadable: list[UnreadableBatch] = []
     count = size = number_of_files = 0
+    started = monotonic()
     for batch in batches:
         if len(batch.files) > incoming.MAX_FILES:
             reason = f"has {len(batch.files):,} files; the limit is {incoming.MAX_FILES:,}: submit it as a zip file"
             waiting += incoming.make_waiting_files(batch, reason, needs_attention=True)
             continue
         number_of_files += len(batch.files)
-        if count >= _MAX_NEW_BATCHES or size > _MAX_NEW_BYTES or number_of_files > incoming.MAX_FILES:
+        is_late = monotonic() - started > _MAX_READING.total_seconds()
+        if count >= _MAX_NEW_BATCHES or size > _MAX_NEW_BYTES or number_of_files > incoming.MAX_FILES or is_late:
             reason = (
-                f"this run has reached its limit of {_MAX_NEW_BATCHES} new batches, {incoming.MAX_FILES:,} files or "
-                f"{_MAX_NEW_BYTES >> 30} GiB; the next run takes it. Trigger a run, or submit fewer and larger files, "
-                "such as zip files"
+                f"this run has reached its limit of {_MAX_NEW_BATCHES} new batches, {incoming.MAX_FILES:,} files, "
+                f"{_MAX_NEW_BYTES >> 30} GiB or an hour of reading; the next run takes it. Trigger a run, or submit "
+                "fewer and larger files, such as zip files"
             )
             waiting += incoming.make_waiting_files(batch, reason, needs_attention=True)
             continue
@@ -288,6 +301,7 @@ def _read_batches(
             continue
         if isinstance(content, str):
             unreadable.append(UnreadableBatch(name=batch.name, files=files, reasons=[content]))
+            count += 1
         else:
             source = f"{incoming.PREFIX}{batch.name}"
             image_set = save_images(store, "train", source, content.images, content.labels, keys=batch.keys)
@@ -317,6 +331,7 @@ def _accept_or_quarantine(
     from fmnist_tasks.data import incoming
     from fmnist_tasks.data.accepted_batches import accept_batch, list_accepted
 
+    first_batches = _find_first_batches(ingestion.batches)
     withdrawals = {batch.sha256: batch.withdrawal for batch in list_accepted(store) if batch.withdrawal}
     accepted: list[NewBatch] = []
     quarantined: list[QuarantinedBatch] = []
@@ -328,8 +343,9 @@ def _accept_or_quarantine(
             if isinstance(batch, UnreadableBatch):
                 reasons = batch.reasons
             else:
-                reasons = failures.get(_name_sample(batch), [])
-                examination = examinations.get(batch.name, Examination(batch.image_set))
+                first = first_batches[batch.image_set.blob.sha256].name
+                reasons = failures.get(_name_sample(first), [])
+                examination = examinations.get(first, Examination(batch.image_set))
                 if examination.rejection:
                     reasons = [examination.rejection, *reasons]
                 if not reasons and (withdrawal := withdrawals.get(batch.image_set.blob.sha256)):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from fmnist_tasks.errors import RejectedError
 from fmnist_tasks.registry import champion
 from fmnist_tasks.registry.releases import describe_differences, read_manifest
 from fmnist_tasks.registry.store import Store
+from fmnist_tasks.schemas.base import Reference
 from fmnist_tasks.schemas.data import Dataset, ImageSet, NewBatch, StoredReviewShard
 from fmnist_tasks.schemas.evaluation import Check
 from fmnist_tasks.schemas.policy import Policy
@@ -20,13 +21,14 @@ from fmnist_tasks.serving.release import Release, open_release
 if TYPE_CHECKING:
     import numpy as np
 
+    from fmnist_tasks.data.accepted_batches import AcceptedBatch
     from fmnist_tasks.data.image_checks import ChampionPredictions, KnownImage, ReviewThresholds
     from fmnist_tasks.data.recheck import SourceStatistics
 
     Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, …), labels (N,)
 
 
-_MAX_INDEXED = 1_000_000  # images of batches; each takes 2.6 kB of memory
+_MAX_INDEXED = 1_000_000  # images of batches; each takes up to 3 kB of memory
 
 
 @dataclass(frozen=True)
@@ -42,52 +44,60 @@ class Examination:
 class KnownImages:
     """The images that a new batch must not repeat: those of the test split, of the training split, and of batches."""
 
-    def __init__(self, test: Arrays, training: Arrays, batches: Iterable[tuple[str, Arrays]]) -> None:
-        """Index the images; the name of a batch is for messages."""
+    def __init__(self, test: np.ndarray, training: np.ndarray) -> None:
+        """Index the images of the splits, uint8 (N, …)."""
         from fmnist_tasks.data.near_duplicates import NearDuplicateIndex
 
-        self._names = [("test image", ""), ("training image", "")]  # before and after the number
-        self._images = [test[0], training[0]]
-        self._index = NearDuplicateIndex(test[0], training[0], training[0][:0])
-        for name, (images, _) in batches:
-            self.add(name, images)
+        self._test = test
+        self._index = NearDuplicateIndex(test, training, training[:0])
+        self._sources: list[
+            tuple[str, str, int, Callable[[], np.ndarray]]
+        ] = [  # what an image is, to which batch it belongs, how many there are, and how to load them
+            ("test image", "", len(test), lambda: test),
+            ("training image", "", len(training), lambda: training),
+        ]
 
-    def add(self, name: str, images: np.ndarray) -> None:
-        """Add the images of a batch, uint8 (N, …)."""
-        self._names.append(("image", f" of {name}"))
-        self._images.append(images)
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._index)
+
+    def add(self, name: str, load: Callable[[], np.ndarray]) -> None:
+        """Add the images of a batch, uint8 (N, …). They are not kept, but loaded again to show one of them."""
+        images = load()
         self._index.add(images)
+        self._sources.append(("image", f" of {name}", len(images), load))
 
     def find_neighbours(self, images: np.ndarray) -> list[KnownImage | None]:
         """Return a near-duplicate of each image of a new batch, uint8 (N, …), if there is one.
 
         Test images come before others. In the batch itself, only earlier images count.
         """
-        positions = self._index.find_new(images).neighbours.tolist()
-        return [self._describe(position, images) if position >= 0 else None for position in positions]
+        import numpy as np
 
-    def count_near_duplicates(self, images: np.ndarray, rows: np.ndarray) -> int:
-        """Return how many images of known batches, uint8 (N, …), have a near-duplicate among earlier ones.
+        from fmnist_tasks.data.image_checks import KnownImage
 
-        `rows` (N,) has the positions of the images among those of known batches.
-        """
-        own = len(self._images[0]) + len(self._images[1]) + rows
-        return int((self._index.find(images, own=own).neighbours >= 0).sum())
+        positions = self._index.find_new(images).neighbours
+        found: list[KnownImage | None] = [None] * len(images)
+        start = 0
+        sources = [*self._sources, ("image", " of the same batch", len(images), lambda: images)]
+        for number, (kind, batch, count, load) in enumerate(sources):
+            rows = np.flatnonzero((positions >= start) & (positions < start + count)).tolist()
+            pixels = load() if rows else images
+            for row in rows:
+                position = int(positions[row]) - start
+                description = f"{kind} {position + 1:,}{batch}"
+                found[row] = KnownImage(description, pixels[position].copy(), is_test=number == 0)
+            start += count
+        return found
+
+    def count_near_duplicates(self, images: np.ndarray, positions: np.ndarray) -> int:
+        """Return how many known images, uint8 (N, …), at these positions (N,), have a near-duplicate before them."""
+        return int((self._index.find(images, own=positions).neighbours >= 0).sum())
 
     def find_test_images_in_training(self) -> list[int]:
         """Return the rows of the test images that have a near-duplicate in the training split."""
-        neighbours = self._index.find(self._images[0], group=1).neighbours.tolist()
+        neighbours = self._index.find(self._test, group=1).neighbours.tolist()
         return [row for row, neighbour in enumerate(neighbours) if neighbour >= 0]
-
-    def _describe(self, position: int, batch: np.ndarray) -> KnownImage:
-        from fmnist_tasks.data.image_checks import KnownImage
-
-        names, arrays = [*self._names, ("image", " of the same batch")], [*self._images, batch]
-        for number, ((kind, source), images) in enumerate(zip(names, arrays, strict=True)):
-            if position < len(images):
-                return KnownImage(f"{kind} {position + 1:,}{source}", images[position], is_test=number == 0)
-            position -= len(images)
-        raise IndexError(position)
 
 
 class Examiner:
@@ -96,6 +106,7 @@ class Examiner:
     def __init__(self, store: Store, dataset: Dataset, policy: Policy, training: Arrays, test: Arrays) -> None:
         self._store, self._dataset, self._policy = store, dataset, policy
         self._training, self._test = training, test
+        self._starts: dict[str, int] = {}  # of indexed batches, by digest: the position of the first image
 
     def examine(self, batch: NewBatch, images: np.ndarray, labels: np.ndarray) -> tuple[Examination, np.ndarray]:
         """Examine a new batch with images uint8 (N, …) and labels (N,); save the images that are set aside.
@@ -127,43 +138,49 @@ class Examiner:
         rest = save_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
         return Examination(rest, len(findings), review), continues
 
-    def add_batch(self, name: str, images: np.ndarray) -> None:
-        """Add the images of a batch that this run accepts, uint8 (N, …), to those that later ones must not repeat."""
-        self._known.add(name, images)
+    def add_batch(self, name: str, image_set: ImageSet) -> None:
+        """Add the images of a batch that this run accepts to those that later ones must not repeat."""
+        self._known.add(name, partial(self._load_pixels, image_set))
 
     def find_test_images_in_training(self) -> list[int]:
         """Return the rows of the test images that have a near-duplicate in the training split."""
         return self._known.find_test_images_in_training()
 
     def recheck(self) -> dict[str, list[Check]]:
-        """Check a sample of all accepted batches of each source together; return the checks by source."""
-        from fmnist_tasks.data.recheck import check_source, group_by_source
+        """Check a sample of all accepted batches of each source together, and images that were kept in review."""
+        from fmnist_tasks.data.recheck import check_source, check_test_copies, group_by_source
 
         sources = group_by_source(self._dataset.batches)
         label_rate = self._limits.label_false_alarm_rate if sources and self._limits else 0.0
-        return {
-            source: check_source(self._measure(image_sets), self._policy.recheck, self._policy.review, label_rate)
+        checks = {
+            f"source {source}": check_source(
+                self._measure(image_sets), self._policy.recheck, self._policy.review, label_rate
+            )
             for source, image_sets in sources.items()
         }
+        if kept := [image_set for image_set in self._dataset.batches if not image_set.keys]:
+            copies = sum(self._count_test_copies(self._load(image_set)[0]) for image_set in kept)
+            checks["images kept in review"] = [check_test_copies(copies)]
+        return checks
 
     def _measure(self, image_sets: Sequence[ImageSet]) -> SourceStatistics:
         import numpy as np
 
         from fmnist_tasks.data.drift import compare_features, compute_features
-        from fmnist_tasks.data.duplicates import compute_digests, find_duplicates
         from fmnist_tasks.data.image_checks import compute_margins
         from fmnist_tasks.data.recheck import SourceStatistics, choose_sample
 
         chosen = choose_sample([image_set.images for image_set in image_sets], self._policy.recheck.sample_size)
-        test_digests, copies = set(compute_digests(self._test[0])), 0
+        known, copies = self._known, 0
         parts = []
         for image_set, rows in zip(image_sets, chosen, strict=True):
             images, labels = self._load(image_set)
-            copies += int(find_duplicates(compute_digests(images), test_digests).sum())
+            copies += self._count_test_copies(images)
             # A batch that is not indexed is older than those that are, so only the splits count.
             start = self._starts.get(image_set.blob.sha256)
-            parts.append((images[rows], labels[rows], rows * 0 if start is None else start + rows))
-        images, labels, own = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            positions = rows * 0 + self._first_position if start is None else start + rows
+            parts.append((images[rows], labels[rows], positions))
+        images, labels, positions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         predictions, limits = self._predict(images), self._limits
         doubtful = None
         if predictions is not None and limits is not None:
@@ -174,52 +191,81 @@ class Examiner:
             images=len(images),
             test_copies=copies,
             doubtful=doubtful,
-            near_duplicates=self._known.count_near_duplicates(images, own),
+            near_duplicates=known.count_near_duplicates(images, positions),
             drift=drifted.distance,
             drift_p_value=drifted.p_distance,
         )
 
-    @cached_property
-    def _indexed(self) -> list[tuple[str, ImageSet]]:
-        """The names and images of batches that are compared with new ones: the newest, and withdrawn ones."""
-        from fmnist_tasks.data.accepted_batches import list_accepted
-        from fmnist_tasks.data.incoming import PREFIX
+    def _count_test_copies(self, images: np.ndarray) -> int:
+        from fmnist_tasks.data.duplicates import compute_digests, find_duplicates
 
-        accepted = list_accepted(self._store)
+        return int(find_duplicates(compute_digests(images), self._test_digests).sum())
+
+    @cached_property
+    def _test_digests(self) -> set[bytes]:
+        from fmnist_tasks.data.duplicates import compute_digests
+
+        return set(compute_digests(self._test[0]))
+
+    def _choose_indexed(self, accepted: Sequence[AcceptedBatch]) -> list[ImageSet]:
+        """The batches of the dataset that new ones are compared with: the newest, oldest first."""
         times = {batch.image_set.blob.sha256: batch.accepted for batch in accepted}
-        own = {image_set.blob.sha256 for image_set in self._dataset.batches}
-        withdrawn = [
-            (f"the withdrawn batch {batch.name}", batch.image_set)
-            for batch in accepted
-            if batch.withdrawal and batch.image_set.images and batch.image_set.blob.sha256 not in own
-        ]
         now = datetime.max.replace(tzinfo=UTC)  # for images from review, which have no document of acceptance
         newest_first = sorted(
             self._dataset.batches, key=lambda image_set: times.get(image_set.blob.sha256, now), reverse=True
         )
-        batches = [(image_set.source.removeprefix(PREFIX), image_set) for image_set in newest_first]
-        indexed: list[tuple[str, ImageSet]] = []
+        chosen: list[ImageSet] = []
         count = 0
-        for name, image_set in [*withdrawn, *batches]:
+        for image_set in newest_first:
             count += image_set.images
-            if count > _MAX_INDEXED and indexed:
+            if count > _MAX_INDEXED and chosen:
                 break
-            indexed.append((name, image_set))
-        return indexed[::-1]
-
-    @cached_property
-    def _starts(self) -> dict[str, int]:
-        """Where the images of an indexed batch begin, by digest."""
-        starts, count = {}, 0
-        for _, image_set in self._indexed:
-            starts[image_set.blob.sha256] = count
-            count += image_set.images
-        return starts
+            chosen.append(image_set)
+        return chosen[::-1]
 
     @cached_property
     def _known(self) -> KnownImages:
-        batches = ((name, self._load(image_set)) for name, image_set in self._indexed)
-        return KnownImages(self._test, self._training, batches)
+        """The splits, the newest batches, and what withdrawn ones contained, also the images set aside."""
+        from fmnist_tasks.data.accepted_batches import list_accepted
+        from fmnist_tasks.data.incoming import PREFIX
+
+        known = KnownImages(self._test[0], self._training[0])
+        accepted = list_accepted(self._store)
+        for image_set in self._choose_indexed(accepted):
+            self._starts[image_set.blob.sha256] = len(known)
+            known.add(image_set.source.removeprefix(PREFIX), partial(self._load_pixels, image_set))
+        for name, load in self._list_withdrawn(accepted):
+            if load().shape[1:] == self._test[0].shape[1:]:  # not if the declaration has changed since
+                known.add(name, load)
+        return known
+
+    def _list_withdrawn(self, accepted: Sequence[AcceptedBatch]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+        """Yield the names of withdrawn batches, and what loads their images; those set aside are apart."""
+        from fmnist_tasks.data.dataset import load_images
+        from fmnist_tasks.data.review import read_pixels
+
+        def load_batch(image_set: ImageSet) -> np.ndarray:
+            return load_images(self._store, image_set)[0]
+
+        def load_shard(arrays: Reference) -> np.ndarray:
+            return read_pixels(self._store, arrays)[0]
+
+        own = {image_set.blob.sha256 for image_set in self._dataset.batches}
+        for batch in accepted:
+            if batch.withdrawal:
+                name = f"the withdrawn batch {batch.name}"
+                if batch.image_set.images and batch.image_set.blob.sha256 not in own:
+                    yield name, partial(load_batch, batch.image_set)
+                for part in batch.document.review:
+                    yield name, partial(load_shard, part.arrays)
+
+    @property
+    def _first_position(self) -> int:
+        """The position of the first image of a batch among known ones."""
+        return len(self._test[0]) + len(self._training[0])
+
+    def _load_pixels(self, image_set: ImageSet) -> np.ndarray:
+        return self._load(image_set)[0]
 
     def _load(self, image_set: ImageSet) -> Arrays:
         """Load an accepted batch; raises :class:`RejectedError` if it does not fit the dataset, which has changed."""

@@ -81,10 +81,32 @@ def test_text_that_names_no_class_may_be_indices() -> None:
     assert convert_labels(np.array([decomposed]), ["Grünfink", "Star"]).tolist() == [0]
 
 
-@pytest.mark.parametrize("labels", [np.array([1, 2]), np.array(["0", "0"])])
-def test_numbers_are_refused_if_the_names_of_the_classes_are_other_numbers(labels: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"so are the names of the classes \(1, 2, 3, …\): save them as text"):
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        (np.array([1, 2]), r"so are the names of the classes \(1, 2, 3, …\): save them as text"),
+        (np.array(["0", "0"]), "labels name unknown classes: '0'; the classes are 1, 2, 3"),
+    ],
+)
+def test_numbers_are_refused_if_the_names_of_the_classes_are_other_numbers(labels: np.ndarray, fault: str) -> None:
+    with pytest.raises(DataError, match=fault):
         convert_labels(labels, ["1", "2", "3"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "indices"),
+    [
+        (["01", "02", "other"], ["01", "02"], [0, 1]),
+        (["1.0", "2.0", "other"], ["1.0", "2.0"], [0, 1]),
+        (["3", "5"], ["3.0", "5.0"], [0, 1]),
+        (["wren", "robin"], ["1", "0"], [1, 0]),
+        (["wren", "robin"], ["1.0", "0.0"], [1, 0]),
+    ],
+)
+def test_text_is_a_name_if_a_class_has_it_and_an_index_otherwise(
+    classes: list[str], labels: list[str], indices: list[int]
+) -> None:
+    assert convert_labels(np.array(labels), classes).tolist() == indices
 
 
 def test_two_training_splits_in_a_file_are_refused() -> None:

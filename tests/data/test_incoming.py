@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import logging
 import os
 import re
 import struct
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -385,7 +387,7 @@ def test_a_run_reads_a_limited_number_of_files(pipeline: Pipeline, monkeypatch: 
     assert [batch.name for batch in result.batches] == ["one"]
     assert {file.key: file.reason.partition(";")[0] for file in result.waiting} == {
         "incoming/large/": "has 4 files",
-        "incoming/two/": "this run has reached its limit of 200 new batches, 3 files or 4 GiB",
+        "incoming/two/": "this run has reached its limit of 200 new batches, 3 files, 4 GiB or an hour of reading",
     }
 
 
@@ -425,6 +427,99 @@ def test_the_pixels_of_a_batch_are_limited(store: FolderStore, monkeypatch: pyte
         store.put(f"incoming/week/pattern 1/{number}.png", encode_png(IMAGES[number]))
     keys = [f"incoming/week/pattern 1/{number}.png" for number in (1, 2)]
     assert "its images have more than 1,000 pixels" in read_content(store, *keys)
+
+
+def test_images_that_cannot_be_decoded_count_towards_the_pixels(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take as long as others, and a truncated one has few bytes."""
+    monkeypatch.setattr(batch_files, "_MAX_DECODED_PIXELS", 1000)
+    for number in (1, 2):
+        store.put(f"incoming/week/pattern 1/{number}.png", encode_png(IMAGES[number])[:-40])
+    keys = [f"incoming/week/pattern 1/{number}.png" for number in (1, 2)]
+    assert "its images have more than 1,000 pixels" in str(read_content(store, *keys))
+
+
+def test_a_run_does_not_read_for_longer_than_its_limit(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = itertools.count(step=1800)
+    monkeypatch.setattr(data_steps, "monotonic", lambda: next(times))
+    for number in range(4):
+        pipeline.store.put(f"incoming/{number}.npz", encode_npz(images=IMAGES[number:], labels=LABELS[number:]))
+    result = run_step("ingest", RUN)
+    assert [batch.name for batch in result.batches] == ["0.npz", "1.npz"]
+    assert all("4 GiB or an hour of reading; the next run takes it" in file.reason for file in result.waiting)
+
+
+def test_unreadable_batches_count_towards_the_limit(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_steps, "_MAX_NEW_BATCHES", 2)
+    for number in range(3):
+        pipeline.store.put(f"incoming/{number}.zip", b"damaged")
+    result = run_step("ingest", RUN)
+    assert (len(result.unreadable), len(result.waiting)) == (2, 1)
+
+
+def make_zip(count: int = 20) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number in range(count):
+            archive.writestr(f"pattern 1/{number}.png", encode_png(IMAGES[number]))
+    return buffer.getvalue()
+
+
+def replace_byte(content: bytes, position: int, value: int) -> bytes:
+    return content[:position] + bytes([value]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: replace_byte(content, content.rfind(b"PK\1\2") + 2, 9),
+        lambda content: content[:2000] + content[3000:],
+        lambda content: replace_byte(content, content.rfind(b"PK\1\2") + 6, 200),  # a later version of the format
+        lambda content: replace_byte(content, content.find(b"PK\1\2") + 9, 32),  # a flag of encrypted directories
+    ],
+)
+def test_a_damaged_zip_file_does_not_stop_the_run(pipeline: Pipeline, damage: Callable[[bytes], bytes]) -> None:
+    pipeline.store.put("incoming/damaged.zip", damage(make_zip()))
+    pipeline.store.put("incoming/good.npz", GOOD_BATCH)
+    result = ingest_and_validate()
+    assert [batch.name for batch in result.accepted] == ["good.npz"]
+    assert [batch.name for batch in result.quarantined] == ["damaged.zip"]
+    assert list_keys(pipeline.store, "incoming/") == []
+
+
+def test_text_that_is_no_unicode_does_not_stop_the_run(pipeline: Pipeline) -> None:
+    labels = np.frombuffer(np.full(200, 0x110000, "<u4").tobytes(), "<U1")
+    pipeline.store.put("incoming/evil.npz", encode_npz(images=IMAGES, labels=labels))
+    (batch,) = ingest_and_validate().quarantined
+    assert batch.reasons[0].startswith("incoming/evil.npz cannot be read (")
+
+
+def test_the_same_content_in_two_files_counts_once(pipeline: Pipeline) -> None:
+    pipeline.store.put("incoming/a.npz", GOOD_BATCH)
+    pipeline.store.put("incoming/b.npz", GOOD_BATCH)
+    result = ingest_and_validate()
+    assert ([batch.name for batch in result.accepted], result.quarantined) == (["a.npz", "b.npz"], [])
+    assert (count_training_images(result), list_keys(pipeline.store, "incoming/")) == (1800, [])
+
+
+def test_the_same_bad_content_in_two_files_is_rejected_twice(pipeline: Pipeline) -> None:
+    content = encode_npz(images=255 - IMAGES, labels=LABELS)
+    for name in ("a", "b"):
+        pipeline.store.put(f"incoming/{name}.npz", content)
+    result = ingest_and_validate()
+    assert ([batch.name for batch in result.quarantined], result.accepted) == (["a.npz", "b.npz"], [])
+    assert result.quarantined[0].reasons == result.quarantined[1].reasons
+
+
+@pytest.mark.parametrize("name", ["50%", "no break\xa0space", "back\\slash", "röbin"])
+def test_a_folder_may_have_a_class_with_any_name(store: FolderStore, name: str) -> None:
+    key = f"incoming/week/{encode_name(name.encode())}/1.png"
+    store.put(key, encode_png(IMAGES[1]))
+    dataset = synthetic.PROPERTIES.model_copy(update={"classes": [name, "other"]})
+    content, _ = incoming.read_batch(store, IncomingBatch("week", [to_incoming_file(store.stat(key))]), dataset)
+    assert isinstance(content, BatchContent), content
+    assert content.labels.tolist() == [0]
 
 
 def test_a_rejected_folder_keeps_its_structure_in_quarantine(pipeline: Pipeline) -> None:

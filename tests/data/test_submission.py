@@ -19,6 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fmnist_tasks.cli import app
+from fmnist_tasks.data import submission
 from fmnist_tasks.data.image_files import looks_inverted
 from fmnist_tasks.data.incoming import find_batches
 from fmnist_tasks.data.submission import submit_paths
@@ -95,8 +96,22 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_named(pipeline: Pipeline, tmp
     (folder / "pattern 0" / "gone.png").unlink()
     latin = os.fsencode(folder / "pattern 0") + b"/gr\xfcn.png"
     Path(os.fsdecode(latin)).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"new: pattern 0/gr.* cannot be read"):
-        submit_paths(pipeline.store, PROPERTIES, [folder])
+    (batch,) = submit_paths(pipeline.store, PROPERTIES, [folder])
+    assert (sum(batch.images.values()), batch.unreadable) == (60, 1)
+
+
+def test_a_batch_that_a_run_would_refuse_for_its_size_is_not_submitted(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "MAX_BYTES", 10_000)
+    folder = write_folder(tmp_path / "new")
+    write_batches(tmp_path)
+    for path, subject in ((folder, "new: its images have"), (tmp_path / "week.npz", r"week\.npz has")):
+        with pytest.raises(
+            DataError, match=rf"{subject} more than 10,000 bytes, the limit; submit it in several parts"
+        ):
+            submit_paths(pipeline.store, PROPERTIES, [path])
+    assert list(pipeline.store.list("incoming/")) == []
 
 
 def test_three_files_are_no_idx_pair(pipeline: Pipeline, tmp_path: Path) -> None:

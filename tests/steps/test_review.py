@@ -28,6 +28,8 @@ from fmnist_tasks.run_report import read_run, render_run
 from fmnist_tasks.schemas.runs import ValidationResult
 from fmnist_tasks.serving import withdrawal
 from fmnist_tasks.steps import run_step
+from fmnist_tasks.steps.examination import Examiner, KnownImages
+from fmnist_tasks.steps.gates import read_valid_policy
 from tests.support import synthetic
 from tests.support.pipeline import Pipeline
 from tests.support.synthetic import RUN, encode_npz
@@ -411,3 +413,44 @@ def test_small_amounts_of_wrong_labels_in_accepted_batches_add_up(finished_pipel
         validate("run-2")
     withdrawal.withdraw(store, "shop/0.npz", "wrong labels", actor="ann")
     assert validate("run-3", policy={"recheck": {"on_failure": "warning"}}).rejection is None
+
+
+def test_images_set_aside_from_a_withdrawn_batch_do_not_return(pipeline_in_review: Pipeline) -> None:
+    store = pipeline_in_review.store
+    withdrawal.withdraw(store, "run-2.npz", "poisoned", actor="ann")
+    known = KnownImages(IMAGES[:0], TRAINING[:0])
+    assert known.find_neighbours(TRAINING[12:13]) == [None]
+    policy = read_valid_policy("", {})
+    ingestion = run_step("ingest", replace(RUN, id="run-3"))
+    blank = np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8)
+    (neighbour,) = Examiner(store, ingestion.dataset, policy, blank, blank)._known.find_neighbours(TRAINING[13:14])
+    assert neighbour
+    assert neighbour.description == "image 2 of the withdrawn batch run-2.npz"
+    np.testing.assert_array_equal(neighbour.pixels, TRAINING[13])
+
+
+def test_a_withdrawn_batch_of_another_declaration_does_not_stop_the_run(pipeline: Pipeline) -> None:
+    image_set = save_images(pipeline.store, "train", "incoming/old.npz", IMAGES[:, :12, :12].copy(), LABELS)
+    accept_batch(pipeline.store, image_set, image_set.blob.sha256)
+    withdrawal.withdraw(pipeline.store, "old.npz", "of an earlier declaration", actor="ann")
+    assert validate("run-2").rejection is None
+
+
+def test_a_kept_image_that_is_a_test_image_now_stops_the_run(pipeline: Pipeline) -> None:
+    batch = IMAGES.copy()
+    batch[3] = np.roll(TRAINING[12], 1, axis=1)
+    submit(pipeline, batch, LABELS)
+    decide(pipeline.store, [3], "keep")
+    images, labels = synthetic.make_images(600, 2)
+    images[0] = batch[3]
+    synthetic.write_dataset(pipeline.data, test_images=images, test_labels=labels)
+    with pytest.raises(RejectedError, match="images kept in review: images identical to a test image: 1, expected 0"):
+        validate("run-3")
+
+
+def test_a_retry_reports_what_an_interrupted_step_set_aside(pipeline: Pipeline) -> None:
+    images = IMAGES.copy()
+    images[3] = TRAINING[12]
+    result = submit(pipeline, images, LABELS)
+    again = run_step("validate_data", replace(RUN, id="run-2"))
+    assert (result.set_aside, again.set_aside) == ({"run-2.npz": 1}, {"run-2.npz": 1})
