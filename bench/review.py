@@ -214,7 +214,7 @@ def reject_clean_batches(bench: Bench, random: np.random.Generator, batches: int
             images, labels = bench.draw(random, size, int(random.integers(10)) if number % 4 == 0 else None)
             examination, set_aside = bench.examine(images, labels)
             sizes.append(len(labels))
-            counts.append(examination.set_aside)
+            counts.append(int(set_aside.sum()))
             if examination.rejection:
                 rejected[f"batch {number}"] = examination.rejection
             elif not set_aside.all():

@@ -160,7 +160,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         set_aside={
             batch.name: count
             for batch in accepted
-            if batch in first_batches.values()
+            if first_batches[batch.image_set.blob.sha256] is batch
             and (count := batch.image_set.images - continuing[batch.image_set.blob.sha256])
         },
         in_review=len(in_review),

@@ -36,7 +36,6 @@ class Examination:
     """What becomes of the images of a new batch."""
 
     image_set: ImageSet  # the images that continue
-    set_aside: int = 0  # images in review
     review: list[StoredReviewShard] = field(default_factory=list)
     rejection: str | None = None  # why the whole batch is rejected
 
@@ -136,7 +135,7 @@ class Examiner:
         review = save_review_shards(self._store, images, labels, findings)
         source, keys = batch.image_set.source, batch.image_set.keys
         rest = save_images(self._store, "train", source, images[continues], labels[continues], keys=keys)
-        return Examination(rest, len(findings), review), continues
+        return Examination(rest, review), continues
 
     def add_batch(self, name: str, image_set: ImageSet) -> None:
         """Add the images of a batch that this run accepts to those that later ones must not repeat."""
@@ -171,7 +170,7 @@ class Examiner:
         from fmnist_tasks.data.recheck import SourceStatistics, choose_sample
 
         chosen = choose_sample([image_set.images for image_set in image_sets], self._policy.recheck.sample_size)
-        known, copies = self._known, 0
+        known, copies = self._known, 0  # which sets `_starts`
         parts = []
         for image_set, rows in zip(image_sets, chosen, strict=True):
             images, labels = self._load(image_set)
