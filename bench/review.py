@@ -94,7 +94,7 @@ class Bench:
         examination, continues = self.examiner.examine(
             NewBatch(name="batch", files=[], image_set=image_set), images, labels
         )
-        return examination, np.ones(len(labels), bool) if examination.rejection else ~continues
+        return examination, np.ones(len(labels), bool) if examination.fault else ~continues
 
 
 def train_champion(home: Path, images: Images) -> Bench:
@@ -166,8 +166,8 @@ def measure_near_duplicates(bench: Bench, random: np.random.Generator) -> dict[s
     shares = {}
     for name, change in changes.items():
         changed = np.stack([change(image) for image in images])
-        neighbours = bench.known.find_neighbours(changed)
-        is_found = [neighbour is not None and neighbour.is_test for neighbour in neighbours]
+        near_duplicates = bench.known.find_near_duplicates(changed)
+        is_found = [known is not None and known.is_test for known in near_duplicates]
         shares[f"changed test images: {name}"] = statistics.mean(is_found)
     return shares
 
@@ -215,8 +215,8 @@ def reject_clean_batches(bench: Bench, random: np.random.Generator, batches: int
             examination, set_aside = bench.examine(images, labels)
             sizes.append(len(labels))
             counts.append(int(set_aside.sum()))
-            if examination.rejection:
-                rejected[f"batch {number}"] = examination.rejection
+            if examination.fault:
+                rejected[f"batch {number}"] = examination.fault
             elif not set_aside.all():
                 yield Sample(f"batch {number}", images[~set_aside], labels[~set_aside], None)
 

@@ -55,7 +55,7 @@ def build_retrain_form() -> dict[str, Param]:
             title="Policy overrides (JSON)",
             description="Values that replace those of the policy file in this run, for example "
             '{"classes": {"min_recall": 0.8}}. Sections: accuracy, champion, classes, calibration, ood, serving, '
-            "data, review, recheck. With an unknown key, the task ingest fails.",
+            "data, review, recheck. An unknown key makes the task `ingest` fail.",
             type="object",
             section="Gates",
         ),

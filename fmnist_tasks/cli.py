@@ -367,7 +367,7 @@ def create_dataset(
         typer.Option(
             parser=_parse_size,
             metavar="HxW",
-            help="Height and width; by default the most common size from 8 to 96, or 32x32.",
+            help="Height and width; by default those of most images, or 32x32 if these are larger than 96 or differ.",
         ),
     ] = None,
     colour: Annotated[
@@ -385,7 +385,7 @@ def create_dataset(
     ] = "out of distribution",
     as_json: AsJson = False,
 ) -> None:
-    """Create a dataset: the declaration, the image files, and the thresholds of the gates.
+    """Create a dataset: the declaration, four IDX files, and the thresholds of the gates.
 
     Exact copies are removed. Without a folder for test images, a sixth of each class becomes the test split, chosen so
     that no test image has a near-duplicate in the training split. The command reports what it found, and prints the
@@ -719,9 +719,9 @@ def list_review(
             "id": image.id,
             "batch": image.batch.name,
             "accepted": image.batch.accepted.isoformat(timespec="seconds"),
-            "label": classes[image.flagged.label],
-            "suggested": None if image.flagged.suggested is None else classes[image.flagged.suggested],
-            "reasons": image.flagged.reasons if as_json else "; ".join(image.flagged.reasons),
+            "label": classes[image.entry.label],
+            "suggested": None if image.entry.suggested is None else classes[image.entry.suggested],
+            "reasons": image.entry.reasons if as_json else "; ".join(image.entry.reasons),
             "decision": (image.decision.to_json() if image.decision else None)
             if as_json
             else describe_decision(image, classes),
@@ -731,7 +731,7 @@ def list_review(
     ]
     if not as_json:
         rows = [{name: value or "" for name, value in row.items() if decided or name != "decision"} for row in rows]
-    show_rows(rows, as_json, "no images are in review")
+    show_rows(rows, as_json, "no decisions yet" if decided else "no images to review")
 
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="IDs of images, as `fmnist review list` shows them.")]

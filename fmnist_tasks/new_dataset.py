@@ -79,7 +79,7 @@ def create_dataset(
     near = 0
     if has_splits := set(splits) == {"train", "test"}:
         training, test = splits["train"], splits["test"]
-        near = int((NearDuplicateIndex(training.images).find(test.images).neighbours >= 0).sum())
+        near = int((NearDuplicateIndex(training.images).find(test.images).positions >= 0).sum())
     else:
         (everything,) = splits.values()
         chosen = choose_test_images(everything.images, everything.labels)
@@ -121,7 +121,7 @@ def create_dataset(
     except OSError as error:
         raise SettingsError(
             f"cannot write {error.filename or folder}: {error.strerror}; free some space, or set FMNIST_DATASETS to a "
-            "folder that you may write"
+            "folder that you can write to"
         ) from error
     largest = np.bincount(training.labels).max() / len(training.labels)
     (folder / gates).write_text(render_gates(declaration, float(largest), has_splits=has_splits), encoding="utf-8")
@@ -144,7 +144,7 @@ def create_dataset(
             "unreadable": contents.unreadable,
             "exact_copies_removed": copies,
             "copies_with_different_labels_removed": conflicts,
-            "near_duplicates_across_the_split": near,
+            "test_images_with_a_near_duplicate_in_training": near,
             "excluded_ood_families": declaration.excluded_families,
         },
     )

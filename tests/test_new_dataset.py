@@ -73,7 +73,7 @@ def test_near_duplicates_are_on_the_same_side_of_the_split(pipeline: Pipeline, t
     images = np.concatenate([IMAGES[:800], np.roll(IMAGES[:800], 1, axis=2)])
     _, _, arrays = create(save(tmp_path, images=images, labels=np.concatenate([LABELS[:800]] * 2)))
     assert len(arrays["test_images"]) >= 200
-    assert (NearDuplicateIndex(arrays["train_images"]).find(arrays["test_images"]).neighbours == -1).all()
+    assert (NearDuplicateIndex(arrays["train_images"]).find(arrays["test_images"]).positions == -1).all()
 
 
 def test_copies_are_removed_and_those_with_several_labels_altogether(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_copies_are_removed_and_those_with_several_labels_altogether(pipeline: P
     report, declaration, arrays = create(path)
     assert report["exact_copies_removed"] == 7
     assert report["copies_with_different_labels_removed"] == 10
-    assert report["near_duplicates_across_the_split"] == 3  # chosen by the user, so they stay
+    assert report["test_images_with_a_near_duplicate_in_training"] == 3  # chosen by the user, so they stay
     assert (len(arrays["train_images"]), len(arrays["test_images"])) == (1195, 403)
     assert read_policy({}, declaration.find_gates(Path())).data.on_split_difference == "warning"
 
@@ -105,11 +105,11 @@ def test_the_same_images_give_the_same_files(pipeline: Pipeline, tmp_path: Path)
     ("images", "labels", "fault"),
     [
         (IMAGES[:300], LABELS[:300], r"too few images in the test split: 0 \(5\)"),
-        (IMAGES, np.zeros(1200, int), "labels range from 0 to 0; class indices must start at 0"),
+        (IMAGES, np.zeros(1200, int), "the highest class index is 0, but a dataset has 2 to 256 classes"),
         (IMAGES, LABELS.astype(int) - 1, "images.npz: labels range from -1 to 8"),
         (IMAGES, np.array(["shirt"] * 1200), "there is only one class, 'shirt'"),
         (IMAGES / 255, LABELS, "images are float64; save the original pixels as uint8"),
-        (IMAGES[:, :5, :5], LABELS, "its images have 5 x 5 pixels, expected 8 to 96"),
+        (IMAGES[:, :5, :5], LABELS, "its images have 5 × 5 pixels, expected 8 to 96"),
     ],
 )
 def test_unsuitable_images_are_refused(

@@ -96,7 +96,7 @@ def test_commands_and_pages_show_one_dataset_only(datasets: Path) -> None:
         assert f"release-of-{name}" in overview
         assert f"release-of-{other}" not in overview
         assert re.search(rf'href="[^"]*/datasets/{other}/"', overview)
-        assert f"<code>fmnist --dataset {name} submit</code>" in page.get(f"/datasets/{name}/submit").text
+        assert f"<code>fmnist --dataset {name} submit FILE</code>" in page.get(f"/datasets/{name}/submit").text
     for path, name in (("/", "synthetic"), *((f"/datasets/{name}/", name) for name in NAMES)):
         assert re.findall(r'aria-current="true">(\w+)<', page.get(path).text) == [name]
     assert "release-of" not in page.get("/").text

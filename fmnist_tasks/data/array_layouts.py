@@ -123,7 +123,7 @@ def convert_images(images: np.ndarray, expected: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(images.reshape(len(images), *expected))
 
 
-def _have_other_numbers(classes: Sequence[str]) -> bool:
+def _are_other_numbers(classes: Sequence[str]) -> bool:
     """Return whether the names of the classes are numbers other than their indices."""
     return all(_INDEX.fullmatch(name) for name in classes) and list(classes) != [str(i) for i in range(len(classes))]
 
@@ -133,10 +133,10 @@ def require_unambiguous_indices(classes: Sequence[str]) -> None:
 
     Then nothing shows whether a number in a file is an index or a name.
     """
-    if _have_other_numbers(classes):
+    if _are_other_numbers(classes):
         raise DataError(
-            f"labels are numbers, and so are the names of the classes ({', '.join(classes[:3])}, …): save them as text "
-            "with these names"
+            f"labels are numbers, and so are the names of the classes ({', '.join(classes[:3])}, …), so a label could "
+            "be an index or a name: save the labels as text, which is read as names"
         )
 
 
@@ -165,7 +165,7 @@ def convert_labels(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         indices = {name: index for index, name in enumerate(classes)}
         if indices.keys().isdisjoint(names) and all(_NUMBER.fullmatch(name) for name in names):
             names = [name.partition(".")[0] for name in names]
-            if indices.keys().isdisjoint(names) and not _have_other_numbers(classes):
+            if indices.keys().isdisjoint(names) and not _are_other_numbers(classes):
                 return np.array(names).astype(np.int64)
         if unknown := sorted(set(names) - indices.keys()):
             shown = ", ".join(repr(name[:40]) for name in unknown[:3])

@@ -110,7 +110,8 @@ def read_images(images: list[EncodedImage], name: str, dataset: DatasetPropertie
             f"{name} has unknown classes: {shown}; the classes of {dataset.name} are {', '.join(dataset.classes)}"
         )
     if len(images) * image_format.pixels > MAX_BYTES:
-        raise DataError(f"{name} has {len(images):,} images; split it into several files")
+        limit = MAX_BYTES // image_format.pixels
+        raise DataError(f"{name} has {len(images):,} images; split it into files of at most {limit:,}")
     pixels = np.empty((len(images), *image_format.shape), np.uint8)
     labels = np.empty(len(images), np.uint8)
     count = converted = unreadable = decoded_pixels = 0
@@ -138,13 +139,13 @@ def _require_few_pixels(name: str, count: int) -> None:
     """Raise :class:`DataError` if the images so far, also those that could not be decoded, have too many pixels."""
     if count > _MAX_DECODED_PIXELS:
         raise DataError(
-            f"{name}: its images have more than {_MAX_DECODED_PIXELS:,} pixels; reduce them, or submit fewer"
+            f"{name}: its images have more than {_MAX_DECODED_PIXELS:,} pixels; make them smaller, or split the batch"
         )
 
 
 def _name_indices(images: list[EncodedImage], name: str, classes: Sequence[str]) -> list[EncodedImage]:
     """Replace class indices by the names of the classes; raises :class:`DataError` if those are other numbers."""
-    if not all(image.has_index for image in images):
+    if not all(image.is_label_index for image in images):
         return images
     with name_file_in_errors(name):
         require_unambiguous_indices(classes)
@@ -156,10 +157,14 @@ def _name_indices(images: list[EncodedImage], name: str, classes: Sequence[str])
 def _read_npz(file: BinaryIO, name: str, dataset: DatasetProperties) -> tuple[np.ndarray, np.ndarray]:
     with name_file_in_errors(name):
         pairs = find_pairs(names := list_arrays(file, name))
-    if not pairs.keys() <= {None, "train"} or len(pairs) != 1:
+    if not pairs:
         found = ", ".join(repr(array[:40]) for array in names[:5]) or "nothing"
-        problem = "has arrays of a test split" if pairs else f"contains {found}, not images and labels"
-        raise DataError(f"{name}: expected an .npz file with the arrays images and labels; it {problem}")
+        raise DataError(f"{name}: expected an .npz file with the arrays images and labels; it contains {found}")
+    if not pairs.keys() <= {None, "train"}:
+        raise DataError(
+            f"{name} has arrays of a test or validation split; a batch extends only the training split, so save the "
+            "file without them"
+        )
     (arrays,) = pairs.values()
     images, labels = read_npz(file, name, *arrays, max_bytes=MAX_BYTES, check=partial(_require_format, name, dataset))
     return images, labels

@@ -73,12 +73,12 @@ def check_samples(
     batches: Iterable[Sample],
     dataset: DatasetProperties,
     policy: DataPolicy,
-    on_good_batch: Callable[[Sample], None] = lambda _: None,
+    on_passed: Callable[[Sample], None] = lambda _: None,
 ) -> tuple[dict[str, SampleResult], dict[str, bytes]]:
-    """Return the findings by name of the sample, and the Data Docs as files by relative path.
+    """Return the results by name of the sample, and the Data Docs as files by relative path.
 
     A base split, which has a declared count, must also have balanced classes. Batches are checked one after the other,
-    so an iterator need not hold all of them; `on_good_batch` is called after each that passes. If the base fails a
+    so an iterator need not hold all of them; `on_passed` is called after each that passes. If the base fails a
     check, batches are not checked, since they are compared with it. An error in checking a batch is a failed check of
     that batch.
     """
@@ -110,19 +110,19 @@ def check_samples(
         compared = _compare_with_reference(suites, sample, references[name], dataset, name, policy)
         return replace(compared, checks=[*checks, *compared.checks])
 
-    findings = {sample.name: check(sample) for sample in (training, test)}
-    base_has_passed = all(check.has_passed for split in findings.values() for check in split.checks)
+    results = {sample.name: check(sample) for sample in (training, test)}
+    base_has_passed = all(check.has_passed for split in results.values() for check in split.checks)
     for sample in batches if base_has_passed else ():
         try:
-            findings[sample.name] = check(sample)
+            results[sample.name] = check(sample)
         except Exception as error:
             log.warning("%s could not be checked", sample.name, exc_info=True)
             requirement = "the checks run without an error"
             message = f"{requirement}: {type(error).__name__}: {error}"
-            findings[sample.name] = SampleResult([make_check("error", None, requirement, False, message)], None)
-        if all(check.has_passed for check in findings[sample.name].checks):
-            on_good_batch(sample)
-    return findings, _build_data_docs(context)
+            results[sample.name] = SampleResult([make_check("error", None, requirement, False, message)], None)
+        if all(check.has_passed for check in results[sample.name].checks):
+            on_passed(sample)
+    return results, _build_data_docs(context)
 
 
 @dataclass(frozen=True)

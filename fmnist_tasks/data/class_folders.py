@@ -40,7 +40,7 @@ class EncodedImage:
     split: Split | None  # None if there are no folders for splits
     label: str  # the name of its class
     read: Callable[[], bytes]  # raises :class:`DataError`, or OSError
-    has_index: bool = False  # whether the label is the index of a class
+    is_label_index: bool = False  # whether the label is the index of a class
 
 
 def list_folder(folder: Path) -> list[EncodedImage]:

@@ -33,7 +33,7 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
     bounded = _BoundedLines(file, name)
     lines = io.TextIOWrapper(io.BufferedReader(bounded), encoding="utf-8-sig", errors="replace")
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    fault = f"{name} is not a table with the columns of its header and whole numbers as pixels"
+    fault = f"{name} is not a table in which each row has a value for each column, and pixels are whole numbers"
     with convert_errors(fault), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         header = [column.strip() for column in next(iter(lines), "").rstrip("\r\n").split(",")]
@@ -48,7 +48,9 @@ def read_csv(file: BinaryIO, name: str, max_bytes: int) -> tuple[np.ndarray, np.
                 raise DataError(f"{name} has pixels from {values.min()} to {values.max()}, expected 0 to 255")
             texts = chunk[label].str.strip()
             if (longest := max(map(len, texts), default=0)) > MAX_CLASS_NAME:
-                raise DataError(f"{name} has a label of {longest:,} characters; the limit is {MAX_CLASS_NAME}")
+                raise DataError(
+                    f"{name} has a label of {longest:,} characters; names of classes have at most {MAX_CLASS_NAME}"
+                )
             parts.append((values.astype(np.uint8), texts.to_numpy(str)))
             if sum(images.nbytes for images, _ in parts) > max_bytes:
                 raise DataError(f"{name} has more than {max_bytes:,} bytes of pixels; split it into several files")
@@ -101,12 +103,14 @@ class _BoundedLines(io.RawIOBase):
         last = content.rfind(b"\n")
         self._length = self._length + len(content) if last < 0 else len(content) - last - 1
         if self._length > _MAX_LINE_BYTES:
-            raise DataError(f"{self._name} has a line of more than {_MAX_LINE_BYTES:,} bytes, so it is no such table")
+            raise DataError(
+                f"{self._name} has a line of more than {_MAX_LINE_BYTES:,} bytes; a row of the largest images has fewer"
+            )
         self._allowed -= len(content)
         if self._allowed < 0:
             raise DataError(
-                f"{self._name} has long stretches without a row, so it is no such table; check it for empty lines, and "
-                "for a quotation mark that is not closed"
+                f"{self._name} has many megabytes without a complete row; check it for empty lines, and for a "
+                "quotation mark that is not closed"
             )
         buffer[: len(content)] = content
         return len(content)

@@ -45,5 +45,5 @@ def read_file(file: Path | BinaryIO, name: str, max_bytes: int) -> bytes:
             return read_file(stream, name, max_bytes)
     content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise DataError(f"{name} has more than {max_bytes:,} bytes, the limit")
+        raise DataError(f"{name} has more than the {max_bytes:,} bytes allowed")
     return content

@@ -66,7 +66,7 @@ class ReviewThresholds:
         ood_score, ood_rate = _choose_lower_threshold(-predictions.ood_scores, policy.ood_false_alarm_rate)
         return cls(np.array(thresholds), -ood_score, float(np.mean(rates)), ood_rate)
 
-    def expected_share(self, policy: ReviewPolicy) -> float:
+    def compute_expected_share(self, policy: ReviewPolicy) -> float:
         """Return the share of a clean batch that is expected to be set aside."""
         excess = max(0.0, self.label_false_alarm_rate - policy.label_false_alarm_rate)
         excess += max(0.0, self.ood_false_alarm_rate - policy.ood_false_alarm_rate)
@@ -89,7 +89,7 @@ class ImageFinding:
     row: int  # in the batch
     reasons: tuple[str, ...]
     suggested: int | None = None  # class that the champion predicts
-    neighbour: KnownImage | None = None  # a near-duplicate
+    near_duplicate: KnownImage | None = None
 
 
 def _choose_lower_threshold(values: np.ndarray, rate: float) -> tuple[float, float]:
@@ -115,25 +115,24 @@ def compute_margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
 def find_image_findings(
     labels: np.ndarray,
     classes: Sequence[str],
-    neighbours: Sequence[KnownImage | None],
+    near_duplicates: Sequence[KnownImage | None],
     predictions: ChampionPredictions | None,
     thresholds: ReviewThresholds | None,
 ) -> list[ImageFinding]:
     """Return the findings about a batch with labels (N,), in the order of its images.
 
-    `neighbours` has a near-duplicate of each image that has one. Without a champion, there are no predictions and
-    thresholds.
+    `near_duplicates` has one of each image that has any. Without a champion, there are no predictions and thresholds.
     """
     doubtful = out_of_distribution = np.zeros(len(labels), bool)
     if predictions is not None and thresholds is not None:
         doubtful = compute_margins(predictions.probabilities, labels) < thresholds.margins[labels]
         out_of_distribution = predictions.ood_scores > thresholds.ood_score
-    has_near_duplicate = np.array([neighbour is not None for neighbour in neighbours], bool)
+    has_near_duplicate = np.array([known is not None for known in near_duplicates], bool)
     findings = []
     for row in np.flatnonzero(has_near_duplicate | doubtful | out_of_distribution).tolist():
         reasons, suggested = [], None
-        if neighbour := neighbours[row]:
-            reasons.append(f"near-duplicate of {neighbour.description}")
+        if known := near_duplicates[row]:
+            reasons.append(f"near-duplicate of {known.description}")
         if out_of_distribution[row] and predictions is not None and thresholds is not None:
             score = predictions.ood_scores[row]
             reasons.append(f"out of distribution: OOD score {score:.2f}, review threshold {thresholds.ood_score:.2f}")
@@ -144,11 +143,11 @@ def find_image_findings(
                 f"doubtful label: the champion predicts {classes[suggested]} ({probabilities[suggested]:.1%}), not "
                 f"{classes[labels[row]]} ({probabilities[labels[row]]:.1%})"
             )
-        findings.append(ImageFinding(row, tuple(reasons), suggested, neighbour))
+        findings.append(ImageFinding(row, tuple(reasons), suggested, known))
     return findings
 
 
-def find_rejection_reason(
+def find_quarantine_reason(
     findings: Sequence[ImageFinding], unreadable: int, images: int, policy: ReviewPolicy, expected_share: float
 ) -> str | None:
     """Return why a batch with so many images, the unreadable ones included, is quarantined; None if it is not.
@@ -172,8 +171,8 @@ def find_rejection_reason(
     shown = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
     example = f" (for example, image {findings[0].row + 1:,}: {findings[0].reasons[0]})" if findings else ""
     return (
-        f"{faulty:,} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable, above the limit of "
-        f"{policy.max_share:.1%}; in a clean batch {expected_share:.1%} are expected (binomial test, p = "
-        f"{p_value:.2g}): {shown}{example}. Correct the labels, remove near-duplicates and out-of-distribution images, "
-        "and submit the batch again"
+        f"{faulty:,} of {images:,} images ({faulty / images:.1%}) have findings or are unreadable: {shown}{example}. "
+        f"At most {policy.max_share:.1%} may, and a clean batch has about {expected_share:.1%} (binomial test, p = "
+        f"{p_value:.2g}). Correct the labels, remove near-duplicates and out-of-distribution images, repair unreadable "
+        "ones, and submit the batch again"
     )

@@ -80,13 +80,17 @@ def decode_image_file(file: Path | BinaryIO, name: str, image_format: ImageForma
             warnings.simplefilter("ignore")  # about damaged metadata, and large pictures within the limit
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
-                    raise DataError(f"{name} has {image.width} x {image.height} pixels; the limit is {_MAX_PIXELS:,}")
+                    raise DataError(
+                        f"{name} has {image.width} × {image.height} pixels, more than {_MAX_PIXELS:,}; make it smaller"
+                    )
                 if content.startswith(b"\xff\xd8") and (scans := _count_scans(content)) > _MAX_JPEG_SCANS:
-                    raise DataError(f"{name} is a JPEG with {scans:,} scans; the limit is {_MAX_JPEG_SCANS}")
+                    raise DataError(
+                        f"{name} is a JPEG with {scans:,} scans, more than {_MAX_JPEG_SCANS}; save it again as PNG"
+                    )
                 size, mode, pixels = image.size, image.mode, image.width * image.height
                 return DecodedImage(_convert(image, name, image_format), size, mode)
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"{name} has too many pixels ({error})") from error
+        raise UnreadableImageError(f"{name} has too many pixels ({error}); make it smaller") from error
     except DataError as error:
         raise UnreadableImageError(str(error), pixels) from error
     except FileNotFoundError as error:

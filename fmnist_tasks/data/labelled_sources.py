@@ -79,7 +79,7 @@ def read_source(
     if not path.exists():
         raise DataError(f"{path}: there is no such folder or file")
     if path.is_dir():
-        _require_full_folders(path, _list_paths(path))
+        _require_nonempty_folders(path, _list_paths(path))
     if path.is_dir() and (tables := sorted(path.glob("*.parquet"))):
         return _read_encoded(str(path), _read_tables(tables), size, channels, classes)
     if path.is_dir() and not (idx := _find_idx_files(path)):
@@ -90,7 +90,7 @@ def read_source(
     with path.open("rb") as file:
         if suffix == "zip":
             members = list_archive(content := io.BytesIO(file.read()), path.name)
-            _require_full_folders(path, zipfile.ZipFile(content).namelist())
+            _require_nonempty_folders(path, zipfile.ZipFile(content).namelist())
             return _read_encoded(path.name, members, size, channels, classes)
         if suffix == "parquet":
             return _read_encoded(path.name, read_parquet(file, path.name), size, channels, classes)
@@ -184,7 +184,7 @@ def _read_arrays(
         names = _list_classes([labels for _, labels in arrays.values()])
     if size and size != shape[:2]:
         raise DataError(
-            f"{name}: its images have {shape[0]} x {shape[1]} pixels, and arrays are not resized; leave out --size"
+            f"{name}: its images have {shape[0]} × {shape[1]} pixels, and arrays are not resized; leave out --size"
         )
     if channels and channels != (shape[2] if len(shape) == 3 else 1):
         mode, option = ("greyscale", "--colour") if channels == 3 else ("colour", "--grey")
@@ -192,7 +192,7 @@ def _read_arrays(
             f"{name}: its images are {mode}, and the colours of arrays are not converted; leave out {option}"
         )
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
-        raise DataError(f"{name}: its images have {shape[0]} x {shape[1]} pixels, expected {MIN_SIDE} to {MAX_SIDE}")
+        raise DataError(f"{name}: its images have {shape[0]} × {shape[1]} pixels, expected {MIN_SIDE} to {MAX_SIDE}")
     names = _rename_classes(name, names, classes) if classes else names
     parts: dict[Split | None, list[LabelledImages]] = {}
     contents = SourceContents()
@@ -236,8 +236,10 @@ def _list_classes(labels: Sequence[np.ndarray]) -> list[str]:
         raise DataError(f"labels are {first.dtype}, expected whole numbers (class indices, from 0) or class names")
     indices = np.concatenate([part.ravel() for part in labels])
     least, largest = (int(indices.min()), int(indices.max())) if len(indices) else (0, 0)
-    if least != 0 or not 1 <= largest <= 255:
-        raise DataError(f"labels range from {least} to {largest}; class indices must start at 0 (2 to 256 classes)")
+    if least:
+        raise DataError(f"labels range from {least} to {largest}; class indices must start at 0")
+    if not 1 <= largest <= 255:
+        raise DataError(f"the highest class index is {largest}, but a dataset has 2 to 256 classes")
     return [str(number) for number in range(largest + 1)]
 
 
@@ -304,7 +306,7 @@ def _find_background(sample: np.ndarray) -> int | None:
     return 255 if (medians >= 239).mean() > 0.5 else None
 
 
-def _require_full_folders(source: Path, paths: Iterable[str]) -> None:
+def _require_nonempty_folders(source: Path, paths: Iterable[str]) -> None:
     """Raise :class:`DataError` if a folder, such as that of a class, has no files."""
     if empty := find_empty_folders(paths):
         raise DataError(f"{source}: the folder {empty[0]} has no images; put some into it, or delete it")

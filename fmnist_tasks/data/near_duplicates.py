@@ -40,7 +40,7 @@ _ENTRY_MASK = (1 << _ENTRY_BITS) - 1
 class NearDuplicates:
     """For each image, the position of a near-duplicate among the indexed images, and the correlation; -1: none."""
 
-    neighbours: np.ndarray  # int64 (N,)
+    positions: np.ndarray  # int64 (N,)
     correlations: np.ndarray  # float32 (N,), of the aligned images
 
 
@@ -109,7 +109,7 @@ class NearDuplicateIndex:
             tints = _compute_tints(images[chunk])
             first = 0
             for number, segments in enumerate(groups):
-                rows = np.flatnonzero(found.neighbours[chunk] < 0) if group in (None, number) else np.zeros(0, int)
+                rows = np.flatnonzero(found.positions[chunk] < 0) if group in (None, number) else np.zeros(0, int)
                 remaining = [(pixels[rows], codes[rows]) for pixels, codes in variants] if len(rows) else []
                 for segment in segments:
                     own_rows = None if own is None else own[chunk][rows] - first
@@ -259,7 +259,7 @@ def _record(found: NearDuplicates, positions: np.ndarray, candidates: np.ndarray
     is_better = correlations > found.correlations[positions]
     best_last = np.argsort(correlations[is_better], kind="stable")
     better = positions[is_better][best_last]
-    found.neighbours[better] = candidates[is_better][best_last]  # of equal positions, the last one stays
+    found.positions[better] = candidates[is_better][best_last]  # of equal positions, the last one stays
     found.correlations[better] = correlations[is_better][best_last]
 
 

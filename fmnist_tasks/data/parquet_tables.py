@@ -51,7 +51,7 @@ def read_parquet(file: BinaryIO, name: str, split: Split | None = None) -> list[
             split,
             _name_class(label, header.names, name),
             partial(bytes, content),
-            has_index=isinstance(label, int) and not header.names,
+            is_label_index=isinstance(label, int) and not header.names,
         )
         for row, (label, content) in enumerate(zip(header.labels, images, strict=True))
     ]

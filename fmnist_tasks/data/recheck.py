@@ -1,7 +1,7 @@
 """The check of all accepted batches together, by source, in every run: small amounts of poison add up.
 
 A source is a folder below `incoming/` with files of batches, and its images are those of all its batches. A random
-sample of them is compared with the training split, as a new batch is, but against other limits.
+sample of them is compared with the training split, as a new batch is, but against other thresholds.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def choose_sample(counts: list[int], size: int) -> list[np.ndarray]:
 def check_source(
     found: SourceStatistics, policy: RecheckPolicy, review: ReviewPolicy, label_false_alarm_rate: float
 ) -> list[Check]:
-    """Check a source against the limits of the policy; without a champion, labels are not checked.
+    """Check a source against the thresholds of the policy; without a champion, labels are not checked.
 
-    A value above its limit fails only if it is significant, since a source may have few images.
+    A value above its threshold fails only if it is significant, since a source may have few images.
     """
     checks = [
         check_test_copies(found.test_copies),
@@ -78,9 +78,9 @@ def check_source(
             found.drift,
             f"≤ {policy.max_drift:.3f}",
             found.drift <= policy.max_drift or found.drift_p_value >= policy.significance,
-            f"the largest distance of a feature from the training split is {found.drift:.3f}, "
-            f"{'at most' if found.drift <= policy.max_drift else 'above'} the threshold of {policy.max_drift:.3f} "
-            f"({found.images:,} sampled images, Kolmogorov-Smirnov test, p = {found.drift_p_value:.2g})",
+            f"the largest distance of a feature from the training split is {found.drift:.3f} "
+            f"({found.images:,} sampled images, Kolmogorov-Smirnov test, p = {found.drift_p_value:.2g}), "
+            f"{_compare(found.drift, policy.max_drift, '.3f', found.drift_p_value, policy)}",
             policy.on_failure,
         ),
     ]
@@ -96,14 +96,25 @@ def check_test_copies(count: int) -> Check:
     return make_check("train-test overlap", count, "0", not count, message, "reject")
 
 
-def _check_share(name: str, count: int, images: int, expected: float, limit: float, policy: RecheckPolicy) -> Check:
-    """Check that a share is not above a limit, or not significantly above what is expected (exact binomial test)."""
+def _check_share(name: str, count: int, images: int, expected: float, threshold: float, policy: RecheckPolicy) -> Check:
+    """Check that a share is at most a threshold, or not significantly above what is expected (exact binomial test)."""
     share = count / images
     p_value = float(binomtest(count, images, expected, alternative="greater").pvalue)
-    has_passed = share <= limit or p_value >= policy.significance
+    has_passed = share <= threshold or p_value >= policy.significance
     message = (
-        f"{name}: {count:,} of {images:,} sampled images ({share:.2%}), "
-        f"{'at most' if share <= limit else 'above'} the threshold of {limit:.2%}; {expected:.1%} are expected in "
-        f"clean batches (binomial test, p = {p_value:.2g})"
+        f"{name}: {count:,} of {images:,} sampled images ({share:.2%}; {expected:.1%} are expected in clean batches, "
+        f"binomial test, p = {p_value:.2g}), {_compare(share, threshold, '.2%', p_value, policy)}"
     )
-    return make_check(name, share, f"≤ {limit:.2%}", has_passed, message, policy.on_failure)
+    return make_check(name, share, f"≤ {threshold:.2%}", has_passed, message, policy.on_failure)
+
+
+def _compare(value: float, threshold: float, form: str, p_value: float, policy: RecheckPolicy) -> str:
+    """Say how a value relates to its threshold; one above it passes if that is not significant."""
+    if value <= threshold:
+        return f"at most the threshold of {threshold:{form}}"
+    if p_value < policy.significance:
+        return f"significantly above the threshold of {threshold:{form}}"
+    return (
+        f"above the threshold of {threshold:{form}}, but not significantly (p ≥ {policy.significance:g}), so the check "
+        "passes"
+    )

@@ -1,6 +1,6 @@
 """Images of accepted batches that were set aside, and the decisions about them.
 
-An accepted batch refers to the images that were set aside, in parts. Each decision of a user about some of them is a
+An accepted batch refers to the images that were set aside, in shards. Each decision of a user about some of them is a
 sealed document `reviews/SHA256/NUMBER.json`, created once and never changed; the last decision about an image counts.
 Images that are kept or relabelled join the dataset of the next run; those that are dropped, or that nobody has decided
 about, do not.
@@ -28,7 +28,7 @@ from fmnist_tasks.registry.blobs import get_verified, open_verified, put_blob
 from fmnist_tasks.registry.documents import read_document, seal
 from fmnist_tasks.registry.store import Store, map_parallel, read_clock
 from fmnist_tasks.schemas.base import Reference, describe_faults
-from fmnist_tasks.schemas.data import FlaggedImage, ImageSet, ReviewDecision, ReviewShard, StoredReviewShard
+from fmnist_tasks.schemas.data import ImageSet, ReviewDecision, ReviewEntry, ReviewShard, StoredReviewShard
 from fmnist_tasks.settings import name_command
 from fmnist_tasks.text import make_printable
 
@@ -39,7 +39,7 @@ ReviewAction = Literal["keep", "relabel", "drop"]
 _ID_DIGITS = 32  # of 64; nobody can make two batches with the same ones
 _PREFIX = "reviews/"
 _KEY = re.compile(rf"{_PREFIX}(?P<digest>[0-9a-f]{{64}})/(?P<number>[0-9]{{8}})\.json")
-_SHARD_SIZE = 2_000  # images; the document of a part stays below a megabyte
+_SHARD_SIZE = 2_000  # images; the document of a shard stays below a megabyte
 _CACHED_SHARDS = 1_000  # by digest; a process reads these once
 _MAX_ATTEMPTS = 50  # of writing a decision, while others decide at the same time
 
@@ -49,15 +49,15 @@ class ReviewImage:
     """An image that was set aside, where its pixels are, and the last decision about it."""
 
     batch: AcceptedBatch
-    flagged: FlaggedImage
+    entry: ReviewEntry
     arrays: Reference
     position: int  # in the arrays
     decision: ReviewDecision | None
 
     @property
     def id(self) -> str:
-        """A name for forms and commands: the digest of the batch, shortened, and the row."""
-        return f"{self.batch.sha256[:_ID_DIGITS]}-{self.flagged.row}"
+        """A name for forms and commands: the digest of the batch, shortened, and the number of the image, from 1."""
+        return f"{self.batch.sha256[:_ID_DIGITS]}-{self.entry.row + 1}"
 
 
 def describe_decision(image: ReviewImage, classes: list[str]) -> str:
@@ -74,28 +74,30 @@ def save_review_shards(
     store: Store, images: np.ndarray, labels: np.ndarray, findings: Sequence[ImageFinding]
 ) -> list[StoredReviewShard]:
     """Save the images of a batch that have findings, each with its near-duplicate, or zeros."""
-    parts, blank = [], np.zeros_like(images[0])
+    shards, blank = [], np.zeros_like(images[0])
     for start in range(0, len(findings), _SHARD_SIZE):
         chosen = findings[start : start + _SHARD_SIZE]
         rows = [finding.row for finding in chosen]
-        neighbours = np.stack([finding.neighbour.pixels if finding.neighbour else blank for finding in chosen])
-        with pack_arrays(images=images[rows], neighbours=neighbours) as file:
+        near_duplicates = np.stack(
+            [finding.near_duplicate.pixels if finding.near_duplicate else blank for finding in chosen]
+        )
+        with pack_arrays(images=images[rows], near_duplicates=near_duplicates) as file:
             arrays = put_blob(store, file)
-        part = ReviewShard(
+        shard = ReviewShard(
             images=[
-                FlaggedImage(
+                ReviewEntry(
                     row=finding.row,
                     label=int(labels[finding.row]),
                     suggested=finding.suggested,
                     reasons=list(finding.reasons),
-                    has_near_duplicate=finding.neighbour is not None,
-                    is_near_duplicate_of_test=finding.neighbour is not None and finding.neighbour.is_test,
+                    has_near_duplicate=finding.near_duplicate is not None,
+                    is_near_duplicate_of_test=finding.near_duplicate is not None and finding.near_duplicate.is_test,
                 )
                 for finding in chosen
             ]
         )
-        parts.append(StoredReviewShard(images=put_blob(store, part.model_dump_json().encode()), arrays=arrays))
-    return parts
+        shards.append(StoredReviewShard(images=put_blob(store, shard.model_dump_json().encode()), arrays=arrays))
+    return shards
 
 
 def list_review_images(store: Store, batches: Iterable[AcceptedBatch] | None = None) -> list[ReviewImage]:
@@ -107,20 +109,20 @@ def list_review_images(store: Store, batches: Iterable[AcceptedBatch] | None = N
     chosen = [batch for batch in accepted if batch.document.review and not batch.withdrawal]
     chosen.sort(key=lambda batch: batch.accepted, reverse=True)
     decisions = _read_decisions(store, {batch.sha256 for batch in chosen})
-    parts = [(batch, part) for batch in chosen for part in batch.document.review]
-    contents = map_parallel(lambda item: _read_shard(store, item[1].images), parts)
+    shards = [(batch, shard) for batch in chosen for shard in batch.document.review]
+    contents = map_parallel(lambda item: _read_shard(store, item[1].images), shards)
     return [
-        ReviewImage(batch, image, part.arrays, position, decisions[batch.sha256].get(image.row))
-        for (batch, part), content in zip(parts, contents, strict=True)
+        ReviewImage(batch, image, shard.arrays, position, decisions[batch.sha256].get(image.row))
+        for (batch, shard), content in zip(shards, contents, strict=True)
         for position, image in enumerate(content.images)
     ]
 
 
 def read_pixels(store: Store, arrays: Reference) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images of a part and a near-duplicate of each, both uint8 (N, …)."""
+    """Return the images of a shard and a near-duplicate of each, both uint8 (N, …)."""
     with open_verified(store, arrays) as file:
-        images, neighbours = read_npz(file, arrays.uri, "images", "neighbours")
-    return images, neighbours
+        images, near_duplicates = read_npz(file, arrays.uri, "images", "near_duplicates")
+    return images, near_duplicates
 
 
 def save_reviewed_images(store: Store, images: Iterable[ReviewImage]) -> list[ImageSet]:
@@ -134,8 +136,8 @@ def save_reviewed_images(store: Store, images: Iterable[ReviewImage]) -> list[Im
         pixels, labels = [], []
         for arrays in dict.fromkeys(image.arrays.sha256 for image in members):
             own = [image for image in members if image.arrays.sha256 == arrays]
-            part, _ = read_pixels(store, own[0].arrays)
-            pixels.append(part[[image.position for image in own]])
+            shard, _ = read_pixels(store, own[0].arrays)
+            pixels.append(shard[[image.position for image in own]])
             labels += [_choose_label(image) for image in own]
         source = f"review of {members[0].batch.name}"
         sets.append(save_images(store, "train", source, np.concatenate(pixels), np.array(labels, np.uint8)))
@@ -144,7 +146,7 @@ def save_reviewed_images(store: Store, images: Iterable[ReviewImage]) -> list[Im
 
 def _choose_label(image: ReviewImage) -> int:
     decided = image.decision.label if image.decision else None
-    return image.flagged.label if decided is None else decided
+    return image.entry.label if decided is None else decided
 
 
 def _record_decision(
@@ -154,9 +156,11 @@ def _record_decision(
 
     Raises :class:`MissingError` if one of them was not set aside.
     """
-    known = {image.row for part in batch.document.review for image in _read_shard(store, part.images).images}
+    known = {image.row for shard in batch.document.review for image in _read_shard(store, shard.images).images}
     if unknown := sorted(set(rows) - known):
-        raise MissingError(f"image {unknown[0]} of batch {batch.name} was not set aside, so there is nothing to decide")
+        raise MissingError(
+            f"image {unknown[0] + 1} of batch {batch.name} was not set aside, so there is nothing to decide"
+        )
     for _ in range(_MAX_ATTEMPTS):
         number = max((_parse_number(stat.key) for stat in store.list(f"{_PREFIX}{batch.sha256}/")), default=0) + 1
         decision = ReviewDecision(
@@ -193,7 +197,7 @@ def record_decisions(
         raise MissingError(
             f"no image in review has the ID {missing[0][:80]}; {name_command(store.dataset, 'review list')} lists them"
         )
-    near_test = [name for name in ids if by_id[name].flagged.is_near_duplicate_of_test]
+    near_test = [name for name in ids if by_id[name].entry.is_near_duplicate_of_test]
     if near_test and action != "drop":
         raise SettingsError(
             f"{', '.join(near_test[:5])}: near-duplicates of test images would make the test accuracy too high and can "
@@ -206,7 +210,7 @@ def record_decisions(
         _record_decision(
             store,
             images[0].batch,
-            [image.flagged.row for image in images],
+            [image.entry.row for image in images],
             action,
             by=by,
             label=label if action == "relabel" else None,

@@ -31,7 +31,7 @@ def choose_test_images(images: np.ndarray, labels: np.ndarray, share: float = TE
     while True:
         index = NearDuplicateIndex(images[~is_test])
         rows = np.flatnonzero(is_test)
-        divided = rows[index.find(images[rows]).neighbours >= 0]
+        divided = rows[index.find(images[rows]).positions >= 0]
         if not len(divided):
             return rows
         is_test[np.isin(groups, groups[divided])] = False
@@ -40,8 +40,8 @@ def choose_test_images(images: np.ndarray, labels: np.ndarray, share: float = TE
 def _group_near_duplicates(images: np.ndarray) -> np.ndarray:
     """Return the number of the group of each image, int (N,); groups are numbered without gaps."""
     own = np.arange(len(images))
-    neighbours = NearDuplicateIndex(images).find(images, own=own).neighbours
-    has_one = neighbours >= 0
-    edges = coo_array((np.ones(has_one.sum(), bool), (own[has_one], neighbours[has_one])), shape=(len(own),) * 2)
+    positions = NearDuplicateIndex(images).find(images, own=own).positions
+    has_one = positions >= 0
+    edges = coo_array((np.ones(has_one.sum(), bool), (own[has_one], positions[has_one])), shape=(len(own),) * 2)
     groups: np.ndarray = connected_components(edges, directed=False)[1]
     return groups

@@ -122,7 +122,9 @@ def _require_size(subject: str, size: int) -> None:
     """Raise :class:`DataError` for a file that is larger than those that a run reads."""
     if size > MAX_BYTES:
         verb = "have" if subject.endswith("images") else "has"
-        raise DataError(f"{subject} {verb} more than {MAX_BYTES:,} bytes, the limit; submit it in several parts")
+        raise DataError(
+            f"{subject} {verb} more than the {MAX_BYTES:,} bytes allowed; split the batch into several files"
+        )
 
 
 def _describe(names: list[str], content: BatchContent, classes: list[str]) -> SubmittedBatch:

@@ -22,8 +22,8 @@ class ReviewRow:
     label: str
     suggested: str | None
     reasons: list[str]
-    picture: str  # a data URI, as is the neighbour
-    neighbour: str | None
+    picture: str  # a data URI
+    near_duplicate: str | None  # the same
     decision: str  # a sentence; empty if nobody has decided
 
 
@@ -49,11 +49,11 @@ def read_review_page(store: Store, classes: list[str], number: int, *, decided: 
     pages = max(1, -(-len(chosen) // PAGE_SIZE))
     number = min(max(number, 1), pages)
     shown = chosen[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
-    parts = {image.arrays.sha256: read_pixels(store, image.arrays) for image in shown}
+    shards = {image.arrays.sha256: read_pixels(store, image.arrays) for image in shown}
     rows = []
     for image in shown:
-        pixels, neighbours = parts[image.arrays.sha256]
-        entry = image.flagged
+        pixels, near_duplicates = shards[image.arrays.sha256]
+        entry = image.entry
         rows.append(
             ReviewRow(
                 id=image.id,
@@ -63,7 +63,7 @@ def read_review_page(store: Store, classes: list[str], number: int, *, decided: 
                 suggested=None if entry.suggested is None else classes[entry.suggested],
                 reasons=entry.reasons,
                 picture=encode_picture(pixels[image.position]),
-                neighbour=encode_picture(neighbours[image.position]) if entry.has_near_duplicate else None,
+                near_duplicate=encode_picture(near_duplicates[image.position]) if entry.has_near_duplicate else None,
                 decision=describe_decision(image, classes),
             )
         )

@@ -171,8 +171,8 @@ class WithdrawnBatch(Model):
     withdrawn: str  # a sentence: when, by whom and why
 
 
-class FlaggedImage(Model):
-    """An image that was set aside, with its position in the arrays of its part."""
+class ReviewEntry(Model):
+    """An image that was set aside, with its position in the arrays of its shard."""
 
     row: Count  # in the batch
     label: Count
@@ -185,11 +185,11 @@ class FlaggedImage(Model):
 class ReviewShard(Model):
     """Some of the images of a batch that were set aside."""
 
-    images: list[FlaggedImage]
+    images: list[ReviewEntry]
 
 
 class StoredReviewShard(Model):
-    """Where a part is: its JSON, and the arrays `images` and `neighbours`, .npz."""
+    """Where a shard is: its JSON, and the arrays `images` and `near_duplicates`, .npz."""
 
     images: Reference
     arrays: Reference

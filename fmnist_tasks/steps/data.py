@@ -121,11 +121,11 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
             if continues.any():
                 yield Sample(_name_sample(batch.name), images[continues], labels[continues], None)
 
-    def add_good_batch(sample: Sample) -> None:
+    def add_passed_batch(sample: Sample) -> None:
         name = sample.name.removeprefix(_SAMPLE_PREFIX)
         examiner.add_batch(name, examinations[name].image_set)
 
-    findings, pages = check_samples(*base, examine_batches(), dataset, policy.data, on_good_batch=add_good_batch)
+    findings, pages = check_samples(*base, examine_batches(), dataset, policy.data, on_passed=add_passed_batch)
     for path, page in pages.items():
         store.put(make_run_key(run.id, f"data_docs/{path}"), page)
 
@@ -211,12 +211,13 @@ def detect_change(store: Store, run: Run, ingestion: IngestResult, validation: V
 def _explain_rejection(dataset: str, base: list[str], sources: list[str]) -> str | None:
     """Return why training does not start: faults of the base dataset, or of the accepted batches of a source."""
     if base:
-        return f"data rejected, training does not start: {'; '.join(base)}"
+        return f"the data checks failed, so training does not start: {'; '.join(base)}"
     if sources:
         return (
-            f"the recheck of accepted batches failed, training does not start: {'; '.join(sources)}. "
-            f"{name_command(dataset, 'batches')} lists them, with the folder of the source in their names; withdraw "
-            "the bad ones, and drop bad images that were kept in review. [recheck] in the policy has the thresholds"
+            "the recheck of all accepted batches, by source, failed, so training does not start: "
+            f"{'; '.join(sources)}. {name_command(dataset, 'batches')} lists the batches, with the folder of the "
+            f"source in their names; withdraw the bad ones. {name_command(dataset, 'review list --decided')} lists the "
+            "images that reviewers added; drop the bad ones. [recheck] in the policy has the thresholds"
         )
     return None
 
@@ -346,8 +347,8 @@ def _accept_or_quarantine(
                 first = first_batches[batch.image_set.blob.sha256].name
                 reasons = failures.get(_name_sample(first), [])
                 examination = examinations.get(first, Examination(batch.image_set))
-                if examination.rejection:
-                    reasons = [examination.rejection, *reasons]
+                if examination.fault:
+                    reasons = [examination.fault, *reasons]
                 if not reasons and (withdrawal := withdrawals.get(batch.image_set.blob.sha256)):
                     why = f"on {withdrawal.time[:10]} by {withdrawal.by}: {withdrawal.reason}"
                     reasons = [f"the same content was withdrawn {why}; to use it, restore that batch"]
@@ -373,7 +374,8 @@ def _remove_accepted(store: Store, run_id: str, batch: IncomingBatch, content: N
     from fmnist_tasks.data import incoming
 
     if content.unreadable:
-        reason = f"unreadable images: {content.unreadable:,}; the batch was accepted without them. The first ones:"
+        count = f"{content.unreadable:,}"
+        reason = f"the batch was accepted without its unreadable images ({count}); repair and submit only these:"
         _, left = incoming.move_to_quarantine(store, run_id, batch, [reason, *content.reasons])
     else:
         left = list(filter(None, (incoming.remove_file(store, file) for file in batch.files)))
@@ -384,13 +386,13 @@ def _remove_accepted(store: Store, run_id: str, batch: IncomingBatch, content: N
 def _alert_quarantined(run: Run, batches: list[QuarantinedBatch]) -> None:
     """Send an alert for each batch; if there are many, one for all, with the reasons of the first."""
     texts = [
-        f"Batch {batch.name} is quarantined: {'; '.join(batch.reasons)}. The reason is in {batch.location}, and the "
-        "files are beside it"
+        f"Batch {batch.name} is quarantined: {'; '.join(batch.reasons)}. The reason is also in {batch.location}, "
+        "beside the files"
         for batch in batches
     ]
     if len(texts) > _MAX_ALERTS:
         first, rest = ". ".join(texts[:_MAX_ALERTS]), len(texts) - _MAX_ALERTS
-        texts = [f"{len(texts)} batches are not used. {first}. The report of the run lists {rest} more"]
+        texts = [f"{len(texts)} batches are quarantined. {first}. The report of the run lists {rest} more"]
     for text in texts:
         send_alert(Alert("batch quarantined", run.id, text, dataset=run.dataset))
 

@@ -37,7 +37,7 @@ class Examination:
 
     image_set: ImageSet  # the images that continue
     review: list[StoredReviewShard] = field(default_factory=list)
-    rejection: str | None = None  # why the whole batch is rejected
+    fault: str | None = None  # why the whole batch is quarantined
 
 
 class KnownImages:
@@ -66,7 +66,7 @@ class KnownImages:
         self._index.add(images)
         self._sources.append(("image", f" of {name}", len(images), load))
 
-    def find_neighbours(self, images: np.ndarray) -> list[KnownImage | None]:
+    def find_near_duplicates(self, images: np.ndarray) -> list[KnownImage | None]:
         """Return a near-duplicate of each image of a new batch, uint8 (N, …), if there is one.
 
         Test images come before others. In the batch itself, only earlier images count.
@@ -75,7 +75,7 @@ class KnownImages:
 
         from fmnist_tasks.data.image_checks import KnownImage
 
-        positions = self._index.find_new(images).neighbours
+        positions = self._index.find_new(images).positions
         found: list[KnownImage | None] = [None] * len(images)
         start = 0
         sources = [*self._sources, ("image", " of the same batch", len(images), lambda: images)]
@@ -91,12 +91,12 @@ class KnownImages:
 
     def count_near_duplicates(self, images: np.ndarray, positions: np.ndarray) -> int:
         """Return how many known images, uint8 (N, …), at these positions (N,), have a near-duplicate before them."""
-        return int((self._index.find(images, own=positions).neighbours >= 0).sum())
+        return int((self._index.find(images, own=positions).positions >= 0).sum())
 
     def find_test_images_in_training(self) -> list[int]:
         """Return the rows of the test images that have a near-duplicate in the training split."""
-        neighbours = self._index.find(self._test, group=1).neighbours.tolist()
-        return [row for row, neighbour in enumerate(neighbours) if neighbour >= 0]
+        positions = self._index.find(self._test, group=1).positions
+        return [int(row) for row in (positions >= 0).nonzero()[0]]
 
 
 class Examiner:
@@ -115,20 +115,20 @@ class Examiner:
         import numpy as np
 
         from fmnist_tasks.data.dataset import save_images
-        from fmnist_tasks.data.image_checks import find_image_findings, find_rejection_reason
+        from fmnist_tasks.data.image_checks import find_image_findings, find_quarantine_reason
         from fmnist_tasks.data.review import save_review_shards
 
         classes = self._dataset.classes
         continues = np.ones(len(images), bool)
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
             return Examination(batch.image_set), continues  # the data checks reject it
-        neighbours = self._known.find_neighbours(images)
-        findings = find_image_findings(labels, classes, neighbours, self._predict(images), self._limits)
+        near_duplicates = self._known.find_near_duplicates(images)
+        findings = find_image_findings(labels, classes, near_duplicates, self._predict(images), self._thresholds)
         total = len(images) + batch.unreadable
-        review_policy, thresholds = self._policy.review, self._limits
-        expected = thresholds.expected_share(review_policy) if thresholds else review_policy.expected_share
-        if rejection := find_rejection_reason(findings, batch.unreadable, total, review_policy, expected):
-            return Examination(batch.image_set, rejection=rejection), continues
+        review_policy, thresholds = self._policy.review, self._thresholds
+        expected = thresholds.compute_expected_share(review_policy) if thresholds else review_policy.expected_share
+        if fault := find_quarantine_reason(findings, batch.unreadable, total, review_policy, expected):
+            return Examination(batch.image_set, fault=fault), continues
         if not findings:
             return Examination(batch.image_set), continues
         continues[[finding.row for finding in findings]] = False
@@ -150,7 +150,7 @@ class Examiner:
         from fmnist_tasks.data.recheck import check_source, check_test_copies, group_by_source
 
         sources = group_by_source(self._dataset.batches)
-        label_rate = self._limits.label_false_alarm_rate if sources and self._limits else 0.0
+        label_rate = self._thresholds.label_false_alarm_rate if sources and self._thresholds else 0.0
         checks = {
             f"source {source}": check_source(
                 self._measure(image_sets), self._policy.recheck, self._policy.review, label_rate
@@ -159,7 +159,7 @@ class Examiner:
         }
         if kept := [image_set for image_set in self._dataset.batches if not image_set.keys]:
             copies = sum(self._count_test_copies(self._load(image_set)[0]) for image_set in kept)
-            checks["images kept in review"] = [check_test_copies(copies)]
+            checks["images added after review"] = [check_test_copies(copies)]
         return checks
 
     def _measure(self, image_sets: Sequence[ImageSet]) -> SourceStatistics:
@@ -180,10 +180,10 @@ class Examiner:
             positions = rows * 0 + self._first_position if start is None else start + rows
             parts.append((images[rows], labels[rows], positions))
         images, labels, positions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        predictions, limits = self._predict(images), self._limits
+        predictions, thresholds = self._predict(images), self._thresholds
         doubtful = None
-        if predictions is not None and limits is not None:
-            doubtful = int((compute_margins(predictions.probabilities, labels) < limits.margins[labels]).sum())
+        if predictions is not None and thresholds is not None:
+            doubtful = int((compute_margins(predictions.probabilities, labels) < thresholds.margins[labels]).sum())
         features = compare_features(compute_features(images), labels, *self._reference)
         drifted = max(features, key=lambda feature: feature.distance)
         return SourceStatistics(
@@ -255,8 +255,8 @@ class Examiner:
                 name = f"the withdrawn batch {batch.name}"
                 if batch.image_set.images and batch.image_set.blob.sha256 not in own:
                     yield name, partial(load_batch, batch.image_set)
-                for part in batch.document.review:
-                    yield name, partial(load_shard, part.arrays)
+                for shard in batch.document.review:
+                    yield name, partial(load_shard, shard.arrays)
 
     @property
     def _first_position(self) -> int:
@@ -274,9 +274,10 @@ class Examiner:
         shape, classes = self._dataset.image_format.shape, len(self._dataset.classes)
         if images.shape[1:] != shape or (len(labels) and labels.max() >= classes):
             raise RejectedError(
-                f"the accepted batch {image_set.source} has images of the shape {images.shape[1:]} and labels up to "
-                f"{labels.max()}, but the dataset has {shape} and {classes} classes, so its declaration has changed: "
-                "withdraw the batch, or give the new dataset another name"
+                f"the accepted batch {image_set.source} has images of the shape {_describe_shape(images.shape[1:])} "
+                f"and class indices up to {labels.max()}, but the declaration now has images of the shape "
+                f"{_describe_shape(shape)} and {classes} classes: withdraw the batch, or give the new dataset another "
+                "name"
             )
         return images, labels
 
@@ -297,7 +298,7 @@ class Examiner:
         return open_release(self._store, entry.version)
 
     @cached_property
-    def _limits(self) -> ReviewThresholds | None:
+    def _thresholds(self) -> ReviewThresholds | None:
         from fmnist_tasks.data.dataset import load_validation_split
         from fmnist_tasks.data.image_checks import ReviewThresholds
 
@@ -313,3 +314,8 @@ class Examiner:
         from fmnist_tasks.model import h5
 
         return ChampionPredictions(*h5.predict(self._champion.model, images))
+
+
+def _describe_shape(shape: tuple[int, ...]) -> str:
+    """Such as "28 × 28" or "32 × 32 × 3"."""
+    return " × ".join(map(str, shape))

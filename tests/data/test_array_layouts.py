@@ -84,7 +84,10 @@ def test_text_that_names_no_class_may_be_indices() -> None:
 @pytest.mark.parametrize(
     ("labels", "fault"),
     [
-        (np.array([1, 2]), r"so are the names of the classes \(1, 2, 3, …\): save them as text"),
+        (
+            np.array([1, 2]),
+            r"so are the names of the classes \(1, 2, 3, …\), so a label could be an index or a name: save",
+        ),
         (np.array(["0", "0"]), "labels name unknown classes: '0'; the classes are 1, 2, 3"),
     ],
 )

@@ -67,17 +67,26 @@ def test_labels_are_text(text: str, labels: list[str]) -> None:
         (b"label,id,pixel0\n1,2,3\n", "the column 'id' is neither a label nor a pixel; remove it"),
         (b"label,pixel1,pixel0\n1,2,3\n", "its pixel columns are not in order; sort them"),
         (b"label,pixel0,pixel0\n1,2,3\n", "its pixel columns are not in order; sort them"),
-        (b"label,pixel0\n1,2,3\n", "is not a table with the columns of its header"),
-        (b"label,pixel0,pixel1\n1,2\n", "is not a table with the columns of its header"),
-        (b"label,pixel0\n1,0.5\n", "is not a table with the columns of its header and whole numbers as pixels"),
-        (b"label,pixel0\n1,x\n", "is not a table with the columns of its header and whole numbers as pixels"),
-        (b"label,pixel0\n1,\n", "is not a table with the columns of its header and whole numbers as pixels"),
-        (b"label,pixel0\n" + b"x" * 101 + b",1\n", "has a label of 101 characters; the limit is 100"),
+        (b"label,pixel0\n1,2,3\n", "is not a table in which each row has a value for each column"),
+        (b"label,pixel0,pixel1\n1,2\n", "is not a table in which each row has a value for each column"),
+        (
+            b"label,pixel0\n1,0.5\n",
+            "is not a table in which each row has a value for each column, and pixels are whole numbers",
+        ),
+        (
+            b"label,pixel0\n1,x\n",
+            "is not a table in which each row has a value for each column, and pixels are whole numbers",
+        ),
+        (
+            b"label,pixel0\n1,\n",
+            "is not a table in which each row has a value for each column, and pixels are whole numbers",
+        ),
+        (b"label,pixel0\n" + b"x" * 101 + b",1\n", "has a label of 101 characters; names of classes have at most 100"),
         (b"label,pixel0\n1,256\n", "has pixels from 256 to 256, expected 0 to 255"),
         (b"label,pixel0\n1,-1\n", "has pixels from -1 to -1, expected 0 to 255"),
-        (b"label,pixel0\n1,99999999999999999999\n", "is not a table with the columns of its header"),
+        (b"label,pixel0\n1,99999999999999999999\n", "is not a table in which each row has a value for each column"),
         (b"\xff\xfe\x00l\x00a\x00", "its first line must name the columns"),
-        (b"label,pixel0\n" + bytes(50), "is not a table with the columns of its header"),
+        (b"label,pixel0\n" + bytes(50), "is not a table in which each row has a value for each column"),
         (b"label,pixel0\n" + b"1,2\n" * 2000, "has more than 1,000 bytes of pixels; split it into several files"),
     ],
 )
@@ -109,7 +118,5 @@ def test_a_field_of_many_lines_is_not_read_to_its_end(line: bytes) -> None:
             assert size > 5_100
             return next(rows)
 
-    with pytest.raises(
-        DataError, match="t has long stretches without a row, so it is no such table; check it for empty"
-    ):
+    with pytest.raises(DataError, match="t has many megabytes without a complete row; check it for empty"):
         read_csv(Endless(), "t", 1 << 30)

@@ -12,7 +12,7 @@ from fmnist_tasks.data.image_checks import (
     ReviewThresholds,
     compute_margins,
     find_image_findings,
-    find_rejection_reason,
+    find_quarantine_reason,
 )
 from fmnist_tasks.schemas.policy import ReviewPolicy
 
@@ -54,7 +54,7 @@ def test_with_few_validation_images_a_label_that_the_champion_predicts_is_not_do
     assert thresholds.margins.tolist() == [0, 0, 0]
     assert thresholds.ood_score == 59
     assert thresholds.label_false_alarm_rate == pytest.approx(1 / 61)
-    assert thresholds.expected_share(POLICY) == pytest.approx(0.015 + 1 / 61 - 0.009 + 1 / 61 - 0.002)
+    assert thresholds.compute_expected_share(POLICY) == pytest.approx(0.015 + 1 / 61 - 0.009 + 1 / 61 - 0.002)
     sure = make_predictions((0.9999, 0.00005, 0.00005))
     assert find_image_findings(np.array([0]), CLASSES, [None], sure, thresholds) == []
 
@@ -63,9 +63,9 @@ def test_each_reason_is_given_and_images_without_one_continue() -> None:
     predictions = make_predictions((0.9, 0.05, 0.05), (0.02, 0.95, 0.03), (0.9, 0.05, 0.05), (0.05, 0.05, 0.9))
     predictions.ood_scores[2] = 5
     limits = ReviewThresholds(np.zeros(3), 1.0, 0.009, 0.002)
-    neighbours = [None, None, None, TEST_IMAGE]
-    findings = find_image_findings(np.array([0, 0, 0, 2]), CLASSES, neighbours, predictions, limits)
-    assert [(finding.row, finding.suggested, finding.neighbour) for finding in findings] == [
+    near_duplicates = [None, None, None, TEST_IMAGE]
+    findings = find_image_findings(np.array([0, 0, 0, 2]), CLASSES, near_duplicates, predictions, limits)
+    assert [(finding.row, finding.suggested, finding.near_duplicate) for finding in findings] == [
         (1, 1, None),
         (2, None, None),
         (3, None, TEST_IMAGE),
@@ -98,7 +98,7 @@ def test_a_batch_is_rejected_if_good_images_do_not_explain_its_findings(
     faulty: int, images: int, is_rejected: bool
 ) -> None:
     findings = [ImageFinding(row, ("near-duplicate of training image 5",)) for row in range(faulty - faulty // 2)]
-    reason = find_rejection_reason(findings, faulty // 2, images, POLICY, POLICY.expected_share)
+    reason = find_quarantine_reason(findings, faulty // 2, images, POLICY, POLICY.expected_share)
     assert (reason is not None) == is_rejected
     if reason:
         assert reason.startswith(

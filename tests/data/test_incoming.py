@@ -154,7 +154,7 @@ BAD_FILES = {
         encode_zip(images=TERABYTES, labels=LABELS_FILE),
         "declares uint8 (4294967296, 28, 28), but has 0 bytes",
     ),
-    "alone.npz": (encode_zip(images=TERABYTES), "it contains 'images', not images and labels"),
+    "alone.npz": (encode_zip(images=TERABYTES), "images and labels; it contains 'images'"),
     "negative.npz": (
         encode_zip(
             images=encode_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-2, -28, 28), }", bytes(2 * 28 * 28)),
@@ -163,13 +163,10 @@ BAD_FILES = {
         "declares uint8 (-2, -28, 28)",
     ),
     "objects.npz": (encode_npz(images=np.array([{"a": 1}], object), labels=LABELS), "has Python objects"),
-    "names.npz": (
-        encode_npz(pictures=IMAGES, labels=LABELS),
-        "it contains 'pictures', 'labels', not images and labels",
-    ),
+    "names.npz": (encode_npz(pictures=IMAGES, labels=LABELS), "images and labels; it contains 'pictures', 'labels'"),
     "splits.npz": (
         encode_npz(x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS),
-        "it has arrays of a test split",
+        "has arrays of a test or validation split; a batch extends only the training split",
     ),
     "short.npz": (encode_npz(images=IMAGES, labels=LABELS[:-1]), "200 images but 199 labels"),
     "none.npz": (encode_npz(images=IMAGES[:0], labels=LABELS[:0]), "there are no images"),
@@ -230,7 +227,7 @@ def test_bad_batches_go_to_quarantine_with_their_reasons_and_the_run_continues(
         assert reason in text
         assert f"incoming/{encode_name(name.encode())} was moved" in text
     assert (
-        f"ALERT batch quarantined in fmnist_retrain, run {RUN.id}: {len(BAD_FILES)} batches are not used."
+        f"ALERT batch quarantined in fmnist_retrain, run {RUN.id}: {len(BAD_FILES)} batches are quarantined."
         in caplog.text
     )
     assert "The report of the run lists 20 more" in caplog.text
@@ -247,7 +244,7 @@ def test_each_of_a_few_bad_batches_has_its_own_alert(pipeline: Pipeline, caplog:
     for name in ("a.txt", "b.txt"):
         path = pipeline.store.root / "quarantine" / RUN.id / f"{name}.reason.txt"
         assert f"run {RUN.id}: Batch {name} is quarantined: incoming/{name} is not a batch" in caplog.text
-        assert f"The reason is in {path}" in caplog.text
+        assert f"The reason is also in {path}, beside the files" in caplog.text
 
 
 def read_content(store: FolderStore, *keys: str) -> tuple[np.ndarray, np.ndarray] | str:
@@ -834,7 +831,7 @@ def test_batches_stay_where_they_are_if_the_base_dataset_fails(pipeline: Pipelin
     synthetic.write_dataset(pipeline.data, train_images=255 - synthetic.make_images(1600, 1)[0])
     pipeline.store.put("incoming/good.npz", GOOD_BATCH)
     pipeline.store.put("incoming/notes.txt", b"hello")
-    with pytest.raises(RejectedError, match="data rejected"):
+    with pytest.raises(RejectedError, match="the data checks failed, so training does not start"):
         ingest_and_validate()
     assert list_keys(pipeline.store, "incoming/") == ["incoming/good.npz", "incoming/notes.txt"]
     assert list_keys(pipeline.store, "batches/") == list_keys(pipeline.store, "quarantine/") == []

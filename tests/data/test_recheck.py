@@ -65,3 +65,14 @@ def test_a_failed_recheck_may_only_warn() -> None:
     found, policy = SourceStatistics(10_000, 0, 0, 0, 0.5, 0), RecheckPolicy(on_failure="warning")
     checks = check_source(found, policy, ReviewPolicy(), 0.009)
     assert [check.outcome for check in checks] == ["passed", "passed", "warning", "passed"]
+
+
+def test_the_message_says_why_a_value_above_its_threshold_passes() -> None:
+    def describe(found: SourceStatistics) -> list[str]:
+        return [check.message.partition("), ")[2] for check in check_source(found, RecheckPolicy(), ReviewPolicy(), 0)]
+
+    _, near_duplicates, drift, doubtful = describe(SourceStatistics(100, 0, 1, 3, 0.2, 0.01))
+    assert near_duplicates == "above the threshold of 2.00%, but not significantly (p ≥ 0.001), so the check passes"
+    assert drift == "above the threshold of 0.100, but not significantly (p ≥ 0.001), so the check passes"
+    assert doubtful == "at most the threshold of 2.00%"
+    assert describe(SourceStatistics(10_000, 0, 0, 300, 0, 1))[1] == "significantly above the threshold of 2.00%"

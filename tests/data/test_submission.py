@@ -108,7 +108,7 @@ def test_a_batch_that_a_run_would_refuse_for_its_size_is_not_submitted(
     write_batches(tmp_path)
     for path, subject in ((folder, "new: its images have"), (tmp_path / "week.npz", r"week\.npz has")):
         with pytest.raises(
-            DataError, match=rf"{subject} more than 10,000 bytes, the limit; submit it in several parts"
+            DataError, match=rf"{subject} more than the 10,000 bytes allowed; split the batch into several files"
         ):
             submit_paths(pipeline.store, PROPERTIES, [path])
     assert list(pipeline.store.list("incoming/")) == []

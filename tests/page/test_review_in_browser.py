@@ -83,7 +83,7 @@ def test_images_are_decided_with_the_keyboard(pipeline: Pipeline, page: Page) ->
     page.get_by_role("button", name="Keep").click()
     expect(page.get_by_text("0 images waiting")).to_be_visible()
 
-    decisions = {image.flagged.row: image.decision for image in list_review_images(pipeline.store)}
+    decisions = {image.entry.row: image.decision for image in list_review_images(pipeline.store)}
     actions = {row: (decision.action, decision.label, decision.by) for row, decision in decisions.items()}
     keep, drop = ("keep", None, "ann"), ("drop", None, "ann")
     assert actions == {0: drop, 1: keep, 2: ("relabel", 7, "ann"), 3: drop, 4: keep, 5: keep}

@@ -84,7 +84,7 @@ def test_a_bad_dataset_stops_the_run_before_training(
 ) -> None:
     synthetic.write_dataset(pipeline.data, **{role: array})
     run_step("ingest", RUN)
-    with pytest.raises(RejectedError, match=rf"data rejected, training does not start: .*{reason}"):
+    with pytest.raises(RejectedError, match=rf"the data checks failed, so training does not start: .*{reason}"):
         run_step("validate_data", RUN)
     assert read_step_record(pipeline, "validate_data").status == "rejected"
     assert reason in pipeline.store.get(f"runs/{RUN.id}/report.html").decode()

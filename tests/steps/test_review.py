@@ -57,7 +57,7 @@ def count_training_images(result: ValidationResult) -> int:
 
 
 def list_rows(store: FolderStore) -> list[int]:
-    return [image.flagged.row for image in list_review_images(store) if image.decision is None]
+    return [image.entry.row for image in list_review_images(store) if image.decision is None]
 
 
 def test_near_duplicates_are_set_aside_and_the_rest_continues(pipeline: Pipeline) -> None:
@@ -69,13 +69,13 @@ def test_near_duplicates_are_set_aside_and_the_rest_continues(pipeline: Pipeline
     assert count_training_images(result) == 1600 + 398
     assert result.summary.endswith("; 2 in review")
     waiting = list_review_images(pipeline.store)
-    assert [image.flagged.reasons for image in waiting] == [
+    assert [image.entry.reasons for image in waiting] == [
         ["near-duplicate of training image 13"],
         ["near-duplicate of training image 101"],
     ]
-    pixels, neighbours = read_pixels(pipeline.store, waiting[1].arrays)
+    pixels, near_duplicates = read_pixels(pipeline.store, waiting[1].arrays)
     np.testing.assert_array_equal(pixels, images[[3, 5]])
-    np.testing.assert_array_equal(neighbours, TRAINING[[12, 100]])
+    np.testing.assert_array_equal(near_duplicates, TRAINING[[12, 100]])
 
 
 def test_the_report_counts_images_that_are_converted_unreadable_set_aside_and_in_review(pipeline: Pipeline) -> None:
@@ -137,7 +137,7 @@ def pipeline_in_review(pipeline: Pipeline, store_in_review: Path) -> Pipeline:
 
 
 def decide(store: FolderStore, rows: Sequence[int], action, label: int | None = None) -> None:
-    ids = [image.id for image in list_review_images(store) if image.flagged.row in rows]
+    ids = [image.id for image in list_review_images(store) if image.entry.row in rows]
     record_decisions(store, CLASSES, ids, action, label, by="ann")
 
 
@@ -160,7 +160,7 @@ def test_near_duplicates_of_test_images_can_only_be_dropped(pipeline: Pipeline) 
     images[3], images[5] = synthetic.make_images(600, 2)[0][0], TRAINING[12]
     submit(pipeline, images, LABELS)
     store = pipeline.store
-    ids = {image.flagged.row: image.id for image in list_review_images(store)}
+    ids = {image.entry.row: image.id for image in list_review_images(store)}
     for action in ("keep", "relabel"):
         with pytest.raises(SettingsError, match=rf"^{ids[3]}: near-duplicates of test images .* can only be dropped"):
             decide(store, [3, 5], action, 1)
@@ -174,7 +174,7 @@ def test_the_last_decision_counts(pipeline_in_review: Pipeline) -> None:
     store = pipeline_in_review.store
     decide(store, [3, 5], "keep")
     decide(store, [3], "drop")
-    decisions = {image.flagged.row: image.decision for image in list_review_images(store)}
+    decisions = {image.entry.row: image.decision for image in list_review_images(store)}
     assert decisions[8] is None
     assert [(decisions[row].action, decisions[row].by, decisions[row].number) for row in (3, 5)] == [
         ("drop", "ann", 2),
@@ -227,7 +227,9 @@ def test_a_lost_decision_is_noticed(pipeline_in_review: Pipeline) -> None:
 
 def test_an_id_names_one_image_only(pipeline_in_review: Pipeline) -> None:
     """Nobody can make two batches whose digests begin with the same 128 bits."""
-    assert {len(image.id.partition("-")[0]) for image in list_review_images(pipeline_in_review.store)} == {32}
+    images = list_review_images(pipeline_in_review.store)
+    assert {len(image.id.partition("-")[0]) for image in images} == {32}
+    assert [image.id.partition("-")[2] for image in images] == [str(image.entry.row + 1) for image in images]
 
 
 def test_images_that_another_batch_of_the_run_has_are_set_aside(pipeline: Pipeline) -> None:
@@ -243,7 +245,7 @@ def test_images_that_a_batch_repeats_are_set_aside_except_the_first(pipeline: Pi
     result = submit(pipeline, images, labels)
     assert result.set_aside == {"run-2.npz": 5}
     waiting = list_review_images(pipeline.store)
-    assert [(image.flagged.row, image.flagged.reasons[0]) for image in waiting[:2]] == [
+    assert [(image.entry.row, image.entry.reasons[0]) for image in waiting[:2]] == [
         (400, "near-duplicate of image 1 of the same batch"),
         (401, "near-duplicate of image 2 of the same batch"),
     ]
@@ -256,7 +258,7 @@ def test_withdrawn_images_do_not_return_in_another_order(pipeline: Pipeline) -> 
     assert (result.accepted, count_training_images(result)) == ([], 1600)
     submit(pipeline, IMAGES[:1], LABELS[:1], "run-4")
     (image,) = list_review_images(pipeline.store)
-    assert image.flagged.reasons == ["near-duplicate of image 1 of the withdrawn batch run-2.npz"]
+    assert image.entry.reasons == ["near-duplicate of image 1 of the withdrawn batch run-2.npz"]
 
 
 def test_a_damaged_or_copied_decision_is_refused(pipeline_in_review: Pipeline) -> None:
@@ -282,11 +284,13 @@ def test_the_command_lists_and_decides(pipeline_in_review: Pipeline) -> None:
 
     rows = run("list")
     ids = [str(row["id"]) for row in rows]
+    assert CliRunner().invoke(app, ["review", "list", "--decided"]).output == "no decisions yet\n"
     assert [row["label"] for row in rows] == [CLASSES[LABELS[row]] for row in (3, 5, 8)]
     run("keep", ids[0])
     run("relabel", ids[1], "--label", "pattern 7")
     run("drop", ids[2])
     assert run("list") == []
+    assert CliRunner().invoke(app, ["review", "list"]).output == "no images to review\n"
     result = CliRunner().invoke(app, ["review", "relabel", ids[0], "--label", "pattern 77"])
     assert result.exit_code == 1
     assert "'pattern 77' is not a class of Synthetic patterns; its classes are pattern 0" in result.output
@@ -324,7 +328,7 @@ def test_the_champion_finds_wrong_labels_and_noise(finished_pipeline: Pipeline) 
     images[[40, 50]] = random.integers(0, 256, (2, 28, 28))
     result = submit(finished_pipeline, images, labels)
     assert result.quarantined == []
-    found = {image.flagged.row: image.flagged for image in list_review_images(finished_pipeline.store)}
+    found = {image.entry.row: image.entry for image in list_review_images(finished_pipeline.store)}
     assert set(found) >= {10, 20, 30, 40, 50}
     assert len(found) <= 5 + 40
     assert [found[row].suggested for row in (10, 20, 30)] == [(labels[row] - 1) % 10 for row in (10, 20, 30)]
@@ -359,14 +363,16 @@ def test_images_that_cannot_be_read_are_not_deleted(pipeline: Pipeline) -> None:
     assert [batch.name for batch in result.accepted] == ["pictures.zip"]
     assert pipeline.store.get("quarantine/run-2/pictures.zip") == buffer.getvalue()
     reason = pipeline.store.get("quarantine/run-2/pictures.zip.reason.txt").decode()
-    assert reason.startswith("unreadable images: 1; the batch was accepted without them. The first ones:\npattern 0/or")
+    assert reason.startswith(
+        "the batch was accepted without its unreadable images (1); repair and submit only these:\npattern 0/or"
+    )
     assert list(pipeline.store.list("incoming/")) == []
 
 
 def test_accepted_batches_of_another_declaration_stop_the_run_with_what_to_do(pipeline: Pipeline) -> None:
     image_set = save_images(pipeline.store, "train", "incoming/old.npz", IMAGES[:, :12, :12].copy(), LABELS)
     accept_batch(pipeline.store, image_set, image_set.blob.sha256)
-    with pytest.raises(RejectedError, match=r"batch incoming/old\.npz has images of the shape \(12, 12\) .* withdraw"):
+    with pytest.raises(RejectedError, match=r"batch incoming/old\.npz has images of the shape 12 × 12 .* withdraw"):
         validate("run-2")
 
 
@@ -408,7 +414,8 @@ def test_small_amounts_of_wrong_labels_in_accepted_batches_add_up(finished_pipel
         )
         accept_batch(store, image_set, image_set.blob.sha256)
     with pytest.raises(
-        RejectedError, match=r"^the recheck of accepted batches failed, .*: source shop: doubtful labels: \d+ of 2,000"
+        RejectedError,
+        match=r"^the recheck of all accepted batches, by source, failed, .*source shop: doubtful labels: \d+ of 2,000",
     ):
         validate("run-2")
     withdrawal.withdraw(store, "shop/0.npz", "wrong labels", actor="ann")
@@ -419,14 +426,14 @@ def test_images_set_aside_from_a_withdrawn_batch_do_not_return(pipeline_in_revie
     store = pipeline_in_review.store
     withdrawal.withdraw(store, "run-2.npz", "poisoned", actor="ann")
     known = KnownImages(IMAGES[:0], TRAINING[:0])
-    assert known.find_neighbours(TRAINING[12:13]) == [None]
+    assert known.find_near_duplicates(TRAINING[12:13]) == [None]
     policy = read_valid_policy("", {})
     ingestion = run_step("ingest", replace(RUN, id="run-3"))
     blank = np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8)
-    (neighbour,) = Examiner(store, ingestion.dataset, policy, blank, blank)._known.find_neighbours(TRAINING[13:14])
-    assert neighbour
-    assert neighbour.description == "image 2 of the withdrawn batch run-2.npz"
-    np.testing.assert_array_equal(neighbour.pixels, TRAINING[13])
+    (known,) = Examiner(store, ingestion.dataset, policy, blank, blank)._known.find_near_duplicates(TRAINING[13:14])
+    assert known
+    assert known.description == "image 2 of the withdrawn batch run-2.npz"
+    np.testing.assert_array_equal(known.pixels, TRAINING[13])
 
 
 def test_a_withdrawn_batch_of_another_declaration_does_not_stop_the_run(pipeline: Pipeline) -> None:
@@ -444,7 +451,9 @@ def test_a_kept_image_that_is_a_test_image_now_stops_the_run(pipeline: Pipeline)
     images, labels = synthetic.make_images(600, 2)
     images[0] = batch[3]
     synthetic.write_dataset(pipeline.data, test_images=images, test_labels=labels)
-    with pytest.raises(RejectedError, match="images kept in review: images identical to a test image: 1, expected 0"):
+    with pytest.raises(
+        RejectedError, match="images added after review: images identical to a test image: 1, expected 0"
+    ):
         validate("run-3")
 
 
