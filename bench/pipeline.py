@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,18 +25,21 @@ from rich.table import Table
 
 from bench.processes import run_command, run_module
 from fmnist_tasks.registry.documents import seal
-from fmnist_tasks.registry.runs import read_records
+from fmnist_tasks.registry.runs import read_record, read_records
 from fmnist_tasks.registry.stores import open_store
 from fmnist_tasks.schemas.releases import Entry, Manifest
-from fmnist_tasks.schemas.runs import BaseModelResult, StepRecord, TunedModelResult, parse_result
+from fmnist_tasks.schemas.runs import BaseModelResult, StepRecord, TunedModelResult, ValidationResult, parse_result
 from fmnist_tasks.serving.release import open_release, require_champion
 from fmnist_tasks.settings import INCLUDE, PROJECT, Parameters, Settings
 from tests.support import synthetic
+from tests.support.finished_run import provide_finished_run
 from tests.support.minio_server import MinioServer
+from tests.support.pipeline import Pipeline
 
 MODULE = "bench.measurements"
 _IMAGE_COUNTS = (70_000, 350_000, 700_000)  # a seventh of them are test images
 _CHUNK_IMAGES = 10_000
+_BATCH_COUNTS = (1, 10, 63)  # new ones, of `_CHUNK_IMAGES` images each
 _DATASETS = 20  # declarations in one Airflow
 _ENTRY_COUNTS = (1_000, 10_000, 100_000)  # of the champion log
 
@@ -121,6 +125,23 @@ def measure_synthetic_images(count: int) -> dict[str, float]:
     return metrics
 
 
+def measure_new_batches(count: int) -> dict[str, float]:
+    """Measure `ingest` and `validate_data` on so many new batches of synthetic images, which a champion checks."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = shutil.copytree(provide_finished_run(), Path(folder) / "home")
+        pipeline = Pipeline(home)
+        for number in range(count):
+            images, labels = synthetic.make_images(_CHUNK_IMAGES, 100 + number)
+            pipeline.store.put(f"incoming/{number}.npz", synthetic.encode_npz(images=images, labels=labels))
+        metrics: dict[str, float] = run_module(MODULE, "ingest_and_check", **pipeline.environment)
+        validation = parse_result(
+            ValidationResult, read_record(pipeline.store, "bench", "validate_data"), "validate_data"
+        )
+        if len(validation.accepted) != count:
+            sys.exit(f"{validation.summary}: {validation.quarantined[:1] or validation.waiting[:1]}")
+    return metrics
+
+
 def measure_champion_log(minio_server: MinioServer) -> Iterator[tuple[int, list[float]]]:
     """Yield numbers of log entries, each with the seconds that it takes to find the champion on MinIO."""
     store = minio_server.open_store("champions")
@@ -171,6 +192,9 @@ def main(
     for count in _IMAGE_COUNTS:
         for name, value in measure_synthetic_images(count).items():
             add_row(f"`ingest` and `validate_data`, {count:,} images, {name}", [value])
+    for count in _BATCH_COUNTS:
+        for name, value in measure_new_batches(count).items():
+            add_row(f"the same, {count} new batches of {_CHUNK_IMAGES:,} images, {name}", [value])
     with tempfile.TemporaryDirectory() as folder:
         minio_server = MinioServer(Path(folder) / "minio")
         minio_server.start()
