@@ -283,7 +283,7 @@ def _make_other_zip(rng: random.Random, number: int) -> Case:
 
 
 def _make_other_dtype(rng: random.Random, number: int) -> Case:
-    """Change dtype, byte order and shape of images or labels; integers with the same values are good."""
+    """Change dtype, byte order and shape of images or labels; integers are good, and labels in text."""
     images, labels = _make_batch(number)
     dtype = np.dtype(rng.choice([*(order + kind for order in "<>" for kind in _DTYPES), "O"]))
     if rng.random() < 0.4:
@@ -291,7 +291,7 @@ def _make_other_dtype(rng: random.Random, number: int) -> Case:
         is_good = dtype.kind in "iu" and bool((images == original).all())
     else:
         labels = (labels.astype(np.int64) if dtype.kind == "M" else labels).astype(dtype)
-        is_good = dtype.kind in "iu"
+        is_good = dtype.kind in "iuSU"
     if rng.random() < 0.3:
         images, labels = rng.choice([(images[..., None], labels), (images.reshape(len(images), -1), labels[:, None])])
     if rng.random() < 0.2:
