@@ -94,7 +94,7 @@ class Bench:
         examination, continues = self.examiner.examine(
             NewBatch(name="batch", files=[], image_set=image_set), images, labels
         )
-        return examination, np.ones(len(labels), bool) if examination.fault else ~continues
+        return examination, np.ones(len(labels), bool) if examination.quarantine_reason else ~continues
 
 
 def train_champion(home: Path, images: Images) -> Bench:
@@ -215,20 +215,20 @@ def reject_clean_batches(bench: Bench, random: np.random.Generator, batches: int
             examination, set_aside = bench.examine(images, labels)
             sizes.append(len(labels))
             counts.append(int(set_aside.sum()))
-            if examination.fault:
-                rejected[f"batch {number}"] = examination.fault
+            if examination.quarantine_reason:
+                rejected[f"batch {number}"] = examination.quarantine_reason
             elif not set_aside.all():
                 yield Sample(f"batch {number}", images[~set_aside], labels[~set_aside], None)
 
-    findings, _ = check_samples(
+    results, _ = check_samples(
         Sample("training", training, training_labels, declared["train"]),
         Sample("test", test, test_labels, declared["test"]),
         examine_batches(),
         dataset,
         policy.data,
     )
-    for name, finding in findings.items():
-        if failed := [f"{check.name}: {check.message}" for check in finding.checks if not check.has_passed]:
+    for name, result in results.items():
+        if failed := [f"{check.name}: {check.message}" for check in result.checks if not check.has_passed]:
             rejected[name] = "; ".join(failed)
     return rejected, sum(counts) / sum(sizes)
 

@@ -108,23 +108,20 @@ def _open_path(path: Path) -> Iterator[tuple[str, BinaryIO]]:
                 for image in list_folder(path):
                     with convert_errors(f"{path}: {make_printable(image.name)} cannot be read"):
                         archive.writestr(replace_surrogates(image.name), image.read())
-                    _require_size(f"{path}: its images", file.tell())
+                    _require_size(f"{path}: its images have", file.tell())
             yield f"{path.resolve().name}.zip", file
         return
     if not path.is_file():
         raise DataError(f"{path}: there is no such file or folder")
-    _require_size(str(path), path.stat().st_size)
+    _require_size(f"{path} has", path.stat().st_size)
     with path.open("rb") as file:
         yield path.name, file
 
 
 def _require_size(subject: str, size: int) -> None:
-    """Raise :class:`DataError` for a file that is larger than those that a run reads."""
+    """Raise :class:`DataError` for a file that is larger than those that a run reads; `subject` ends with the verb."""
     if size > MAX_BYTES:
-        verb = "have" if subject.endswith("images") else "has"
-        raise DataError(
-            f"{subject} {verb} more than the {MAX_BYTES:,} bytes allowed; split the batch into several files"
-        )
+        raise DataError(f"{subject} more than the {MAX_BYTES:,} bytes allowed; split the batch into several files")
 
 
 def _describe(names: list[str], content: BatchContent, classes: list[str]) -> SubmittedBatch:

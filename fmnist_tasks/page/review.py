@@ -23,7 +23,7 @@ class ReviewRow:
     suggested: str | None
     reasons: list[str]
     picture: str  # a data URI
-    near_duplicate: str | None  # the same
+    near_duplicate: str | None  # also a data URI; None if there is none
     decision: str  # a sentence; empty if nobody has decided
 
 

@@ -125,12 +125,12 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         name = sample.name.removeprefix(_SAMPLE_PREFIX)
         examiner.add_batch(name, examinations[name].image_set)
 
-    findings, pages = check_samples(*base, examine_batches(), dataset, policy.data, on_passed=add_passed_batch)
+    results, pages = check_samples(*base, examine_batches(), dataset, policy.data, on_passed=add_passed_batch)
     for path, page in pages.items():
         store.put(make_run_key(run.id, f"data_docs/{path}"), page)
 
     failures = {
-        name: [check.message for check in finding.checks if not check.has_passed] for name, finding in findings.items()
+        name: [check.message for check in result.checks if not check.has_passed] for name, result in results.items()
     }
     rejected = [f"{name}: {message}" for name in ("training", "test") for message in failures[name]]
     rechecked = {} if rejected else examiner.recheck()
@@ -140,7 +140,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     accepted, quarantined, waiting = (
         ([], [], []) if rejected else _accept_or_quarantine(store, run, ingestion, failures, examinations)
     )
-    pictures = _draw_label_errors(store, findings.values(), dataset.classes)
+    pictures = _draw_label_errors(store, results.values(), dataset.classes)
     if not rejected:
         examples = put_blob(store, figures.draw_class_examples(*training, dataset.classes))
         pictures = {"samples": examples, **pictures}
@@ -151,8 +151,8 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
     in_review = [image for image in list_review_images(store, known_batches) if image.decision is None]
     return ValidationResult(
         dataset=make_dataset(dataset, [dataset.base, dataset.test], [*dataset.batches, *new]),
-        checks={name: finding.checks for name, finding in findings.items()} | rechecked,
-        drift={name: finding.drift for name, finding in findings.items()},
+        checks={name: result.checks for name, result in results.items()} | rechecked,
+        drift={name: result.drift for name, result in results.items()},
         pictures=pictures,
         accepted=[AddedBatch(name=batch.name, files=batch.files) for batch in accepted],
         quarantined=quarantined,
@@ -168,7 +168,7 @@ def validate_data(store: Store, run: Run, ingestion: IngestResult) -> Validation
         test_near_duplicates=[] if rejected else examiner.find_test_images_in_training(),
         data_docs=store.location(make_run_key(run.id, "data_docs/index.html")),
         summary=(
-            f"{sum(len(finding.checks) for finding in findings.values())} checks of {len(findings)} samples; "
+            f"{sum(len(result.checks) for result in results.values())} checks of {len(results)} samples; "
             f"{len(accepted)} batches accepted, {len(quarantined)} quarantined{_summarise_waiting(waiting)}; "
             f"{len(in_review):,} in review"
         ),
@@ -235,15 +235,15 @@ def _find_first_batches(batches: Iterable[NewBatch]) -> dict[str, NewBatch]:
     return first
 
 
-def _draw_label_errors(store: Store, findings: Iterable[SampleResult], classes: list[str]) -> dict[str, Reference]:
+def _draw_label_errors(store: Store, results: Iterable[SampleResult], classes: list[str]) -> dict[str, Reference]:
     """A figure of likely label errors, if there are any: each image with its label and the class it looks like."""
     from fmnist_tasks.evaluation import figures
 
     labels: list[str] = []
     looks: list[str] = []
     images = []
-    for finding in findings:
-        for pair, examples in zip(finding.label_errors, finding.examples, strict=True):
+    for result in results:
+        for pair, examples in zip(result.label_errors, result.examples, strict=True):
             labels += [classes[pair.label]] * len(examples)
             looks += [classes[pair.looks_like]] * len(examples)
             images += list(examples)
@@ -347,8 +347,8 @@ def _accept_or_quarantine(
                 first = first_batches[batch.image_set.blob.sha256].name
                 reasons = failures.get(_name_sample(first), [])
                 examination = examinations.get(first, Examination(batch.image_set))
-                if examination.fault:
-                    reasons = [examination.fault, *reasons]
+                if examination.quarantine_reason:
+                    reasons = [examination.quarantine_reason, *reasons]
                 if not reasons and (withdrawal := withdrawals.get(batch.image_set.blob.sha256)):
                     why = f"on {withdrawal.time[:10]} by {withdrawal.by}: {withdrawal.reason}"
                     reasons = [f"the same content was withdrawn {why}; to use it, restore that batch"]

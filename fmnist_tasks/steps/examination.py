@@ -37,7 +37,7 @@ class Examination:
 
     image_set: ImageSet  # the images that continue
     review: list[StoredReviewShard] = field(default_factory=list)
-    fault: str | None = None  # why the whole batch is quarantined
+    quarantine_reason: str | None = None  # of the whole batch
 
 
 class KnownImages:
@@ -127,8 +127,8 @@ class Examiner:
         total = len(images) + batch.unreadable
         review_policy, thresholds = self._policy.review, self._thresholds
         expected = thresholds.compute_expected_share(review_policy) if thresholds else review_policy.expected_share
-        if fault := find_quarantine_reason(findings, batch.unreadable, total, review_policy, expected):
-            return Examination(batch.image_set, fault=fault), continues
+        if reason := find_quarantine_reason(findings, batch.unreadable, total, review_policy, expected):
+            return Examination(batch.image_set, quarantine_reason=reason), continues
         if not findings:
             return Examination(batch.image_set), continues
         continues[[finding.row for finding in findings]] = False
